@@ -1,0 +1,1 @@
+"""mitmgate: a zero-trust API gateway made of mitmproxy addons."""

@@ -1,0 +1,21 @@
+"""Who asks: the identity that a verified token stands for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The verified identity of a request.
+
+    issuer is the policy's name of the issuer (not its URL). claims are the token's verified members. expires is
+    Unix seconds. token_id is `jti`, or None.
+    """
+
+    subject: str
+    issuer: str
+    roles: tuple[str, ...]
+    scopes: frozenset[str]
+    claims: Mapping[str, object]
+    expires: float
+    token_id: str | None = None

@@ -1,0 +1,109 @@
+"""The closed list of reason codes: why a request was admitted, answered or denied.
+
+Every decision names one of these. A code is kebab-case and never changes its meaning; it appears in
+problem bodies, audit events, metrics, replay differences and mitmweb. The HTTP status and the problem
+title belong to the code, so that one reason can't be answered in two ways.
+"""
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """A reason code with the HTTP status and the title it is answered with (RFC 9457, section 3.1)."""
+
+    status: int
+    title: str
+
+    def __new__(cls, code: str, status: int, title: str) -> "Reason":
+        """Make the code the member's value; status and title ride along."""
+        member = object.__new__(cls)
+        member._value_ = code
+        member.status = status
+        member.title = title
+        return member
+
+    @property
+    def code(self) -> str:
+        """The kebab-case code, as written in bodies and events."""
+        return str(self._value_)
+
+    # Not a denial.
+    OK = "ok", 200, "Admitted"
+    NOT_APPLICABLE = "not-applicable", 200, "Nothing to decide here"
+    HEALTH = "health", 200, "Healthy"
+    PREFLIGHT = "preflight", 204, "Preflight answered"
+
+    # Protocol layer: bytes that never became a request, or a connection that broke a bound.
+    HEAD_MALFORMED = "head-malformed", 400, "Malformed request"
+    FRAMING_AMBIGUOUS = "framing-ambiguous", 400, "Ambiguous message framing"
+    BODY_MALFORMED = "body-malformed", 400, "Malformed request body"
+    VERSION_UNSUPPORTED = "version-unsupported", 505, "HTTP version not supported"
+    HEAD_TOO_LARGE = "head-too-large", 431, "Request header fields too large"
+    HEAD_TIMEOUT = "head-timeout", 408, "Request head not received in time"
+    BODY_TIMEOUT = "body-timeout", 408, "Request body not received in time"
+    UPGRADE_REFUSED = "upgrade-refused", 400, "Upgrade not allowed"
+    CONNECTIONS_EXHAUSTED = "connections-exhausted", 503, "Too many connections"
+
+    # Hygiene.
+    METHOD_INVALID = "method-invalid", 400, "Invalid method"
+    TARGET_INVALID = "target-invalid", 400, "Invalid request target"
+    TARGET_TOO_LONG = "target-too-long", 414, "Request target too long"
+    PATH_AMBIGUOUS = "path-ambiguous", 400, "Ambiguous path"
+    HOST_INVALID = "host-invalid", 400, "Invalid Host"
+    HEADER_INVALID = "header-invalid", 400, "Invalid header field"
+    HEADER_REPEATED = "header-repeated", 400, "Repeated header field"
+
+    # Routing.
+    NO_ROUTE = "no-route", 404, "Not found"
+    METHOD_NOT_ALLOWED = "method-not-allowed", 405, "Method not allowed"
+
+    # CORS and networks.
+    ORIGIN_NOT_ALLOWED = "origin-not-allowed", 403, "Origin not allowed"
+    PREFLIGHT_REFUSED = "preflight-refused", 403, "Preflight refused"
+    ADDRESS_DENIED = "address-denied", 403, "Client address not allowed"
+    ADDRESS_UNKNOWN = "address-unknown", 403, "Client address not known"
+
+    # Size.
+    BODY_TOO_LARGE = "body-too-large", 413, "Request body too large"
+
+    # Quotas.
+    QUOTA_EXCEEDED = "quota-exceeded", 429, "Too many requests"
+    STORE_UNAVAILABLE = "store-unavailable", 503, "Counter store unavailable"
+
+    # Authentication.
+    CREDENTIAL_MISSING = "credential-missing", 401, "Credential required"
+    SCHEME_UNSUPPORTED = "scheme-unsupported", 401, "Authentication scheme not supported"
+    TOKEN_TOO_LARGE = "token-too-large", 401, "Token too large"
+    TOKEN_MALFORMED = "token-malformed", 401, "Malformed token"
+    TOKEN_HEADER_INVALID = "token-header-invalid", 401, "Token header not acceptable"
+    TOKEN_ALGORITHM_REFUSED = "token-algorithm-refused", 401, "Token algorithm not acceptable"
+    TOKEN_TYPE_REFUSED = "token-type-refused", 401, "Token type not acceptable"
+    TOKEN_ISSUER_UNKNOWN = "token-issuer-unknown", 401, "Token issuer not acceptable"
+    TOKEN_KEY_UNKNOWN = "token-key-unknown", 401, "Token key not known"
+    TOKEN_SIGNATURE_INVALID = "token-signature-invalid", 401, "Token signature not valid"
+    TOKEN_AUDIENCE_REFUSED = "token-audience-refused", 401, "Token audience not acceptable"
+    TOKEN_CLAIM_INVALID = "token-claim-invalid", 401, "Token claim not acceptable"
+    TOKEN_EXPIRED = "token-expired", 401, "Token expired"
+    TOKEN_NOT_YET_VALID = "token-not-yet-valid", 401, "Token not yet valid"
+    TOKEN_LIFETIME_EXCEEDED = "token-lifetime-exceeded", 401, "Token lifetime too long"
+    KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
+
+    # Authorization.
+    SCOPE_MISSING = "scope-missing", 403, "Scope missing"
+    ROLE_MISSING = "role-missing", 403, "Role missing"
+    CLAIM_MISMATCH = "claim-mismatch", 403, "Claim does not match"
+    CONDITION_FALSE = "condition-false", 403, "Condition not met"
+    CONDITION_ERROR = "condition-error", 403, "Condition could not be evaluated"
+
+    # Circuit, rewrite, upstream.
+    CIRCUIT_OPEN = "circuit-open", 503, "Upstream unavailable"
+    REWRITE_REFUSED = "rewrite-refused", 403, "Request can't be rewritten safely"
+    UPSTREAM_UNREACHABLE = "upstream-unreachable", 502, "Upstream unreachable"
+    UPSTREAM_MALFORMED = "upstream-malformed", 502, "Upstream response malformed"
+    UPSTREAM_CLOSED = "upstream-closed", 502, "Upstream closed the connection"
+    UPSTREAM_TIMEOUT = "upstream-timeout", 504, "Upstream did not answer in time"
+
+    # The gateway itself.
+    STAGE_ERROR = "stage-error", 503, "Request not admitted"
+    POLICY_UNAVAILABLE = "policy-unavailable", 503, "No policy in force"
+    CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"

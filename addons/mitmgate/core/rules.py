@@ -1,0 +1,231 @@
+"""The compiled policy as frozen values: what the policy file says, ready to decide with.
+
+policy/compiler.py makes these from the validated file; stages and core functions read them. Times are seconds,
+sizes are bytes, names of header fields are lower-case bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from mitmgate.core.address import CidrSet
+
+Mode = Literal["enforce", "report"]
+OnStoreFailure = Literal["deny", "allow", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Addresses that may come in. An empty `allow` allows all that `deny` does not name."""
+
+    allow: CidrSet
+    deny: CidrSet
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `limit` units of one key in any `window` seconds.
+
+    key: one or more of "principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME".
+    """
+
+    name: str
+    limit: int
+    window: float
+    key: tuple[str, ...]
+    cost: int = 1
+    on_store_failure: OnStoreFailure = "local"
+    mode: Mode = "enforce"
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """When an endpoint's circuit opens: `failures` within `window` seconds; stays open for `open_for` seconds.
+
+    slow: a response that takes longer (seconds) counts as a failure; None: never.
+    """
+
+    failures: int = 5
+    window: float = 30.0
+    open_for: float = 30.0
+    probes: int = 1
+    statuses: frozenset[int] = frozenset({500, 502, 503, 504})
+    slow: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """How an https endpoint is verified and who we are to it. Paths are absolute; None: the system's defaults."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of an upstream."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The endpoint as the policy writes it; also the circuit's key."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A service: its endpoints and how to talk to them. host: "preserve", "upstream", or a literal Host value."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    connect_timeout: float
+    response_timeout: float
+    retries: int
+    host: str
+    circuit: Circuit
+    tls: UpstreamTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How path and headers change on the way up.
+
+    replace_prefix takes the place of the matched prefix; strip_prefix removes it; at most one of the two.
+    set: header name and template (core.template); remove: lower-case names.
+    """
+
+    strip_prefix: bool = False
+    replace_prefix: str | None = None
+    set: tuple[tuple[bytes, str], ...] = ()
+    remove: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """A CORS policy (Fetch standard). origins are exact; ("*",) is any, and then credentials is False."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...]
+    headers: tuple[str, ...]
+    credentials: bool
+    expose: tuple[str, ...]
+    max_age: float | None
+
+
+class Condition(Protocol):
+    """A compiled CEL condition."""
+
+    @property
+    def source(self) -> str:
+        """The expression as the policy writes it."""
+        ...
+
+    def holds(self, facts: Mapping[str, object]) -> bool:
+        """Evaluate over facts; raises ValueError where the expression has no boolean value."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What an authenticated principal must have. All members must hold; an empty member holds."""
+
+    scopes_all: frozenset[str] = frozenset()
+    roles_any: frozenset[str] = frozenset()
+    claims: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    when: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way through the gateway.
+
+    path with exact=False is a segment prefix. hosts are lower-case, without port, "*.example" matches one or more
+    labels; empty: every host. methods empty: every method. issuers are names in Identity.issuers; None: public.
+    """
+
+    name: str
+    path: str
+    exact: bool
+    hosts: tuple[str, ...]
+    methods: frozenset[str]
+    upstream: Upstream
+    issuers: tuple[str, ...] | None
+    require: Requirement
+    limits: tuple[Limit, ...]
+    networks: Networks
+    max_body: int
+    rewrite: Rewrite = Rewrite()
+    cors: Cors | None = None
+    websocket: bool = False
+    stream: Literal["auto", "always", "never"] = "auto"
+    allow_encoded_slash: bool = False
+    mode: Mode = "enforce"
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where an issuer's keys come from. `material` was read when the policy was loaded; jwks_url has none.
+
+    kind "secret": material is the HMAC secret. "pem": a public key. "jwks": a JWK set's JSON text.
+    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched.
+    """
+
+    kind: Literal["secret", "pem", "jwks", "jwks_url"]
+    material: bytes = field(default=b"", repr=False)
+    url: str = ""
+    refresh: float = 300.0
+    min_refresh: float = 10.0
+    max_stale: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A token issuer that the policy trusts. name: the policy's name; issuer: the exact `iss` value.
+
+    subject, roles and scopes are the claims to read, in order of preference. audience empty: not checked.
+    """
+
+    name: str
+    issuer: str
+    audience: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    keys: KeySource
+    leeway: float = 30.0
+    token_type: Literal["any", "at+jwt"] = "any"
+    subject: tuple[str, ...] = ("sub",)
+    roles: tuple[str, ...] = ("role", "roles")
+    scopes: tuple[str, ...] = ("scope", "scp")
+    max_lifetime: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """The signed assertion that tells an upstream who asks. key is the PEM text of a private key."""
+
+    header: bytes
+    key: bytes = field(repr=False)
+    lifetime: float
+    issuer: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardIdentity:
+    """The header names (lower-case) in which identity goes upstream."""
+
+    subject: bytes = b"x-user-id"
+    roles: bytes = b"x-user-role"
+    assertion: Assertion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHeaders:
+    """What every response to a client gains and loses. Names are lower-case."""
+
+    set: tuple[tuple[bytes, bytes], ...] = ()
+    remove: frozenset[bytes] = frozenset()

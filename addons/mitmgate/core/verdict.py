@@ -1,0 +1,80 @@
+"""The verdict: what each stage said of one request, append-only, the first deny or answer final."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from mitmgate.core.reason import Reason
+
+
+class Outcome(StrEnum):
+    """What a stage says. Only ADMIT, SKIP and OBSERVE let a request go on."""
+
+    ADMIT = "admit"
+    DENY = "deny"
+    ANSWER = "answer"  # a response that the gateway itself owes: health, CORS preflight
+    SKIP = "skip"  # the stage looked, and has nothing to decide for this request
+    OBSERVE = "observe"  # report-only: would have denied
+
+
+FINAL = frozenset({Outcome.DENY, Outcome.ANSWER})
+
+
+class Step(NamedTuple):
+    """One stage's word.
+
+    stage: the stage's name, kebab-case. detail: one sentence for people, shown to the client of a denial,
+    so without internals. seconds: time the stage took, filled in when it is recorded.
+    """
+
+    stage: str
+    outcome: Outcome
+    reason: Reason
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, init=False)
+class Verdict:
+    """The steps of one request in the order they were taken.
+
+    Steps are kept beside their times, because most steps are shared constants of their stage.
+    """
+
+    policy_digest: str
+    final: Step | None
+    _steps: list[Step]
+    _seconds: list[float]
+
+    def __init__(self, policy_digest: str) -> None:
+        """Start with no step: a verdict without steps admits nothing."""
+        self.policy_digest = policy_digest
+        self.final = None
+        self._steps = []
+        self._seconds = []
+
+    def record(self, step: Step, seconds: float = 0.0) -> None:
+        """Append a step. A step after the final one raises ValueError: nothing can be decided twice."""
+        if self.final is not None:
+            raise ValueError(f"{step.stage} spoke after {self.final.stage} had decided")
+        self._steps.append(step)
+        self._seconds.append(seconds)
+        if step.outcome in FINAL:
+            self.final = step
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps so far, with their times."""
+        return tuple(
+            step._replace(seconds=seconds)
+            for step, seconds in zip(self._steps, self._seconds, strict=True)
+        )
+
+    @property
+    def observed(self) -> tuple[Step, ...]:
+        """The steps that would have denied, had they been enforced."""
+        return tuple(step for step in self._steps if step.outcome is Outcome.OBSERVE)
+
+    def admitted_by(self, required: tuple[str, ...]) -> bool:
+        """Tell whether exactly the `required` stages, in order, have each let the request go on."""
+        return self.final is None and tuple([step.stage for step in self._steps]) == required

@@ -1,0 +1,38 @@
+"""The compiled policy that decides: immutable, swapped as a whole on reload."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mitmgate.core.address import CidrSet
+from mitmgate.core.routing import RouteTable
+from mitmgate.core.rules import ForwardIdentity, Issuer, Limit, Mode, Networks, ResponseHeaders, Upstream
+from mitmgate.policy.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a decision reads of the policy.
+
+    digest: "sha256:" and the hex digest of the effective policy; the same text for the same decisions.
+    issuers: by the policy's name. upstreams: by name. policy: the validated file, for what is no decision
+    (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
+    where the policy has no identity at all. require_static: see policy.compiler.
+    """
+
+    digest: str
+    policy: Policy
+    path: str  # the policy file, as given
+    mode: Mode
+    routes: RouteTable
+    upstreams: Mapping[str, Upstream]
+    issuers: Mapping[str, Issuer]
+    default_issuers: tuple[str, ...] | None
+    forward: ForwardIdentity
+    identity_headers: frozenset[bytes]  # every lower-case name that carries identity: always stripped from clients
+    trusted_proxies: CidrSet
+    networks: Networks
+    client_limits: tuple[Limit, ...]
+    response_headers: ResponseHeaders
+    health_path: str
+    max_head: int
+    max_body: int

@@ -1,0 +1,93 @@
+"""The state of one request on its way through the chain, keyed by its flow."""
+
+import weakref
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from mitmproxy.http import HTTPFlow
+
+from mitmgate.core.circuit import Permit
+from mitmgate.core.cors import Grant as CorsGrant
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward, Head, Request
+from mitmgate.core.routing import NoRoute
+from mitmgate.core.rules import Endpoint, Route
+from mitmgate.core.verdict import Verdict
+from mitmgate.core.window import Grant
+from mitmgate.policy.snapshot import Snapshot
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the gateway itself says: a status, header fields of its own, a body."""
+
+    status: int
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the stages have found out so far. Each member is written by the one stage that its comment names.
+
+    now is Unix seconds at arrival and stays what it is: one request is decided at one time. started is the
+    monotonic clock (seconds) at arrival, for durations only.
+    """
+
+    snapshot: Snapshot
+    request: Request
+    request_id: str
+    now: float
+    started: float
+    verdict: Verdict
+    client: IPv4Address | IPv6Address | None = None  # Arrival
+    traceparent: str | None = None  # Arrival
+    head: Head | None = None  # Hygiene
+    route: Route | None = None  # Routing
+    no_route: NoRoute | None = None  # Routing
+    cors: CorsGrant | None = None  # Cors
+    max_body: int = 0  # SizeLimit: bytes; what the protocol layer holds streamed bodies to
+    grants: list[Grant] = field(default_factory=list)  # ClientQuota, RateLimit
+    principal: Principal | None = None  # Authentication
+    challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value
+    endpoint: Endpoint | None = None  # CircuitBreaker
+    permit: Permit | None = None  # CircuitBreaker
+    forward: Forward | None = None  # Rewrite
+    answer: Answer | None = None  # the stage that answers or denies with more than the problem body
+    admitted: bool = False  # Enforcer: the request may be forwarded
+    failure: Reason | None = None  # the protocol layer: what went wrong after admission
+    failure_detail: str = ""
+    audited: bool = False  # Audit
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """What the protocol layer found wrong before there was a request to decide on."""
+
+    reason: Reason
+    detail: str
+
+
+_EXCHANGES: weakref.WeakKeyDictionary[HTTPFlow, Exchange] = weakref.WeakKeyDictionary()
+_REJECTIONS: weakref.WeakKeyDictionary[HTTPFlow, Rejection] = weakref.WeakKeyDictionary()
+
+
+def exchange_of(flow: HTTPFlow) -> Exchange | None:
+    """Return the flow's exchange; None where Arrival has not seen the flow (nothing may be admitted then)."""
+    return _EXCHANGES.get(flow)
+
+
+def begin(flow: HTTPFlow, exchange: Exchange) -> None:
+    """Attach an exchange to a flow. Called by Arrival alone."""
+    _EXCHANGES[flow] = exchange
+
+
+def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:
+    """Mark a flow as refused by the protocol layer; Arrival turns the mark into a final step `protocol`."""
+    _REJECTIONS[flow] = Rejection(reason, detail)
+
+
+def rejection_of(flow: HTTPFlow) -> Rejection | None:
+    """Return the protocol layer's mark, if there is one."""
+    return _REJECTIONS.get(flow)

@@ -1,0 +1,96 @@
+"""The base of every stage: run once, time it, turn anything unexpected into a denial."""
+
+import logging
+from collections.abc import Awaitable
+from inspect import isawaitable
+from time import perf_counter
+from typing import ClassVar
+
+from mitmproxy.http import HTTPFlow
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.stages.exchange import Exchange, exchange_of
+
+logger = logging.getLogger(__name__)
+
+
+class Stage:
+    """One policy point, a mitmproxy addon whose `requestheaders` hook runs `decide`.
+
+    mitmproxy logs an addon's exception and lets the request go on (`addonmanager.safecall`), so a stage never
+    lets one out: whatever `decide` raises, and whatever it returns that is no Step of its own, is a denial with
+    the reason `stage-error`. Denials are written to the flow by Enforcer alone.
+    """
+
+    name: ClassVar[str]
+    reportable: ClassVar[bool] = True  # whether report mode turns this stage's denials into observations
+
+    def __init_subclass__(cls) -> None:
+        """Make the steps that a stage says most often, once."""
+        super().__init_subclass__()
+        if hasattr(cls, "name"):
+            cls.admitted = Step(cls.name, Outcome.ADMIT, Reason.OK)
+            cls.skipped = Step(cls.name, Outcome.SKIP, Reason.NOT_APPLICABLE)
+
+    admitted: ClassVar[Step]
+    skipped: ClassVar[Step]
+
+    def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
+        """Read values, return this stage's step. Stages that wait for a store return an awaitable."""
+        raise NotImplementedError
+
+    def deny(self, reason: Reason, detail: str = "") -> Step:
+        """Make a denial. detail is shown to the client: no internals, no upstream address, no credential."""
+        return Step(self.name, Outcome.DENY, reason, detail)
+
+    def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
+        """Take mitmproxy's hook; a flow without exchange is left to Enforcer, which denies it."""
+        exchange = exchange_of(flow)
+        return None if exchange is None else self.run(exchange)
+
+    def run(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Decide and record. Returns an awaitable only where the stage has to wait."""
+        if exchange.verdict.final is not None:
+            return None
+        started = perf_counter()
+        try:
+            step = self.decide(exchange)
+        except Exception as error:
+            step = self._failed(error)
+        if isinstance(step, Step):
+            self._record(exchange, step, started)
+            return None
+        if isawaitable(step):
+            return self._run_later(exchange, step, started)
+        self._record(exchange, self._failed(TypeError(f"{self.name} returned {type(step).__name__}")), started)
+        return None
+
+    async def _run_later(self, exchange: Exchange, pending: Awaitable[Step], started: float) -> None:
+        try:
+            step = await pending
+            if not isinstance(step, Step):
+                raise TypeError(f"{self.name} returned {type(step).__name__}")
+        except Exception as error:
+            step = self._failed(error)
+        self._record(exchange, step, started)
+
+    def _record(self, exchange: Exchange, step: Step, started: float) -> None:
+        if step.stage != self.name:
+            step = self._failed(ValueError(f"{self.name} spoke as {step.stage}"))
+        elif (
+            step.outcome is Outcome.DENY
+            and self.reportable
+            and step.reason is not Reason.STAGE_ERROR
+            and _reports(exchange)
+        ):
+            step = step._replace(outcome=Outcome.OBSERVE)
+        exchange.verdict.record(step, perf_counter() - started)
+
+    def _failed(self, error: Exception) -> Step:
+        logger.error("stage %s failed: %r", self.name, error, exc_info=error)
+        return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
+
+
+def _reports(exchange: Exchange) -> bool:
+    return exchange.snapshot.mode == "report" or (exchange.route is not None and exchange.route.mode == "report")

@@ -41,7 +41,8 @@ class Head:
     host: str
     port: int | None
     headers: Headers
-    upgrade: str | None  # "websocket" where a well-formed WebSocket handshake was asked for
+    upgrade: str | None = None  # "websocket" where a well-formed WebSocket handshake was asked for
+    encoded_slash: bool = False  # the path holds %2F: only for routes that opted in
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class Verdict:
         )
 
     @property
+    def seconds(self) -> float:
+        """The time that all stages took together."""
+        return sum(self._seconds)
+
+    @property
     def observed(self) -> tuple[Step, ...]:
         """The steps that would have denied, had they been enforced."""
         return tuple(step for step in self._steps if step.outcome is Outcome.OBSERVE)

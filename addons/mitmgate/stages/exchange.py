@@ -42,7 +42,8 @@ class Exchange:
     started: float
     verdict: Verdict
     client: IPv4Address | IPv6Address | None = None  # Arrival
-    traceparent: str | None = None  # Arrival
+    scheme: str = "http"  # Arrival: what the client used, as far as a trusted proxy may tell
+    traceparent: str = ""  # Arrival
     head: Head | None = None  # Hygiene
     route: Route | None = None  # Routing
     no_route: NoRoute | None = None  # Routing

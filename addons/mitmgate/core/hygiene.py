@@ -1,0 +1,176 @@
+"""Hygiene: from the head that arrived to the one head that everything after it reads.
+
+Refuses what different servers could read differently, and strips what a client must not be able to say: hop-by-hop
+fields (RFC 9110, section 7.6.1), identity and forwarding fields in every spelling that an origin may fold together
+(CGI and WSGI turn "-" into "_", so X_User_ID and X.User.ID are X-User-ID to them), and fields that override the path
+or the method.
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+
+from mitmgate.core.authority import parse_authority
+from mitmgate.core.headers import Headers
+from mitmgate.core.path import Ambiguous, canonical_path, query_is_plain
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Head, Request
+
+MAX_TARGET = 8192  # octets; RFC 9112, section 3, asks for at least 8000
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_SHAPE = re.compile(rb"[^a-z0-9]+")
+
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade".split()
+)
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_SPOOFABLE = frozenset(
+    b"forwarded via x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
+    b"fastly-client-ip x-original-url x-original-uri x-original-host x-original-method x-rewrite-url x-http-method "
+    b"x-http-method-override x-method-override x-host x-scheme x-request-id traceparent x-client-cert".split()
+)
+_SINGLE = frozenset(
+    b"host authorization content-type content-length expect origin upgrade sec-websocket-key "
+    b"sec-websocket-version access-control-request-method traceparent content-encoding".split()
+)
+_NEVER_NOMINATED = _FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a head is not acceptable."""
+
+    reason: Reason
+    detail: str
+
+
+class Disposition(Enum):
+    """What becomes of a field on its way in."""
+
+    KEEP = auto()
+    DROP = auto()
+    REFUSE = auto()
+
+
+@lru_cache(maxsize=4096)
+def disposition(name: bytes, identity: frozenset[bytes]) -> Disposition:
+    """Classify a field name (lower-case). identity: lower-case names that carry identity in this policy."""
+    if _TOKEN.fullmatch(name) is None:
+        return Disposition.REFUSE
+    shape = _SHAPE.sub(b"-", name)
+    if name in _HOP_BY_HOP or name in _FRAMING or b"_" in name:
+        return Disposition.DROP
+    if shape in _SPOOFABLE or shape.startswith(b"x-forwarded") or shape in {_SHAPE.sub(b"-", i) for i in identity}:
+        return Disposition.DROP
+    return Disposition.KEEP
+
+
+def clean(request: Request, identity: frozenset[bytes]) -> Head | Refusal:
+    """Read a request once and for all, or say why it can't be read.
+
+    identity: lower-case names of the fields that carry identity to upstreams.
+    """
+    if _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}:
+        return Refusal(Reason.METHOD_INVALID, "The method is not one that this gateway forwards.")
+    if len(request.target) > MAX_TARGET:
+        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {MAX_TARGET} octets.")
+    authority = _authority(request)
+    if isinstance(authority, Refusal):
+        return authority
+    raw_path, mark, query = request.target.partition("?")
+    if not query_is_plain(query):
+        return Refusal(Reason.TARGET_INVALID, "The query holds a character that must be percent-encoded.")
+    if not raw_path.startswith("/"):
+        return Refusal(Reason.TARGET_INVALID, "The request target must be a path that starts with a slash.")
+    path = canonical_path(raw_path)
+    if isinstance(path, Ambiguous):
+        return Refusal(Reason.PATH_AMBIGUOUS, path.detail)
+    fields = _kept_fields(request.headers, identity)
+    if isinstance(fields, Refusal):
+        return fields
+    upgrade = None
+    if b"upgrade" in request.headers:
+        upgrade = "websocket" if _is_websocket(request) else None
+        if upgrade is None:
+            return Refusal(Reason.UPGRADE_REFUSED, "The only upgrade is a well-formed WebSocket handshake.")
+    return Head(
+        method=request.method,
+        path=path.text,
+        query=query if mark else None,
+        host=authority[0],
+        port=authority[1],
+        headers=fields,
+        upgrade=upgrade,
+        encoded_slash=path.encoded_slash,
+    )
+
+
+def _authority(request: Request) -> tuple[str, int | None] | Refusal:
+    """Find the one host that Host, an absolute-form target and HTTP/2's :authority agree on."""
+    hosts = request.headers.all(b"host")
+    if len(hosts) > 1 or not (hosts or request.authority):
+        return Refusal(Reason.HOST_INVALID, "Exactly one Host is required.")
+    named = hosts[0].decode("latin-1") if hosts else request.authority
+    parsed = parse_authority(named)
+    if parsed is None:
+        return Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
+    if request.authority and named != request.authority and parse_authority(request.authority) != parsed:
+        return Refusal(Reason.HOST_INVALID, "Host and the request target name different hosts.")
+    return parsed
+
+
+def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refusal:
+    """Drop what must not go on; refuse malformed and repeated fields."""
+    nominated = _nominated(headers)
+    if isinstance(nominated, Refusal):
+        return nominated
+    kept = []
+    for name, value in headers.fields:
+        lower = name.lower()
+        decided = disposition(lower, identity)
+        if decided is Disposition.REFUSE:
+            return Refusal(Reason.HEADER_INVALID, "A field name is not a token.")
+        if _BAD_VALUE.search(value) is not None:
+            return Refusal(Reason.HEADER_INVALID, "A field value holds a control character.")
+        if lower in _SINGLE and len(headers.all(lower)) > 1:
+            return Refusal(Reason.HEADER_REPEATED, "A field that may occur once is repeated.")
+        if decided is Disposition.KEEP and lower not in nominated:
+            kept.append((name, value))
+    return Headers(kept)
+
+
+def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:
+    """Return the names that `Connection` declares hop-by-hop; never one that the request's meaning hangs on."""
+    values = headers.all(b"connection")
+    if not values or values == [b"keep-alive"] or values == [b"close"]:
+        return frozenset()
+    names = frozenset(name.strip().lower() for value in values for name in value.split(b",") if name.strip())
+    if names & _NEVER_NOMINATED:
+        return Refusal(Reason.HEADER_INVALID, "Connection names a field that is not hop-by-hop.")
+    return names
+
+
+def _is_websocket(request: Request) -> bool:
+    """Check a WebSocket opening handshake (RFC 6455, section 4.2.1)."""
+    headers = request.headers
+    connection = b",".join(headers.all(b"connection")).lower()
+    key = headers.one(b"sec-websocket-key") or b""
+    try:
+        key_octets = len(base64.b64decode(key, validate=True))
+    except binascii.Error:
+        return False
+    return (
+        request.method == "GET"
+        and request.version == "HTTP/1.1"
+        and (headers.one(b"upgrade") or b"").lower() == b"websocket"
+        and b"upgrade" in {token.strip() for token in connection.split(b",")}
+        and headers.one(b"sec-websocket-version") == b"13"
+        and key_octets == 16
+        and request.declared_body == 0
+    )

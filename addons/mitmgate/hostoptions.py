@@ -1,0 +1,66 @@
+"""mitmproxy's own options: those that the chain needs, and those that would open a way around it."""
+
+from typing import Final
+
+from mitmproxy.options import Options
+
+REQUIRED: Final = {
+    "connection_strategy": "lazy",  # eager dials before there is a request to decide on
+    "keep_host_header": True,  # otherwise Host is rewritten before `requestheaders`
+    "onboarding": False,  # serves mitm.it
+    "block_global": False,  # would close public clients before the policy's networks are asked
+    "validate_inbound_headers": True,
+    "rawtcp": False,  # a foreign 101 would become a tunnel
+    "store_streamed_bodies": False,
+    "http3": False,  # a protocol that is not tested is off
+    "anticache": False,
+    "anticomp": False,
+}
+"""Options that the gateway sets, in whatever host it runs."""
+
+WEAKENING: Final = (
+    "stream_large_bodies",
+    "body_size_limit",
+    "ignore_hosts",
+    "allow_hosts",
+    "tcp_hosts",
+    "udp_hosts",
+    "map_remote",
+    "map_local",
+    "modify_body",
+    "modify_headers",
+    "block_list",
+    "stickycookie",
+    "stickyauth",
+    "upstream_auth",
+    "server_replay",
+    "client_replay",
+    "proxyauth",
+)
+"""Options that change what is forwarded, or answer, behind the chain's back: with any of them it does not start."""
+
+
+def required_options(options: Options) -> dict[str, object]:
+    """Return the required options that this host knows and has set otherwise."""
+    return {
+        name: value for name, value in REQUIRED.items() if name in options and getattr(options, name) != value
+    }
+
+
+def refuse_weakening(options: Options, allow_scripts: bool) -> str | None:
+    """Name the first option that would weaken the chain; None where there is none.
+
+    allow_scripts: other `-s` scripts may run beside the gateway's own.
+    """
+    for name in WEAKENING:
+        if name in options and getattr(options, name):
+            return f"mitmproxy's option {name} works behind the policy's back and can't be used with mitmgate"
+    scripts = list(options.scripts) if "scripts" in options else []
+    foreign = [script for script in scripts if not script.replace("\\", "/").endswith("addons/gateway.py")]
+    if foreign and not allow_scripts:
+        return f"script {foreign[0]} would run beside the policy; set mitmgate_allow_scripts if you trust it"
+    modes = list(options.mode) if "mode" in options else []
+    for mode in modes:
+        if not mode.startswith("reverse:"):
+            return f"mode {mode} is not a reverse proxy; mitmgate takes reverse:http://upstream.invalid alone"
+    return None

@@ -1,0 +1,115 @@
+"""Arrival: the first stage. It takes the ingress snapshot and says who is at the other end."""
+
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import ClassVar, Protocol
+
+from mitmproxy.http import HTTPFlow
+
+from mitmgate.core.address import CidrSet, client_address, parse_address
+from mitmgate.core.headers import Headers
+from mitmgate.core.request import Request
+from mitmgate.core.trace import new_traceparent, valid_request_id, valid_traceparent
+from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of
+from mitmgate.stages.stage import Stage
+
+
+class SnapshotSource(Protocol):
+    """Where Arrival takes the policy in force from."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The policy that decides requests which arrive now."""
+        ...
+
+
+class Arrival(Stage):
+    """Begin an exchange: ingress snapshot, request id, client address, policy in force.
+
+    Reads: the flow's request and peer; X-Request-ID, X-Forwarded-For and X-Forwarded-Proto, believed from
+    `trusted_proxies` alone.
+    Writes: the exchange. Denies: nothing of its own; a flow that the protocol layer refused gets its final step
+    `protocol` here.
+    On failure: the flow stays without exchange, and Enforcer denies it.
+    """
+
+    name: ClassVar[str] = "arrival"
+    reportable: ClassVar[bool] = False
+
+    def __init__(self, source: SnapshotSource, clock: Callable[[], float] = time.time) -> None:
+        """clock: Unix seconds; replay brings its own."""
+        self._source = source
+        self._clock = clock
+
+    def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
+        """Begin the exchange of a new flow, then run as any stage."""
+        if exchange_of(flow) is not None:
+            return None
+        exchange = self.begin(ingress(flow))
+        begin(flow, exchange)
+        rejection = rejection_of(flow)
+        if rejection is not None:
+            exchange.verdict.record(Step("protocol", Outcome.DENY, rejection.reason, rejection.detail))
+            return None
+        return self.run(exchange)
+
+    def begin(self, request: Request) -> Exchange:
+        """Make the exchange of a request under the policy that is in force now."""
+        snapshot = self._source.snapshot
+        trusted = _is_trusted(request.peer, snapshot.trusted_proxies)
+        headers = request.headers
+        request_id = valid_request_id(headers.one(b"x-request-id")) if trusted else None
+        scheme = headers.text("x-forwarded-proto") if trusted else None
+        return Exchange(
+            snapshot=snapshot,
+            request=request,
+            request_id=request_id or secrets.token_hex(16),
+            now=self._clock(),
+            started=time.perf_counter(),
+            verdict=Verdict(snapshot.digest),
+            client=client_address(
+                request.peer,
+                [value.decode("latin-1") for value in headers.all(b"x-forwarded-for")] if trusted else (),
+                snapshot.trusted_proxies,
+            ),
+            scheme=scheme if scheme in {"http", "https"} else request.scheme,
+            traceparent=valid_traceparent(headers.one(b"traceparent")) or new_traceparent(random.getrandbits(192)),
+        )
+
+    def decide(self, exchange: Exchange) -> Step:
+        """Sign that the request arrived."""
+        return self.admitted
+
+
+def _is_trusted(peer: str, trusted: CidrSet) -> bool:
+    if not trusted:
+        return False
+    address = parse_address(peer)
+    return address is not None and address in trusted
+
+
+def ingress(flow: HTTPFlow) -> Request:
+    """Take the request of a flow as it arrived. A body without Content-Length is one of unknown length only where
+    Transfer-Encoding says that there is one (RFC 9112, section 6.3)."""
+    data = flow.request.data
+    headers = Headers(data.headers.fields)
+    length = headers.one(b"content-length")
+    if b"transfer-encoding" in headers:
+        declared = None
+    else:
+        declared = int(length) if length is not None and length.isdigit() and len(length) < 19 else 0
+    client = flow.client_conn
+    return Request(
+        method=data.method.decode("latin-1"),
+        target=data.path.decode("latin-1"),
+        version=data.http_version.decode("latin-1"),
+        headers=headers,
+        scheme="https" if client.tls else "http",
+        authority=data.authority.decode("latin-1"),
+        peer=client.peername[0] if client.peername else "",
+        declared_body=declared,
+    )

@@ -1,0 +1,147 @@
+"""Enforcer: the last entry of mitmproxy's addon chain, and the only place where a request is let through or denied.
+
+Everything before it may fail: an exception in an addon is logged by mitmproxy and the request goes on
+(`addonmanager.safecall`). So Enforcer asks for positive evidence, every required stage's own signature in order, and
+until it has that, the flow points to a name that can't be resolved.
+"""
+
+import logging
+from typing import ClassVar
+
+from mitmproxy.http import Headers, HTTPFlow, Response
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from mitmgate.core.problem import MEDIA_TYPE, problem_body
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.stages.arrival import SnapshotSource
+from mitmgate.stages.exchange import Answer, Exchange, exchange_of
+
+logger = logging.getLogger(__name__)
+
+BLACK_HOLE = "upstream.invalid"  # RFC 6761, section 6.4: never resolves
+
+
+class Enforcer:
+    """Write the verdict on the flow. An addon entry of its own, so that no other addon's failure skips it.
+
+    Reads: the verdict. Writes: flow.response for a denial or an answer; flow.request, and exchange.admitted, for an
+    admitted request. Denies: 503 stage-error where a required stage has not signed. On failure: 503, and where even
+    that can't be written, the flow is killed.
+    """
+
+    name: ClassVar[str] = "mitmgate-enforcer"
+
+    def __init__(self, source: SnapshotSource, required: tuple[str, ...]) -> None:
+        """required: the names of the stages that must have signed, in order."""
+        self._source = source
+        self._required = required
+
+    def requestheaders(self, flow: HTTPFlow) -> None:
+        """Let the request through, or answer it."""
+        try:
+            exchange = exchange_of(flow)
+            if exchange is None:
+                flow.response = _response(Reason.POLICY_UNAVAILABLE, "", "", ())
+            elif not self.enforce(exchange):
+                flow.response = response_of(exchange)
+            elif flow.response is None:
+                forward(flow, exchange)
+                exchange.admitted = True
+        except Exception:
+            logger.exception("enforcer failed")
+            try:
+                flow.response = _response(Reason.STAGE_ERROR, "", "", ())
+            except Exception:
+                flow.kill()
+
+    def enforce(self, exchange: Exchange) -> bool:
+        """Tell whether the request may go on; where nothing was decided and evidence is missing, deny it here."""
+        verdict = exchange.verdict
+        if verdict.final is not None:
+            return False
+        ready = exchange.forward is not None and exchange.endpoint is not None
+        if not (ready and verdict.admitted_by(self._required)):
+            signed = {step.stage for step in verdict.steps}
+            missing = [name for name in self._required if name not in signed]
+            logger.error("request %s denied: not signed by %s", exchange.request_id, missing or "all in order")
+            verdict.record(
+                Step("enforcer", Outcome.DENY, Reason.STAGE_ERROR, "The gateway could not decide on this request.")
+            )
+            return False
+        return True
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Refuse a connection to anything but an endpoint of the policy in force, whoever asks for it."""
+        address = data.server.address
+        upstreams = self._source.snapshot.upstreams.values()
+        if not any(
+            address is not None and (endpoint.host, endpoint.port) == (address[0], address[1])
+            for upstream in upstreams
+            for endpoint in upstream.endpoints
+        ):
+            data.server.error = "not an endpoint of the policy"
+
+
+def point_at(flow: HTTPFlow, endpoint: Endpoint) -> None:
+    """Point a flow at an endpoint."""
+    request = flow.request.data
+    request.scheme = endpoint.scheme.encode("ascii")
+    request.host = endpoint.host
+    request.port = endpoint.port
+
+
+def forward(flow: HTTPFlow, exchange: Exchange) -> None:
+    """Put the admitted request on the flow: the parts that Rewrite made, the framing that the body has."""
+    made, endpoint = exchange.forward, exchange.endpoint
+    if made is None or endpoint is None:
+        raise ValueError("nothing to forward")
+    request = flow.request.data
+    declared = exchange.request.declared_body
+    fields = made.fields
+    if declared is None:
+        fields = (*fields, (b"Transfer-Encoding", b"chunked"))
+    elif declared or b"content-length" in exchange.request.headers:
+        fields = (*fields, (b"Content-Length", b"%d" % declared))
+    request.headers = Headers(fields)
+    request.method = made.method.encode("latin-1")
+    request.path = made.target.encode("latin-1")
+    request.authority = b""
+    point_at(flow, endpoint)
+
+
+def response_of(exchange: Exchange) -> Response:
+    """Make the response of a denied or answered request."""
+    final = exchange.verdict.final
+    if final is None:
+        raise ValueError("nothing was decided")
+    if final.outcome is Outcome.ANSWER:
+        answer = exchange.answer
+        if answer is None:
+            raise ValueError("an answer without content")
+        return _make(answer.status, answer.fields, answer.body)
+    return problem_response(exchange, final.reason, final.detail)
+
+
+def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Response:
+    """Make a problem response (RFC 9457) with the exchange's request id, challenge and extra fields."""
+    extra: tuple[tuple[bytes, bytes], ...] = ()
+    final = exchange.verdict.final
+    if final is not None and final.outcome is Outcome.DENY:
+        answer: Answer | None = exchange.answer
+        extra = () if answer is None else answer.fields
+        if exchange.challenge is not None:
+            extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
+    return _response(reason, detail, exchange.request_id, extra)
+
+
+def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[bytes, bytes], ...]) -> Response:
+    fields = ((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store"), *extra)
+    return _make(reason.status, fields, problem_body(reason, detail, request_id))
+
+
+def _make(status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> Response:
+    if status != 204:
+        fields = (*fields, (b"Content-Length", b"%d" % len(body)))
+    return Response.make(status, body, Headers(fields))

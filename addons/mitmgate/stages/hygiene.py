@@ -1,0 +1,34 @@
+"""Hygiene: one reading of the head, without anything that a client must not be able to say."""
+
+from typing import ClassVar
+
+from mitmgate.core.hygiene import Refusal, clean
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Step
+from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.stage import Stage
+
+
+class Hygiene(Stage):
+    """Refuse what could be read in two ways, strip what could be spoofed.
+
+    Reads: the ingress request. Writes: exchange.head.
+    Denies: 400 method-invalid, target-invalid, path-ambiguous, host-invalid, header-invalid, header-repeated,
+    upgrade-refused; 414 target-too-long; 431 head-too-large.
+    On failure: stage-error. Not subject to report mode: nobody can say what an ambiguous request would have been.
+    """
+
+    name: ClassVar[str] = "hygiene"
+    reportable: ClassVar[bool] = False
+
+    def decide(self, exchange: Exchange) -> Step:
+        """Clean the head."""
+        snapshot = exchange.snapshot
+        size = sum(len(name) + len(value) + 4 for name, value in exchange.request.headers.fields)
+        if size > snapshot.max_head:
+            return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
+        head = clean(exchange.request, snapshot.identity_headers)
+        if isinstance(head, Refusal):
+            return self.deny(head.reason, head.detail)
+        exchange.head = head
+        return self.admitted

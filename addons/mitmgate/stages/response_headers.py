@@ -1,0 +1,61 @@
+"""ResponseHeaders: what every response to a client gains and loses, whoever made it."""
+
+import time
+from typing import ClassVar
+
+from mitmproxy.http import Headers, HTTPFlow
+
+from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
+from mitmgate.stages.exchange import Exchange, exchange_of
+
+_OWN = frozenset(
+    b"x-request-id x-response-time server-timing x-ratelimit-limit x-ratelimit-remaining x-ratelimit-reset ratelimit "
+    b"ratelimit-policy".split()
+)
+_CORS = frozenset(
+    b"access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
+    b"access-control-allow-methods access-control-allow-headers access-control-max-age".split()
+)
+
+
+class ResponseHeaders:
+    """Set the gateway's response fields in the `responseheaders` hook, so that streamed responses have them too.
+
+    Reads: the exchange. Writes: flow.response's fields: request id, timing, rate limits, CORS, the policy's own.
+    """
+
+    name: ClassVar[str] = "response-headers"
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Rebuild the response's fields in one pass."""
+        exchange = exchange_of(flow)
+        if exchange is None or flow.response is None:
+            return
+        rule = exchange.snapshot.response_headers
+        own = own_fields(exchange)
+        set_names = {name for name, _ in rule.set}
+        dropped = _OWN | rule.remove | set_names
+        if exchange.cors is not None and exchange.admitted:
+            dropped |= _CORS
+        fields = [field for field in flow.response.data.headers.fields if field[0].lower() not in dropped]
+        fields += own
+        fields += rule.set
+        flow.response.data.headers = Headers(fields)
+
+
+def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """Make the fields that the gateway adds to the response of this exchange."""
+    total = (time.perf_counter() - exchange.started) * 1000
+    gate = exchange.verdict.seconds * 1000
+    fields = [
+        (b"X-Request-ID", exchange.request_id.encode("ascii")),
+        (b"X-Response-Time", b"%.3fms" % total),
+        (b"Server-Timing", b"gate;dur=%.3f, total;dur=%.3f" % (gate, total)),
+    ]
+    if exchange.grants:
+        fields += ratelimit_fields(exchange.grants, exchange.now)
+    if exchange.cors is not None:
+        fields += exchange.cors.fields
+        if exchange.cors.vary:
+            fields.append((b"Vary", b"Origin"))
+    return fields

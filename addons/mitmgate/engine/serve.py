@@ -1,0 +1,108 @@
+"""serve: the production host."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+import click
+from mitmproxy import options
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.tools.dump import DumpMaster
+
+from mitmgate import process_log
+from mitmgate.chain import Gateway
+from mitmgate.engine.gateway import gateway
+from mitmgate.policy.loader import Loaded, PolicyError, load
+from mitmgate.policy.lint import unsupported
+from mitmgate.stages.enforcer import BLACK_HOLE
+from mitmgate.usage import UserError
+
+MODE = f"reverse:http://{BLACK_HOLE}"
+
+
+def listen_address(loaded: Loaded, listen: str | None) -> tuple[str, int]:
+    """Say where to listen: `HOST:PORT` of the command line, or what the policy says."""
+    if listen is None:
+        return loaded.policy.listen.host, loaded.policy.listen.port
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UserError(f"--listen {listen}: HOST:PORT is wanted, such as 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise UserError where the address can't be listened on; better now than as a traceback later."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def load_for_host(path: str) -> Loaded:
+    """Load the policy for a host: every error, and every member whose capability is not there, is a UserError."""
+    try:
+        loaded = load(Path(path), os.environ)
+    except PolicyError as error:
+        raise UserError(str(error)) from error
+    missing = unsupported(loaded)
+    if missing:
+        raise UserError("\n".join(str(problem) for problem in missing))
+    return loaded
+
+
+async def run(loaded: Loaded, host: str, port: int) -> int:
+    """Proxy until SIGTERM or SIGINT. Returns the process's exit status."""
+    opts = options.Options()
+    master = DumpMaster(opts, with_termlog=False, with_dumper=False)
+    addon = gateway(loaded.path)
+    opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
+    master.addons.add(addon)
+    if addon.source is None:
+        raise UserError("the policy could not be put in force; the log says why")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, master.shutdown)
+    loop.add_signal_handler(signal.SIGHUP, addon.reload)
+    proxy = asyncio.create_task(master.run())
+    announced = asyncio.create_task(_announce(master, addon))
+    await asyncio.wait({proxy})
+    announced.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await announced
+    proxy.result()
+    return 0
+
+
+async def _announce(master: DumpMaster, addon: Gateway) -> None:
+    """Print one line when connections are accepted."""
+    proxyserver = master.addons.get("proxyserver")
+    if not isinstance(proxyserver, Proxyserver):
+        raise TypeError("this mitmproxy has no proxyserver")
+    while not (addresses := proxyserver.listen_addrs()):
+        await asyncio.sleep(0.01)
+    host, port = addresses[0][:2]
+    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.snapshot.path}")
+
+
+@click.command("serve")
+@click.option("--policy", "policy_path", required=True, help="The policy file.")
+@click.option("--listen", metavar="HOST:PORT", help="Listen here instead of where the policy says.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes; above 1 a redis store is required.")
+@click.option("--record", type=click.Path(dir_okay=False), help="Record traffic to this flow file.")
+def command(policy_path: str, listen: str | None, workers: int | None, record: str | None) -> None:
+    """Run the gateway."""
+    process_log.configure()
+    loaded = load_for_host(policy_path)
+    if (workers or loaded.policy.listen.workers) > 1:
+        raise UserError("--workers: more than one worker is not supported yet")
+    if record is not None:
+        raise UserError("--record: recording is not supported yet")
+    host, port = listen_address(loaded, listen)
+    check_free(host, port)
+    raise SystemExit(asyncio.run(run(loaded, host, port)))

@@ -1,0 +1,56 @@
+"""The process log: structlog on stderr, for people on a terminal, JSON lines otherwise.
+
+It is not the audit trail: it tells what the gateway itself is about, and never names a credential or a body.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_JWT = re.compile(r"eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
+_URL_SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the standard library's logging, ours and mitmproxy's, through structlog to stderr.
+
+    mitmproxy speaks of every connection at INFO and of bytes that it could not parse; from it, warnings alone pass.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_credentials,
+    ]
+    terminal = sys.stderr.isatty()
+    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if terminal:
+        final.append(structlog.dev.ConsoleRenderer())
+    else:
+        final += [structlog.processors.format_exc_info, _without_credentials, structlog.processors.JSONRenderer()]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.getLogger("mitmproxy").setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _without_credentials(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cut tokens and passwords out of every text, wherever a library may have put them."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = _URL_SECRET.sub("[redacted]@", _JWT.sub("[redacted]", value))
+    return event

@@ -1,0 +1,69 @@
+"""Client addresses and CIDR sets."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmgate.core.address import CidrSet, client_address, parse_address
+
+
+@pytest.mark.parametrize("text", ["", "1.2.3", "01.2.3.4", "1.2.3.4:80", "::1%eth0", "[::1]", " 1.2.3.4", "1.2.3.4 ", "x"])
+def test_what_is_no_address_is_none(text: str) -> None:
+    assert parse_address(text) is None
+
+
+def test_mapped_addresses_are_the_addresses_that_they_map() -> None:
+    assert parse_address("::ffff:192.0.2.7") == ip_address("192.0.2.7")
+    assert parse_address("::ffff:c000:207") in CidrSet(["192.0.2.0/24"])
+    assert parse_address("192.0.2.7") in CidrSet(["::ffff:192.0.2.0/120"])
+
+
+def test_a_set_matches_networks_not_texts() -> None:
+    networks = CidrSet(["192.0.2.0/24", "10.0.0.0/8", "2001:db8::/32", "203.0.113.9"])
+    for inside in ("192.0.2.1", "192.0.2.255", "10.200.1.1", "2001:db8::1", "203.0.113.9"):
+        assert parse_address(inside) in networks
+    for outside in ("192.0.3.0", "11.0.0.0", "2001:db9::1", "203.0.113.8", "::1"):
+        assert parse_address(outside) not in networks
+
+
+@pytest.mark.parametrize("bad", ["192.0.2.1/24", "x", "", "10.0.0.0/33", "0.0.0.0/"])
+def test_a_bad_rule_does_not_load(bad: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        CidrSet([bad])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), max_size=12),
+    st.integers(0, 2**32 - 1),
+)
+def test_bisection_agrees_with_a_list_of_networks(rules: list[tuple[int, int]], probe: int) -> None:
+    networks = [ip_network((value >> (32 - bits) << (32 - bits) if bits else 0, bits)) for value, bits in rules]
+    address = ip_address(probe)
+    expected = any(address in network for network in networks)
+    assert (address in CidrSet([str(network) for network in networks])) is expected
+
+
+TRUSTED = CidrSet(["10.0.0.0/8", "127.0.0.1"])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("198.51.100.1", ["1.1.1.1"], "198.51.100.1"),  # not a trusted peer: its claim is nothing
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["203.0.113.5"], "203.0.113.5"),
+        ("10.0.0.1", ["9.9.9.9, 203.0.113.5, 10.1.1.1"], "203.0.113.5"),  # from the right, not the leftmost
+        ("10.0.0.1", ["9.9.9.9", "203.0.113.5"], "203.0.113.5"),
+        ("10.0.0.1", ["9.9.9.9, junk"], None),
+        ("10.0.0.1", ["203.0.113.5, "], None),
+        ("", [], None),
+        ("::ffff:10.0.0.1", ["203.0.113.5"], "203.0.113.5"),
+    ],
+)
+def test_the_client_is_the_rightmost_hop_that_is_not_trusted(
+    peer: str, forwarded: list[str], client: str | None
+) -> None:
+    found = client_address(peer, forwarded, TRUSTED)
+    assert found == (None if client is None else ip_address(client))

@@ -1,0 +1,116 @@
+"""Hygiene: what is refused, what is stripped, what stays."""
+
+import pytest
+
+from mitmgate.core.headers import Headers
+from mitmgate.core.hygiene import MAX_TARGET, Refusal, clean
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Head, Request
+
+IDENTITY = frozenset({b"x-user-id", b"x-user-role"})
+
+
+def request(
+    *fields: tuple[str, str],
+    method: str = "GET",
+    target: str = "/a",
+    host: tuple[str, ...] = ("api.example",),
+    authority: str = "",
+    version: str = "HTTP/1.1",
+) -> Request:
+    pairs = [("Host", name) for name in host] + list(fields)
+    headers = Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+    return Request(method, target, version, headers, "http", authority, "127.0.0.1", 0)
+
+
+def kept(*fields: tuple[str, str]) -> set[str]:
+    head = clean(request(*fields), IDENTITY)
+    assert isinstance(head, Head)
+    return {name.decode() for name in head.headers.names()} - {"host"}
+
+
+STRIPPED = [
+    "X-User-ID", "x-user-id", "X_User_ID", "X.User.ID", "X-User_ID", "X--User--ID", "X-User-Role", "X_USER_ROLE", "Any_Underscore",
+    "Forwarded", "X-Forwarded-For", "X-Forwarded-Uri", "X.Forwarded.Host", "X-Forwarded", "X-Real-IP", "X-Original-URL",
+    "X-Rewrite-URL", "X-HTTP-Method-Override", "X-Method-Override", "X-Request-ID", "True-Client-IP", "Proxy-Authorization",
+    "TE", "Keep-Alive", "Trailer", "Proxy-Connection",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRIPPED)
+def test_what_a_client_must_not_say_is_stripped(name: str) -> None:
+    assert kept((name, "admin"), ("Accept", "x")) == {"accept"}
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "Accept", "X-User-Identity", "X-My-Header", "Content-Type"])
+def test_what_is_the_clients_own_stays(name: str) -> None:
+    assert kept((name, "x")) == {name.lower()}
+
+
+def test_connection_strips_what_it_names_but_never_what_the_request_hangs_on() -> None:
+    assert kept(("Connection", "close, X-Foo"), ("X-Foo", "1"), ("X-Bar", "2")) == {"x-bar"}
+    for name in ("Host", "Authorization", "Content-Length", "Transfer-Encoding", "Cookie"):
+        refused = clean(request(("Connection", name)), IDENTITY)
+        assert isinstance(refused, Refusal)
+        assert refused.reason is Reason.HEADER_INVALID
+
+
+REFUSED = [
+    (request(host=()), Reason.HOST_INVALID),
+    (request(host=("a", "b")), Reason.HOST_INVALID),
+    (request(host=("a", "a")), Reason.HOST_INVALID),
+    (request(host=("",)), Reason.HOST_INVALID),
+    (request(host=("a b",)), Reason.HOST_INVALID),
+    (request(host=("user@a",)), Reason.HOST_INVALID),
+    (request(host=("a:0",)), Reason.HOST_INVALID),
+    (request(host=("a:99999",)), Reason.HOST_INVALID),
+    (request(host=("127.1",)), Reason.HOST_INVALID),
+    (request(host=("a/b",)), Reason.HOST_INVALID),
+    (request(authority="other.example"), Reason.HOST_INVALID),
+    (request(method="get"), Reason.METHOD_INVALID),
+    (request(method="G T"), Reason.METHOD_INVALID),
+    (request(method="CONNECT"), Reason.METHOD_INVALID),
+    (request(method="TRACE"), Reason.METHOD_INVALID),
+    (request(target="*"), Reason.TARGET_INVALID),
+    (request(target="http://api.example/a"), Reason.TARGET_INVALID),
+    (request(target="/a?b c"), Reason.TARGET_INVALID),
+    (request(target="/a?b#c"), Reason.TARGET_INVALID),
+    (request(target="/a/../b"), Reason.PATH_AMBIGUOUS),
+    (request(target="/" + "a" * MAX_TARGET), Reason.TARGET_TOO_LONG),
+    (request(("Bad Name", "x")), Reason.HEADER_INVALID),
+    (request(("", "x")), Reason.HEADER_INVALID),
+    (request(("A", "x\r\nB: y")), Reason.HEADER_INVALID),
+    (request(("A", "x\0")), Reason.HEADER_INVALID),
+    (request(("Authorization", "a"), ("Authorization", "b")), Reason.HEADER_REPEATED),
+    (request(("Origin", "a"), ("Origin", "b")), Reason.HEADER_REPEATED),
+    (request(("Upgrade", "h2c"), ("Connection", "upgrade")), Reason.UPGRADE_REFUSED),
+    (request(("Upgrade", "websocket"), ("Connection", "upgrade")), Reason.UPGRADE_REFUSED),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), REFUSED)
+def test_what_could_be_read_in_two_ways_is_refused(bad: Request, reason: Reason) -> None:
+    refused = clean(bad, IDENTITY)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is reason
+
+
+def test_a_websocket_handshake_is_told_apart() -> None:
+    handshake = request(
+        ("Upgrade", "websocket"),
+        ("Connection", "keep-alive, Upgrade"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    )
+    head = clean(handshake, IDENTITY)
+    assert isinstance(head, Head)
+    assert head.upgrade == "websocket"
+
+
+def test_host_is_lower_case_without_port_and_the_query_is_untouched() -> None:
+    head = clean(request(host=("API.Example.:8080",), target="/a?x=%2e%2E/../&y[]=1"), IDENTITY)
+    assert isinstance(head, Head)
+    assert (head.host, head.port, head.path, head.query) == ("api.example", 8080, "/a", "x=%2e%2E/../&y[]=1")
+    empty = clean(request(target="/a?"), IDENTITY)
+    assert isinstance(empty, Head)
+    assert empty.query == ""

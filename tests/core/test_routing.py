@@ -1,0 +1,79 @@
+"""The route table: longest segment-prefix, then host, then method."""
+
+from mitmgate.core.address import CidrSet
+from mitmgate.core.routing import NoRoute, RouteTable, covers, host_matches
+from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
+
+UPSTREAM = Upstream("u", (Endpoint("http", "127.0.0.1", 9001),), 1.0, 1.0, 0, "preserve", Circuit())
+
+
+def route(name: str, path: str, *methods: str, exact: bool = False, hosts: tuple[str, ...] = ()) -> Route:
+    return Route(
+        name=name,
+        path=path,
+        exact=exact,
+        hosts=hosts,
+        methods=frozenset(methods),
+        upstream=UPSTREAM,
+        issuers=("dev",),
+        require=Requirement(),
+        limits=(),
+        networks=Networks(CidrSet(), CidrSet()),
+        max_body=1024,
+    )
+
+
+def found(table: RouteTable, path: str, method: str = "GET", host: str = "api.example") -> str | tuple[str, ...]:
+    result = table.match(method, host, path)
+    return result.allow if isinstance(result, NoRoute) else result.name
+
+
+def test_prefixes_end_at_segments() -> None:
+    assert covers("/api/v1/users", "/api/v1/users")
+    assert covers("/api/v1/users", "/api/v1/users/7")
+    assert not covers("/api/v1/users", "/api/v1/usersX")
+    table = RouteTable([route("users", "/api/v1/users")])
+    assert found(table, "/api/v1/users") == "users"
+    assert found(table, "/api/v1/users/") == "users"
+    assert found(table, "/api/v1/users/7/x") == "users"
+    for path in ("/api/v1/usersX", "/api/v1/user", "/api/v1", "/"):
+        assert found(table, path) == ()
+
+
+def test_longest_prefix_wins_whatever_the_order() -> None:
+    routes = [route("root", "/"), route("deep", "/a/b/c"), route("a", "/a"), route("ab", "/a/b/")]
+    for table in (RouteTable(routes), RouteTable(reversed(routes))):
+        assert found(table, "/") == "root"
+        assert found(table, "/zz/y") == "root"
+        assert found(table, "/a/x") == "a"
+        assert found(table, "/a/b") == "ab"
+        assert found(table, "/a/b/c/d") == "deep"
+
+
+def test_exact_is_exact_and_comes_first() -> None:
+    table = RouteTable([route("prefix", "/status"), route("exact", "/status", exact=True)])
+    assert found(table, "/status") == "exact"
+    assert found(table, "/status/x") == "prefix"
+
+
+def test_hosts() -> None:
+    assert host_matches("*.example", "a.b.example")
+    assert not host_matches("*.example", "example")
+    assert not host_matches("*.example", "xexample")
+    table = RouteTable(
+        [route("any", "/a"), route("wild", "/a", hosts=("*.example",)), route("api", "/a", hosts=("api.example",))]
+    )
+    assert found(table, "/a") == "api"
+    assert found(table, "/a", host="www.example") == "wild"
+    assert found(table, "/a", host="other.test") == "any"
+
+
+def test_a_less_specific_route_is_no_way_around_the_methods_of_a_longer_one() -> None:
+    table = RouteTable([route("root", "/"), route("ro", "/admin", "GET"), route("w", "/admin", "PUT")])
+    assert found(table, "/admin", "GET") == "ro"
+    assert found(table, "/admin", "PUT") == "w"
+    assert found(table, "/admin", "DELETE") == ("GET", "PUT")
+
+
+def test_an_empty_table_admits_nothing() -> None:
+    assert RouteTable([]).match("GET", "h", "/") == NoRoute()

@@ -1,0 +1,67 @@
+"""CORS decisions."""
+
+import pytest
+
+from mitmgate.core.cors import allowed_origin, grant, is_preflight, is_same_origin, preflight
+from mitmgate.core.headers import Headers
+from mitmgate.core.rules import Cors
+
+RULE = Cors(
+    ("https://app.example",), ("GET", "POST"), ("Authorization", "Content-Type"), True, ("X-Request-ID",), 600.0
+)
+ANY = Cors(("*",), ("GET",), ("*",), False, (), None)
+
+
+def headers(**fields: str) -> Headers:
+    return Headers((name.replace("_", "-").lower().encode(), value.encode()) for name, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.evil", "https://app.example:443", "http://app.example", "https://APP.example", "null", "*", ""],
+)
+def test_origins_match_byte_for_byte(origin: str) -> None:
+    assert allowed_origin(RULE, origin) is None
+    assert grant(RULE, origin).fields == ()
+
+
+def test_an_allowed_origin_is_echoed_with_what_the_policy_exposes() -> None:
+    given = grant(RULE, "https://app.example")
+    assert dict(given.fields) == {
+        b"Access-Control-Allow-Origin": b"https://app.example",
+        b"Access-Control-Allow-Credentials": b"true",
+        b"Access-Control-Expose-Headers": b"X-Request-ID",
+    }
+    assert given.vary
+
+
+def test_a_star_never_comes_with_credentials_and_does_not_vary() -> None:
+    given = grant(ANY, "https://anyone.example")
+    assert dict(given.fields) == {b"Access-Control-Allow-Origin": b"*"}
+    assert not given.vary
+
+
+def test_only_a_true_preflight_is_one() -> None:
+    full = headers(Origin="https://app.example", Access_Control_Request_Method="POST")
+    assert is_preflight("OPTIONS", full)
+    assert not is_preflight("GET", full)
+    assert not is_preflight("OPTIONS", headers(Origin="https://app.example"))
+    assert not is_preflight("OPTIONS", headers(Access_Control_Request_Method="POST"))
+
+
+def test_a_preflight_is_answered_or_refused_by_method_and_headers() -> None:
+    asked = headers(Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization, content-type")
+    answer = preflight(RULE, asked)
+    assert not isinstance(answer, str)
+    assert dict(answer)[b"Access-Control-Allow-Methods"] == b"GET, POST"
+    assert dict(answer)[b"Access-Control-Max-Age"] == b"600"
+    assert isinstance(preflight(RULE, headers(Access_Control_Request_Method="DELETE")), str)
+    assert isinstance(
+        preflight(RULE, headers(Access_Control_Request_Method="GET", Access_Control_Request_Headers="x-evil")), str
+    )
+
+
+def test_same_origin_names_the_very_host() -> None:
+    assert is_same_origin("https://api.example", "api.example")
+    assert not is_same_origin("https://api.example", "api.example:8080")
+    assert not is_same_origin("https://api.example.evil", "api.example")

@@ -1,0 +1,121 @@
+"""The repository itself: what may lie in it, what every file says first, that the lock and the README are true."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mitmgate.core.reason import Reason
+
+ROOT = Path(__file__).resolve().parents[1]
+VISIBLE = {"addons", "policies", "tests", "bench", "deploy", "run.sh", "pyproject.toml"} | {
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+}
+LONG: dict[str, str] = {}
+"""Files of addons/ with more than 250 lines, each with the reason why it is one subject all the same."""
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    return [name for name in listed.decode().split("\0") if name and (ROOT / name).exists()]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8", errors="replace")
+
+
+TRACKED = tracked()
+PYTHON = [name for name in TRACKED if name.endswith(".py") and text_of(name).strip()]
+
+
+def test_the_root_holds_what_it_should() -> None:
+    top = {name.split("/")[0] for name in TRACKED}
+    assert {name for name in top if not name.startswith(".")} <= VISIBLE
+
+
+def test_no_path_of_a_machine_and_no_address_of_a_registry() -> None:
+    machine = re.compile(r"(^|[^A-Za-z0-9_.])/(root|work|farm|home/[a-z]+)/", re.MULTILINE)
+    registry = re.compile(
+        r"index[-_]url|registry *= *\"?http|(pypi|pythonhosted)\.org|registry\.npm" + r"js|deb\.debian\.org"
+    )
+    mine = str(Path(__file__).relative_to(ROOT))
+    found = [
+        f"{name}: {match.group()!r}"
+        for name in TRACKED
+        if name != mine
+        for pattern in (machine, registry)
+        for match in [pattern.search(text_of(name))]
+        if match
+    ]
+    assert found == []
+
+
+def test_nothing_generated_is_tracked() -> None:
+    assert [
+        name for name in TRACKED if re.search(r"__pycache__|\.pyc$|\.egg-info|(^|/)\.venv|\.(jsonl|log)$", name)
+    ] == []
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_file_says_its_subject_in_its_first_line(name: str) -> None:
+    first = (ast.get_docstring(ast.parse(text_of(name))) or "").split("\n")[0]
+    assert 10 < len(first) <= 120, f"{name}: a docstring of one line that says what the file is about"
+
+
+def test_files_of_the_product_are_short() -> None:
+    long = {
+        name for name in PYTHON if name.startswith("addons/") and text_of(name).count("\n") > 250 and name not in LONG
+    }
+    assert long == set(), "more than 250 lines want a reason (LONG), or a second subject moved out"
+    assert {name for name in LONG if name not in PYTHON} == set()
+
+
+def test_every_reason_code_is_in_the_readme_with_its_status_and_title() -> None:
+    readme = text_of("README.md")
+    missing = [r.code for r in Reason if f"| `{r.code}` | {r.status} | {r.title} |" not in readme]
+    assert missing == []
+
+
+def test_every_reason_code_has_a_test_that_names_it() -> None:
+    mine = str(Path(__file__).relative_to(ROOT))
+    tests = "\n".join(text_of(name) for name in PYTHON if name.startswith("tests/") and name != mine)
+    missing = [r.code for r in Reason if not re.search(rf"Reason\.{r.name}\b|\"{r.code}\"", tests)]
+    assert missing == []
+
+
+def locked(name: str) -> dict[str, str]:
+    """Return name and version of everything in a lock file, with its hashes checked to be there."""
+    blocks = re.split(r"\n(?=\S)", text_of(name).strip())
+    assert all("--hash=sha256:" in block for block in blocks)
+    pins = [re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", block) for block in blocks]
+    assert all(pins)
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+def test_the_lock_is_what_pyproject_asks_for() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    runtime, dev = locked(".lock/runtime.txt"), locked(".lock/dev.txt")
+    for wanted, lock in ((project["dependencies"], runtime), (project["optional-dependencies"]["dev"], dev)):
+        for requirement in map(Requirement, wanted):
+            version = lock.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement} is not in the lock"
+            assert requirement.specifier.contains(version), f"{requirement}: {version} is locked"
+    assert runtime.items() <= dev.items(), "the development lock holds the runtime's versions"
+
+
+def test_every_dependency_says_what_for() -> None:
+    lines = text_of("pyproject.toml").split("\n")
+    unexplained = [
+        line.strip()
+        for above, line in pairwise(lines)
+        if re.match(r'    "[a-z-]+[><=~]', line) and not above.strip().startswith("#")
+    ]
+    assert unexplained == []

@@ -29,7 +29,7 @@ def mint(
     *,
     roles: list[str] | str | None = "user",
     scope: str | None = "users.read orders.read",
-    lifetime: float = 300,
+    lifetime: float = 3600,
     key: str | bytes = SECRET,
     algorithm: str = "HS256",
     headers: Mapping[str, Any] | None = None,

@@ -1,0 +1,58 @@
+"""A real Redis server for tests, on a free port, that can be stopped and started again."""
+
+import socket
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.live.harness_http import free_port, wait_for
+from tests.live.harness_upstream import PATIENCE
+
+
+class RedisServer:
+    """A redis-server process without persistence; use it as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        """directory: where the server runs and logs."""
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return when it answers PING."""
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for(self._answers, "redis-server to answer")
+
+    def stop(self) -> None:
+        """End the process; what it held is lost."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE)
+            self._process = None
+
+    def command(self, *words: str) -> bytes:
+        """Send one command and return the raw start of its reply (RESP)."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as link:
+            link.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
+            return link.recv(65536)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "redis-server ended"
+        try:
+            return self.command("PING").startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        """Stop."""
+        self.stop()

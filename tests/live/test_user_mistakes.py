@@ -1,0 +1,75 @@
+"""A user's mistake: exit status 2, one readable message on stderr that says where, and no traceback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.harness import ROOT, SECRET, policy, write_policy
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": SECRET, **environment}
+    command = [sys.executable, "-m", "mitmgate", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=surroundings)
+
+
+def assert_mistake(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for text in expected:
+        assert text in done.stderr
+
+
+def keys(made: dict[str, Any], **source: str) -> None:
+    made["identity"]["issuers"]["dev"]["keys"] = source
+
+
+CHANGES: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "unknown member": (lambda made: made["routes"][0].update(upstrem="users"), ("upstrem", "upstream")),
+    "dangling upstream": (lambda made: made["routes"][0].update(upstream="usres"), ("usres", "users")),
+    "unset variable": (lambda made: keys(made, secret_env="MITMGATE_NOT_SET"), ("MITMGATE_NOT_SET",)),
+    "unreadable key file": (lambda made: keys(made, public_key_file="missing.pem"), ("missing.pem",)),
+}
+
+
+@pytest.mark.parametrize("host", ["serve", "web"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_wrong_policy(tmp_path: Path, name: str, host: str) -> None:
+    change, expected = CHANGES[name]
+    made = policy(tmp_path, "http://127.0.0.1:9")
+    change(made)
+    path = write_policy(tmp_path, made)
+    assert_mistake(start(host, "--policy", str(path)), "policy.yaml:", *expected)
+
+
+def test_a_secret_under_256_bits(tmp_path: Path) -> None:
+    path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
+    assert_mistake(start("serve", "--policy", str(path), MITMGATE_TEST_SECRET="short"), "256", "MITMGATE_TEST_SECRET")
+
+
+def test_a_duplicate_key(tmp_path: Path) -> None:
+    path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
+    path.write_text(json.dumps(json.loads(path.read_text()))[:-1] + ', "version": 1}')
+    assert_mistake(start("serve", "--policy", str(path)), "policy.yaml:", "version")
+
+
+def test_no_such_policy(tmp_path: Path) -> None:
+    for host in ("serve", "web"):
+        assert_mistake(start(host, "--policy", str(tmp_path / "none.yaml")), "none.yaml")
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_mistake(start("serve", "--policy", str(path), "--listen", f"127.0.0.1:{port}"), str(port), "in use")

@@ -1,0 +1,37 @@
+"""What the audit trail reads of an exchange: the shape that stages.exchange.Exchange has.
+
+Written out here, because audit lies below stages and imports nothing of them.
+"""
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Head, Request
+from mitmgate.core.routing import NoRoute
+from mitmgate.core.rules import Endpoint, Route
+from mitmgate.core.verdict import Verdict
+from mitmgate.core.window import Grant
+
+
+class Decided(Protocol):
+    """One request, what was decided of it and what came of it. The members are those of Exchange."""
+
+    request: Request
+    request_id: str
+    now: float
+    started: float
+    verdict: Verdict
+    client: IPv4Address | IPv6Address | None
+    scheme: str
+    traceparent: str
+    head: Head | None
+    route: Route | None
+    no_route: NoRoute | None
+    grants: list[Grant]
+    principal: Principal | None
+    endpoint: Endpoint | None
+    admitted: bool
+    failure: Reason | None
+    failure_detail: str

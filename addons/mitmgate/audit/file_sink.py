@@ -1,0 +1,300 @@
+"""The file sink: JSON lines that survive rotation, crashes, full disks and other processes writing the same file.
+
+Each batch is one critical section under an exclusive lock of the file (flock), so that several worker processes may
+share a log, its rotation and its chain: open or reopen, look whether anybody else has written, rotate, append, write
+the head. A batch that could only be written in part is taken back.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from errno import EDQUOT, EIO, ENOSPC
+from time import monotonic, sleep, time
+
+import orjson
+
+from mitmgate.audit import chain
+from mitmgate.audit.chain import EMPTY, START, Head, Link
+from mitmgate.audit.event import audit_recovered
+from mitmgate.audit.rotation import oldest, rotate, rotated
+from mitmgate.audit.settings import ChainSettings, FileSink
+from mitmgate.audit.sink import Emit, SinkError
+from mitmgate.audit.tail import first_line, last_line, recover
+from mitmgate.usage import UserError
+
+_LOCK_PATIENCE = 2.0  # seconds; a worker that is stopped while it holds the lock must not stop the others for ever
+_PASSING = frozenset({ENOSPC, EDQUOT, EIO})  # what may have passed by the next try
+
+
+class FileAppender:
+    """Append records to a file, rotate it, chain it, make it durable.
+
+    A missing directory is made with mode 0700, files with 0600. A file that was renamed or removed (logrotate) is
+    opened anew.
+    """
+
+    def __init__(self, settings: FileSink, chained: ChainSettings | None, emit: Emit) -> None:
+        """emit: where `audit-recovered` goes."""
+        self.name = f"file:{os.path.basename(settings.path)}"
+        self._settings = settings
+        self._path = settings.path
+        self._chained = chained
+        self._key = None if chained is None else chained.key
+        self._emit = emit
+        self._descriptor = -1
+        self._presence = -1
+        self._size = -1  # of the file when this process last saw it; -1: never
+        self._head = EMPTY
+        self._head_is_old = False
+        self._unsynced = False
+        self._synced = monotonic()
+        # What a record's line has beside the record: its end, and its place in the chain (seq of 20 digits at most).
+        self._overhead = 1 if chained is None else len(chain.link(None, Link(10**19, chain.GENESIS), b"{}")[0])
+
+    def open(self) -> None:
+        """Open the file, recover what a crash has left. Raises UserError where it can't be written at all."""
+        try:
+            self._open()
+        except SinkError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno not in _PASSING:
+                raise UserError(f"the audit file {self._path} can't be written: {cause.strerror}") from error
+
+    def write(self, records: Sequence[bytes]) -> int:
+        """Append as many records as the file has room for before it has to be rotated."""
+        if self._presence < 0:
+            self._open()
+        while True:
+            with self._locked():
+                self._catch_up()
+                if not self._is_full(records[0]):
+                    return self._append(records)
+                self._rotate()
+
+    def idle(self) -> float | None:
+        """Make durable what was written, when it is time; say when it will be time."""
+        if self._head_is_old:
+            with self._locked():
+                self._catch_up()
+                with self._telling("sealed"):
+                    self._write_head()
+        if not self._unsynced:
+            return None
+        left = self._synced + self._settings.fsync - monotonic()
+        if left > 0:
+            return left
+        self._sync()
+        return None
+
+    def close(self) -> None:
+        """Make durable what was written, close the file."""
+        if self._descriptor >= 0:
+            self._sync()
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._presence >= 0:
+            os.close(self._presence)
+            self._presence = -1
+
+    def _sync(self) -> None:
+        if self._unsynced:
+            with self._telling("synced"):
+                os.fsync(self._descriptor)
+            self._unsynced = False
+            self._synced = monotonic()
+
+    def _open(self) -> None:
+        with self._telling("opened"):
+            os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
+            presence = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._telling("opened"):
+                alone = _lock(presence)
+                with self._locked():
+                    self._catch_up(alone)
+                fcntl.flock(presence, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(presence)
+            raise
+        self._presence = presence
+
+    @contextmanager
+    def _telling(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SinkError(f"{self._path} could not be {done}: {error.strerror}") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file that has the log's name now."""
+        patience = monotonic() + _LOCK_PATIENCE
+        while True:
+            self._reopen()
+            descriptor = self._descriptor
+            pause = 0.001
+            while not _lock(descriptor):
+                if monotonic() > patience:
+                    raise SinkError(f"{self._path} is locked by another process")
+                sleep(pause)
+                pause = min(pause * 2, 0.05)
+            if self._is_current():
+                break
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def _is_current(self) -> bool:
+        if self._descriptor < 0:
+            return False
+        try:
+            named = os.stat(self._path)
+        except OSError:
+            return False
+        held = os.fstat(self._descriptor)
+        return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+
+    def _reopen(self) -> None:
+        """Open the log where it is not open, or its name is another file's or nobody's."""
+        if self._is_current():
+            return
+        with self._telling("opened"):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._descriptor >= 0:
+            self._sync()
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+        self._size = -1
+
+    def _catch_up(self, alone: bool = False) -> None:
+        """See what the file holds, where that is not what this process has left there. alone: nobody else writes it."""
+        with self._telling("read"):
+            size = os.fstat(self._descriptor).st_size
+            if size == self._size:
+                return
+            found: dict[str, object] = {}
+            torn = recover(self._descriptor, self._path)
+            if torn:
+                found["torn_bytes"] = torn
+            size -= torn
+            last = self._last_record(size)
+            if alone and last and not _is_seal(last):
+                found["unclean"] = True
+            if self._chained is not None:
+                found |= self._take_up(chain.read(last))
+            self._size = size
+        if found:
+            self._emit(audit_recovered(time(), self.name, **found))
+
+    def _last_record(self, size: int) -> bytes:
+        line = last_line(self._descriptor, size)
+        if line:
+            return line
+        for old in reversed(rotated(self._path)):
+            with open(old.path, "rb") as file:
+                return last_line(file.fileno(), os.fstat(file.fileno()).st_size)
+        return b""
+
+    def _take_up(self, last: chain.ChainedRecord | None) -> dict[str, object]:
+        """Find the place where the chain goes on: the last record, or the head where that is further.
+
+        In the second case records were lost or cut off; the next record's number and `prev` keep the gap visible.
+        """
+        found: dict[str, object] = {}
+        at = START if last is None else Link(last.seq, last.mac)
+        try:
+            head = chain.read_head(f"{self._path}.head", [self._key])
+        except ValueError:
+            head = None
+        if head is None:
+            head = Head(at, 1, chain.GENESIS)
+            if last is not None:
+                found["head_missing"] = True
+        if at.seq < head.last.seq:
+            missing = head.last.seq - max(at.seq, head.first - 1)
+            if missing:
+                found["missing"] = missing
+            at = head.last
+        self._head = Head(at, head.first, head.first_prev)
+        return found
+
+    def _is_full(self, record: bytes) -> bool:
+        return self._size > 0 and self._size + len(record) + self._overhead > self._settings.rotate
+
+    def _rotate(self) -> None:
+        """Rotate; the next lock is that of the new file."""
+        with self._telling("rotated"):
+            self._sync()
+            if self._chained is not None:
+                # Before anything is removed: a crash in between leaves more records than the head asks for.
+                self._head = self._after_rotation()
+                self._write_head()
+            rotate(self._path, self._settings.keep)
+
+    def _after_rotation(self) -> Head:
+        last = self._head.last
+        path = oldest(self._path, self._settings.keep)
+        if path is None:
+            return Head(last, last.seq + 1, last.mac)
+        record = chain.read(first_line(path))
+        return self._head if record is None else Head(last, record.seq, record.prev)
+
+    def _append(self, records: Sequence[bytes]) -> int:
+        """Write a batch in one piece, then the head. Returns how many records it took."""
+        room = self._settings.rotate - self._size
+        link = self._head.last
+        pieces: list[bytes] = []
+        for record in records:
+            room -= len(record) + self._overhead
+            if room < 0 and pieces:
+                break
+            if self._chained is not None:
+                record, link = chain.link(self._key, link, record)  # noqa: PLW2901
+            pieces.append(record)
+        count = len(pieces)
+        pieces.append(b"")
+        self._append_bytes(b"\n".join(pieces))
+        self._unsynced = True
+        if self._chained is not None:
+            self._head = Head(link, self._head.first, self._head.first_prev)
+            try:
+                self._write_head()
+            except OSError:
+                self._head_is_old = True  # the records are written all the same; `idle` declares it
+        return count
+
+    def _append_bytes(self, data: bytes) -> None:
+        start, at = self._size, 0
+        try:
+            while at < len(data):
+                at += os.write(self._descriptor, data[at:] if at else data)
+        except OSError as error:
+            if at:
+                with self._telling("restored"):
+                    os.ftruncate(self._descriptor, start)
+            raise SinkError(f"{self._path} could not be written: {error.strerror}") from error
+        self._size = start + len(data)
+
+    def _write_head(self) -> None:
+        chain.write_head(f"{self._path}.head", self._head, self._key)
+        self._head_is_old = False
+
+
+def _lock(descriptor: int) -> bool:
+    """Take an exclusive lock if nobody has one."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_seal(line: bytes) -> bool:
+    try:
+        event = orjson.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and event.get("event") == "gateway-stopped"

@@ -1,0 +1,76 @@
+"""The verdict as a plain dict for flow.metadata["mitmgate"], so that a saved flow carries its decision."""
+
+from mitmgate.audit.decided import Decided
+from mitmgate.core.principal import Principal
+from mitmgate.core.request import Request
+
+Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
+
+
+def _text(text: str) -> str:
+    """Replace lone surrogates, which a claim may hold and UTF-8 can't: FlowWriter would fail on them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _ingress(request: Request) -> Plain:
+    fields: list[Plain] = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers.fields]
+    return {
+        "method": request.method,
+        "target": request.target,
+        "version": request.version,
+        "headers": fields,
+        "scheme": request.scheme,
+        "authority": request.authority,
+        "peer": request.peer,
+        "declared_body": request.declared_body,
+        "certificate": None if request.certificate is None else _text(request.certificate),
+    }
+
+
+def _principal(principal: Principal) -> Plain:
+    return {
+        "subject": _text(principal.subject),
+        "issuer": principal.issuer,
+        "roles": [_text(role) for role in principal.roles],
+        "scopes": [_text(scope) for scope in sorted(principal.scopes)],
+        "expires": float(principal.expires),
+        "token_id": None if principal.token_id is None else _text(principal.token_id),
+    }
+
+
+def mirror(exchange: Decided) -> dict[str, Plain]:
+    """Mirror a decision into str, int, float, bool, None, list and dict: FlowWriter takes nothing else.
+
+    `ingress` is the request as it arrived, the client's credential included, because replay decides on that; header
+    names and values are text decoded as ISO-8859-1. Called where flows are kept (mitmweb, recording), never in plain
+    `serve`.
+    """
+    verdict = exchange.verdict
+    final = verdict.final
+    failure = exchange.failure
+    steps: list[Plain] = [
+        {
+            "stage": step.stage,
+            "outcome": step.outcome.value,
+            "reason": step.reason.code,
+            "detail": _text(step.detail),
+            "ms": round(step.seconds * 1000, 3),
+        }
+        for step in verdict.steps
+    ]
+    return {
+        "request_id": exchange.request_id,
+        "now": float(exchange.now),
+        "policy": verdict.policy_digest,
+        "decision": ("admit" if exchange.admitted else "none") if final is None else final.outcome.value,
+        "reason": final.reason.code if final is not None else "ok" if exchange.admitted else None,
+        "stage": None if final is None else final.stage,
+        "detail": "" if final is None else _text(final.detail),
+        "steps": steps,
+        "failure": None if failure is None else failure.code,
+        "failure_detail": _text(exchange.failure_detail),
+        "client": None if exchange.client is None else str(exchange.client),
+        "route": None if exchange.route is None else exchange.route.name,
+        "principal": None if exchange.principal is None else _principal(exchange.principal),
+        "ingress": _ingress(exchange.request),
+    }

@@ -1,0 +1,36 @@
+"""Open the audit trail that the settings describe."""
+
+from collections.abc import Sequence
+
+from structlog.typing import Processor
+
+from mitmgate.audit.file_sink import FileAppender
+from mitmgate.audit.redact import Redaction
+from mitmgate.audit.redis_stream import StreamAppender
+from mitmgate.audit.settings import AuditSettings, ChainSettings, FileSink, Redact, RedisStreamSink
+from mitmgate.audit.sink import Health
+from mitmgate.audit.writer import AuditTrail
+
+__all__ = ["AuditSettings", "ChainSettings", "FileSink", "Redact", "RedisStreamSink", "open_trail"]
+
+
+def open_trail(settings: AuditSettings, processors: Sequence[Processor] = ()) -> AuditTrail:
+    """Make the trail with its sinks; `start` opens them. Paths are absolute.
+
+    processors: structlog's, run on each event before it is serialised. Raises UserError for a Redis URL that is none.
+    """
+    trail = AuditTrail(
+        queue=settings.queue,
+        on_full=settings.on_full,
+        block_for=settings.block_for,
+        redaction=Redaction(settings.redact),
+        processors=processors,
+    )
+    for told in settings.sinks:
+        if isinstance(told, FileSink):
+            file = FileAppender(told, settings.chain, trail.emit)
+            trail.add(file, Health(file.name, trail.emit))
+        else:
+            health = Health(f"redis_stream:{told.stream}", trail.emit)
+            trail.add(StreamAppender(told, health, trail.emit), health)
+    return trail

@@ -1,0 +1,142 @@
+"""The Redis stream sink: batched XADD, and a spill file for the time that Redis is away.
+
+At least once, and in order: a record that may not have arrived is sent again, behind none that came later. A consumer
+tells a repeated record by its `id`. While the spill file holds anything, new records go to its end.
+"""
+
+import re
+from collections.abc import Sequence
+from time import monotonic, time
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from mitmgate.audit.event import audit_recovered
+from mitmgate.audit.settings import RedisStreamSink
+from mitmgate.audit.sink import Emit, Health, SinkError
+from mitmgate.audit.spill import Spill
+from mitmgate.usage import UserError
+
+_PIPELINE = 500  # commands of one round trip
+_CHUNK = 1 << 19  # bytes of the spill file that are sent at once
+_SLICE = 0.5  # seconds that sending the spill may take before new records are looked at
+_FIRST_RETRY = 0.25
+_LAST_RETRY = 5.0
+
+_USERINFO = re.compile(r"//[^/@\s]*@")
+
+
+class StreamAppender:
+    """Append records to a Redis stream. Every wait for Redis is bounded by the sink's `timeout`."""
+
+    def __init__(self, settings: RedisStreamSink, health: Health, emit: Emit) -> None:
+        """health: told when Redis goes and comes back. Raises UserError for a URL that is none."""
+        self.name = f"redis_stream:{settings.stream}"
+        self._settings = settings
+        self._health = health
+        self._emit = emit
+        self._spill = None if settings.spill is None else Spill(settings.spill)
+        self._missed = 0  # records that the spill file had to take
+        self._retry = _FIRST_RETRY
+        self._again = 0.0  # the monotonic time before which Redis is left alone
+        try:
+            self._client = Redis.from_url(
+                settings.url,
+                socket_timeout=settings.timeout,
+                socket_connect_timeout=settings.timeout,
+                retry=Retry(NoBackoff(), 0),  # its own retries would be outside of our bound
+                health_check_interval=0,
+            )
+        except ValueError as error:
+            # Without the URL, and without the error's text: either may hold the password.
+            raise UserError(f"the audit sink {self.name} has no usable redis URL") from error
+
+    def open(self) -> None:
+        """Claim the spill file. Redis itself may be away."""
+        if self._spill is None or self._spill.is_open:
+            return
+        try:
+            torn = self._spill.open()
+        except OSError as error:
+            raise UserError(f"the spill file {self._settings.spill} can't be written: {error.strerror}") from error
+        self._missed = self._spill.pending
+        if torn:
+            self._emit(audit_recovered(time(), self.name, torn_bytes=torn))
+
+    def write(self, records: Sequence[bytes]) -> int:
+        """Send records, or spill them. Raises SinkError where neither can be done."""
+        spill = self._spill
+        if spill is None:
+            sent, error = self._send(records)
+            if not sent and error is not None:
+                raise SinkError(error)
+            return sent
+        if not spill.pending and monotonic() >= self._again:
+            sent, error = self._send(records)
+            if error is None:
+                return sent
+            self._put_off(error)
+            records = records[sent:]
+            spill.append(records)
+            self._missed += len(records)
+            return sent + len(records)
+        spill.append(records)
+        self._missed += len(records)
+        return len(records)
+
+    def idle(self) -> float | None:
+        """Send what is spilled, when it is time to try."""
+        spill = self._spill
+        if spill is None or not spill.pending:
+            return None
+        now = monotonic()
+        if now < self._again:
+            return self._again - now
+        while spill.pending:
+            records = spill.read(_CHUNK)
+            sent, error = self._send(records)
+            spill.sent(records[:sent])
+            if error is not None:
+                self._put_off(error)
+                return self._retry
+            if monotonic() > now + _SLICE:
+                return 0.0
+        self._retry = _FIRST_RETRY
+        self._health.recovered(self._missed)
+        self._missed = 0
+        return None
+
+    def close(self) -> None:
+        """Let Redis go; what is spilled stays for the next start."""
+        self._client.close()
+        if self._spill is not None:
+            self._spill.close()
+
+    def _put_off(self, error: str) -> None:
+        self._health.failed(error, spilling=True)
+        self._again = monotonic() + self._retry
+        self._retry = min(self._retry * 2, _LAST_RETRY)
+
+    def _send(self, records: Sequence[bytes]) -> tuple[int, str | None]:
+        """Send as many records as Redis takes, in order; return how many, and what is wrong with the next.
+
+        A transaction, so that no record gets in without the one before it. A connection that breaks leaves open
+        whether the last one was carried out: its records count as not sent.
+        """
+        done = 0
+        while done < len(records):
+            pipeline = self._client.pipeline(transaction=True)
+            for record in records[done : done + _PIPELINE]:
+                pipeline.xadd(self._settings.stream, {"event": record}, maxlen=self._settings.maxlen, approximate=True)
+            try:
+                done += len(pipeline.execute())
+            except (RedisError, OSError) as error:
+                return done, _told(error)
+        return done, None
+
+
+def _told(error: Exception) -> str:
+    """Describe an error of the client, without credentials."""
+    return _USERINFO.sub("//", f"{type(error).__name__}: {error}")

@@ -34,7 +34,10 @@ def wire_text(text: str) -> str:
     """Read text that was decoded as ISO-8859-1 as the UTF-8 that it most likely is; stray bytes become escapes."""
     if text.isascii():
         return text
-    return text.encode("latin-1", "replace").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("latin-1").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it is no wire text
+        return text
 
 
 def fate_of(decided: Decided, aborted: bool) -> tuple[Fate, Reason]:

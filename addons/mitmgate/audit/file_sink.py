@@ -14,13 +14,12 @@ from time import monotonic, sleep, time
 
 import orjson
 
-from mitmgate.audit import chain
-from mitmgate.audit.chain import EMPTY, START, Head, Link
+from mitmgate.audit.chain_end import ChainEnd
 from mitmgate.audit.event import audit_recovered
-from mitmgate.audit.rotation import oldest, rotate, rotated
+from mitmgate.audit.rotation import rotate, rotated
 from mitmgate.audit.settings import ChainSettings, FileSink
 from mitmgate.audit.sink import Emit, SinkError
-from mitmgate.audit.tail import first_line, last_line, recover
+from mitmgate.audit.tail import last_line, recover
 from mitmgate.usage import UserError
 
 _LOCK_PATIENCE = 2.0  # seconds; a worker that is stopped while it holds the lock must not stop the others for ever
@@ -39,18 +38,14 @@ class FileAppender:
         self.name = f"file:{os.path.basename(settings.path)}"
         self._settings = settings
         self._path = settings.path
-        self._chained = chained
-        self._key = None if chained is None else chained.key
+        self._chain = None if chained is None else ChainEnd(settings.path, chained.key)
         self._emit = emit
         self._descriptor = -1
         self._presence = -1
         self._size = -1  # of the file when this process last saw it; -1: never
-        self._head = EMPTY
-        self._head_is_old = False
         self._unsynced = False
         self._synced = monotonic()
-        # What a record's line has beside the record: its end, and its place in the chain (seq of 20 digits at most).
-        self._overhead = 1 if chained is None else len(chain.link(None, Link(10**19, chain.GENESIS), b"{}")[0])
+        self._overhead = 1 if self._chain is None else 1 + self._chain.overhead
 
     def open(self) -> None:
         """Open the file, recover what a crash has left. Raises UserError where it can't be written at all."""
@@ -74,11 +69,11 @@ class FileAppender:
 
     def idle(self) -> float | None:
         """Make durable what was written, when it is time; say when it will be time."""
-        if self._head_is_old:
+        if self._chain is not None and self._chain.is_old:
             with self._locked():
                 self._catch_up()
                 with self._telling("sealed"):
-                    self._write_head()
+                    self._chain.write()
         if not self._unsynced:
             return None
         left = self._synced + self._settings.fsync - monotonic()
@@ -183,8 +178,8 @@ class FileAppender:
             last = self._last_record(size)
             if alone and last and not _is_seal(last):
                 found["unclean"] = True
-            if self._chained is not None:
-                found |= self._take_up(chain.read(last))
+            if self._chain is not None:
+                found |= self._chain.take_up(last)
             self._size = size
         if found:
             self._emit(audit_recovered(time(), self.name, **found))
@@ -198,29 +193,6 @@ class FileAppender:
                 return last_line(file.fileno(), os.fstat(file.fileno()).st_size)
         return b""
 
-    def _take_up(self, last: chain.ChainedRecord | None) -> dict[str, object]:
-        """Find the place where the chain goes on: the last record, or the head where that is further.
-
-        In the second case records were lost or cut off; the next record's number and `prev` keep the gap visible.
-        """
-        found: dict[str, object] = {}
-        at = START if last is None else Link(last.seq, last.mac)
-        try:
-            head = chain.read_head(f"{self._path}.head", [self._key])
-        except ValueError:
-            head = None
-        if head is None:
-            head = Head(at, 1, chain.GENESIS)
-            if last is not None:
-                found["head_missing"] = True
-        if at.seq < head.last.seq:
-            missing = head.last.seq - max(at.seq, head.first - 1)
-            if missing:
-                found["missing"] = missing
-            at = head.last
-        self._head = Head(at, head.first, head.first_prev)
-        return found
-
     def _is_full(self, record: bytes) -> bool:
         return self._size > 0 and self._size + len(record) + self._overhead > self._settings.rotate
 
@@ -228,45 +200,31 @@ class FileAppender:
         """Rotate; the next lock is that of the new file."""
         with self._telling("rotated"):
             self._sync()
-            if self._chained is not None:
-                # Before anything is removed: a crash in between leaves more records than the head asks for.
-                self._head = self._after_rotation()
-                self._write_head()
+            if self._chain is not None:
+                self._chain.before_rotation(self._settings.keep)
             rotate(self._path, self._settings.keep)
-
-    def _after_rotation(self) -> Head:
-        last = self._head.last
-        path = oldest(self._path, self._settings.keep)
-        if path is None:
-            return Head(last, last.seq + 1, last.mac)
-        record = chain.read(first_line(path))
-        return self._head if record is None else Head(last, record.seq, record.prev)
 
     def _append(self, records: Sequence[bytes]) -> int:
         """Write a batch in one piece, then the head. Returns how many records it took."""
         room = self._settings.rotate - self._size
-        link = self._head.last
-        pieces: list[bytes] = []
+        lines: list[bytes] = []
         for record in records:
             room -= len(record) + self._overhead
-            if room < 0 and pieces:
+            if room < 0 and lines:
                 break
-            if self._chained is not None:
-                record, link = chain.link(self._key, link, record)  # noqa: PLW2901
-            pieces.append(record)
-        count = len(pieces)
-        pieces.append(b"")
-        self._append_bytes(b"\n".join(pieces))
-        self._unsynced = True
-        if self._chained is not None:
-            self._head = Head(link, self._head.first, self._head.first_prev)
-            try:
-                self._write_head()
-            except OSError:
-                self._head_is_old = True  # the records are written all the same; `idle` declares it
+            lines.append(record)
+        count = len(lines)
+        if self._chain is None:
+            self._append_lines(lines)
+        else:
+            lines, end = self._chain.chained(lines)
+            self._append_lines(lines)
+            self._chain.advance(end)
         return count
 
-    def _append_bytes(self, data: bytes) -> None:
+    def _append_lines(self, lines: list[bytes]) -> None:
+        """Append lines; all or none."""
+        data = b"\n".join([*lines, b""])
         start, at = self._size, 0
         try:
             while at < len(data):
@@ -277,10 +235,7 @@ class FileAppender:
                     os.ftruncate(self._descriptor, start)
             raise SinkError(f"{self._path} could not be written: {error.strerror}") from error
         self._size = start + len(data)
-
-    def _write_head(self) -> None:
-        chain.write_head(f"{self._path}.head", self._head, self._key)
-        self._head_is_old = False
+        self._unsynced = True
 
 
 def _lock(descriptor: int) -> bool:

@@ -178,7 +178,7 @@ def _open(
     """Open every file of the log at one moment, between two of the writer's batches, and read the head."""
     current = _locked(path)
     try:
-        files = [(old.path, open(old.path, "rb")) for old in rotated(path)]  # noqa: SIM115 - closed by verify
+        files: list[tuple[str, BinaryIO]] = [(old.path, open(old.path, "rb")) for old in rotated(path)]  # noqa: SIM115 - closed by verify
         files.append((path, current))
         head = None
         if head_path is not None:

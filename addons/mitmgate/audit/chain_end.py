@@ -1,0 +1,82 @@
+"""The growing end of a chained log: where the next record is linked, and the head file that says so."""
+
+from mitmgate.audit import chain
+from mitmgate.audit.chain import EMPTY, START, Head, Link
+from mitmgate.audit.rotation import oldest
+from mitmgate.audit.tail import first_line
+
+
+class ChainEnd:
+    """The head of one log, in memory and in its file. Used under the log's lock alone."""
+
+    def __init__(self, path: str, key: bytes | None) -> None:
+        """path: the log's."""
+        self.is_old = False
+        """The head file could not be written; it names an earlier record than the log has."""
+        self._path = path
+        self._key = key
+        self._head = EMPTY
+        # What a line has beside its record: seq (of 20 digits at most), prev, mac.
+        self.overhead = len(chain.link(None, Link(10**19, chain.GENESIS), b"{}")[0])
+
+    def chained(self, records: list[bytes]) -> tuple[list[bytes], Link]:
+        """Link records to the end; return them and the end that they make, for `advance` once they are written."""
+        at = self._head.last
+        linked = []
+        for record in records:
+            line, at = chain.link(self._key, at, record)
+            linked.append(line)
+        return linked, at
+
+    def advance(self, at: Link) -> None:
+        """Take the end that `chained` has made, and write the head; where that fails, `is_old` says so."""
+        self._head = Head(at, self._head.first, self._head.first_prev)
+        try:
+            self.write()
+        except OSError:
+            self.is_old = True
+
+    def take_up(self, line: bytes) -> dict[str, object]:
+        """Find the place where the chain goes on: the log's last line, or the head where that is further.
+
+        In the second case records were lost or cut off; the next record's number and `prev` keep the gap visible.
+        Returns what `audit-recovered` has to say, nothing where all is well. Raises OSError.
+        """
+        found: dict[str, object] = {}
+        last = chain.read(line)
+        at = START if last is None else Link(last.seq, last.mac)
+        try:
+            head = chain.read_head(f"{self._path}.head", [self._key])
+        except ValueError:
+            head = None
+        if head is None:
+            head = Head(at, 1, chain.GENESIS)
+            if last is not None:
+                found["head_missing"] = True
+        if at.seq < head.last.seq:
+            missing = head.last.seq - max(at.seq, head.first - 1)
+            if missing:
+                found["missing"] = missing
+            at = head.last
+        self._head = Head(at, head.first, head.first_prev)
+        return found
+
+    def before_rotation(self, keep: int) -> None:
+        """Write the head that holds after a rotation. Raises OSError.
+
+        Before anything is removed: a crash in between leaves more records than the head asks for, never fewer.
+        """
+        last = self._head.last
+        path = oldest(self._path, keep)
+        if path is None:
+            self._head = Head(last, last.seq + 1, last.mac)
+        else:
+            record = chain.read(first_line(path))
+            if record is not None:
+                self._head = Head(last, record.seq, record.prev)
+        self.write()
+
+    def write(self) -> None:
+        """Write the head file. Raises OSError."""
+        chain.write_head(f"{self._path}.head", self._head, self._key)
+        self.is_old = False

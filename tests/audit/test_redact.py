@@ -1,0 +1,80 @@
+"""No credential gets through, in whatever position or spelling."""
+
+import pytest
+
+from mitmgate.audit.redact import Redaction, veil
+from mitmgate.audit.settings import Redact
+from tests.audit.facts import JWT
+
+REDACTION = Redaction(Redact(headers=("X-Api-Key",), query=("token", "api_key", "a.b")))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "token=SECRET",
+        "a=1&token=SECRET&b=2",
+        "a=1&TOKEN=SECRET",
+        "Token=SECRET",
+        "api_key=SECRET;x=1",
+        "x=1;api_key=SECRET",
+        "token[]=SECRET",
+        "token[0]=SECRET",
+        "token%5B%5D=SECRET",
+        "%74oken=SECRET",
+        "%2574oken=SECRET",
+        "+token=SECRET",
+        "token+=SECRET",
+        "token=SECRET%20more",
+        "token=SECRET=SECRET",
+        "access_token=SECRET",
+        "x=1#access_token=SECRET",
+        "x=1?token=SECRET",
+        "client_secret=SECRET&grant=x",
+        "token=SECRET&token=SECRET",
+        "a.b=SECRET",
+        "x=%41&id_token=SECRET",
+        "&&token=SECRET",
+    ],
+)
+def test_named_parameters_are_redacted(query: str) -> None:
+    written = REDACTION.query(query)
+    assert "SECRET" not in written
+    assert "[redacted]" in written
+
+
+@pytest.mark.parametrize(
+    "query", ["", "a=1", "tokens=5", "mytoken=5", "x=token=", "token", "token=", "axb=1", "q=a%20b&c=d+e", "a;b&c"]
+)
+def test_the_rest_stays_as_it_is(query: str) -> None:
+    assert REDACTION.query(query) == query
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x=" + JWT.replace("eyJ", "%65yJ", 1),
+        "x=" + "".join(f"%{ord(character):02x}" for character in JWT),
+        "x=" + JWT.replace(".", "%252e"),
+        "x=" + "".join(f"%25{ord(character):02x}" for character in JWT),
+    ],
+)
+def test_an_encoded_jwt_is_redacted(text: str) -> None:
+    for written in (REDACTION.query(text), veil(text)):
+        assert "[redacted]" in written
+        assert not any(part in written for part in ("JhbGci", "%4a", "JzdWIi"))
+
+
+def test_a_path_with_harmless_escapes_stays() -> None:
+    assert veil("/a%20b/eyJ/ewo") == "/a%20b/eyJ/ewo"
+
+
+def test_headers_are_named_without_regard_to_case() -> None:
+    assert REDACTION.headers == {"x-api-key", "authorization", "proxy-authorization", "cookie"}
+
+
+def test_settings_show_no_secret() -> None:
+    from mitmgate.audit.settings import ChainSettings, RedisStreamSink
+
+    assert "hunter2" not in repr(RedisStreamSink("s", "redis://:hunter2@h"))
+    assert "hunter2" not in repr(ChainSettings(b"hunter2"))

@@ -23,6 +23,14 @@ class Headers:
             index.setdefault(name.lower(), []).append(value)
         self._index = index
 
+    @classmethod
+    def indexed(cls, fields: Fields, index: dict[bytes, list[bytes]]) -> "Headers":
+        """Make headers of fields whose index (lower-case name to values, in order) a parser has built on its way."""
+        headers = cls.__new__(cls)
+        headers.fields = fields
+        headers._index = index
+        return headers
+
     def all(self, name: bytes) -> list[bytes]:
         """Return every value of a lower-case name, in order; an empty list when there is none."""
         return self._index.get(name, [])

@@ -42,6 +42,7 @@ class Reason(Enum):
     HEAD_TIMEOUT = "head-timeout", 408, "Request head not received in time"
     BODY_TIMEOUT = "body-timeout", 408, "Request body not received in time"
     UPGRADE_REFUSED = "upgrade-refused", 400, "Upgrade not allowed"
+    EXPECTATION_REFUSED = "expectation-refused", 417, "Expectation not supported"
     CONNECTIONS_EXHAUSTED = "connections-exhausted", 503, "Too many connections"
 
     # Hygiene.
@@ -106,4 +107,5 @@ class Reason(Enum):
     # The gateway itself.
     STAGE_ERROR = "stage-error", 503, "Request not admitted"
     POLICY_UNAVAILABLE = "policy-unavailable", 503, "No policy in force"
+    AUDIT_UNAVAILABLE = "audit-unavailable", 503, "Audit log unavailable"
     CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"

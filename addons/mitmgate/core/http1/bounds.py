@@ -1,0 +1,25 @@
+"""The bounds that every connection and message is held to."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Sizes are bytes, times seconds.
+
+    head: the largest head, request line included, of a request and of a response. fields: header fields in a head.
+    target: the longest request target. head_timeout: from a head's first byte (or the TCP connection, during a TLS
+    handshake) to its end. idle_timeout: a connection without a request, and a stream without progress. body_timeout:
+    what a body may take beside the time that its bytes earn at `body_rate` bytes a second. connections: clients at
+    once; per_address: of these from one address.
+    """
+
+    head: int = 32 * 1024
+    fields: int = 100
+    target: int = 8192
+    head_timeout: float = 10.0
+    idle_timeout: float = 75.0
+    body_timeout: float = 30.0
+    body_rate: float = 500.0
+    connections: int = 10_000
+    per_address: int = 2_500

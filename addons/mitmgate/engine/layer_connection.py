@@ -1,0 +1,190 @@
+"""A client connection: the layer that routes events between client, streams and upstreams, and keeps the deadlines."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator, Layer
+from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HTTPMode, HttpStream, RegisterHttpConnection, SendHttp
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import RequestHeaders
+from mitmproxy.proxy.layers.tls import ServerTLSLayer
+
+from mitmgate.core.http1 import Bounds
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.engine.layer_events import GetUpstream, GetUpstreamCompleted, Reached
+from mitmgate.engine.layer_http1_client import UpstreamConnection
+from mitmgate.engine.layer_http1_server import Http1Server
+from mitmgate.engine.layer_stream import GatewayStream, Surroundings
+from mitmgate.engine.layer_timers import Expired, Timers
+from mitmgate.engine.layer_wire import Wire
+from mitmgate.stages.exchange import Exchange
+
+QUEUE: Final = 64 * 1024
+"""Bytes that may wait for a stream that waits; then the sockets are not read."""
+FRESH_SECONDS: Final = 1.0
+"""An idle upstream connection that is older is not used for a request that can't be repeated: it may be stale."""
+
+
+class GatewayLayer(HttpLayer):
+    """The HTTP layer of a client connection, in place of mitmproxy's.
+
+    It never opens an upstream connection but for a stream whose request was admitted.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        bounds: Bounds,
+        wire: Wire,
+        fail_over: Callable[[Exchange], Endpoint | None],
+        remember_tls: Callable[[Server, UpstreamTls | None], None],
+        exhausted: bool = False,
+    ) -> None:
+        """remember_tls: told how a server connection is to be verified. exhausted: the client is one too many."""
+        super().__init__(context, HTTPMode.transparent)
+        self._bounds = bounds
+        self._wire = wire
+        self._remember_tls = remember_tls
+        self._exhausted = exhausted
+        self._timers = Timers()
+        self._surroundings = Surroundings(bounds, self._timers, wire, fail_over)
+        self._upstreams: dict[Server, UpstreamConnection] = {}
+        self._waiting: dict[Server, GetUpstream] = {}
+        self._front: Http1Server | None = None
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.ConnectionEvent):
+            handler = self.connections.get(event.connection)
+            if handler is not None:
+                yield from self.event_to_child(handler, event)
+            if event.connection is not self.context.client:
+                self._forget(event.connection)
+        elif isinstance(event, events.CommandCompleted):
+            if self._timers.owns(event.command):
+                yield from self._expire()
+            elif (child := self.command_sources.pop(event.command, None)) is not None:
+                yield from self.event_to_child(child, event)
+        elif isinstance(event, events.Start):
+            self._front = Http1Server(self.context.fork(), self._bounds, self._timers, self._wire, self._exhausted)
+            self.connections[self.context.client] = self._front
+            yield from self.event_to_child(self._front, event)
+        elif isinstance(event, events.MessageInjected):
+            stream = next((s for s in self.streams.values() if s.flow is event.flow), None)
+            if stream is not None:
+                yield from self.event_to_child(stream, event)
+        self._swing_gates()
+        wakeup = self._timers.wakeup()
+        if wakeup is not None:
+            yield wakeup
+
+    def _expire(self) -> CommandGenerator[None]:
+        for timer in self._timers.expire():
+            if timer.action is not None:
+                yield from self._dispatch(timer.owner, timer.action())
+            else:
+                yield from self.event_to_child(timer.owner, Expired(timer, timer.generation))
+
+    def _swing_gates(self) -> None:
+        """Stop reading while a stream that waits has enough queued, or too much is pipelined."""
+        queued = sum(stream.queued for stream in self.streams.values() if isinstance(stream, GatewayStream))
+        pending = 0 if self._front is None else self._front.pending
+        self._wire.client_gate.swing(queued + pending < QUEUE)
+        self._wire.upstream_gate.swing(queued < QUEUE)
+
+    def _forget(self, connection: Connection) -> None:
+        """Let go of an upstream connection that is closed."""
+        if isinstance(connection, Server) and connection.state is ConnectionState.CLOSED:
+            self._upstreams.pop(connection, None)
+            self.connections.pop(connection, None)
+
+    def event_to_child(self, child: Layer | HttpStream, event: events.Event) -> CommandGenerator[None]:
+        """Hand an event down and carry out what comes back."""
+        yield from self._dispatch(child, child.handle_event(event))
+
+    def _dispatch(self, child: Layer, issued: Iterable[commands.Command]) -> CommandGenerator[None]:
+        for command in issued:
+            if isinstance(command, ReceiveHttp):
+                event = command.event
+                if isinstance(event, RequestHeaders):
+                    yield from self.make_stream(event.stream_id)
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:  # else: bytes of a request that was answered
+                    yield from self.event_to_child(stream, event)
+                continue
+            if command.blocking or isinstance(command, commands.RequestWakeup):
+                self.command_sources[command] = child
+            if isinstance(command, SendHttp):
+                peer = self.connections.get(command.connection)
+                if peer is not None:
+                    yield from self.event_to_child(peer, command.event)
+            elif isinstance(command, DropStream):
+                self.streams.pop(command.stream_id, None)
+            elif isinstance(command, GetUpstream):
+                yield from self._get_upstream(command)
+            elif isinstance(command, RegisterHttpConnection):
+                yield from self.register_connection(command)
+            else:
+                yield command
+
+    def make_stream(self, stream_id: int) -> CommandGenerator[None]:
+        """Make the stream of a request."""
+        stream = GatewayStream(self.context.fork(), stream_id, self._surroundings)
+        self.streams[stream_id] = stream
+        yield from self.event_to_child(stream, events.Start())
+
+    def _get_upstream(self, command: GetUpstream) -> CommandGenerator[None]:
+        """Use an idle connection to the endpoint, or open one."""
+        if not command.fresh:
+            newest = self._timers.clock() - FRESH_SECONDS
+            for server, upstream in self._upstreams.items():
+                if (
+                    upstream.endpoint == command.endpoint
+                    and upstream.tls == command.tls
+                    and upstream.client.idle
+                    and (command.idempotent or upstream.client.idle_since > newest)
+                ):
+                    yield from self._reply(command, Reached(server, None))
+                    return
+        context = self.context.fork()
+        endpoint = command.endpoint
+        context.server = server = Server(address=(endpoint.host, endpoint.port))
+        opened = UpstreamConnection(context, endpoint, command.tls, self._bounds, self._timers)
+        top: Layer = opened
+        if endpoint.scheme == "https":
+            tls_name = None if command.tls is None else command.tls.server_name
+            server.sni = tls_name or endpoint.host
+            server.alpn_offers = (b"http/1.1",)
+            self._remember_tls(server, command.tls)
+            context.layers.remove(opened)
+            secured = ServerTLSLayer(context)
+            context.layers.append(opened)
+            secured.child_layer = opened
+            top = secured
+        self._upstreams[server] = opened
+        self.connections[server] = top
+        self._waiting[server] = command
+        opened.within(command.connect_timeout)
+        yield from self.event_to_child(top, events.Start())
+
+    def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
+        """Tell the stream that waits what became of its connection."""
+        server = command.connection
+        waiting = self._waiting.pop(server, None) if isinstance(server, Server) else None
+        if waiting is None or not isinstance(server, Server):
+            return
+        if command.err is None:
+            yield from self._reply(waiting, Reached(server, None))
+            return
+        opened = self._upstreams.pop(server, None)
+        late = opened is not None and opened.timed_out
+        self.connections.pop(server, None)
+        yield from self._reply(waiting, Reached(None, Reason.UPSTREAM_TIMEOUT if late else Reason.UPSTREAM_UNREACHABLE))
+
+    def _reply(self, command: GetUpstream, reached: Reached) -> CommandGenerator[None]:
+        child = self.command_sources.pop(command, None)
+        if child is not None:
+            yield from self.event_to_child(child, GetUpstreamCompleted(command, reached))

@@ -1,0 +1,112 @@
+"""The events that the protocol layers speak among themselves, beside mitmproxy's own."""
+
+from dataclasses import dataclass
+
+from mitmproxy.connection import Server
+from mitmproxy.http import Request, Response
+from mitmproxy.proxy import events
+from mitmproxy.proxy.layers.http._base import HttpCommand
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+
+from mitmgate.core.http1 import Refusal
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, UpstreamTls
+
+
+class RequestBegun(RequestHeaders):
+    """A well-formed head. length: bytes of the body; None: not known."""
+
+    def __init__(self, stream_id: int, request: Request, length: int | None, expects_continue: bool = False) -> None:
+        """expects_continue: the client waits for a 100 before it sends the body."""
+        super().__init__(stream_id, request, length == 0)
+        self.length = length
+        self.expects_continue = expects_continue
+
+
+class RequestRefused(RequestHeaders):
+    """Bytes that never became a request. The request is a placeholder with what could be read."""
+
+    def __init__(self, stream_id: int, request: Request, refusal: Refusal) -> None:
+        """refusal: why."""
+        super().__init__(stream_id, request, end_stream=True)
+        self.refusal = refusal
+
+
+class BodyRefused(RequestProtocolError):  # noqa: N818  # an event, not an exception
+    """The body of a request turned out malformed, after its head was read."""
+
+    def __init__(self, stream_id: int, refusal: Refusal) -> None:
+        """refusal: why."""
+        super().__init__(stream_id, refusal.detail, ErrorCode.GENERIC_CLIENT_ERROR)
+        self.refusal = refusal
+
+
+class RequestForwarded(RequestHeaders):
+    """A request on its way to the upstream. content: the whole body; None: it follows, `length` bytes or unknown."""
+
+    def __init__(self, stream_id: int, request: Request, length: int | None, content: bytes | None) -> None:
+        """Say how the request is framed."""
+        super().__init__(stream_id, request, end_stream=length == 0)
+        self.length = length
+        self.content = content
+
+
+class ResponseBegun(ResponseHeaders):
+    """A response's head, from the upstream or to the client. length: None: not known."""
+
+    def __init__(self, stream_id: int, response: Response, length: int | None) -> None:
+        """length: bytes of the body."""
+        super().__init__(stream_id, response, length == 0)
+        self.length = length
+
+
+class UpstreamFailed(ResponseProtocolError):  # noqa: N818  # an event, not an exception
+    """The upstream did not answer as it should.
+
+    untouched: not a byte of a response has come. stale: the connection had served another request before.
+    """
+
+    def __init__(self, stream_id: int, refusal: Refusal, *, untouched: bool, stale: bool) -> None:
+        """refusal: what is wrong; its detail may name what the upstream did, so it is not for clients."""
+        super().__init__(stream_id, refusal.detail, ErrorCode.GENERIC_SERVER_ERROR)
+        self.reason: Reason = refusal.reason
+        self.untouched = untouched
+        self.stale = stale
+
+
+@dataclass
+class GetUpstream(HttpCommand):
+    """Get a connection to an endpoint. fresh: not one that was used before."""
+
+    blocking = True
+    endpoint: Endpoint
+    tls: UpstreamTls | None
+    connect_timeout: float
+    fresh: bool
+    idempotent: bool
+
+    def __hash__(self) -> int:
+        """Commands are told apart by identity."""
+        return id(self)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What became of GetUpstream. failure: None where `connection` can be used."""
+
+    connection: Server | None
+    failure: Reason | None
+
+
+@dataclass(repr=False)
+class GetUpstreamCompleted(events.CommandCompleted):  # type: ignore[no-untyped-call]  # mitmproxy registers replies
+    """The reply to GetUpstream."""
+
+    command: GetUpstream
+    reply: Reached

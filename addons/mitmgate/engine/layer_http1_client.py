@@ -1,0 +1,220 @@
+"""The upstream's side: a connection to one endpoint, opened within its deadline, and HTTP/1.1 on it."""
+
+import time
+from enum import Enum, auto
+
+from mitmproxy.http import Headers, Response
+from mitmproxy.net.http import status_codes
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator, Layer
+from mitmproxy.proxy.layers.http import RegisterHttpConnection
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestEndOfMessage,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+)
+
+from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk, request_head
+from mitmgate.core.http1.reader import ResponseEvent
+from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.engine.layer_events import RequestForwarded, ResponseBegun, UpstreamFailed
+from mitmgate.engine.layer_timers import Timer, Timers
+
+
+class _Phase(Enum):
+    IDLE = auto()
+    BUSY = auto()
+    TUNNEL = auto()
+    CLOSED = auto()
+
+
+class Http1Client(HttpConnection):
+    """HTTP/1.1 towards an endpoint: one request, then its response, then perhaps the next."""
+
+    def __init__(self, context: Context, bounds: Bounds) -> None:
+        """bounds: the head's size is looked at."""
+        super().__init__(context, context.server)
+        self._bounds = bounds
+        self._phase = _Phase.IDLE
+        self._stream_id = 0
+        self._reader = ResponseReader(b"GET", bounds)
+        self._served = 0
+        self._chunked = False
+        self._request_done = False
+        self._keep_alive = True
+        self._tunnelling = False
+        self.idle_since = time.monotonic()
+
+    def __repr__(self) -> str:
+        """Show the phase, for mitmproxy's debug output."""
+        return f"Http1Client({self._phase.name})"
+
+    @property
+    def idle(self) -> bool:
+        """Whether another request can be sent."""
+        return self._phase is _Phase.IDLE and self.conn.connected
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, HttpEvent):
+            yield from self._send(event)
+        elif isinstance(event, events.DataReceived):
+            yield from self._receive(event.data)
+        elif isinstance(event, events.ConnectionClosed):
+            yield from self._closed()
+
+    def _send(self, event: HttpEvent) -> CommandGenerator[None]:
+        if isinstance(event, RequestForwarded):
+            yield from self._send_request(event)
+        elif self._phase not in {_Phase.BUSY, _Phase.TUNNEL} or event.stream_id != self._stream_id:
+            return
+        elif isinstance(event, RequestData):
+            if event.data:
+                yield commands.SendData(self.conn, chunk(event.data) if self._chunked else event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self._request_done = True
+            if self._chunked:
+                yield commands.SendData(self.conn, chunk(b""))
+        elif isinstance(event, RequestProtocolError):
+            yield from self._end()
+
+    def _send_request(self, event: RequestForwarded) -> CommandGenerator[None]:
+        request = event.request
+        method = request.data.method
+        self._phase = _Phase.BUSY
+        self._stream_id = event.stream_id
+        self._reader = ResponseReader(method, self._bounds)
+        self._served += 1
+        self._chunked = event.length is None
+        self._request_done = event.content is not None
+        fields = request.headers.fields
+        self._tunnelling = b"upgrade" in {name.lower() for name, _ in fields}
+        if not self._tunnelling:
+            fields = end_to_end(fields)
+            if self._chunked:
+                fields += ((b"Transfer-Encoding", b"chunked"),)
+            elif event.length or method in {b"POST", b"PUT", b"PATCH"}:
+                fields += ((b"Content-Length", b"%d" % (event.length or 0)),)
+        raw = request_head(method, request.data.path, fields)
+        if raw is None:
+            yield from self._fail(Refusal(Reason.REWRITE_REFUSED, "The request can't be written safely."))
+            return
+        yield commands.SendData(self.conn, raw + (event.content or b""))
+
+    def _receive(self, data: bytes) -> CommandGenerator[None]:
+        if self._phase is _Phase.BUSY:
+            yield from self._take(self._reader.feed(data))
+        elif self._phase is _Phase.TUNNEL:
+            yield ReceiveHttp(ResponseData(self._stream_id, data))
+        elif self._phase is _Phase.IDLE:
+            yield from self._end()  # bytes that answer nothing: nobody can say what comes next
+
+    def _take(self, taken: list[ResponseEvent]) -> CommandGenerator[None]:
+        for event in taken:
+            if self._phase is not _Phase.BUSY:
+                return
+            if isinstance(event, bytes):
+                yield ReceiveHttp(ResponseData(self._stream_id, event))
+            elif isinstance(event, ResponseHead):
+                self._keep_alive = event.keep_alive
+                if event.status == 101:
+                    if not self._tunnelling:
+                        yield from self._fail(Refusal(Reason.UPSTREAM_MALFORMED, "A 101 that nobody asked for."))
+                        return
+                    yield ReceiveHttp(ResponseBegun(self._stream_id, _response(event), 0))
+                    yield from self._tunnel()
+                    return
+                length = None if event.body in {None, -1} else event.body
+                yield ReceiveHttp(ResponseBegun(self._stream_id, _response(event), length))
+            elif event is END:
+                yield from self._finish()
+            elif isinstance(event, Refusal):
+                yield from self._fail(event)
+
+    def _tunnel(self) -> CommandGenerator[None]:
+        """Become a pipe. The stream decides whether the 101 is one to be followed."""
+        if self._phase is not _Phase.BUSY:
+            return
+        self._phase = _Phase.TUNNEL
+        yield ReceiveHttp(ResponseEndOfMessage(self._stream_id))
+        if leftover := self._reader.leftover:
+            yield ReceiveHttp(ResponseData(self._stream_id, leftover))
+
+    def _finish(self) -> CommandGenerator[None]:
+        """Keep the connection only where both messages are complete and nothing follows them."""
+        stream_id = self._stream_id
+        if self._keep_alive and self._request_done and not self._reader.pending and self.conn.connected:
+            self._phase = _Phase.IDLE
+            self.idle_since = time.monotonic()
+        else:
+            yield from self._end()
+        yield ReceiveHttp(ResponseEndOfMessage(stream_id))
+
+    def _closed(self) -> CommandGenerator[None]:
+        if self._phase is _Phase.TUNNEL:
+            self._phase = _Phase.CLOSED
+            yield ReceiveHttp(ResponseEndOfMessage(self._stream_id))
+        elif self._phase is _Phase.BUSY:
+            yield from self._take(self._reader.eof())
+        yield from self._end()
+
+    def _fail(self, refusal: Refusal) -> CommandGenerator[None]:
+        untouched = not self._reader.started
+        yield from self._end()
+        yield ReceiveHttp(UpstreamFailed(self._stream_id, refusal, untouched=untouched, stale=self._served > 1))
+
+    def _end(self) -> CommandGenerator[None]:
+        self._phase = _Phase.CLOSED
+        if self.conn.state:
+            yield commands.CloseConnection(self.conn)
+
+
+class UpstreamConnection(Layer):
+    """Opens the connection, and becomes Http1Client."""
+
+    def __init__(
+        self, context: Context, endpoint: Endpoint, tls: UpstreamTls | None, bounds: Bounds, timers: Timers
+    ) -> None:
+        """endpoint, tls: what the connection can be used for again."""
+        super().__init__(context)
+        self.endpoint = endpoint
+        self.tls = tls
+        self.timed_out = False
+        self.client = Http1Client(context, bounds)
+        self._timer = Timer(timers, self, self._give_up)
+        self._connect_timeout = 0.0
+
+    def within(self, seconds: float) -> None:
+        """Give up opening after so many seconds."""
+        self._timer.set(seconds)
+
+    def _give_up(self) -> CommandGenerator[None]:
+        self.timed_out = True
+        yield commands.CloseConnection(self.context.server)
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Start):
+            error = yield commands.OpenConnection(self.context.server)
+            self._timer.clear()
+            self._handle_event = self.client.handle_event  # type: ignore[method-assign]  # as mitmproxy's HttpClient
+            yield RegisterHttpConnection(self.context.server, error)
+
+
+def _response(head: ResponseHead) -> Response:
+    phrase = status_codes.RESPONSES.get(head.status, "").encode("ascii")
+    now = time.time()
+    return Response(
+        http_version=b"HTTP/1.1",
+        status_code=head.status,
+        reason=phrase,
+        headers=Headers(head.headers.fields),
+        content=None,
+        trailers=None,
+        timestamp_start=now,
+        timestamp_end=None,
+    )

@@ -1,0 +1,90 @@
+"""How many clients may be connected, in all and from one address, and the bounds that the policy in force sets."""
+
+from ipaddress import IPv6Address
+from typing import Final
+
+from mitmgate.core.address import parse_address
+from mitmgate.core.http1 import Bounds
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.arrival import SnapshotSource
+
+ADDRESS_SHARE: Final = 4
+"""One client address may hold a quarter of `limits.connections`; a trusted proxy may hold all."""
+TURNED_AWAY: Final = 64
+"""So many connections beyond the limit are still told so by a 503; those beyond these are closed at once."""
+
+
+class PolicyBounds:
+    """The bounds of the policy in force, made once a policy; Bounds' own defaults where there is none."""
+
+    __slots__ = ("_bounds", "_snapshot", "_source")
+
+    def __init__(self, source: SnapshotSource) -> None:
+        """source: the policy in force."""
+        self._source = source
+        self._snapshot: Snapshot | None = None
+        self._bounds = Bounds()
+
+    def __call__(self) -> Bounds:
+        """Return the bounds in force."""
+        try:
+            snapshot = self._source.snapshot
+        except LookupError:
+            return self._bounds
+        if snapshot is not self._snapshot:
+            limits = snapshot.policy.limits
+            self._snapshot = snapshot
+            self._bounds = Bounds(
+                head=limits.head,
+                head_timeout=limits.head_timeout,
+                idle_timeout=limits.idle_timeout,
+                connections=limits.connections,
+                per_address=max(1, limits.connections // ADDRESS_SHARE),
+            )
+        return self._bounds
+
+    def trusts(self, peer: str) -> bool:
+        """Tell whether an address is a trusted proxy's, which stands for many clients."""
+        address = parse_address(peer)
+        try:
+            return address is not None and address in self._source.snapshot.trusted_proxies
+        except LookupError:
+            return False
+
+
+class Connections:
+    """The clients that are connected now. IPv6 addresses are counted by /64: a host has all of one."""
+
+    __slots__ = ("_by_address", "total")
+
+    total: int
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.total = 0
+        self._by_address: dict[str, int] = {}
+
+    def enter(self, peer: str) -> tuple[int, int]:
+        """Count a connection; returns how many there are, in all and from this address."""
+        key = _key(peer)
+        self.total += 1
+        count = self._by_address.get(key, 0) + 1
+        self._by_address[key] = count
+        return self.total, count
+
+    def leave(self, peer: str) -> None:
+        """Take a connection off the count."""
+        key = _key(peer)
+        self.total -= 1
+        count = self._by_address.get(key, 0) - 1
+        if count > 0:
+            self._by_address[key] = count
+        else:
+            self._by_address.pop(key, None)
+
+
+def _key(peer: str) -> str:
+    address = parse_address(peer)
+    if isinstance(address, IPv6Address):
+        return str(int(address) >> 64)
+    return str(address)

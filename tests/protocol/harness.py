@@ -1,0 +1,210 @@
+"""A real mitmproxy master with the protocol layer, two real stages, and a stand-in for the rest of the chain."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, ClassVar, Self
+
+from mitmproxy import options
+from mitmproxy.http import HTTPFlow
+from mitmproxy.tools.dump import DumpMaster
+
+from mitmgate.core.address import CidrSet
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
+from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
+from mitmgate.core.verdict import Step
+from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.stages.arrival import Arrival
+from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
+from mitmgate.stages.exchange import Exchange, exchange_of
+from mitmgate.stages.hygiene import Hygiene
+from mitmgate.stages.stage import Stage
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import PATIENCE
+
+PROBLEM = "application/problem+json"
+
+
+def endpoint(url: str) -> Endpoint:
+    """Parse an endpoint."""
+    scheme, _, rest = url.partition("://")
+    host, _, port = rest.rpartition(":")
+    assert scheme in {"http", "https"}
+    return Endpoint("https" if scheme == "https" else "http", host, int(port))
+
+
+def route(*urls: str, **members: Any) -> Route:
+    """Make a route to upstreams; members replace those of Route, and of its Upstream."""
+    of_upstream = {"connect_timeout": 2.0, "response_timeout": 5.0, "retries": 1, "host": "preserve", "tls": None}
+    of_upstream |= {name: members.pop(name) for name in list(members) if name in of_upstream}
+    upstream = Upstream("up", tuple(endpoint(url) for url in urls), circuit=Circuit(), **of_upstream)
+    empty = Networks(CidrSet(), CidrSet())
+    made: dict[str, Any] = {"name": "r", "path": "/", "exact": False, "hosts": (), "methods": frozenset(), "limits": ()}
+    made |= {"upstream": upstream, "issuers": None, "require": Requirement(), "networks": empty, "max_body": 10 << 20}
+    return Route(**(made | members))
+
+
+@dataclass
+class Source:
+    """The policy in force, as far as protocol tests need one."""
+
+    limits: dict[str, Any] = field(default_factory=dict)
+    tls: Any = None
+
+    def __post_init__(self) -> None:
+        limits = {"head": 32768, "head_timeout": 10.0, "idle_timeout": 75.0, "connections": 10000} | self.limits
+        self.snapshot: Any = SimpleNamespace(
+            digest="sha256:test",
+            mode="enforce",
+            policy=SimpleNamespace(limits=SimpleNamespace(**limits), listen=SimpleNamespace(tls=self.tls)),
+            path="policy.yaml",
+            trusted_proxies=CidrSet(),
+            identity_headers=frozenset({b"x-user-id"}),
+            max_head=limits["head"],
+            max_body=10 << 20,
+            upstreams={},
+            health_path="/health",
+        )
+
+
+class Decide(Stage):
+    """Stand-in for everything between Hygiene and Enforcer: /deny is denied, the rest goes to the route."""
+
+    name: ClassVar[str] = "decide"
+
+    def __init__(self, chosen: Route) -> None:
+        self.route = chosen
+
+    def decide(self, exchange: Exchange) -> Step:
+        head = exchange.head
+        assert head is not None
+        if head.path.startswith("/deny"):
+            return self.deny(Reason.CREDENTIAL_MISSING, "No.")
+        if head.path.startswith("/lost"):
+            raise RuntimeError("a stage that fails")
+        exchange.route, exchange.max_body = self.route, self.route.max_body
+        declared = exchange.request.declared_body
+        if declared is not None and declared > exchange.max_body:
+            return self.deny(Reason.BODY_TOO_LARGE)
+        exchange.endpoint = self.route.upstream.endpoints[0]
+        fields = tuple(f for f in head.headers.fields if f[0].lower() != b"host")
+        host = (head.headers.text("host") or exchange.request.authority).encode("latin-1")
+        if head.upgrade is not None and self.route.websocket:
+            fields += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
+        target = head.path if head.query is None else f"{head.path}?{head.query}"
+        exchange.forward = Forward(head.method, target, host.decode(), ((b"Host", host), *fields))
+        return self.admitted
+
+
+@dataclass
+class Hooks:
+    """What hooks fired, in order, and the exchanges they fired for."""
+
+    seen: list[tuple[str, HTTPFlow]] = field(default_factory=list)
+
+    def requestheaders(self, flow: HTTPFlow) -> None:
+        self.seen.append(("requestheaders", flow))
+
+    def request(self, flow: HTTPFlow) -> None:
+        self.seen.append(("request", flow))
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        self.seen.append(("responseheaders", flow))
+
+    def response(self, flow: HTTPFlow) -> None:
+        self.seen.append(("response", flow))
+
+    def error(self, flow: HTTPFlow) -> None:
+        self.seen.append(("error", flow))
+
+    @property
+    def ends(self) -> list[tuple[str, Reason]]:
+        """How each exchange ended: the hook, and the reason that an audit event would have."""
+        found = []
+        for name, flow in list(self.seen):
+            exchange = exchange_of(flow)
+            if name in {"response", "error"} and exchange is not None:
+                final = exchange.verdict.final
+                found.append((name, exchange.failure or (final.reason if final is not None else Reason.OK)))
+        return found
+
+    def wait_ends(self, count: int) -> list[tuple[str, Reason]]:
+        """Return the ends when there are as many; more are a failure."""
+        wait_for(lambda: len(self.ends) >= count, f"{count} ends, not {self.ends}")
+        assert len(self.ends) == count, self.ends
+        return self.ends
+
+
+class Gate:
+    """The master, in a thread of its own; use it as a context manager."""
+
+    def __init__(
+        self,
+        chosen: Route,
+        *,
+        limits: dict[str, Any] | None = None,
+        fail_over: Callable[[Exchange], Endpoint | None] = lambda exchange: None,
+        enforcer: bool = True,
+        tls: Any = None,
+    ) -> None:
+        self.source = Source(limits or {}, tls)
+        self.hooks = Hooks()
+        self.port = 0
+        self._route, self._fail_over, self._with_enforcer = chosen, fail_over, enforcer
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._failure: BaseException | None = None
+        self.loop: asyncio.AbstractEventLoop
+        self.master: DumpMaster
+
+    async def _run(self) -> None:
+        try:
+            self.loop = asyncio.get_running_loop()
+            opts = options.Options()
+            self.master = master = DumpMaster(opts, with_termlog=False, with_dumper=False)
+            opts.update(
+                mode=[f"reverse:http://{BLACK_HOLE}@127.0.0.1:0"],
+                connection_strategy="lazy",
+                keep_host_header=True,
+                block_global=False,
+            )
+            self.layer = ProtocolLayer(self.source, self._fail_over)
+            decide = Decide(self._route)
+            self.decide = decide
+            master.addons.add(self.layer, Arrival(self.source), Hygiene(), decide, self.hooks)
+            if self._with_enforcer:
+                master.addons.add(_OpenEnforcer(self.source, ("arrival", "hygiene", "decide")))
+            running = asyncio.create_task(master.run())
+            proxyserver = master.addons.get("proxyserver")
+            while not (found := proxyserver.listen_addrs()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            self.port = found[0][1]
+            self._started.set()
+            await running
+        except BaseException as error:
+            self._failure = error
+            self._started.set()
+            raise
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(PATIENCE)
+        assert self._failure is None, self._failure
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.master.shutdown)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+
+class _OpenEnforcer(Enforcer):
+    """Enforcer, without its check of addresses: the stand-in policy has no upstreams."""
+
+    def server_connect(self, data: Any) -> None:
+        return

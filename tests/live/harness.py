@@ -231,7 +231,7 @@ def audit_events(path: Path, count: int) -> list[dict[str, Any]]:
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]  # the last piece is empty, or a line still being written
-        return [event for line in lines if "request_id" in (event := json.loads(line))]
+        return [event for line in lines if (event := json.loads(line))["event"] == "request"]
 
     wait_for(lambda: len(events()) >= count, f"{count} audit events in {path.name}")
     found = events()

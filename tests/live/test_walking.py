@@ -1,10 +1,12 @@
 """What an edge worker in front of services does, one function after the other, and each hole that such workers have."""
 
 import http.client
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,9 @@ class Walk:
             return [line for line in lines if request_id.encode() in line]
 
         wait_for(lambda: bool(mine()), f"the audit event of {request_id}")
-        return audit_of(mine())
-
-
-def audit_of(lines: list[bytes]) -> dict[str, Any]:
-    import json
-
-    assert len(lines) == 1, lines
-    event: dict[str, Any] = json.loads(lines[0])
-    return event
+        assert len(mine()) == 1, mine()
+        event: dict[str, Any] = json.loads(mine()[0])
+        return event
 
 
 def walking_policy(directory: Path, upstream: RecordingUpstream, dead: str) -> dict[str, Any]:
@@ -214,8 +210,8 @@ def test_an_audit_event_says_who_what_and_what_came_of_it(walk: Walk) -> None:
     assert event["path"] == "/api/v1/users/7"
     assert event["status"] == 200
     assert event["reason"] == "ok"
-    assert event["client"] == "127.0.0.1"
-    assert event["subject"] == "alice"
+    assert event["client_ip"] == "127.0.0.1"
+    assert event["user"] == "alice"
     assert event["route"] == "users"
     assert "hidden" not in str(event)
 
@@ -268,9 +264,9 @@ def test_no_window_anywhere_holds_more_than_the_limit(walk: Walk) -> None:
     while len(admitted) < 25:
         answered = walk.get("/short", token=token)
         if answered.status == 200:
-            admitted.append(walk.event(answered)["at"])
+            admitted.append(datetime.fromisoformat(walk.event(answered)["time"]).timestamp())
     spans = [later - earlier for earlier, later in zip(admitted, admitted[10:], strict=False)]
-    assert min(spans) >= 2.0, spans
+    assert min(spans) >= 2.0 - 0.001, spans  # both times are cut to milliseconds
 
 
 # CORS.

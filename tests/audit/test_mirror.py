@@ -20,7 +20,7 @@ def saved(facts: Facts) -> Any:
     flow = tflow()
     flow.metadata["mitmgate"] = mirror(facts)
     file = io.BytesIO()
-    FlowWriter(file).add(flow)
+    FlowWriter(file).add(flow)  # type: ignore[no-untyped-call]  # mitmproxy's
     file.seek(0)
     (loaded,) = FlowReader(file).stream()
     assert loaded.metadata["mitmgate"] == mirror(facts)

@@ -14,7 +14,13 @@ from mitmgate.audit.record import LONGEST, render
 from tests.audit.facts import JWT
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.characters(categories=["Cs"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.characters(categories=["Cs"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
     max_leaves=20,
 )
@@ -85,8 +91,19 @@ def test_a_token_across_the_cut_is_redacted_not_halved() -> None:
 
 @pytest.mark.parametrize("name", ["user", "path", "query", "user_agent", "method", "host", "request_id", "detail"])
 def test_a_jwt_is_redacted_in_every_member(name: str) -> None:
-    for text in (JWT, f"x {JWT} y", f"/a/{JWT}/b", f"v={JWT}&w", f"pre-{JWT}", JWT.rpartition(".")[0] + ".",
-                 f"\x1e{JWT}", f"\\u001{JWT}", f"é{JWT}", JWT.replace(".", "%2E"), "eyJx.y.z.z.z"):
+    for text in (
+        JWT,
+        f"x {JWT} y",
+        f"/a/{JWT}/b",
+        f"v={JWT}&w",
+        f"pre-{JWT}",
+        JWT.rpartition(".")[0] + ".",
+        f"\x1e{JWT}",
+        f"\\u001{JWT}",
+        f"é{JWT}",
+        JWT.replace(".", "%2E"),
+        "eyJx.y.z.z.z",
+    ):
         record = render({name: text, "roles": [text], "facts": {"deep": text}})
         assert b"eyJ" not in record, text
         assert b"[redacted]" in record

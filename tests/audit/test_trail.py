@@ -60,9 +60,7 @@ class Made:
 
     def __init__(self, queue: int, on_full: OnFull, block_for: float) -> None:
         self.gate = Gate()
-        self.trail = AuditTrail(
-            queue=queue, on_full=on_full, block_for=block_for, redaction=Redaction(Redact())
-        )
+        self.trail = AuditTrail(queue=queue, on_full=on_full, block_for=block_for, redaction=Redaction(Redact()))
         self.trail.add(self.gate, Health("gate", self.trail.emit))
         self.trail.start("sha256:test")
         assert self.trail.flush()
@@ -261,9 +259,7 @@ async def _denial(trail: AuditTrail) -> Any:
     return await pressure if isinstance(pressure, Awaitable) else pressure
 
 
-def test_a_failing_sink_keeps_its_records_and_declares_it_once(
-    make: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_sink_keeps_its_records_and_declares_it_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     made = make(queue=100)
     made.gate.failing = True
     made.emit(5)

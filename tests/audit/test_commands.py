@@ -1,0 +1,219 @@
+"""`mitmgate audit`: exit statuses, places, and nothing that a terminal would obey."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from mitmgate.audit.commands import audit
+from mitmgate.audit.event import request_event
+from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink
+from mitmgate.audit.reading import events, follow, printable
+from mitmgate.usage import UserError
+from tests.audit.conftest import Open
+from tests.audit.facts import REDACTION, admitted, denied, unread
+
+KEY = "a key of thirty-two bytes or more"
+
+
+def run(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(audit, [str(argument) for argument in arguments], env=environment)
+
+
+@pytest.fixture
+def log(tmp_path: Path, trail_of: Open) -> Path:
+    path = tmp_path / "audit.jsonl"
+    trail = trail_of(AuditSettings(sinks=(FileSink(str(path), rotate=3000),), chain=ChainSettings(KEY.encode())))
+    for facts, status in ((admitted(), 200), (denied(), 401), (unread("/\x1b[2J\x07\u202e?a=1", method="G\nT"), 400)):
+        trail.emit(request_event(facts, REDACTION, 0.001, status))
+    assert trail.close()
+    assert Path(f"{path}.1").exists()
+    return path
+
+
+def test_verify_a_sound_log(log: Path) -> None:
+    result = run("verify", log, "--key-env", "K", K=KEY)
+    assert (result.exit_code, result.output) == (0, "OK: 5 records in 2 files\n")
+
+
+def test_verify_names_the_first_broken_record(log: Path) -> None:
+    rotated = Path(f"{log}.1")
+    rotated.write_bytes(rotated.read_bytes().replace(b'"alice"', b'"mallo"'))
+    result = run("verify", log, "--key-env", "K", K=KEY)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"BROKEN: {rotated}:2 was changed")
+
+
+def test_verify_without_the_key(log: Path) -> None:
+    result = run("verify", log)
+    assert result.exit_code == 1
+    assert "another key" in result.output
+    missing = run("verify", log, "--key-env", "NOT_SET_ANYWHERE")
+    assert isinstance(missing.exception, UserError)
+    assert "NOT_SET_ANYWHERE" in str(missing.exception)
+
+
+def test_verify_with_an_earlier_key_too(log: Path) -> None:
+    assert run("verify", log, "--key-env", "NEW", "--key-env", "OLD", NEW="new", OLD=KEY).exit_code == 0
+
+
+def test_verify_an_unkeyed_log_says_what_that_is_worth(tmp_path: Path, trail_of: Open) -> None:
+    path = tmp_path / "audit.jsonl"
+    assert trail_of(AuditSettings(sinks=(FileSink(str(path)),), chain=ChainSettings())).close()
+    result = run("verify", path)
+    assert (result.exit_code, "can forge it" in result.output) == (0, True)
+
+
+def test_verify_a_copy(log: Path) -> None:
+    Path(f"{log}.head").unlink()
+    assert run("verify", log, "--key-env", "K", K=KEY).exit_code == 1
+    assert run("verify", log, "--key-env", "K", "--without-head", K=KEY).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "tail", "show"])
+def test_a_file_that_is_not_there(tmp_path: Path, command: str) -> None:
+    result = run(command, tmp_path / "none.jsonl")
+    assert isinstance(result.exception, UserError)
+    assert "none.jsonl" in str(result.exception)
+
+
+def test_the_command_line_gives_2_for_a_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mitmgate.cli import main
+
+    assert main(["audit", "verify", str(tmp_path / "none.jsonl")]) == 2
+    assert "there is no audit file" in capsys.readouterr().err
+
+
+def test_the_command_line_gives_1_for_a_broken_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mitmgate.cli import main
+
+    assert main(["audit", "verify", str(log)]) == 1
+    assert capsys.readouterr().out.startswith("BROKEN: ")
+
+
+def test_tail(log: Path) -> None:
+    result = run("tail", log)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len(lines) == 5
+    assert "GET /api/v1/users/7?page=2&token=[redacted]" in lines[1]
+    assert "200 proxied" in lines[1] and "alice" in lines[1]
+    assert "401 denied" in lines[2] and "token-expired" in lines[2]
+    assert "gateway-stopped" in lines[4]
+    assert len(run("tail", log, "-n", "2").output.splitlines()) == 2
+    assert run("tail", log, "-n", "0").output == ""
+
+
+@pytest.mark.parametrize("command", ["tail", "show"])
+def test_a_terminal_gets_no_control_character(log: Path, command: str) -> None:
+    output = run(command, log).output
+    assert all(character.isprintable() or character == "\n" for character in output)
+    one = run("show", log, "--status", 400).output
+    assert "\\u001b[2J" in one and "\\u202e" in one and "G\\u000aT" in one
+
+
+def test_brackets_are_text_not_markup(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(orjson.dumps({"event": "request", "outcome": "denied", "path": "/[red]x[/red]"}) + b"\n")
+    assert "/[red]x[/red]" in run("tail", path).output
+    assert "/[red]x[/red]" in run("show", path).output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "count"),
+    [
+        ("--user", "alice", 1),
+        ("--user", "bob", 0),
+        ("--reason", "token-expired", 1),
+        ("--status", 401, 1),
+        ("--request-id", "0123456789abcdef0123456789abcdef", 3),
+    ],
+)
+def test_show_finds(log: Path, option: str, value: object, count: int) -> None:
+    result = run("show", log, option, value, COLUMNS="250")
+    assert result.exit_code == 0
+    expected = {0: "No event matches.", 1: "duration_ms", 3: "request id"}
+    assert expected[count] in result.output
+
+
+def test_show_the_last(log: Path) -> None:
+    assert "gateway-stopped" in run("show", log, "--last", 1).output
+    assert "alice" not in run("show", log, "--last", 1).output
+
+
+def test_show_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b"nonsense\n[1]\n")
+    assert "no events" in run("show", path).output
+
+
+def test_following_goes_over_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b'{"number":0}\n')
+    waits = iter(range(1000))
+
+    def append(data: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(data)
+
+    def append_and_rotate(data: bytes) -> None:
+        append(data)
+        path.rename(f"{path}.1")
+
+    steps: Iterator[tuple[Callable[[bytes], object], bytes]] = iter(
+        [
+            (append, b'{"number":1}\n{"numb'),
+            (append, b'er":2}\nnonsense\n'),
+            (append, b'{"number":3}\n'),
+            (append_and_rotate, b'{"number":4}\n'),
+            (path.write_bytes, b'{"number":5}\n'),
+        ]
+    )
+
+    def wait() -> bool:
+        next(waits)
+        step = next(steps, None)
+        if step is None:
+            return False
+        write, data = step
+        write(data)
+        return True
+
+    assert [event["number"] for event in follow(str(path), wait)] == [1, 2, 3, 4, 5]
+
+
+def test_tail_follows_a_log_that_is_written(tmp_path: Path, trail_of: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = trail_of(AuditSettings(sinks=(FileSink(str(path), rotate=5000, keep=100),)))
+    assert trail.flush()
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(200):
+            trail.emit({"event": "request", "outcome": "proxied", "path": f"/{number}/", "status": 200})
+            if number % 10 == 0:
+                trail.flush()
+        trail.close()
+        done.set()
+
+    quiet = iter(range(3))
+
+    def wait() -> bool:
+        return not done.wait(0.002) or next(quiet, None) is not None
+
+    monkeypatch.setattr("mitmgate.audit.commands._wait", wait)
+    thread = threading.Thread(target=write)
+    thread.start()
+    output = run("tail", path, "-n", 0, "-f").output
+    thread.join()
+    assert "/199/" in output and "gateway-stopped" in output
+    assert len(list(events(str(path)))) == 202
+
+
+def test_printable() -> None:
+    assert printable("plain é [x]") == "plain é [x]"
+    assert printable("a\x1b\n\u2028") == "a\\u001b\\u000a\\u2028"
+    assert printable(7) == "7"

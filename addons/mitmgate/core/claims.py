@@ -1,0 +1,162 @@
+"""The claims of a signed token (RFC 7519, 9068): times, issuer, audience, and the principal that they name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeGuard
+
+from mitmgate.core.jose import Json
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Issuer
+from mitmgate.core.token import MAX_NAME, Refusal, SignedClaims
+
+ISSUER_UNKNOWN = Refusal(Reason.TOKEN_ISSUER_UNKNOWN, "The token's issuer is not accepted here.")
+
+_MAX_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z: beyond it are milliseconds taken for seconds, or mischief
+
+_AUDIENCE = Refusal(Reason.TOKEN_AUDIENCE_REFUSED, "The token is not meant for this audience.")
+_AUDIENCE_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's audience has an unexpected form.")
+_NO_EXPIRY = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token has no expiry.")
+_TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no valid number of seconds.")
+_EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
+_NOT_YET = Refusal(Reason.TOKEN_NOT_YET_VALID, "The token is not valid yet.")
+_LIFETIME = Refusal(Reason.TOKEN_LIFETIME_EXCEEDED, "The token is valid for longer than is accepted.")
+_SUBJECT_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token names no subject, or one of an unexpected form.")
+_ROLES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's roles have an unexpected form.")
+_SCOPES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's scopes have an unexpected form.")
+_ID_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's id has an unexpected form.")
+
+
+class Times(NamedTuple):
+    """The times of a token (Unix seconds)."""
+
+    expires: float
+    not_before: float | None = None
+    issued: float | None = None
+
+    def window(self, leeway: float, max_lifetime: float | None) -> tuple[float, float]:
+        """Return (earliest, latest): `check_times` is content exactly where earliest <= now < latest.
+
+        For tokens that were verified before, where a comparison must do.
+        """
+        earliest = max(self.not_before or 0.0, self.issued or 0.0) - leeway
+        if max_lifetime is not None:
+            if self.issued is None:
+                earliest = max(earliest, self.expires - max_lifetime - leeway)
+            elif self.expires - self.issued > max_lifetime:
+                return 0.0, 0.0
+        return earliest, self.expires + leeway
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedClaims:
+    """Claims that hold: signature, issuer, audience and times were checked."""
+
+    claims: Mapping[str, Json] = field(repr=False)
+    times: Times
+
+
+def read_times(claims: Mapping[str, Json]) -> Times | Refusal:
+    """Read `exp` (required), `nbf` and `iat`: numbers of seconds, no booleans (RFC 7519, section 4.1)."""
+    if "exp" not in claims:
+        return _NO_EXPIRY
+    expires, not_before, issued = (_date(claims.get(name)) for name in ("exp", "nbf", "iat"))
+    if expires is None or (not_before is None and "nbf" in claims) or (issued is None and "iat" in claims):
+        return _TIME_FORM
+    return Times(expires, not_before, issued)
+
+
+def _date(value: Json) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_DATE:
+        return float(value)
+    return None
+
+
+def check_times(times: Times, now: float, leeway: float, max_lifetime: float | None) -> Refusal | None:
+    """Check a token's times at `now` (Unix seconds); None where they hold.
+
+    leeway: seconds by which clocks may differ, on either side. max_lifetime: seconds between `iat` and `exp`; of a
+    token without `iat`, what is left of its life must not be more.
+    """
+    if now >= times.expires + leeway:
+        return _EXPIRED
+    if now < max(times.not_before or 0.0, times.issued or 0.0) - leeway:
+        return _NOT_YET
+    if max_lifetime is not None:
+        if times.issued is None:
+            return _LIFETIME if now < times.expires - max_lifetime - leeway else None
+        if times.expires - times.issued > max_lifetime:
+            return _LIFETIME
+    return None
+
+
+def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedClaims | Refusal:
+    """Check issuer, audience and times of signed claims."""
+    claims = signed.claims
+    if claims.get("iss") != issuer.issuer:
+        return ISSUER_UNKNOWN
+    refusal = _check_audience(claims.get("aud"), issuer.audience)
+    if refusal is not None:
+        return refusal
+    times = read_times(claims)
+    if isinstance(times, Refusal):
+        return times
+    return check_times(times, now, issuer.leeway, issuer.max_lifetime) or VerifiedClaims(claims, times)
+
+
+def _check_audience(audience: Json, accepted: tuple[str, ...]) -> Refusal | None:
+    if not accepted:
+        return None
+    if audience is None:
+        return _AUDIENCE
+    named = audience if isinstance(audience, list) else [audience]
+    if not all(isinstance(name, str) for name in named):
+        return _AUDIENCE_FORM
+    return None if any(name in accepted for name in named) else _AUDIENCE
+
+
+def principal_of(verified: VerifiedClaims, issuer: Issuer) -> Principal | Refusal:
+    """Read who a verified token stands for, from the claims that the policy names; the first one present counts."""
+    claims = verified.claims
+    subject = _first(claims, issuer.subject)
+    if not _is_name(subject):
+        return _SUBJECT_FORM
+    roles = _names(_first(claims, issuer.roles))
+    if roles is None:
+        return _ROLES_FORM
+    scopes = _scopes(_first(claims, issuer.scopes))
+    if scopes is None:
+        return _SCOPES_FORM
+    token_id = claims.get("jti")
+    if token_id is not None and not _is_name(token_id):
+        return _ID_FORM
+    return Principal(subject, issuer.name, roles, frozenset(scopes), claims, verified.times.expires, token_id)
+
+
+def _first(claims: Mapping[str, Json], names: tuple[str, ...]) -> Json:
+    return next((claims[name] for name in names if name in claims), None)
+
+
+def _is_name(value: Json) -> TypeGuard[str]:
+    """Tell whether a value names something, and reads the same everywhere.
+
+    Printable, bounded, not empty, no space at its ends: header fields lose those, and log viewers obey the rest.
+    """
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() and value == value.strip()
+
+
+def _names(value: Json) -> tuple[str, ...] | None:
+    """Read roles: one string is one role, never split; a list is of strings. Returns None for anything else."""
+    if value is None or value == "":
+        return ()
+    values = value if isinstance(value, list) else [value]
+    names = [name for name in values if _is_name(name)]
+    return tuple(dict.fromkeys(names)) if len(names) == len(values) else None
+
+
+def _scopes(value: Json) -> tuple[str, ...] | None:
+    """Read scopes: a string of words between spaces (RFC 6749, section 3.3), or a list of words."""
+    words = _names([word for word in value.split(" ") if word] if isinstance(value, str) else value)
+    if words is None or not all(word.isascii() and " " not in word for word in words):
+        return None
+    return words

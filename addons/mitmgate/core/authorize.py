@@ -1,0 +1,92 @@
+"""Authorisation: whether a principal has what a route requires; comparison is exact and knows types."""
+
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Head
+from mitmgate.core.rules import Requirement
+from mitmgate.core.token import Refusal
+
+Facts = Mapping[str, object]
+
+_SCOPE = Refusal(Reason.SCOPE_MISSING, "The token lacks a scope that this route requires.")
+_ROLE = Refusal(Reason.ROLE_MISSING, "None of the roles that this route requires is present.")
+_CLAIM = Refusal(Reason.CLAIM_MISMATCH, "A claim that this route requires is absent or has another value.")
+_FALSE = Refusal(Reason.CONDITION_FALSE, "The route's condition is not met.")
+_ERROR = Refusal(Reason.CONDITION_ERROR, "The route's condition could not be evaluated.")
+
+
+def authorize(require: Requirement, principal: Principal | None, facts: Callable[[], Facts]) -> Refusal | None:
+    """Check every member of a requirement, in the order of the policy; None where all hold.
+
+    No principal meets nothing but an empty requirement: also a condition is not asked, since a negated one
+    ("not banned") would hold of nobody. facts is called only where there is a condition; whatever it or the
+    condition raises is a denial.
+    """
+    if require.scopes_all and (principal is None or not require.scopes_all <= principal.scopes):
+        return _SCOPE
+    if require.roles_any and (principal is None or require.roles_any.isdisjoint(principal.roles)):
+        return _ROLE
+    for name, allowed in require.claims.items():
+        if principal is None or not _claim_holds(principal.claims, name, allowed):
+            return _CLAIM
+    if require.when is None:
+        return None
+    if principal is None:
+        return _ERROR
+    try:
+        return None if require.when.holds(facts()) is True else _FALSE
+    except Exception:  # a condition is the policy author's code: whatever goes wrong in it denies
+        return _ERROR
+
+
+def _claim_holds(claims: Mapping[str, object], name: str, allowed: Sequence[object]) -> bool:
+    """Tell whether a claim, or where it is a list any element of it, is one of the allowed values."""
+    if name not in claims:
+        return False
+    value = claims[name]
+    values = value if isinstance(value, list) else [value]
+    return any(same(one, other) for one in values for other in allowed)
+
+
+def same(one: object, other: object) -> bool:
+    """Compare two JSON values: equal and of one type, all the way down (True is not 1, and 1 is not 1.0)."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    return one == other
+
+
+def facts_of(head: Head, principal: Principal | None, client: IPv4Address | IPv6Address | None, route: str) -> Facts:
+    """Make what a condition may read: `request`, `principal`, `client` and `route`, plain values all.
+
+    Header names are lower-case, repeated fields joined by ", "; the credential itself is left out. `query` is the raw
+    text, "" where there is none.
+    """
+    headers = head.headers
+    names = [name.decode("latin-1") for name in headers.names() if name != b"authorization"]
+    return {
+        "request": {
+            "method": head.method,
+            "path": head.path,
+            "query": head.query or "",
+            "host": head.host,
+            "headers": {name: headers.text(name) for name in names},
+        },
+        "principal": None
+        if principal is None
+        else {
+            "subject": principal.subject,
+            "roles": list(principal.roles),
+            "scopes": sorted(principal.scopes),
+            "claims": dict(principal.claims),
+            "issuer": principal.issuer,
+        },
+        "client": {"ip": "" if client is None else str(client)},
+        "route": {"name": route},
+    }

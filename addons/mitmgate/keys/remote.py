@@ -1,0 +1,118 @@
+"""A published key set (`jwks_url`): fetched ahead of need and in the background, kept over outages for a while.
+
+Requests never start more than one fetch in `min_refresh` seconds, whatever key ids they bring, and all that wait,
+wait for the same one. A new document replaces the old one as a whole, so a withdrawn key is gone with it; what is no
+JWK set replaces nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from mitmgate.core.rules import KeySource
+from mitmgate.keys.fetch import FetchError, fetch_document
+from mitmgate.keys.jwks import parse_jwk_set
+from mitmgate.keys.keyset import KeySet
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_RETRY = 60.0
+
+
+class RemoteKeys:
+    """The keys of one `jwks_url`, for every issuer that names it the same way."""
+
+    def __init__(
+        self,
+        source: KeySource,
+        *,
+        fetch: Callable[[str], Awaitable[bytes]] = fetch_document,
+        clock: Callable[[], float] = time.time,
+        retry: float = 1.0,
+    ) -> None:
+        """retry: seconds to the first retry of a failed fetch; each further one waits twice as long."""
+        self.source = source
+        self._fetch = fetch
+        self._clock = clock
+        self._retry = retry
+        parts = urlsplit(source.url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._document: bytes | None = None
+        self._keys: KeySet | None = None
+        self._fetched = 0.0
+        self._failures = 0
+        self._attempted = 0.0
+        self._fetching: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def current(self, now: float) -> KeySet | None:
+        """Return the keys in force; None where none were fetched, none is usable, or they are older than max_stale."""
+        keys = self._keys
+        if keys is None or not keys.keys or now - self._fetched > self.source.max_stale:
+            return None
+        return keys
+
+    def refetch(self) -> asyncio.Task[None] | None:
+        """Return the fetch that may bring a key that is not known: the one under way, or a new one.
+
+        None where the last one was started less than min_refresh seconds ago, or this is not running.
+        """
+        if self._fetching is not None or self._refreshing is None:
+            return self._fetching
+        if asyncio.get_running_loop().time() - self._attempted < self.source.min_refresh:
+            return None
+        return self._begin()
+
+    def start(self) -> asyncio.Task[None] | None:
+        """Start to fetch, with a running loop; returns the fetch that is under way. A second call changes nothing."""
+        if self._refreshing is None:
+            self._begin()
+            self._refreshing = asyncio.create_task(self._keep_fresh(), name=f"keys of {self._shown}")
+        return self._fetching
+
+    async def close(self) -> None:
+        """Stop fetching; the keys that are there serve until they are stale."""
+        tasks = [task for task in (self._refreshing, self._fetching) if task is not None]
+        self._refreshing = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._fetching is None:
+            self._attempted = asyncio.get_running_loop().time()
+            self._fetching = asyncio.create_task(self._update(), name=f"fetch of {self._shown}")
+        return self._fetching
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.wait({self._begin()})
+            pause = self.source.refresh
+            if self._failures:
+                pause = min(pause, _LONGEST_RETRY, self._retry * 2.0 ** min(self._failures - 1, 16))
+            await asyncio.sleep(pause)
+
+    async def _update(self) -> None:
+        asked = self._clock()
+        try:
+            document = await self._fetch(self.source.url)
+            if document != self._document:
+                self._install(parse_jwk_set(document, secrets=False))
+                self._document = document
+            self._fetched = asked
+            self._failures = 0
+        except Exception as error:  # whatever a server or a document does, the next refresh must come
+            self._failures += 1
+            kept = "those that are kept serve" if self.current(asked) is not None else "there are none to verify with"
+            expected = isinstance(error, FetchError | ValueError)
+            logger.warning("keys of %s not fetched: %s; %s", self._shown, error, kept, exc_info=not expected)
+        finally:
+            self._fetching = None
+
+    def _install(self, keys: KeySet) -> None:
+        self._keys = keys
+        logger.info("keys of %s: %d usable", self._shown, len(keys.keys))
+        for reason in keys.ignored:
+            logger.warning("keys of %s: %s", self._shown, reason)

@@ -1,0 +1,168 @@
+"""The key ring: every issuer of the policy in force with its keys, and the tokens that were verified with them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from mitmgate.core.claims import ISSUER_UNKNOWN
+from mitmgate.core.principal import Principal
+from mitmgate.core.rules import Issuer, KeySource
+from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.keys.material import key_set
+from mitmgate.keys.remote import RemoteKeys
+from mitmgate.keys.verify import KEYS_UNAVAILABLE, KeyStore, StaticKeys, Verified, Verifier
+
+UNKNOWN_KEY_WAIT = 2.0
+"""Seconds that a request with an unknown key id waits for the fetch that may bring it."""
+
+FIRST_FETCH_WAIT = 5.0
+"""Seconds that a start or a reload waits for key sets; requests that need one that is not there yet are denied."""
+
+Result = Principal | Refusal
+
+
+class _Edition(NamedTuple):
+    """The verifiers of one policy: by issuer name, and by the tuple of names that a route allows."""
+
+    issuers: Mapping[str, Issuer]
+    verifiers: Mapping[str, Verifier]
+    allowed: dict[tuple[str, ...], tuple[Verifier, ...]]
+
+
+class KeyRing:
+    """Authenticates tokens for the issuers of a policy.
+
+    The cache of verified tokens is keyed by a digest, so that no credential is kept, and an entry counts only for the
+    verifier that made it, the key set that it was made with, and the times of the token: a change of the issuer's
+    policy or of its keys makes it void without anyone having to remember to clear it. Refusals are not cached.
+    """
+
+    def __init__(
+        self, *, cached_tokens: int = 10_000, open_keys: Callable[[KeySource], RemoteKeys] = RemoteKeys
+    ) -> None:
+        """cached_tokens: the most verified tokens to remember (about 2 KB each)."""
+        self._cache: LRUCache[bytes, tuple[Verifier, Verified]] = LRUCache(cached_tokens)
+        self._open_keys = open_keys
+        self._remotes: dict[KeySource, RemoteKeys] = {}
+        self._started = False
+        self._closing: set[asyncio.Task[None]] = set()
+        self._edition = self._former = _Edition({}, {}, {})
+
+    def configure(self, issuers: Mapping[str, Issuer]) -> None:
+        """Take the issuers of a new snapshot: `snapshot.issuers` itself, which `authenticate` knows again by identity.
+
+        Verifiers and fetched keys whose issuer or source did not change are kept. Requests that still hold the
+        snapshot before this one are served as well. Raises ValueError where key material is not usable
+        (`material.problem` says so beforehand), and then changes nothing.
+        """
+        remotes: dict[KeySource, RemoteKeys] = {}
+        verifiers = {name: self._verifier(name, issuer, remotes) for name, issuer in issuers.items()}
+        dropped = [remote for source, remote in self._remotes.items() if source not in remotes]
+        self._former, self._edition = self._edition, _Edition(issuers, verifiers, {})
+        self._remotes = remotes
+        if self._started:
+            for remote in remotes.values():
+                remote.start()
+            for remote in dropped:
+                task = asyncio.create_task(remote.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    def _verifier(self, name: str, issuer: Issuer, remotes: dict[KeySource, RemoteKeys]) -> Verifier:
+        source = issuer.keys
+        if source.kind == "jwks_url" and source not in remotes:
+            remotes[source] = self._remotes.get(source) or self._open_keys(source)
+        known = self._edition.verifiers.get(name)
+        if known is not None and known.issuer == issuer:
+            return known
+        keys: KeyStore = remotes[source] if source in remotes else StaticKeys(key_set(source, issuer.algorithms))
+        return Verifier(issuer, keys)
+
+    async def prepare(self, issuers: Mapping[str, Issuer]) -> None:
+        """Fetch the key sets that a snapshot will need and that are not known yet, before `configure` takes it.
+
+        With it a reload has no moment without keys; without it, requests of a new issuer are denied until they are
+        there.
+        """
+        sources = {issuer.keys for issuer in issuers.values() if issuer.keys.kind == "jwks_url"}
+        new = [self._open_keys(source) for source in sources.difference(self._remotes)]
+        self._remotes |= {remote.source: remote for remote in new}
+        if self._started:
+            await _first_fetches(new)
+
+    async def start(self) -> None:
+        """Start to fetch published key sets; returns when each was asked for once, or after FIRST_FETCH_WAIT."""
+        self._started = True
+        await _first_fetches(self._remotes.values())
+
+    async def close(self) -> None:
+        """Stop fetching."""
+        self._started = False
+        await asyncio.gather(*(remote.close() for remote in self._remotes.values()), *self._closing)
+
+    def authenticate(
+        self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float
+    ) -> Result | Awaitable[Result]:
+        """Authenticate a token for one of the issuers `names` of a snapshot's `issuers`, at `now` (Unix seconds).
+
+        Returns an awaitable only where the token's key is not known and a fetch may bring it; that takes at most
+        UNKNOWN_KEY_WAIT seconds.
+        """
+        edition = self._edition
+        if edition.issuers is not issuers:
+            edition = self._former
+            if edition.issuers is not issuers:
+                return KEYS_UNAVAILABLE
+        verifiers = edition.allowed.get(names)
+        if verifiers is None:
+            verifiers = edition.allowed[names] = tuple(edition.verifiers[name] for name in names)
+        digest = blake2b(token, digest_size=32).digest()
+        entry = self._cache.get(digest)
+        if entry is not None:
+            verifier, (principal, keys, earliest, latest) = entry
+            if verifier in verifiers and earliest <= now < latest and verifier.keys.current(now) is keys:
+                return principal
+        return self._verify(verifiers, token, digest, now)
+
+    def _verify(
+        self, verifiers: tuple[Verifier, ...], raw: bytes, digest: bytes, now: float
+    ) -> Result | Awaitable[Result]:
+        token = read_token(raw)
+        if isinstance(token, Refusal):
+            return token
+        named = [verifier for verifier in verifiers if verifier.issuer.issuer == token.issuer]
+        refusal, missed = ISSUER_UNKNOWN, []
+        for verifier in named:
+            result = verifier.verify(token, now)
+            if not isinstance(result, Refusal):
+                return self._remember(digest, verifier, result)
+            refusal = result
+            fetch = verifier.awaits(token, result)
+            if fetch is not None:
+                missed.append((verifier, fetch))
+        return self._verify_later(missed, token, digest, now) if missed else refusal
+
+    async def _verify_later(
+        self, missed: list[tuple[Verifier, asyncio.Task[None]]], token: UnverifiedToken, digest: bytes, now: float
+    ) -> Result:
+        await asyncio.wait({fetch for _, fetch in missed}, timeout=UNKNOWN_KEY_WAIT)
+        refusal = ISSUER_UNKNOWN
+        for verifier, _ in missed:
+            result = verifier.verify(token, now)
+            if not isinstance(result, Refusal):
+                return self._remember(digest, verifier, result)
+            refusal = result
+        return refusal
+
+    def _remember(self, digest: bytes, verifier: Verifier, verified: Verified) -> Principal:
+        self._cache[digest] = verifier, verified
+        return verified.principal
+
+
+async def _first_fetches(remotes: Iterable[RemoteKeys]) -> None:
+    fetches = {fetch for remote in remotes if (fetch := remote.start()) is not None}
+    if fetches:
+        await asyncio.wait(fetches, timeout=FIRST_FETCH_WAIT)

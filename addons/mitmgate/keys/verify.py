@@ -1,0 +1,108 @@
+"""Verification of a token for one issuer: the signature by PyJWT's algorithms, everything else by core."""
+
+from asyncio import Task
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from jwt.algorithms import get_default_algorithms
+
+from mitmgate.core.claims import principal_of, verify_claims
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Issuer
+from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, check_header
+from mitmgate.keys.keyset import ALGORITHMS, KeySet, VerificationKey
+
+KEYS_UNAVAILABLE = Refusal(Reason.KEYS_UNAVAILABLE, "The keys to verify this token with are not available.")
+_KEY_UNKNOWN = Refusal(Reason.TOKEN_KEY_UNKNOWN, "The token was signed with a key that is not known.")
+_SIGNATURE = Refusal(Reason.TOKEN_SIGNATURE_INVALID, "The token's signature is not valid.")
+
+_ALGORITHMS = {name: algorithm for name, algorithm in get_default_algorithms().items() if name in ALGORITHMS}
+
+
+class KeyStore(Protocol):
+    """Where an issuer's keys are kept."""
+
+    def current(self, now: float) -> KeySet | None:
+        """Return the keys in force at `now` (Unix seconds), the same object until they change; None: there are none."""
+        ...
+
+    def refetch(self) -> Task[None] | None:
+        """Return a fetch that may bring a key that is not known; None where there is nothing to wait for."""
+        ...
+
+
+class StaticKeys:
+    """Keys that came with the policy."""
+
+    def __init__(self, keys: KeySet) -> None:
+        """Keep the keys."""
+        self._keys = keys
+
+    def current(self, now: float) -> KeySet | None:
+        """Return the keys."""
+        return self._keys
+
+    def refetch(self) -> Task[None] | None:
+        """Return None: they change with the policy alone."""
+        return None
+
+
+class Verified(NamedTuple):
+    """A principal, the key set that vouches for it, and the times (Unix seconds) between which the token is good."""
+
+    principal: Principal
+    keys: KeySet
+    earliest: float
+    latest: float
+
+
+def verify_signature(token: UnverifiedToken, keys: Iterable[VerificationKey]) -> SignedClaims | None:
+    """Check the signature with each key; None where none made it.
+
+    Keys must have been selected for the token's algorithm: that binds algorithm and key type.
+    """
+    algorithm = _ALGORITHMS[token.algorithm]
+    for key in keys:
+        if token.algorithm in key.algorithms and algorithm.verify(token.signing_input, key.key, token.signature):
+            return SignedClaims(token.unverified_claims)
+    return None
+
+
+class Verifier:
+    """One issuer of a policy with its keys."""
+
+    __slots__ = ("issuer", "keys")
+
+    def __init__(self, issuer: Issuer, keys: KeyStore) -> None:
+        """Bind the issuer to its keys."""
+        self.issuer = issuer
+        self.keys = keys
+
+    def verify(self, token: UnverifiedToken, now: float) -> Verified | Refusal:
+        """Verify a token of this issuer at `now` (Unix seconds) with the keys that are there."""
+        issuer = self.issuer
+        refusal = check_header(token, issuer)
+        if refusal is not None:
+            return refusal
+        keys = self.keys.current(now)
+        if keys is None:
+            return KEYS_UNAVAILABLE
+        candidates = keys.select(token.key_id, token.algorithm)
+        if not candidates:
+            return _KEY_UNKNOWN
+        signed = verify_signature(token, candidates)
+        if signed is None:
+            return _SIGNATURE
+        verified = verify_claims(signed, issuer, now)
+        if isinstance(verified, Refusal):
+            return verified
+        principal = principal_of(verified, issuer)
+        if isinstance(principal, Refusal):
+            return principal
+        return Verified(principal, keys, *verified.times.window(issuer.leeway, issuer.max_lifetime))
+
+    def awaits(self, token: UnverifiedToken, refusal: Refusal) -> Task[None] | None:
+        """Return the fetch that may turn a refusal of `verify` round: the token's key may be newer than ours."""
+        missed = refusal is _KEY_UNKNOWN or (refusal is _SIGNATURE and token.key_id is None)
+        return self.keys.refetch() if missed else None

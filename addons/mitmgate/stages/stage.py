@@ -14,6 +14,9 @@ from mitmgate.stages.exchange import Exchange, exchange_of
 
 logger = logging.getLogger(__name__)
 
+NEVER_OBSERVED = frozenset({Reason.STAGE_ERROR, Reason.NO_ROUTE, Reason.METHOD_NOT_ALLOWED})
+"""Denials that stay final in report mode: nothing was decided, or there is no upstream to go to."""
+
 
 class Stage:
     """One policy point, a mitmproxy addon whose `requestheaders` hook runs `decide`.
@@ -81,7 +84,7 @@ class Stage:
         elif (
             step.outcome is Outcome.DENY
             and self.reportable
-            and step.reason is not Reason.STAGE_ERROR
+            and step.reason not in NEVER_OBSERVED
             and _reports(exchange)
         ):
             step = step._replace(outcome=Outcome.OBSERVE)

@@ -1,0 +1,80 @@
+"""Authentication: the bearer token of a request becomes a principal."""
+
+from collections.abc import Awaitable
+
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.token import Refusal
+from mitmgate.core.verdict import Step
+from mitmgate.keys.ring import KeyRing
+from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.stage import Stage
+
+BARE_CHALLENGE = "Bearer"
+"""Says that a token is needed, and nothing more, where none was given (RFC 6750, section 3.1)."""
+
+_NO_CREDENTIAL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
+_OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the Bearer scheme is accepted.")
+
+
+class Authentication(Stage):
+    """Verify the bearer token for the issuers that the route accepts.
+
+    Reads: head (Authorization, and nothing else: no query, no cookie, no body), route or no_route, snapshot.issuers,
+    now. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 503 keys-unavailable.
+    Skips public routes, and, where there is no route, what needs no credential to be told so. On failure: 503
+    stage-error. Waits only where a published key set may have a key that is not known yet, a bounded time.
+    """
+
+    name = "authentication"
+
+    def __init__(self, ring: KeyRing) -> None:
+        """ring: configured with the issuers of the snapshot in force."""
+        self._ring = ring
+
+    def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
+        """Admit with a principal, or deny."""
+        names = _accepted_issuers(exchange)
+        if names is None:
+            return self.skipped
+        if exchange.head is None:
+            raise LookupError("the head was not made")
+        credential = exchange.head.headers.one(b"authorization")
+        if credential is None:
+            return self._refuse(exchange, _NO_CREDENTIAL)
+        scheme, _, token = credential.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return self._refuse(exchange, _OTHER_SCHEME)
+        result = self._ring.authenticate(exchange.snapshot.issuers, names, token.strip(b" "), exchange.now)
+        if isinstance(result, Principal | Refusal):
+            return self._conclude(exchange, result)
+        return self._later(exchange, result)
+
+    async def _later(self, exchange: Exchange, pending: Awaitable[Principal | Refusal]) -> Step:
+        return self._conclude(exchange, await pending)
+
+    def _conclude(self, exchange: Exchange, result: Principal | Refusal) -> Step:
+        if isinstance(result, Refusal):
+            return self._refuse(exchange, result)
+        exchange.principal = result
+        return self.admitted
+
+    def _refuse(self, exchange: Exchange, refusal: Refusal) -> Step:
+        """Deny with the challenge of RFC 6750, section 3. Details are constants, safe in a quoted string."""
+        if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
+            exchange.challenge = BARE_CHALLENGE
+        elif refusal.reason.status == 401:
+            exchange.challenge = f'Bearer error="invalid_token", error_description="{refusal.detail}"'
+        return self.deny(refusal.reason, refusal.detail)
+
+
+def _accepted_issuers(exchange: Exchange) -> tuple[str, ...] | None:
+    """Return the names of the issuers that this request may authenticate with; None: it need not."""
+    if exchange.route is not None:
+        return exchange.route.issuers
+    missing = exchange.no_route
+    if missing is None:
+        raise LookupError("routing has not spoken")
+    if missing.public and missing.allow:
+        return None
+    return exchange.snapshot.default_issuers

@@ -1,0 +1,53 @@
+"""Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
+
+from mitmgate.core.authorize import authorize, facts_of
+from mitmgate.core.reason import Reason
+from mitmgate.core.routing import NoRoute
+from mitmgate.core.rules import Route
+from mitmgate.core.verdict import Step
+from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.stage import Stage
+
+
+class Authorization(Stage):
+    """Check what the route requires of the principal: scopes, roles, claims, the CEL condition.
+
+    Reads: route or no_route, principal; for a condition also head and client. Writes: challenge, and answer for the
+    Allow field. Denies: 404 no-route and 405 method-not-allowed (final in report mode too: there is nowhere to go),
+    403 for each member of `require`, 401 where a route that is not public has no principal. On failure: 503
+    stage-error; a condition that fails is 403 condition-error.
+    """
+
+    name = "authorization"
+
+    def decide(self, exchange: Exchange) -> Step:
+        """Admit, or deny with the first requirement that is not met."""
+        route = exchange.route
+        if route is None:
+            if exchange.no_route is None:
+                raise LookupError("routing has not spoken")
+            return self._no_route(exchange, exchange.no_route)
+        head = exchange.head
+        if head is None:
+            raise LookupError("the head was not made")
+        principal = exchange.principal
+        if principal is None and route.issuers is not None:
+            exchange.challenge = exchange.challenge or "Bearer"
+            return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
+        refusal = authorize(route.require, principal, lambda: facts_of(head, principal, exchange.client, route.name))
+        if refusal is None:
+            return self.admitted
+        if refusal.reason is Reason.SCOPE_MISSING:
+            exchange.challenge = _scope_challenge(route)
+        return self.deny(refusal.reason, refusal.detail)
+
+    def _no_route(self, exchange: Exchange, missing: NoRoute) -> Step:
+        if not missing.allow:
+            return self.deny(Reason.NO_ROUTE, "There is nothing at this path.")
+        exchange.answer = Answer(405, fields=((b"Allow", ", ".join(missing.allow).encode("ascii")),))
+        return self.deny(Reason.METHOD_NOT_ALLOWED, "This path does not take this method.")
+
+
+def _scope_challenge(route: Route) -> str:
+    """Make the challenge that names the scopes a request needs (RFC 6750, section 3.1)."""
+    return f'Bearer error="insufficient_scope", scope="{" ".join(sorted(route.require.scopes_all))}"'

@@ -1,0 +1,68 @@
+"""The mitmweb side: what a person sees of the decisions, and what mitmweb must not do to them."""
+
+# mitmproxy's options, addon manager and view are untyped.
+# mypy: allow-untyped-calls
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from mitmproxy import ctx
+from mitmproxy.addons.view import View
+
+from mitmgate import chain
+from mitmgate.engine.gateway import gateway as proxying_gateway
+from mitmgate.inspect.annotate import Annotate
+from mitmgate.inspect.bounded import BoundedView
+from mitmgate.inspect.commands import GatewayCommands
+from mitmgate.inspect.guard import OptionGuard
+from mitmgate.inspect.view import GatewayView
+from mitmgate.policy.snapshot import Snapshot
+
+
+def addons(view: View, policy: Callable[[], Snapshot]) -> list[object]:
+    """Make the addons that show decisions in a host that has a view of flows, in the order they are added.
+
+    view: the host's. policy: returns the policy in force, or raises LookupError.
+    """
+    return [Annotate(), GatewayView(), GatewayCommands(view, policy), BoundedView(view), OptionGuard()]
+
+
+class Inspection:
+    """An observer of the gateway that brings `addons` into a host with a view, behind Enforcer.
+
+    In mitmdump, or another host without a view, it does nothing.
+    """
+
+    name: ClassVar[str] = "mitmgate-inspection"
+
+    def __init__(self) -> None:
+        """Wait for the host to be configured."""
+        self.policy: Callable[[], Snapshot] = _no_policy
+        self._added: list[object] = []
+
+    def configure(self, updated: set[str]) -> None:
+        """Add the addons once: only now is Enforcer in the host's chain."""
+        view = ctx.master.addons.get("view")
+        if not self._added and isinstance(view, View):
+            self._added = addons(view, self.policy)
+            ctx.master.addons.add(*self._added)
+            if "web_columns" in ctx.options and "comment" not in ctx.options.web_columns:
+                ctx.options.web_columns = [*ctx.options.web_columns, "comment"]
+
+    def done(self) -> None:
+        """Take them out again."""
+        added, self._added = self._added, []
+        for addon in added:
+            ctx.master.addons.remove(addon)
+
+
+def gateway(policy: str | None = None) -> chain.Gateway:
+    """Make the gateway addon with its inspection. policy: the file; None: the option `mitmgate_policy` names it."""
+    inspection = Inspection()
+    made = proxying_gateway(policy, (inspection,))
+    inspection.policy = lambda: made.snapshot
+    return made
+
+
+def _no_policy() -> Snapshot:
+    raise LookupError("no policy is in force")

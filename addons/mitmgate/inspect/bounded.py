@@ -1,5 +1,8 @@
 """BoundedView: mitmweb keeps every flow for ever; here the oldest finished ones leave when there are too many."""
 
+# mitmproxy's options, addon manager and view are untyped.
+# mypy: allow-untyped-calls
+
 from typing import ClassVar
 
 from mitmproxy import ctx, exceptions
@@ -81,10 +84,9 @@ class BoundedView:
                 return
 
     def _over(self) -> bool:
-        return (
-            self._view.store_count() > ctx.options.mitmgate_keep_flows
-            or self._bytes > ctx.options.mitmgate_keep_bytes
-        )
+        flows: int = self._view.store_count()
+        options = ctx.options
+        return bool(flows > options.mitmgate_keep_flows or self._bytes > options.mitmgate_keep_bytes)
 
     def _adopt(self) -> bool:
         """Count finished flows that no hook told of, such as duplicates. Tells whether there was any."""

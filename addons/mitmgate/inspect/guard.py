@@ -5,11 +5,14 @@ from a recording, write a file. That would be a way around the policy, so here e
 runs, but for what only changes how flows are shown.
 """
 
+# mitmproxy's options, addon manager and view are untyped.
+# mypy: allow-untyped-calls
+
 import ipaddress
-from collections.abc import Callable
 from typing import ClassVar
 
 from mitmproxy import ctx, exceptions
+from mitmproxy.command import Command
 from mitmproxy.optmanager import OptManager
 
 VIEW_OPTIONS = frozenset(
@@ -72,7 +75,7 @@ class OptionGuard:
     def __init__(self) -> None:
         """Start open: the host is still being configured."""
         self._frozen: dict[str, object] = {}
-        self._commands: dict[str, object] = {}
+        self._commands: dict[str, Command] = {}
 
     def configure(self, updated: set[str]) -> None:
         """Refuse a web interface that other machines can reach. Raises OptionsError."""
@@ -87,6 +90,8 @@ class OptionGuard:
 
         `OptManager.subscribe` is asked before any addon's `configure`, so that nothing acts on a refused value.
         """
+        if self._frozen:
+            return
         frozen = sorted(ctx.options.keys() - VIEW_OPTIONS)
         self._frozen = {name: getattr(ctx.options, name) for name in frozen}
         ctx.options.subscribe(self._refuse, frozen)
@@ -116,5 +121,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-

@@ -1,0 +1,50 @@
+"""Annotate: writes each decision on its flow, where mitmweb shows it while the request is still on its way."""
+
+import weakref
+from typing import ClassVar
+
+from mitmproxy.http import HTTPFlow
+
+from mitmgate.audit.mirror import mirror
+from mitmgate.inspect.summary import summarise
+from mitmgate.stages.exchange import exchange_of
+
+METADATA = "mitmgate"
+
+
+class Annotate:
+    """Set flow.comment, flow.marked and flow.metadata["mitmgate"].
+
+    Stands behind Enforcer, so that `requestheaders` shows the decision that was enforced; the later hooks add what
+    became of it. mitmproxy tells the view after every hook, and the view tells the browser. A comment that a person
+    wrote is kept.
+
+    mitmweb's filters, in its search field: `~comment ^DENY`, `~comment token-expired`, `~comment "route users"`;
+    a marker as `~marker red_circle` in commands and options (in the browser, which has the emoji: `~marker 🔴`);
+    `~meta scope-missing` finds a reason in the whole verdict.
+    """
+
+    name: ClassVar[str] = "mitmgate-annotate"
+
+    def __init__(self) -> None:
+        """Remember what was written, to tell it from a person's words."""
+        self._written: weakref.WeakKeyDictionary[HTTPFlow, str] = weakref.WeakKeyDictionary()
+
+    def requestheaders(self, flow: HTTPFlow) -> None:
+        """Show the decision, before the service or the client has it."""
+        self._annotate(flow)
+
+    responseheaders = requestheaders
+    response = requestheaders
+    error = requestheaders
+
+    def _annotate(self, flow: HTTPFlow) -> None:
+        exchange = exchange_of(flow)
+        if exchange is None and not flow.live:
+            return  # loaded from a file: it brings its own
+        summary = summarise(exchange, flow)
+        if flow.comment in ("", self._written.get(flow)):
+            flow.comment = self._written[flow] = summary.comment
+            flow.marked = summary.marker
+        if exchange is not None:
+            flow.metadata[METADATA] = mirror(exchange)

@@ -1,0 +1,164 @@
+"""The whole of a decision as text: what the Gateway content view and `mitmgate.explain` show."""
+
+import io
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from mitmproxy.flow import Flow
+from mitmproxy.http import HTTPFlow
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import LiteralScalarString
+
+from mitmgate.audit.mirror import Plain, mirror
+from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
+from mitmgate.audit.settings import Redact
+from mitmgate.inspect.annotate import METADATA
+from mitmgate.inspect.summary import summarise
+from mitmgate.stages.exchange import Exchange, exchange_of
+
+Decision = Mapping[str, Plain]
+Members = dict[str, object]
+
+
+def has_decision(flow: Flow | None) -> bool:
+    """Tell whether there is anything to report of a flow: it was decided on here, or saved with its verdict."""
+    return isinstance(flow, HTTPFlow) and (exchange_of(flow) is not None or METADATA in flow.metadata)
+
+
+def report(flow: Flow | None) -> str:
+    """Describe the decision of a flow as YAML; a sentence where there is none.
+
+    No credential is in it: not the client's, not the assertion that the service gets. A flow that was loaded from a
+    file is described by the verdict that was saved with it, which has no limits, circuit or forwarded head.
+    """
+    if not isinstance(flow, HTTPFlow):
+        return "Not an HTTP request: the gateway decides on nothing else."
+    exchange = exchange_of(flow)
+    if exchange is not None:
+        return _yaml(_live(exchange, flow))
+    if METADATA not in flow.metadata:
+        return "The gateway has not decided on this flow."
+    try:
+        saved = flow.metadata[METADATA]
+        return _yaml({"decision": flow.comment, **_decision(saved), "received": _received(saved, Redaction(Redact()))})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "The verdict that was saved with this flow can't be read."
+
+
+def _live(exchange: Exchange, flow: HTTPFlow) -> Members:
+    snapshot, decision = exchange.snapshot, mirror(exchange)
+    redaction = Redaction(Redact(snapshot.policy.audit.redact.headers, snapshot.policy.audit.redact.query))
+    made: Members = {"decision": summarise(exchange, flow).comment, **_decision(decision)}
+    if exchange.grants:
+        made["limits"] = {
+            grant.limit.name: f"{grant.remaining} of {grant.limit.limit} left in any {grant.limit.window:g} s"
+            + (", by this process alone: the store is away" if grant.degraded else "")
+            for grant in exchange.grants
+        }
+    if exchange.endpoint is not None:
+        made["endpoint"] = exchange.endpoint.url
+    if exchange.permit is not None:
+        made["circuit"] = str(exchange.permit)
+    made["received"] = _received(decision, redaction)
+    if exchange.forward is not None:
+        forward, assertion = exchange.forward, snapshot.forward.assertion
+        secret = frozenset({assertion.header.decode("latin-1")} if assertion is not None else ())
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in forward.fields]
+        made["forwarded"] = _head(forward.method, forward.target, "HTTP/1.1", fields, redaction, secret)
+    made["policy"] = {"file": snapshot.path, "digest": snapshot.digest}
+    return made
+
+
+def _decision(saved: Decision) -> Members:
+    """Describe what `mirror` made, in the order of interest. Raises KeyError or TypeError for what it never makes."""
+    made: Members = {}
+    if saved["detail"]:
+        made["detail"] = saved["detail"]
+    if saved["failure"]:
+        made["failure"] = f"{saved['failure']}: {saved['failure_detail']}"
+    made["stages"] = stage_table(_list(saved["steps"]))
+    made["request_id"] = saved["request_id"]
+    made["time"] = datetime.fromtimestamp(_number(saved["now"]), UTC).isoformat(timespec="milliseconds")
+    made["client"] = saved["client"] or "unknown"
+    made["route"] = saved["route"] or "none"
+    if saved["principal"]:
+        principal = _dict(saved["principal"])
+        left = _number(principal["expires"]) - _number(saved["now"])
+        made["principal"] = {**principal, "expires": f"{left:.0f} s after the request"}
+    made["policy"] = saved["policy"]
+    return made
+
+
+def stage_table(steps: Iterable[Plain]) -> str:
+    """Lay steps as `mirror` makes them out as a table: stage, outcome, reason, microseconds, detail."""
+    rows = [["stage", "outcome", "reason", "µs", ""]]
+    for step in map(_dict, steps):
+        stage, outcome, reason, detail = (
+            _printable(str(step[name])) for name in ("stage", "outcome", "reason", "detail")
+        )
+        rows.append([stage, outcome, reason, f"{_number(step['ms']) * 1000:.0f}", detail])
+    first, second, third, fourth, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        f"{stage:<{first}}  {outcome:<{second}}  {reason:<{third}}  {micros:>{fourth}}  {detail}".rstrip()
+        for stage, outcome, reason, micros, detail in rows
+    ]
+    return _block(lines)
+
+
+def _received(saved: Decision, redaction: Redaction) -> str:
+    ingress = _dict(saved["ingress"])
+    fields = [(str(name), str(value)) for name, value in map(_list, _list(ingress["headers"]))]
+    return _head(str(ingress["method"]), str(ingress["target"]), str(ingress["version"]), fields, redaction)
+
+
+def _head(
+    method: str,
+    target: str,
+    version: str,
+    fields: Iterable[tuple[str, str]],
+    redaction: Redaction,
+    secret: frozenset[str] = frozenset(),
+) -> str:
+    """Write a message head with its credentials redacted. secret: lower-case names that are redacted too."""
+    path, mark, query = target.partition("?")
+    lines = [f"{method} {veil(path)}{mark}{redaction.query(query)} {version}"]
+    for name, value in fields:
+        hidden = name.lower() in redaction.headers or name.lower() in secret
+        lines.append(f"{name}: {REDACTED if hidden else without_jwts(value)}")
+    return _block(map(_printable, lines))
+
+
+def _block(lines: Iterable[str]) -> str:
+    text: str = LiteralScalarString("\n".join(lines))
+    return text
+
+
+def _printable(line: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+
+
+def _dict(value: Plain) -> dict[str, Plain]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+def _list(value: Plain) -> list[Plain]:
+    if not isinstance(value, list | tuple):  # FlowReader makes lists of what FlowWriter took
+        raise TypeError("not a list")
+    return list(value)
+
+
+def _number(value: Plain) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError("not a number")
+    return value
+
+
+def _yaml(members: Members) -> str:
+    out = io.StringIO()
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 1000
+    yaml.allow_unicode = True
+    yaml.dump(members, out)
+    return out.getvalue()

@@ -1,0 +1,127 @@
+"""`mitmgate web`: stock mitmweb with the gateway in it, for looking at decisions as they are made."""
+
+# mitmproxy's options, addon manager and view are untyped.
+# mypy: allow-untyped-calls
+
+import asyncio
+import os
+import signal
+
+import argon2
+import click
+from mitmproxy import exceptions
+from mitmproxy.addons.errorcheck import ErrorCheck
+from mitmproxy.options import Options
+from mitmproxy.tools.web.master import WebMaster
+
+from mitmgate import process_log
+from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
+from mitmgate.inspect import gateway
+from mitmgate.inspect.bounded import KEEP_FLOWS
+from mitmgate.usage import UserError
+
+WEB_HOST = "127.0.0.1"
+COLUMNS = ["path", "method", "status", "time", "comment"]
+
+
+class StartupCheck(ErrorCheck):
+    """mitmproxy's check for errors at start, with a user's mistake in place of `sys.exit`."""
+
+    name = "errorcheck"  # by this name Master asks for it
+
+    async def shutdown_if_errored(self) -> None:
+        """Raise UserError with the first error that was logged."""
+        await asyncio.sleep(0)  # as in mitmproxy: logging tasks first
+        if self.logger.has_errored:
+            self.finish()
+            raise UserError(self.logger.has_errored[0].getMessage())
+
+
+class Announcement:
+    """Say on stdout, in one line, that both listeners accept connections."""
+
+    name = "mitmgate-announcement"
+
+    def __init__(self, master: WebMaster) -> None:
+        """master: knows the addresses once it runs."""
+        self._master = master
+
+    def running(self) -> None:
+        """Print the line. The token stands in it once, as mitmweb does it, and in no log."""
+        addresses = [address for server in self._master.proxyserver.servers for address in server.listen_addrs]
+        gateway = ", ".join(f"http://{_joined(address[0], address[1])}" for address in addresses)
+        click.echo(f"mitmgate web: gateway on {gateway}; its decisions on {self._master.web_url}")
+
+
+@click.command("web")
+@click.option("--policy", required=True, metavar="FILE", help="The policy file.")
+@click.option("--listen", metavar="HOST:PORT", help="Where the gateway listens; default: the policy's listen.")
+@click.option(
+    "--web-port", type=click.IntRange(1, 65535), default=8081, show_default=True, help="mitmweb's port on 127.0.0.1."
+)
+@click.option(
+    "--web-password",
+    envvar="MITMGATE_WEB_PASSWORD",
+    metavar="PASSWORD",
+    help="mitmweb's password, or its argon2 hash; default: a token made for this run and printed once.",
+)
+@click.option("--browser/--no-browser", default=False, help="Open a browser.")
+@click.option(
+    "--keep", type=click.IntRange(1), default=KEEP_FLOWS, show_default=True, help="Finished flows that are kept."
+)
+def command(
+    policy: str,
+    listen: str | None,
+    web_port: int,
+    web_password: str | None,
+    browser: bool,
+    keep: int,
+) -> None:
+    """Run mitmweb with the gateway in it: every decision is a row, with its reason and each stage's word.
+
+    For debugging: one process, flows are kept in memory, and mitmweb shows whole requests to whoever has the password.
+    """
+    process_log.configure()
+    loaded = load_for_host(policy)
+    host, port = listen_address(loaded, listen)
+    check_free(host, port)
+    check_free(WEB_HOST, web_port)
+    settings: dict[str, object] = {
+        "web_columns": COLUMNS,
+        "web_host": WEB_HOST,
+        "web_open_browser": browser,
+        "web_password": _hashed(web_password) if web_password else "",
+        "web_port": web_port,
+    }
+    asyncio.run(_run(loaded.path, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep))
+
+
+async def _run(policy: str, options: Options, settings: dict[str, object], keep: int) -> None:
+    master = WebMaster(options, with_termlog=False)
+    master.addons.remove(master.addons.get("errorcheck"))
+    master.addons.add(StartupCheck(), gateway(policy))
+    try:
+        options.update(**settings)
+        options.update(mitmgate_keep_flows=keep)
+    except exceptions.OptionsError as error:
+        raise UserError(str(error)) from error
+    master.addons.add(Announcement(master))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, master.shutdown)
+    try:
+        await master.run()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        problem = os.strerror(error.errno)
+        raise UserError(f"mitmweb can't listen on {WEB_HOST}:{settings['web_port']}: {problem}") from error
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _hashed(password: str) -> str:
+    """Hash a password, so that mitmweb's own option list does not show it; a hash stays what it is."""
+    return password if password.startswith("$") else argon2.PasswordHasher().hash(password)

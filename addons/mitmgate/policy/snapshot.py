@@ -1,7 +1,8 @@
 """The compiled policy that decides: immutable, swapped as a whole on reload."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from mitmgate.core.address import CidrSet
 from mitmgate.core.routing import RouteTable
@@ -16,7 +17,8 @@ class Snapshot:
     digest: "sha256:" and the hex digest of the effective policy; the same text for the same decisions.
     issuers: by the policy's name. upstreams: by name. policy: the validated file, for what is no decision
     (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
-    where the policy has no identity at all. require_static: see policy.compiler.
+    where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
+    the key of the audit's hash chain; None: unkeyed.
     """
 
     digest: str
@@ -36,3 +38,9 @@ class Snapshot:
     health_path: str
     max_head: int
     max_body: int
+    directory: str
+    audit_key: bytes | None = field(default=None, repr=False)
+
+    def resolve(self, name: str) -> str:
+        """Return the absolute path of a file that the policy names."""
+        return str(Path(self.directory, name))

@@ -1,0 +1,222 @@
+"""What no section can know alone: references, names used twice, and members that contradict one another.
+
+The checks read the document, not the model, so that they also speak where another part of the policy is wrong.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mitmgate.core import template
+from mitmgate.policy.condition import ConditionError, compile_condition
+from mitmgate.policy.document import Document
+from mitmgate.policy.model_limits import OF_PRINCIPAL
+from mitmgate.policy.problem import Location, Problem, nearest
+
+_NO_PRINCIPAL = "a public route has no principal"
+
+
+def check(document: Document) -> Iterator[Problem]:
+    """Yield every error between sections."""
+    yield from _references(document)
+    yield from _routes(document)
+    yield from _issuers(document)
+    yield from _client_limits(document)
+    yield from _stores(document)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: object) -> list[Any]:
+    """Return a list's items; a lone value where a list may be written as its only member."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _named(document: Document, location: Location) -> Iterator[tuple[Location, str]]:
+    """Yield the names that a member holds, alone or in a list, with their places."""
+    value = document.at(location)
+    if isinstance(value, str):
+        yield location, value
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, str):
+            yield (*location, index), item
+
+
+def routes(document: Document) -> Iterator[tuple[Location, dict[str, Any]]]:
+    """Yield the routes that are mappings, with their places."""
+    for index, route in enumerate(_items(document.at(("routes",)))):
+        if isinstance(route, dict):
+            yield ("routes", index), route
+
+
+def _references(document: Document) -> Iterator[Problem]:
+    """Names that nothing is called by."""
+    wanted: list[tuple[Location, Location, str]] = [
+        (("client_limits",), ("rate_limits",), "rate limit"),
+        (("identity", "default"), ("identity", "issuers"), "issuer"),
+    ]
+    for location, _ in routes(document):
+        wanted += [
+            ((*location, "upstream"), ("upstreams",), "upstream"),
+            ((*location, "rate_limits"), ("rate_limits",), "rate limit"),
+            ((*location, "cors"), ("cors",), "CORS policy"),
+            ((*location, "auth", "issuers"), ("identity", "issuers"), "issuer"),
+        ]
+    for member, target, what in wanted:
+        known = _mapping(document.at(target))
+        for location, name in _named(document, member):
+            if name not in known and location not in document.unresolved:
+                hint = nearest(name, known) or (
+                    f"there are {', '.join(known)}" if known else f"there is no {what} at all"
+                )
+                yield document.problem(location, f"no {what} has this name", hint=hint)
+
+
+def _routes(document: Document) -> Iterator[Problem]:
+    identity = _identity_headers(document)
+    names: dict[str, Location] = {}
+    matches: dict[object, tuple[Location, str]] = {}
+    for location, route in routes(document):
+        name = route.get("name")
+        if isinstance(name, str) and name:
+            if name in names:
+                line, _ = document.place((*names[name], "name"))
+                yield document.problem(
+                    (*location, "name"), "two routes have this name", hint=f"the first is at line {line}"
+                )
+            names.setdefault(name, location)
+        key = _match_key(_mapping(route.get("match")))
+        if key is not None:
+            if key in matches:
+                first, other = matches[key]
+                line, _ = document.place((*first, "match"))
+                message = f"the route {other} takes the very same requests"
+                yield document.problem((*location, "match"), message, hint=f"it is at line {line}")
+            matches.setdefault(key, (location, str(name)))
+        for member in ("set", "remove"):
+            headers = _mapping(route.get("rewrite")).get(member)
+            for header in _items(list(headers) if isinstance(headers, dict) else headers):
+                if isinstance(header, str) and header.lower() in identity:
+                    at = (*location, "rewrite", member)
+                    yield document.problem(
+                        at, f"{header} carries identity; the gateway alone writes it", found="", key=True
+                    )
+        if route.get("auth") == "none":
+            yield from _public_route(document, location, route)
+
+
+def _identity_headers(document: Document) -> set[str]:
+    forward = _mapping(document.at(("identity", "forward")))
+    names = {forward.get("subject", "X-User-ID"), forward.get("roles", "X-User-Role")}
+    if isinstance(forward.get("assertion"), dict):
+        names.add(forward["assertion"].get("header", "X-Gateway-Assertion"))
+    return {name.lower() for name in names if isinstance(name, str)}
+
+
+def _match_key(match: dict[str, Any]) -> object:
+    """Make what two routes with the same requests have in common; None for what is no match."""
+    exact, prefix = match.get("exact"), match.get("prefix")
+    path = exact if isinstance(exact, str) else prefix.rstrip("/") if isinstance(prefix, str) else None
+    if path is None:
+        return None
+    hosts = frozenset(host.lower().removesuffix(".") for host in _items(match.get("hosts")) if isinstance(host, str))
+    methods = frozenset(method for method in _items(match.get("methods")) if isinstance(method, str))
+    return isinstance(exact, str), path, hosts, methods
+
+
+def _public_route(document: Document, location: Location, route: dict[str, Any]) -> Iterator[Problem]:
+    """A public route can't ask for what only a principal has."""
+    for member in ("scopes_all", "roles_any", "claims"):
+        if _mapping(route.get("require")).get(member):
+            yield document.problem(
+                (*location, "require", member), _NO_PRINCIPAL, found="", hint="leave out auth: none", key=True
+            )
+    when = _mapping(route.get("require")).get("when")
+    if isinstance(when, str):
+        try:
+            reads = compile_condition(when).variables
+        except ConditionError:
+            reads = frozenset()
+        # core.authorize asks no condition without a principal, so that "not banned" never holds of nobody.
+        message = (
+            _NO_PRINCIPAL if "principal" in reads else "a public route has no condition: nobody is there to meet it"
+        )
+        yield document.problem((*location, "require", "when"), message, hint="leave out auth: none")
+    limits = _mapping(document.at(("rate_limits",)))
+    for at, name in _named(document, (*location, "rate_limits")):
+        for key in _principal_keys(_mapping(limits.get(name))):
+            yield document.problem(
+                at, f"{_NO_PRINCIPAL}, and this limit counts by {key}", hint="use a limit by client_ip"
+            )
+    for header, text in _mapping(_mapping(route.get("rewrite")).get("set")).items():
+        for placeholder in _placeholders(text):
+            if placeholder in {"subject", "issuer"} or placeholder.startswith("claim:"):
+                at = (*location, "rewrite", "set", header)
+                yield document.problem(at, f"{_NO_PRINCIPAL}, so {{{placeholder}}} has no value")
+
+
+def _placeholders(text: object) -> tuple[str, ...]:
+    try:
+        return template.placeholders(text) if isinstance(text, str) else ()
+    except ValueError:
+        return ()
+
+
+def _principal_keys(limit: dict[str, Any]) -> list[str]:
+    """Return the keys of a raw limit that need a principal; a limit without key counts by principal."""
+    keys = _items(limit.get("key", "principal")) if limit else []
+    return [key for key in keys if isinstance(key, str) and key.startswith(OF_PRINCIPAL)]
+
+
+def _issuers(document: Document) -> Iterator[Problem]:
+    issuers = _mapping(document.at(("identity", "issuers")))
+    values: dict[str, str] = {}
+    for name, issuer in issuers.items():
+        value = _mapping(issuer).get("issuer")
+        if isinstance(value, str) and value:
+            if value in values:
+                at = ("identity", "issuers", name, "issuer")
+                yield document.problem(
+                    at, f"{values[value]} is the same issuer; a token could not tell whose keys count"
+                )
+            values.setdefault(value, name)
+    undecided = [location for location, route in routes(document) if route.get("auth") is None]
+    if document.at(("identity", "default")) is None:
+        if len(issuers) > 1:
+            names = ", ".join(issuers)
+            yield document.problem(
+                ("identity",),
+                "there are several issuers and no default",
+                found="",
+                hint=f"add default, one or more of {names}",
+            )
+        elif not issuers:
+            for location in undecided:
+                message = "there is no issuer whose tokens it could accept"
+                yield document.problem(
+                    location, message, found="", hint="add identity.issuers, or auth: none for a public route"
+                )
+
+
+def _client_limits(document: Document) -> Iterator[Problem]:
+    limits = _mapping(document.at(("rate_limits",)))
+    for location, name in _named(document, ("client_limits",)):
+        for key in _principal_keys(_mapping(limits.get(name))):
+            message = f"client limits are taken before authentication, and this one counts by {key}"
+            yield document.problem(location, message, hint="use a limit by client_ip")
+
+
+def _stores(document: Document) -> Iterator[Problem]:
+    if isinstance(document.at(("store",)), dict):
+        return
+    workers = document.at(("listen", "workers"))
+    if isinstance(workers, str) and workers.isdecimal():  # from the environment
+        workers = int(workers)
+    if isinstance(workers, int) and workers > 1:
+        message = "several workers can't share counters in memory: every limit would hold in each of them"
+        yield document.problem(("listen", "workers"), message, hint="add store: {url: redis://HOST:6379/0}")
+    for index, sink in enumerate(_items(document.at(("audit", "sinks")))):
+        if "redis_stream" in _mapping(sink):
+            at = ("audit", "sinks", index, "redis_stream")
+            yield document.problem(at, "a stream needs a redis store", hint="add store: {url: redis://HOST:6379/0}")

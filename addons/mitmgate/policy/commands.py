@@ -1,0 +1,87 @@
+"""The command `check`: errors and warnings of policy files, with their places."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+
+from mitmgate.policy.compiler import digest
+from mitmgate.policy.lint import lint
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.loader import load
+from mitmgate.policy.problem import PolicyError, Problem, in_order
+from mitmgate.policy.unsupported import unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What there is to say of one file. loaded: None where it has errors."""
+
+    file: str
+    problems: tuple[Problem, ...]
+    loaded: Loaded | None
+
+    def summary(self) -> dict[str, str | int]:
+        """Return what a valid policy holds; empty for one with errors."""
+        if self.loaded is None:
+            return {}
+        policy = self.loaded.policy
+        return {"routes": len(policy.routes), "upstreams": len(policy.upstreams), "digest": digest(self.loaded)}
+
+
+def examine(path: str, environ: Mapping[str, str]) -> Report:
+    """Load and lint one file."""
+    try:
+        loaded = load(path, environ)
+    except PolicyError as error:
+        return Report(path, error.problems, None)
+    return Report(path, in_order([*lint(loaded), *unsupported(loaded)]), loaded)
+
+
+def _as_text(report: Report) -> str:
+    lines = [str(problem) for problem in report.problems]
+    if report.loaded is not None:
+        routes, upstreams, sha = report.summary().values()
+        lines.append(f"{report.file}: ok, {_plural(routes, 'route')}, {_plural(upstreams, 'upstream')}, {sha}")
+    return "\n".join(lines)
+
+
+def _plural(count: object, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _as_json(reports: list[Report]) -> str:
+    files = [
+        {
+            "file": report.file,
+            "valid": report.loaded is not None,
+            **report.summary(),
+            "problems": [problem.as_dict() for problem in report.problems],
+        }
+        for report in reports
+    ]
+    return json.dumps({"files": files}, indent=2)
+
+
+@click.command("check")
+@click.argument("paths", metavar="POLICY...", nargs=-1, required=True)
+@click.option("--strict", is_flag=True, help="Exit with 1 where there is any warning.")
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def check(context: click.Context, paths: tuple[str, ...], strict: bool, style: str) -> None:
+    """Check policy files: errors and warnings with their places.
+
+    Exits with 0; 1 for warnings with --strict; 2 for errors. The environment is read as `serve` would: variables that
+    a policy names must be set.
+    """
+    reports = [examine(path, os.environ) for path in paths]
+    if style == "json":
+        click.echo(_as_json(reports))
+    else:
+        for report in reports:
+            click.echo(_as_text(report))
+    if any(report.loaded is None for report in reports):
+        context.exit(2)
+    context.exit(1 if strict and any(report.problems for report in reports) else 0)

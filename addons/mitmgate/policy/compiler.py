@@ -1,0 +1,216 @@
+"""From the validated policy to the frozen values that decisions read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from mitmgate.core import rules, template
+from mitmgate.core.address import CidrSet
+from mitmgate.core.routing import RouteTable
+from mitmgate.policy.condition import compile_condition
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.material import Material
+from mitmgate.policy.model import Policy
+from mitmgate.policy.model_identity import Forward, Identity, Issuer
+from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
+from mitmgate.policy.model_routes import Require, Rewrite, Route
+from mitmgate.policy.model_shared import Networks
+from mitmgate.policy.model_upstreams import Upstream, parse_endpoint
+from mitmgate.policy.snapshot import Snapshot
+
+
+def compile_policy(loaded: Loaded) -> Snapshot:
+    """Compile a loaded policy. What could fail has been checked by the loader."""
+    policy, directory = loaded.policy, Path(loaded.path).parent.absolute()
+    upstreams = {name: _upstream(name, upstream, directory) for name, upstream in policy.upstreams.items()}
+    limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
+    cors = {name: _cors(rule) for name, rule in policy.cors.items()}
+    default = default_issuers(policy.identity)
+    routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
+    forward = _forward(policy.identity.forward, loaded.material)
+    return Snapshot(
+        digest=digest(loaded),
+        policy=policy,
+        path=loaded.path,
+        directory=str(directory),
+        mode=policy.mode,
+        routes=RouteTable(routes),
+        upstreams=upstreams,
+        issuers={
+            name: _issuer(name, issuer, loaded.material.issuers[name])
+            for name, issuer in policy.identity.issuers.items()
+        },
+        default_issuers=default,
+        forward=forward,
+        identity_headers=_identity_headers(forward, routes),
+        trusted_proxies=CidrSet(policy.trusted_proxies),
+        networks=_networks(policy.networks),
+        client_limits=tuple(limits[name] for name in policy.client_limits),
+        response_headers=rules.ResponseHeaders(
+            tuple((_field(name), value.encode("ascii")) for name, value in policy.response_headers.set.items()),
+            frozenset(map(_field, policy.response_headers.remove)),
+        ),
+        health_path=policy.endpoints.health,
+        max_head=policy.limits.head,
+        max_body=policy.limits.body,
+        audit_key=loaded.material.audit_key,
+    )
+
+
+def digest(loaded: Loaded) -> str:
+    """Return "sha256:" and the digest of the policy in effect: all members, defaults included, in canonical JSON.
+
+    Comments, order of members, spelling of defaults and the file's place make no difference; key material does, by
+    its hash.
+    """
+    effective = {"policy": loaded.policy.model_dump(mode="json"), "material": loaded.material.hashes}
+    text = json.dumps(effective, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"sha256:{hashlib.sha256(text.encode('ascii')).hexdigest()}"
+
+
+def default_issuers(identity: Identity) -> tuple[str, ...] | None:
+    """Return what routes accept unless they say otherwise: the default, or the only issuer; None without issuers."""
+    if identity.default is not None:
+        return identity.default
+    return tuple(identity.issuers) or None
+
+
+def _field(name: str) -> bytes:
+    return name.lower().encode("ascii")
+
+
+def _networks(networks: Networks) -> rules.Networks:
+    return rules.Networks(CidrSet(networks.allow), CidrSet(networks.deny))
+
+
+def _upstream(name: str, upstream: Upstream, directory: Path) -> rules.Upstream:
+    tls = upstream.tls
+    circuit = upstream.circuit
+    return rules.Upstream(
+        name=name,
+        endpoints=tuple(map(parse_endpoint, upstream.endpoints)),
+        connect_timeout=upstream.connect_timeout,
+        response_timeout=upstream.response_timeout,
+        retries=upstream.retries,
+        host=upstream.host,
+        circuit=rules.Circuit(
+            circuit.failures,
+            circuit.window,
+            circuit.open_for,
+            circuit.probes,
+            frozenset(circuit.statuses),
+            circuit.slow,
+        ),
+        tls=None
+        if tls is None
+        else rules.UpstreamTls(
+            ca=_absolute(directory, tls.ca),
+            certificate=_absolute(directory, tls.certificate),
+            key=_absolute(directory, tls.key),
+            server_name=tls.server_name,
+        ),
+    )
+
+
+def _absolute(directory: Path, file: str | None) -> str | None:
+    return None if file is None else str(directory / file)
+
+
+def _limit(name: str, limit: RateLimit) -> rules.Limit:
+    return rules.Limit(name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode)
+
+
+def _cors(cors: Cors) -> rules.Cors:
+    return rules.Cors(cors.origins, cors.methods, cors.headers, cors.credentials, cors.expose, cors.max_age)
+
+
+def _issuer(name: str, issuer: Issuer, keys: rules.KeySource) -> rules.Issuer:
+    return rules.Issuer(
+        name=name,
+        issuer=issuer.issuer,
+        audience=issuer.audience,
+        algorithms=issuer.algorithms,
+        keys=keys,
+        leeway=issuer.leeway,
+        token_type=issuer.token_type,
+        subject=issuer.claims.subject,
+        roles=issuer.claims.roles,
+        scopes=issuer.claims.scopes,
+        max_lifetime=issuer.max_lifetime,
+    )
+
+
+def _forward(forward: Forward, material: Material) -> rules.ForwardIdentity:
+    told = forward.assertion
+    assertion = (
+        None if told is None else rules.Assertion(_field(told.header), material.assertion, told.lifetime, told.issuer)
+    )
+    return rules.ForwardIdentity(_field(forward.subject), _field(forward.roles), assertion)
+
+
+def _identity_headers(forward: rules.ForwardIdentity, routes: list[rules.Route]) -> frozenset[bytes]:
+    """Name every header that tells an upstream who asks, also those that routes make of the principal.
+
+    A client's own are stripped on every route: an upstream believes a name wherever it sees it.
+    """
+    names = {forward.subject, forward.roles}
+    if forward.assertion is not None:
+        names.add(forward.assertion.header)
+    for route in routes:
+        for name, value in route.rewrite.set:
+            if any(placeholder.startswith((*OF_PRINCIPAL, "subject")) for placeholder in value.placeholders):
+                names.add(name)
+    return frozenset(names)
+
+
+def _route(
+    route: Route,
+    policy: Policy,
+    upstreams: Mapping[str, rules.Upstream],
+    limits: Mapping[str, rules.Limit],
+    cors: Mapping[str, rules.Cors],
+    default: tuple[str, ...] | None,
+) -> rules.Route:
+    path = route.match.exact if route.match.exact is not None else route.match.prefix
+    if path is None:
+        raise ValueError(f"route {route.name} has no path")
+    issuers = default if route.auth is None else None if route.auth == "none" else route.auth.issuers
+    if issuers is None and route.auth != "none":
+        # None would make the route public.
+        raise ValueError(f"route {route.name} has no issuer")
+    return rules.Route(
+        name=route.name,
+        path=path,
+        exact=route.match.exact is not None,
+        hosts=route.match.hosts,
+        methods=frozenset(route.match.methods),
+        upstream=upstreams[route.upstream],
+        issuers=issuers,
+        require=_requirement(route.require),
+        limits=tuple(limits[name] for name in route.rate_limits),
+        networks=_networks(route.networks),
+        max_body=policy.limits.body if route.max_body is None else route.max_body,
+        rewrite=_rewrite(route.rewrite),
+        cors=None if route.cors is None else cors[route.cors],
+        websocket=route.websocket,
+        stream=route.stream,
+        allow_encoded_slash=route.allow_encoded_slash,
+        mode=route.mode,
+    )
+
+
+def _requirement(require: Require) -> rules.Requirement:
+    return rules.Requirement(
+        scopes_all=frozenset(require.scopes_all),
+        roles_any=frozenset(require.roles_any),
+        claims=dict(require.claims),
+        when=None if require.when is None else compile_condition(require.when),
+    )
+
+
+def _rewrite(rewrite: Rewrite) -> rules.Rewrite:
+    values = tuple((_field(name), template.parse(text)) for name, text in rewrite.set.items())
+    # A header that the route sets is never the client's, also where its template has no value for a request.
+    removed = frozenset(map(_field, rewrite.remove)) | {name for name, _ in values}
+    return rules.Rewrite(rewrite.strip_prefix, rewrite.replace_prefix, values, removed)

@@ -1,0 +1,163 @@
+"""CEL conditions: compiled when the policy is loaded, evaluated fail-closed.
+
+The evaluator (cel, in Rust) finds unknown variables and functions only when it meets them, so an expression with a
+misspelt name would deny one request in a thousand. All names are therefore checked at load.
+"""
+
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Final, Protocol
+
+from mitmgate.policy.problem import nearest
+
+MAX_SOURCE = 4096
+
+FACTS: Final[Mapping[str, frozenset[str]]] = {
+    "request": frozenset({"method", "path", "query", "host", "headers"}),
+    "principal": frozenset({"subject", "roles", "scopes", "claims", "issuer"}),
+    "client": frozenset({"ip"}),
+    "route": frozenset({"name"}),
+}
+"""The variables of a condition and their members, as core.authorize.facts_of makes them: names in request.headers are
+lower-case, request.query is "" where there is none, principal.issuer is the policy's name of the issuer."""
+
+_SAMPLE: Final[Mapping[str, Mapping[str, object]]] = {
+    "request": {"method": "GET", "path": "/", "query": "", "host": "api.example", "headers": {}},
+    "principal": {"subject": "alice", "roles": [], "scopes": [], "claims": {}, "issuer": "corp"},
+    "client": {"ip": "192.0.2.1"},
+    "route": {"name": "route"},
+}
+_TYPES = frozenset({"int", "uint", "double", "string", "bytes", "bool", "list", "map", "null_type", "type"})
+_FUNCTIONS = frozenset(
+    {
+        *("size", "startsWith", "endsWith", "contains", "matches"),
+        *("int", "uint", "double", "string", "bytes", "dyn", "type", "duration", "timestamp"),
+        *("getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear"),
+        *("getHours", "getMinutes", "getSeconds", "getMilliseconds"),
+    }
+)
+_MACROS = ("has", "all", "exists", "exists_one", "map", "filter")
+_STRING = re.compile(
+    r"""[bB]?[rR]\"\"\".*?\"\"\"|[bB]?[rR]'''.*?'''|[bB]?[rR]"[^"]*"|[bB]?[rR]'[^']*'"""
+    r"""|\"\"\"(?:[^\\]|\\.)*?\"\"\"|'''(?:[^\\]|\\.)*?'''|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|//[^\n]*""",
+    re.DOTALL,
+)
+_BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter)\s*\(\s*([A-Za-z_]\w*)\s*,")
+_MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-z_]\w*)")
+_SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
+
+
+class ConditionError(ValueError):
+    """An expression that can't be a condition. hint: what would be right, or ""."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """Keep the hint apart from the message."""
+        super().__init__(message)
+        self.hint = hint
+
+
+class _Program(Protocol):
+    """What is used of cel.Program."""
+
+    def execute(self, context: dict[str, object]) -> object: ...
+
+    def variables(self) -> list[str]: ...
+
+    def functions(self) -> list[str]: ...
+
+
+class CelCondition:
+    """A compiled condition (core.rules.Condition). variables: the facts that it reads; only those are needed."""
+
+    __slots__ = ("_program", "source", "variables")
+
+    def __init__(self, source: str, program: _Program, variables: frozenset[str]) -> None:
+        """Take a program that compile_condition has checked."""
+        self.source = source
+        self.variables = variables
+        self._program = program
+
+    def holds(self, facts: Mapping[str, object]) -> bool:
+        """Evaluate over facts, shaped as FACTS says.
+
+        Raises ValueError where there is no boolean value: a missing claim or header (ask `has` or `in` first), a type
+        that does not fit, a result that is no bool. Never anything else, a panic in the evaluator included, so that
+        the caller's denial is the only other outcome.
+        """
+        try:
+            result = self._program.execute({name: _plain(facts[name]) for name in self.variables})
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a Rust panic is no Exception
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if result is True or result is False:
+            return result
+        raise ValueError(f"the condition's value is {type(result).__name__}, not bool")
+
+
+def compile_condition(source: str) -> CelCondition:
+    """Compile an expression; raises ConditionError for all that is known to be wrong before there is a request."""
+    if len(source) > MAX_SOURCE:
+        raise ConditionError(f"an expression of more than {MAX_SOURCE} characters")
+    program = _compiled(source)
+    code = _STRING.sub('""', source)
+    bound = set(_BOUND.findall(code))
+    variables = frozenset(program.variables()) - bound - _TYPES
+    for name in sorted(variables - FACTS.keys()):
+        raise ConditionError(f"there is no variable {name}", nearest(name, FACTS) or f"one of {', '.join(FACTS)}")
+    for name in program.functions():
+        if name.isidentifier() and name not in _FUNCTIONS:
+            raise ConditionError(f"there is no function {name}", nearest(name, (*_FUNCTIONS, *_MACROS)))
+    for variable, member in _MEMBER.findall(code):
+        if variable not in bound and member not in FACTS[variable]:
+            members = FACTS[variable]
+            hint = nearest(member, members) or f"one of {', '.join(sorted(members))}"
+            raise ConditionError(f"{variable} has no member {member}", hint)
+    condition = CelCondition(source, program, variables)
+    _refuse_other_types(program)
+    return condition
+
+
+def _compiled(source: str) -> _Program:
+    # Imported here because cel brings a REPL along, 0.2 seconds that a policy without a condition need not spend.
+    cel = import_module("cel")
+    try:
+        program: _Program = cel.compile(source)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        match = _SYNTAX.search(str(error))
+        if match is None:
+            raise ConditionError("not valid CEL") from error
+        line, column, message = match.groups()
+        where = f"character {column}" if line == "1" else f"line {line}, character {column}"
+        raise ConditionError(f"not valid CEL at {where}: {message.partition(' expecting ')[0]}") from error
+    return program
+
+
+def _refuse_other_types(program: _Program) -> None:
+    """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool."""
+    try:
+        result = program.execute({name: dict(members) for name, members in _SAMPLE.items()})
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        return
+    if not isinstance(result, bool):
+        raise ConditionError(f"the value is {type(result).__name__}, and must be bool", "compare it with something")
+
+
+def _plain(value: object) -> object:
+    """Turn a fact into what the evaluator takes; it knows neither sets nor mappings that are no dict."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("an integer beyond 64 bits has no exact value in CEL")
+    return value

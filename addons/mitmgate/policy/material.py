@@ -1,0 +1,219 @@
+"""What a policy reads beside itself: secrets, keys and certificates; each checked before it is used."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ssl import SSLError, create_default_context
+from typing import Any, Literal
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from pydantic import BaseModel, ValidationError
+
+from mitmgate.core.rules import KeySource
+from mitmgate.keys.keyset import SECRET_SIZES
+from mitmgate.keys.material import key_set
+from mitmgate.keys.material import problem as key_problem
+from mitmgate.policy.document import Document
+from mitmgate.policy.files import Files, UnreadableError
+from mitmgate.policy.model import ListenTls
+from mitmgate.policy.model_audit import Chain
+from mitmgate.policy.model_identity import Assertion, Issuer
+from mitmgate.policy.model_upstreams import UpstreamTls
+from mitmgate.policy.problem import Location, Problem, nearest
+
+LEAST_SECRET = 32  # bytes; 256 bits
+
+
+@dataclass(slots=True)
+class Material:
+    """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest."""
+
+    issuers: dict[str, KeySource] = field(default_factory=dict)
+    assertion: bytes = field(default=b"", repr=False)
+    audit_key: bytes | None = field(default=None, repr=False)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+class Reader:
+    """Collects the material of one document, and what is wrong with it.
+
+    Sections are validated one by one, so that keys are checked also where some other part of the policy is wrong.
+    """
+
+    def __init__(self, document: Document, files: Files, environ: Mapping[str, str]) -> None:
+        """Read nothing yet."""
+        self.document = document
+        self.files = files
+        self.environ = environ
+        self.material = Material()
+        self.problems: list[Problem] = []
+
+    def read(self) -> None:
+        """Read everything that the document names."""
+        issuers = self.document.at(("identity", "issuers"))
+        for name in issuers if isinstance(issuers, dict) else ():
+            location = ("identity", "issuers", name)
+            issuer = self._section(Issuer, location)
+            if issuer is not None:
+                self._issuer(name, issuer, location)
+        self._assertion(("identity", "forward", "assertion"))
+        self._audit_key(("audit", "chain"))
+        self._tls(self._section(ListenTls, ("listen", "tls")), ("listen", "tls"))
+        upstreams = self.document.at(("upstreams",))
+        for name in upstreams if isinstance(upstreams, dict) else ():
+            location = ("upstreams", name, "tls")
+            self._tls(self._section(UpstreamTls, location), location)
+
+    def _section[S: BaseModel](self, section: type[S], location: Location) -> S | None:
+        """Validate one section alone; None where it is absent or wrong (which the whole policy's validation says)."""
+        value = self.document.at(location)
+        if value is None or any(known[: len(location)] == location for known in self.document.unresolved):
+            return None
+        try:
+            return section.model_validate(value)
+        except ValidationError:
+            return None
+
+    def _wrong(self, location: Location, message: str, hint: str = "", found: str | None = None) -> None:
+        self.problems.append(self.document.problem(location, message, hint=hint, found=found))
+
+    def _file(self, name: str, location: Location) -> bytes | None:
+        try:
+            content = self.files.read(name)
+        except UnreadableError as error:
+            self._wrong(location, f"the file {error}", f"paths are relative to {self.files.directory}")
+            return None
+        self._hash(location, content)
+        return content
+
+    def _variable(self, name: str, location: Location) -> bytes | None:
+        value = self.environ.get(name)
+        if value is None:
+            hint = nearest(name, self.environ) or "set it before the gateway starts"
+            self._wrong(location, f"the environment variable {name} is not set", hint)
+            return None
+        content = value.encode("utf-8", "surrogateescape")
+        self._hash(location, content)
+        return content
+
+    def _hash(self, location: Location, content: bytes) -> None:
+        self.material.hashes["/".join(map(str, location))] = hashlib.sha256(content).hexdigest()
+
+    def _issuer(self, name: str, issuer: Issuer, location: Location) -> None:
+        keys, at = issuer.keys, (*location, "keys", issuer.keys.source)
+        content: bytes | None = b""
+        kind: Literal["secret", "pem", "jwks", "jwks_url"] = "jwks_url"
+        if keys.secret_env is not None:
+            kind, content = "secret", self._variable(keys.secret_env, at)
+        elif keys.secret_file is not None:
+            kind, content = "secret", self._file(keys.secret_file, at)
+            if content is not None:
+                content = content.removesuffix(b"\n").removesuffix(b"\r")
+        elif keys.public_key_file is not None:
+            kind, content = "pem", self._file(keys.public_key_file, at)
+        elif keys.jwks_file is not None:
+            kind, content = "jwks", self._file(keys.jwks_file, at)
+        if content is None:
+            return
+        source = KeySource(kind, content, keys.jwks_url or "", keys.refresh, keys.min_refresh, keys.max_stale)
+        # RFC 7518, section 3.2: a secret is at least as long as its hash.
+        needed = max(SECRET_SIZES.get(algorithm, 0) for algorithm in issuer.algorithms)
+        if kind == "secret" and len(content) < needed:
+            longest = max(issuer.algorithms, key=lambda algorithm: SECRET_SIZES.get(algorithm, 0))
+            message = f"the secret has {len(content)} bytes; {longest} takes at least {needed}"
+            self._wrong(at, message, f"openssl rand -hex {needed} makes one")
+            return
+        problem = key_problem(source, issuer.algorithms)
+        if problem is not None:
+            self._wrong(at, problem)
+            return
+        self.material.issuers[name] = source
+        if source.kind == "jwks":
+            for ignored in key_set(source, issuer.algorithms).ignored:
+                self.problems.append(self.document.warning(at, f"{ignored}; it is left out"))
+
+    def _assertion(self, location: Location) -> None:
+        assertion = self._section(Assertion, location)
+        if assertion is None:
+            return
+        at = (*location, "key_file")
+        content = self._file(assertion.key_file, at)
+        if content is None:
+            return
+        try:
+            key = load_pem_private_key(content, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            self._wrong(at, "the file has no unencrypted PEM private key", _NEW_KEY)
+            return
+        if isinstance(key, RSAPrivateKey) and key.key_size < 2048:
+            self._wrong(at, f"the RSA key has {key.key_size} bits; at least 2048 are needed", _NEW_KEY)
+        elif isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
+            self._wrong(at, f"the curve {key.curve.name} is not supported; P-256, P-384 and P-521 are", _NEW_KEY)
+        elif not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
+            self._wrong(at, "the key can't sign assertions", _NEW_KEY)
+        self.material.assertion = content
+
+    def _audit_key(self, location: Location) -> None:
+        chain = self._section(Chain, location)
+        if chain is None or chain.key_env is None:
+            return
+        at = (*location, "key_env")
+        if chain.key_env not in self.environ:
+            message = (
+                f"the environment variable {chain.key_env} is not set: the chain is unkeyed, and anyone can forge it"
+            )
+            self.problems.append(self.document.warning(at, message, nearest(chain.key_env, self.environ)))
+            return
+        content = self._variable(chain.key_env, at)
+        if content is None or len(content) < LEAST_SECRET:
+            size = len(content or b"")
+            self._wrong(
+                at, f"the key has {size} bytes; at least {LEAST_SECRET} are needed", "openssl rand -hex 32 makes one"
+            )
+            return
+        self.material.audit_key = content
+
+    def _tls(self, tls: ListenTls | UpstreamTls | None, location: Location) -> None:
+        if tls is None:
+            return
+        authorities = "client_ca" if isinstance(tls, ListenTls) else "ca"
+        certificates: dict[str, list[x509.Certificate]] = {}
+        for member in (authorities, "certificate"):
+            name = getattr(tls, member)
+            content = None if name is None else self._file(name, (*location, member))
+            if content is None:
+                continue
+            try:
+                certificates[member] = x509.load_pem_x509_certificates(content)
+                if member == authorities:
+                    create_default_context(cadata=content.decode("ascii"))
+            except (ValueError, SSLError, UnsupportedAlgorithm):
+                self._wrong((*location, member), "the file has no PEM certificate")
+        if tls.key is None:
+            return
+        content = self._file(tls.key, (*location, "key"))
+        if content is None:
+            return
+        try:
+            key = load_pem_private_key(content, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            self._wrong((*location, "key"), "the file has no unencrypted PEM private key")
+            return
+        if "certificate" in certificates and _public(key.public_key()) != _public(
+            certificates["certificate"][0].public_key()
+        ):
+            self._wrong((*location, "key"), "the key is not the certificate's")
+
+
+_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+_NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"
+
+
+def _public(key: Any) -> bytes:
+    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return encoded

@@ -1,0 +1,188 @@
+"""The policy file: every member, its type, its unit and its default. Validation of single sections; see checks.py."""
+
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from mitmgate.policy.model_audit import Audit
+from mitmgate.policy.model_identity import Identity
+from mitmgate.policy.model_limits import Cors, RateLimit
+from mitmgate.policy.model_routes import Route
+from mitmgate.policy.model_shared import Mode, Networks
+from mitmgate.policy.model_upstreams import Upstream
+from mitmgate.policy.scalars import (
+    FRAMING,
+    Cidr,
+    Count,
+    Duration,
+    HeaderName,
+    HeaderValue,
+    Integer,
+    Name,
+    Port,
+    Size,
+    Text,
+    UrlPath,
+    duration,
+    size,
+    wrong,
+)
+from mitmgate.policy.section import Section
+
+
+class ListenTls(Section):
+    """TLS towards clients. Files are PEM, relative to the policy."""
+
+    certificate: Text
+    """The server's certificate chain."""
+    key: Text
+    """The private key of the certificate."""
+    client_ca: Text | None = None
+    """The authorities that client certificates are verified against; without it none is asked for."""
+    client_certificate: Literal["optional", "required"] | None = None
+    """Whether a client must have a certificate; required where client_ca is set and this is not."""
+
+    @model_validator(mode="after")
+    def _needs_ca(self) -> Self:
+        if self.client_certificate is not None and self.client_ca is None:
+            raise wrong("client certificates can't be verified", "add client_ca", at="client_certificate")
+        return self
+
+
+class Listen(Section):
+    """Where clients connect."""
+
+    host: Text = "127.0.0.1"
+    """The address to bind."""
+    port: Port = 8080
+    """The TCP port; 0 takes a free one."""
+    workers: Annotated[Integer, Field(ge=1, le=256)] = 1
+    """Processes that share the port; above 1 a redis store is required."""
+    tls: ListenTls | None = None
+
+
+class Admin(Section):
+    """The listener for metrics, liveness, readiness, keys and the status page; never on the data port."""
+
+    host: Text = "127.0.0.1"
+    """The address to bind."""
+    port: Port = 8090
+    """The TCP port; 0 takes a free one."""
+
+
+class Endpoints(Section):
+    """Paths that the gateway answers itself."""
+
+    health: UrlPath = "/health"
+    """The one exact path of the health check: never authenticated, never forwarded."""
+
+
+class Limits(Section):
+    """Bounds of every connection and request."""
+
+    head: Size = size("32KiB", "The largest request head (bytes).")
+    head_timeout: Duration = duration("10s", "How long a client may take to send a head (seconds).")
+    idle_timeout: Duration = duration("75s", "How long a connection may be idle (seconds).")
+    body: Size = size("10MiB", "The largest request body (bytes), where a route sets no max_body.")
+    connections: Count = 10000
+    """How many clients may be connected at once."""
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if not 1024 <= self.head <= 1 << 20:
+            raise wrong("must be from 1KiB to 1MiB", at="head")
+        return self
+
+
+def _redis_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        plausible = url.scheme in {"redis", "rediss"} and bool(url.hostname) and (url.port is None or url.port > 0)
+        database = url.path in {"", "/"} or url.path[1:].isdecimal()
+    except ValueError:
+        plausible = database = False
+    if not plausible or not database or url.fragment:
+        raise wrong("must be the URL of a Redis server", "write redis://HOST:6379/0")
+    return str(text)
+
+
+class RedisStore(Section):
+    """Counters in Redis, shared by every process that names it."""
+
+    url: Annotated[Text, AfterValidator(_redis_url)]
+    """redis://[user:password@]host[:port][/database], or rediss:// for TLS."""
+    timeout: Duration = duration("100ms", "How long a decision waits for Redis (seconds).")
+
+
+def _store_kind(value: Any) -> str:
+    return "(redis)" if isinstance(value, dict | RedisStore) else "(memory)"
+
+
+Store = Annotated[
+    Annotated[Literal["memory"], Tag("(memory)")] | Annotated[RedisStore, Tag("(redis)")],
+    Discriminator(_store_kind),
+]
+
+
+class ResponseHeaders(Section):
+    """What every response to a client gains and loses."""
+
+    set: dict[HeaderName, HeaderValue] = Field(default={})
+    """Fields that are set, whatever the upstream said."""
+    remove: tuple[HeaderName, ...] = ()
+    """Fields that are removed."""
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        for member, names in (("set", tuple(self.set)), ("remove", self.remove)):
+            for name in names:
+                if name.lower() in FRAMING:
+                    raise wrong(f"{name} frames the message; the gateway alone writes it", at=member)
+        return self
+
+
+def _listed(upstreams: dict[str, Upstream]) -> dict[str, Upstream]:
+    if not upstreams:
+        raise wrong("must name at least one upstream")
+    return upstreams
+
+
+def _version(value: object) -> object:
+    # To Python True is 1, and so is 1.0.
+    if type(value) is not int or value != 1:
+        raise wrong("must be 1, the only version of this format")
+    return value
+
+
+class Policy(Section):
+    """A policy of mitmgate. Paths of files are relative to the policy file."""
+
+    version: Annotated[Literal[1], BeforeValidator(_version)]
+    """The version of this format."""
+    mode: Mode = "enforce"
+    """enforce, or report: admit all that can be, and record what would have been denied."""
+    listen: Listen = Listen()
+    admin: Admin | None = None
+    """Without it there is no admin listener."""
+    endpoints: Endpoints = Endpoints()
+    trusted_proxies: tuple[Cidr, ...] = ()
+    """Networks whose X-Forwarded-For is believed, walked from the right."""
+    networks: Networks = Networks()
+    """Client addresses for every route."""
+    limits: Limits = Limits()
+    identity: Identity = Identity()
+    store: Store = "memory"
+    """Where counters are kept: memory (this process alone), or a Redis server."""
+    upstreams: Annotated[dict[Name, Upstream], AfterValidator(_listed)]
+    """The services, by name."""
+    rate_limits: dict[Name, RateLimit] = Field(default={})
+    """Limits by name, for client_limits and for routes."""
+    cors: dict[Name, Cors] = Field(default={})
+    """CORS policies by name, for routes."""
+    client_limits: tuple[Name, ...] = ()
+    """Names of limits taken before authentication, on every route."""
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+    """What may pass. A request that no route takes is refused."""
+    response_headers: ResponseHeaders = ResponseHeaders()
+    audit: Audit = Audit()

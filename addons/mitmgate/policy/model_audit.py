@@ -1,0 +1,67 @@
+"""The `audit` of a policy: where events go, and what becomes of them when they can't."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from mitmgate.policy.scalars import Count, DurationOrZero, HeaderName, Integer, Size, Text, duration, size
+from mitmgate.policy.section import Section
+
+
+class FileSink(Section):
+    """A file of JSON lines, relative to the policy."""
+
+    file: Text
+    """The file that is appended to."""
+    rotate: Size = size("100MiB", "The size at which a new file is begun (bytes).")
+    keep: Annotated[Integer, Field(ge=0, le=100_000)] = 10
+    """How many rotated files are kept."""
+    fsync: DurationOrZero = duration("1s", "The longest time until an event is on the disk (seconds); 0s: at once.")
+
+
+class RedisSink(Section):
+    """A stream in the Redis server of `store`."""
+
+    redis_stream: Text
+    """The key of the stream."""
+    maxlen: Count = 1_000_000
+    """How many events the stream keeps, about."""
+    spill: Text = "audit/spill.jsonl"
+    """The file that takes the events while Redis does not, relative to the policy."""
+
+
+def _sink_kind(value: Any) -> str:
+    redis = isinstance(value, RedisSink) or (isinstance(value, dict) and "redis_stream" in value)
+    return "(redis)" if redis else "(file)"
+
+
+Sink = Annotated[Annotated[FileSink, Tag("(file)")] | Annotated[RedisSink, Tag("(redis)")], Discriminator(_sink_kind)]
+
+
+class Chain(Section):
+    """The hash chain that shows whether events were changed or cut."""
+
+    key_env: Text | None = None
+    """The environment variable that holds the chain's key; without a key anyone can forge a chain."""
+
+
+class Redact(Section):
+    """What events and process logs never show."""
+
+    headers: tuple[HeaderName, ...] = ("Authorization", "Cookie", "Set-Cookie", "Proxy-Authorization")
+    """Header fields."""
+    query: tuple[Text, ...] = ("token", "access_token", "api_key")
+    """Parameters of the query."""
+
+
+class Audit(Section):
+    """One event for every request that arrives."""
+
+    sinks: tuple[Sink, ...] = ()
+    """Where events go, each to all of them."""
+    queue: Annotated[Integer, Field(ge=1, le=10_000_000)] = 10000
+    """How many events may wait."""
+    on_full: Literal["block", "drop", "deny"] = "block"
+    """A full queue: wait (block), lose events and say so in the log (drop), or refuse requests (deny)."""
+    chain: Chain = Chain()
+    redact: Redact = Redact()

@@ -1,0 +1,181 @@
+"""The `identity` of a policy: whose tokens are believed, and how identity goes upstream."""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from mitmgate.core.authority import parse_authority
+from mitmgate.policy.problem import nearest
+from mitmgate.policy.scalars import (
+    FRAMING,
+    Duration,
+    DurationOrZero,
+    HeaderName,
+    Name,
+    Text,
+    duration,
+    one_or_more,
+    wrong,
+)
+from mitmgate.policy.section import Section
+
+HMAC = ("HS256", "HS384", "HS512")
+PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+SOURCES = ("secret_env", "secret_file", "public_key_file", "jwks_file", "jwks_url")
+
+
+def _algorithm(text: object) -> str:
+    if isinstance(text, str) and text.lower() == "none":
+        raise wrong("an unsigned token proves nothing; none is never accepted")
+    if text not in HMAC + PUBLIC:
+        raise wrong("must be an algorithm of JWS", nearest(str(text), HMAC + PUBLIC) or "use ES256, RS256 or EdDSA")
+    return str(text)
+
+
+Algorithm = Annotated[str, BeforeValidator(_algorithm), WithJsonSchema({"enum": [*HMAC, *PUBLIC]})]
+
+
+def _jwks_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        authority = parse_authority(url.netloc)
+    except ValueError:
+        url, authority = urlsplit(""), None
+    if url.scheme not in {"http", "https"} or authority is None or url.fragment:
+        raise wrong("must be an http or https URL without credentials", "write https://issuer.example/jwks.json")
+    return text
+
+
+class Keys(Section):
+    """Where an issuer's keys come from: exactly one source. Files are relative to the policy."""
+
+    secret_env: Text | None = None
+    """The environment variable that holds an HMAC secret."""
+    secret_file: Text | None = None
+    """A file that holds an HMAC secret; one newline at its end is not part of it."""
+    public_key_file: Text | None = None
+    """A PEM file with a public key or a certificate."""
+    jwks_file: Text | None = None
+    """A file with a JWK set (RFC 7517)."""
+    jwks_url: Annotated[Text, AfterValidator(_jwks_url)] | None = None
+    """The URL of a JWK set, fetched at start and in the background."""
+    refresh: Duration = duration("5m", "How often a jwks_url is fetched (seconds).")
+    min_refresh: Duration = duration("10s", "The least time between two fetches, however many unknown keys (seconds).")
+    max_stale: Duration = duration("1h", "How long known keys serve while a jwks_url can't be fetched (seconds).")
+
+    @property
+    def source(self) -> str:
+        """The name of the source that is set."""
+        return next(source for source in SOURCES if getattr(self, source) is not None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [source for source in SOURCES if getattr(self, source) is not None]
+        if len(given) != 1:
+            problem = "two sources of keys: " + " and ".join(given) if given else "no source of keys"
+            raise wrong(problem, "keep one" if given else f"one of {', '.join(SOURCES)}", at=given[-1] if given else "")
+        if given != ["jwks_url"]:
+            for member in ("refresh", "min_refresh", "max_stale"):
+                if member in self.model_fields_set:
+                    raise wrong("only a jwks_url is fetched", "leave it out", at=member)
+        if self.min_refresh > self.refresh:
+            raise wrong("must not be more than refresh", at="min_refresh")
+        if self.max_stale < self.refresh:
+            raise wrong("must not be less than refresh", at="max_stale")
+        return self
+
+
+class Claims(Section):
+    """Which claims of a token are read; of several the first that is there."""
+
+    subject: Annotated[tuple[Text, ...], Field(min_length=1), one_or_more(Text)] = ("sub",)
+    """The claims that name the subject."""
+    roles: Annotated[tuple[Text, ...], one_or_more(Text)] = ("role", "roles")
+    """The claims that hold roles."""
+    scopes: Annotated[tuple[Text, ...], one_or_more(Text)] = ("scope", "scp")
+    """The claims that hold scopes."""
+
+
+class Issuer(Section):
+    """A token issuer that is trusted, and with which keys and algorithms."""
+
+    issuer: Text
+    """The exact value of `iss`."""
+    audience: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
+    """Values of `aud` of which a token needs one; empty: not checked."""
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1), one_or_more(Algorithm)]
+    """What tokens may be signed with. Fixed here; a token never chooses."""
+    keys: Keys
+    leeway: DurationOrZero = duration("30s", "How far clocks may differ (seconds).")
+    token_type: Literal["any", "at+jwt"] = "any"
+    """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ."""
+    claims: Claims = Claims()
+    max_lifetime: Duration | None = Field(
+        None, description="The longest time from iat to exp (seconds); unset: not checked."
+    )
+
+    @model_validator(mode="after")
+    def _algorithms_fit(self) -> Self:
+        symmetric = [name for name in self.algorithms if name in HMAC]
+        public = [name for name in self.algorithms if name not in HMAC]
+        if len(set(self.algorithms)) < len(self.algorithms):
+            raise wrong("an algorithm is listed twice", at="algorithms")
+        if symmetric and public:
+            raise wrong(
+                f"{symmetric[0]} needs a secret and {public[0]} a public key, which must not pass as a secret",
+                "make two issuers",
+                at="algorithms",
+            )
+        if self.keys.source.startswith("secret"):
+            if public:
+                raise wrong(f"{public[0]} does not work with a secret", "use HS256, or a public key", at="algorithms")
+        elif symmetric and self.keys.source != "jwks_file":
+            raise wrong(f"{symmetric[0]} does not work with public keys", "use ES256, RS256 or EdDSA", at="algorithms")
+        return self
+
+
+class Assertion(Section):
+    """The signed assertion that tells an upstream who asks."""
+
+    header: HeaderName = "X-Gateway-Assertion"
+    """The header field that carries it."""
+    key_file: Text
+    """A PEM file with an unencrypted private key: EC P-256 (ES256), another EC curve, Ed25519 or RSA."""
+    lifetime: Duration = duration("30s", "How long it is valid (seconds).")
+    issuer: Text = "mitmgate"
+    """The value of its `iss`."""
+
+
+class Forward(Section):
+    """How identity goes upstream. What a client sends in these fields is always removed."""
+
+    subject: HeaderName = "X-User-ID"
+    """The header field for the subject."""
+    roles: HeaderName = "X-User-Role"
+    """The header field for the roles, joined by commas."""
+    assertion: Assertion | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        seen: set[str] = set()
+        assertion = self.assertion.header if self.assertion is not None else None
+        for member, name in (("subject", self.subject), ("roles", self.roles), ("assertion", assertion)):
+            if name is None:
+                continue
+            if name.lower() in FRAMING | {"authorization", "cookie", "x-request-id", "traceparent"}:
+                raise wrong(f"{name} has a meaning of its own", "name another header", at=member)
+            if name.lower() in seen:
+                raise wrong(f"{name} is used twice", at=member)
+            seen.add(name.lower())
+        return self
+
+
+class Identity(Section):
+    """Who may be a principal."""
+
+    default: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)] | None = None
+    """Names of the issuers that routes accept unless they say otherwise; unset: the only issuer."""
+    issuers: dict[Name, Issuer] = Field(default={})
+    """Trusted issuers, by name."""
+    forward: Forward = Forward()

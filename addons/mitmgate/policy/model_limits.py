@@ -1,0 +1,106 @@
+"""The `rate_limits` and `cors` of a policy."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, Strict, model_validator
+
+from mitmgate.policy.model_shared import Mode
+from mitmgate.policy.problem import nearest
+from mitmgate.policy.scalars import (
+    TOKEN,
+    Boolean,
+    Count,
+    Duration,
+    DurationOrZero,
+    HeaderName,
+    Method,
+    one_or_more,
+    wrong,
+)
+from mitmgate.policy.section import Section
+
+KEYS = ("principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME")
+OF_PRINCIPAL = ("principal", "issuer", "claim:")
+"""How keys begin that need an authenticated principal."""
+
+
+def _key(text: str) -> str:
+    kind, colon, name = text.partition(":")
+    if text in {"principal", "client_ip", "issuer", "route"} or (kind == "claim" and name):
+        return str(text)
+    if kind == "header" and re.fullmatch(TOKEN, name):
+        return f"header:{name.lower()}"
+    if colon and kind in {"claim", "header"}:
+        raise wrong(f"must name a {kind}", f"write {kind}:NAME")
+    raise wrong("must be a key that requests are counted by", nearest(text, KEYS) or f"one of {', '.join(KEYS)}")
+
+
+Key = Annotated[str, Strict(), AfterValidator(_key)]
+
+
+class RateLimit(Section):
+    """At most `limit` units of one key in any `window`."""
+
+    limit: Count
+    """How many units pass in any window."""
+    window: Duration = Field(description="The length of the window (seconds), at every position in time.")
+    key: Annotated[tuple[Key, ...], Field(min_length=1), one_or_more(Key)] = ("principal",)
+    """What is counted by: principal, client_ip, issuer, route, claim:NAME, header:NAME, or a list of these."""
+    cost: Count = 1
+    """How many units a request takes."""
+    on_store_failure: Literal["deny", "allow", "local"] = "local"
+    """Without the store: deny, allow, or count in this process (local)."""
+    mode: Mode = "enforce"
+    """report: count and record, deny nobody."""
+
+    @model_validator(mode="after")
+    def _can_pass(self) -> Self:
+        if self.cost > self.limit:
+            raise wrong(f"a cost above the limit ({self.limit}) never passes", at="cost")
+        if len(set(self.key)) < len(self.key):
+            raise wrong("a key is listed twice", at="key")
+        return self
+
+
+def _origin(text: str) -> str:
+    """Take an origin as a browser writes it (RFC 6454, section 6.2): it is compared byte for byte."""
+    if text == "*":
+        return str(text)
+    match = re.fullmatch(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/?#@]+)(/.*)?", text)
+    if match is None:
+        raise wrong("must be an origin", "write https://app.example, or *")
+    scheme, host = match.group(1).lower(), match.group(2).lower()
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
+    if text != f"{scheme}://{host}":
+        raise wrong("must be an origin as browsers send it", f"did you mean {scheme}://{host}?")
+    return str(text)
+
+
+Origin = Annotated[str, Strict(), AfterValidator(_origin)]
+
+
+class Cors(Section):
+    """Which pages of other origins may call, and what they may send and read."""
+
+    origins: Annotated[tuple[Origin, ...], Field(min_length=1)]
+    """Origins, compared byte for byte; or * alone, for any, without credentials."""
+    methods: tuple[Method, ...] = ("GET", "HEAD", "POST")
+    """Methods that a preflight may ask for."""
+    headers: tuple[HeaderName, ...] = ()
+    """Request headers that a preflight may ask for."""
+    credentials: Boolean = False
+    """Whether cookies and Authorization go along."""
+    expose: tuple[HeaderName, ...] = ()
+    """Response headers that a page may read."""
+    max_age: DurationOrZero | None = Field(None, description="How long a preflight's answer is kept (seconds).")
+
+    @model_validator(mode="after")
+    def _no_wildcard_with_credentials(self) -> Self:
+        if "*" in self.origins and len(self.origins) > 1:
+            raise wrong("* stands alone", at="origins")
+        if self.credentials:
+            for member in ("origins", "headers", "expose"):
+                if "*" in getattr(self, member):
+                    raise wrong(f"* in {member} can't go with credentials", f"list the {member}", at="credentials")
+        return self

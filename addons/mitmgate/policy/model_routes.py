@@ -1,0 +1,185 @@
+"""The `routes` of a policy: what may pass, on which conditions, and how it is changed on its way."""
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema, model_validator
+
+from mitmgate.core import template
+from mitmgate.policy.condition import ConditionError, compile_condition
+from mitmgate.policy.model_shared import Mode, Networks
+from mitmgate.policy.problem import nearest
+from mitmgate.policy.scalars import (
+    FRAMING,
+    Boolean,
+    HeaderName,
+    HostPattern,
+    Method,
+    Name,
+    Size,
+    Text,
+    UrlPath,
+    one_or_more,
+    wrong,
+)
+from mitmgate.policy.section import Section
+
+_OWN = frozenset(
+    {
+        *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"),
+        *("authorization", "x-request-id", "traceparent"),
+    }
+)
+
+
+class Match(Section):
+    """Which requests a route takes. The most specific path wins, then the host, then the method."""
+
+    prefix: UrlPath | None = None
+    """A path prefix on segment boundaries: /users takes /users and /users/7, not /usersX."""
+    exact: UrlPath | None = None
+    """One path."""
+    hosts: Annotated[tuple[HostPattern, ...], one_or_more(HostPattern)] = ()
+    """Host names; *.example takes every host below example. Empty: every host."""
+    methods: Annotated[tuple[Method, ...], one_or_more(Method)] = ()
+    """Methods; empty: every method."""
+
+    @model_validator(mode="after")
+    def _one_path(self) -> Self:
+        if self.prefix is None and self.exact is None:
+            raise wrong("needs a path", "add prefix: / for every path")
+        if self.prefix is not None and self.exact is not None:
+            raise wrong("prefix and exact exclude each other", "keep one", at="exact")
+        return self
+
+
+def _template(text: str) -> str:
+    try:
+        parsed = template.parse(text)
+    except ValueError as error:
+        known = (*sorted(template.PLAIN), "claim:NAME", "header:NAME")
+        name = text[text.find("{") + 1 :].partition("}")[0]
+        hint = "" if "lone" in str(error) else nearest(name, known) or f"one of {', '.join(known)}"
+        raise wrong(str(error), hint) from None
+    if "header:authorization" in parsed.placeholders:
+        raise wrong("a credential is never forwarded")
+    literals = "".join(literal for literal, _ in parsed.parts)
+    if not text or not all(" " <= character <= "~" for character in literals):
+        raise wrong("must be a header value: visible ASCII and spaces")
+    return str(text)
+
+
+HeaderTemplate = Annotated[Text, AfterValidator(_template)]
+
+
+class Rewrite(Section):
+    """How a request is changed on its way up. Without strip_prefix and replace_prefix the path stays."""
+
+    strip_prefix: Boolean = False
+    """Remove the prefix that matched."""
+    replace_prefix: UrlPath | None = None
+    """Put this in the place of the prefix that matched."""
+    set: dict[HeaderName, HeaderTemplate] = Field(default={})
+    """Request headers to set; {claim:NAME}, {header:NAME}, {subject}, {issuer}, {client_ip}, {request_id}, {route},
+    {host} and {method} are filled in. A header without a value for each of them is not sent at all."""
+    remove: tuple[HeaderName, ...] = ()
+    """Request headers to remove."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.strip_prefix and self.replace_prefix is not None:
+            raise wrong("strip_prefix and replace_prefix exclude each other", "keep one", at="replace_prefix")
+        for member, names in (("set", tuple(self.set)), ("remove", self.remove)):
+            for name in names:
+                if name.lower() in FRAMING | _OWN:
+                    raise wrong(f"{name} is written by the gateway alone", at=member)
+        return self
+
+
+class Issuers(Section):
+    """Whose tokens a route accepts."""
+
+    issuers: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)]
+    """Names of identity.issuers."""
+
+
+def _auth_kind(value: Any) -> str:
+    return "(issuers)" if isinstance(value, dict | Issuers) else "(none)"
+
+
+Auth = Annotated[
+    Annotated[Literal["none"], Tag("(none)")] | Annotated[Issuers, Tag("(issuers)")],
+    Discriminator(_auth_kind),
+]
+
+
+def _claim_value(value: Any) -> str | int | float | bool:
+    if isinstance(value, str):
+        return str(value)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise wrong("must be text, a number, true or false")
+    return value
+
+
+ClaimValue = Annotated[
+    str | int | float | bool,
+    PlainValidator(_claim_value),
+    WithJsonSchema({"type": ["string", "number", "boolean"]}),
+]
+
+
+def _condition(text: str) -> str:
+    try:
+        compile_condition(text)
+    except ConditionError as error:
+        raise wrong(str(error), error.hint) from None
+    return str(text)
+
+
+class Require(Section):
+    """What a principal must have; everything that is given must hold."""
+
+    scopes_all: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
+    """Scopes, all of them."""
+    roles_any: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
+    """Roles, one of them."""
+    claims: dict[Text, Annotated[tuple[ClaimValue, ...], Field(min_length=1), one_or_more(ClaimValue)]] = Field(
+        default={}
+    )
+    """Claims by name, each with the values that it may have; types are compared too."""
+    when: Annotated[str, Field(strict=True), AfterValidator(_condition)] | None = None
+    """A CEL expression over request, principal, client and route that must be true."""
+
+
+class Route(Section):
+    """One way through the gateway."""
+
+    name: Name
+    """The route's name, unique: in events, metrics and limits."""
+    match: Match
+    upstream: Name
+    """The name of the upstream."""
+    rewrite: Rewrite = Rewrite()
+    auth: Auth | None = None
+    """{issuers: [...]}, or none for a public route; unset: identity.default."""
+    require: Require = Require()
+    rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
+    """Names of rate_limits; a request must pass all of them."""
+    networks: Networks = Networks()
+    """Client addresses, beside those of the whole policy."""
+    max_body: Size | None = Field(None, description="The largest request body (bytes); unset: limits.body.")
+    cors: Name | None = None
+    """The name of a CORS policy; unset: other origins may not call."""
+    websocket: Boolean = False
+    """Whether a WebSocket may be opened."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Whether bodies pass while they arrive; auto: those that are large, of unknown length, or event streams."""
+    allow_encoded_slash: Boolean = False
+    """Whether %2F may stand in the path."""
+    mode: Mode = "enforce"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.rate_limits)) < len(self.rate_limits):
+            raise wrong("a limit is listed twice", at="rate_limits")
+        return self

@@ -1,0 +1,206 @@
+"""The types of single values in a policy: strict, with messages that say what would be right."""
+
+import re
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from mitmgate.core.address import CidrSet
+from mitmgate.core.authority import parse_authority
+from mitmgate.core.path import Ambiguous, canonical_path
+from mitmgate.policy.interpolation import FromEnvironment
+from mitmgate.policy.problem import nearest
+from mitmgate.policy.units import DURATION, SIZE, UnitError, parse_duration, parse_size
+
+TOKEN = r"^[!#$%&'*+.^`|~0-9A-Za-z-]+$"  # RFC 9110, section 5.6.2, without "_"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+# Fields that frame a message or belong to one connection; a policy can't set or remove them.
+FRAMING = frozenset(
+    {
+        *("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect"),
+        *("keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
+    }
+)
+
+
+def wrong(message: str, hint: str = "", at: str = "") -> PydanticCustomError:
+    """Make the error of a validator. hint: what would be right. at: the member of the section that it is about."""
+    return PydanticCustomError("policy", "{message}", {"message": message, "hint": hint, "at": at})
+
+
+def _from_environment(read: Callable[[str], object]) -> BeforeValidator:
+    """Let a value that is no text come from the environment, which knows only text."""
+
+    def validate(value: Any) -> Any:
+        return read(value) if isinstance(value, FromEnvironment) else value
+
+    return BeforeValidator(validate)
+
+
+def _integer(text: str) -> object:
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else text
+
+
+def _boolean(text: str) -> object:
+    return {"true": True, "false": False}.get(text, text)
+
+
+Integer = Annotated[int, Strict(), _from_environment(_integer)]
+Boolean = Annotated[bool, Strict(), _from_environment(_boolean)]
+Port = Annotated[Integer, Field(ge=0, le=65535)]
+Count = Annotated[Integer, Field(ge=1, le=10**12)]
+
+
+def _visible(text: str) -> str:
+    if not text:
+        raise wrong("must not be empty")
+    if not text.isprintable():
+        raise wrong("must not hold control characters")
+    if text != text.strip():
+        raise wrong("must not begin or end with a space")
+    return str(text)
+
+
+Text = Annotated[str, Strict(), AfterValidator(_visible)]
+
+
+def _duration(value: object) -> float:
+    return _with_unit(value, parse_duration, "a duration, like 30s")
+
+
+def _positive_duration(value: object) -> float:
+    seconds = _duration(value)
+    if seconds == 0:
+        raise wrong("must be more than zero")
+    return seconds
+
+
+def _size(value: object) -> int:
+    return _with_unit(value, parse_size, "a size, like 512KiB")
+
+
+def _with_unit[N: (int, float)](value: object, parse: Callable[[str], N], wanted: str) -> N:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise wrong(f"must be {wanted}")
+    try:
+        return parse(str(value))
+    except UnitError as error:
+        raise wrong(str(error), error.hint) from None
+
+
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION, "examples": ["250ms", "2s", "5m", "1h"]})
+Duration = Annotated[float, PlainValidator(_positive_duration), _DURATION_SCHEMA]
+DurationOrZero = Annotated[float, PlainValidator(_duration), _DURATION_SCHEMA]
+Size = Annotated[
+    int,
+    PlainValidator(_size),
+    WithJsonSchema({"type": "string", "pattern": SIZE, "examples": ["100B", "512KiB", "10MiB"]}),
+]
+
+
+def duration(default: str, description: str) -> Any:
+    """Make a field of type Duration: its default as a policy writes it, in the model and in the schema."""
+    return Field(parse_duration(default), description=description, json_schema_extra={"default": default})
+
+
+def size(default: str, description: str) -> Any:
+    """Make a field of type Size: its default as a policy writes it, in the model and in the schema."""
+    return Field(parse_size(default), description=description, json_schema_extra={"default": default})
+
+
+def _name(text: str) -> str:
+    if re.fullmatch(NAME, text) is None:
+        raise wrong("must be a name: letters, digits, '.', '_' and '-', 64 at most")
+    return str(text)
+
+
+Name = Annotated[str, Strict(), AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME})]
+
+
+def _cidr(text: str) -> str:
+    try:
+        CidrSet([text])
+    except ValueError:
+        try:
+            hint = f"did you mean {ip_network(text, strict=False)}?"
+            message = "must be a network without host bits"
+        except ValueError:
+            hint, message = "write 192.0.2.0/24, 2001:db8::/32 or one address", "must be a network"
+        raise wrong(message, hint) from None
+    return str(text)
+
+
+Cidr = Annotated[str, Strict(), AfterValidator(_cidr)]
+
+
+def _header(text: str) -> str:
+    if re.fullmatch(TOKEN, text) is None:
+        suggestion = text.replace("_", "-").replace(" ", "-")
+        usable = re.fullmatch(TOKEN, suggestion) is not None
+        what = "must be a header name without '_'" if "_" in text else "must be a header name"
+        raise wrong(what, f"did you mean {suggestion}?" if usable else "")
+    return str(text)
+
+
+HeaderName = Annotated[str, Strict(), AfterValidator(_header), WithJsonSchema({"type": "string", "pattern": TOKEN})]
+
+
+def _header_value(text: str) -> str:
+    if re.fullmatch(r"[ -~]*", text) is None or text != text.strip():
+        raise wrong("must be a header value: visible ASCII and spaces within")
+    return str(text)
+
+
+HeaderValue = Annotated[str, Strict(), AfterValidator(_header_value)]
+
+
+def _method(text: str) -> str:
+    if text in {"CONNECT", "TRACE"}:
+        raise wrong(f"{text} is never forwarded")
+    if re.fullmatch(r"[A-Z][A-Z-]{0,31}", text) is None:
+        raise wrong("must be a method in capitals", nearest(text, METHODS))
+    return str(text)
+
+
+Method = Annotated[str, Strict(), AfterValidator(_method)]
+
+
+def _host(text: str) -> str:
+    pattern = text[2:] if text.startswith("*.") else text
+    parsed = parse_authority(pattern)
+    if parsed is None:
+        raise wrong("must be a host name", "write api.example, or *.example for every host below it")
+    host, port = parsed
+    if port is not None:
+        raise wrong("must be a host without a port", f"did you mean {text.rpartition(':')[0]}?")
+    return f"*.{host}" if text.startswith("*.") else host
+
+
+HostPattern = Annotated[str, Strict(), AfterValidator(_host)]
+
+
+def _path(text: str) -> str:
+    canonical = canonical_path(text)
+    if isinstance(canonical, Ambiguous):
+        hint = "" if text.startswith("/") else f"did you mean /{text}?"
+        raise wrong(f"must be a canonical path: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}", hint)
+    if canonical.text != text:
+        raise wrong("must be a canonical path", f"did you mean {canonical.text}?")
+    return str(text)
+
+
+UrlPath = Annotated[str, Strict(), AfterValidator(_path)]
+
+
+def one_or_more(item: Any) -> BeforeValidator:
+    """Let a list of `item` be written as its only member."""
+
+    def as_list(value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    return BeforeValidator(as_list, json_schema_input_type=item | tuple[item, ...])

@@ -1,0 +1,85 @@
+"""From pydantic's errors to problems with a place, a message for people and a hint."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from mitmgate.policy.document import Document, written
+from mitmgate.policy.interpolation import FromEnvironment
+from mitmgate.policy.model import Policy
+from mitmgate.policy.problem import Location, Problem, nearest
+from mitmgate.policy.section import Section
+
+_POLICY = TypeAdapter(Policy)
+_MESSAGES = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+_HINTS = {"tuple_type": "write [...]", "model_type": "write {...}, or leave it out", "dict_type": "write {...}"}
+_UNQUOTED = frozenset({"int_type", "bool_type"})
+_CHOICES = {"(memory)": "memory or {url: redis://...}", "(none)": "none or {issuers: [...]}"}
+
+
+def validate(document: Document) -> tuple[Policy | None, list[Problem]]:
+    """Validate a document's value section by section; the policy is None where there is any error."""
+    sections: dict[int, type[Section]] = {}
+    try:
+        return _POLICY.validate_python(document.value, context=sections), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [_problem(document, detail, sections) for detail in details]
+    return None, [problem for problem in problems if problem is not None]
+
+
+def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[Section]]) -> Problem | None:
+    """Translate one error; None where it only follows from a reference that has no value."""
+    context: dict[str, Any] = detail.get("ctx", {})
+    # The names of a union's branches, "(redis)", stand for nothing in the file; "[key]" is a mapping's key itself.
+    location: Location = tuple(step for step in detail["loc"] if str(step)[:1] != "(" and step != "[key]")
+    key = detail["loc"][-1:] == ("[key]",)
+    found, kind = detail["input"], detail["type"]
+    if any(location[:length] in document.unresolved for length in range(len(location) + 1)):
+        return None
+    if kind == "too_short" and found:
+        return None  # what is in it is wrong, and said elsewhere
+    if kind == "missing":
+        name = str(location[-1])
+        return document.problem(location[:-1], f"the member {name} is missing", found="", hint=f"add {name}")
+    if kind == "extra_forbidden":
+        return _unknown_member(document, location, sections)
+    if kind == "policy":
+        message, hint = context["message"], context["hint"]
+        if context["at"]:
+            location = (*location, context["at"])
+            found = document.at(location)
+        elif isinstance(found, Section):
+            found = {}
+    elif kind == "literal_error":
+        words = context["expected"].replace("'", "")
+        branch = next((_CHOICES[step] for step in detail["loc"] if step in _CHOICES), None)
+        message, hint = f"must be {branch or words}", nearest(str(found), words.replace(" or ", ", ").split(", "))
+    elif kind == "too_short":
+        message, hint = "must not be empty", ""
+    else:
+        message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else detail["msg"]
+        quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
+        hint = "write it without quotes" if quoted else _HINTS.get(kind, "")
+    return document.problem(location, message, found=written(found), hint=hint, key=key)
+
+
+def _unknown_member(document: Document, location: Location, sections: dict[int, type[Section]]) -> Problem:
+    parent, name = document.at(location[:-1]), str(location[-1])
+    section = sections.get(id(parent))
+    taken = parent if isinstance(parent, dict) else {}
+    free = [member for member in section.model_fields if member not in taken] if section is not None else []
+    hint = nearest(name, free) or (f"members are {', '.join(section.model_fields)}" if section is not None else "")
+    return document.problem(location, f"there is no member {name}", found="", hint=hint, key=True)

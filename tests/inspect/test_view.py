@@ -11,8 +11,10 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.test import taddons, tflow, tutils
 from ruamel.yaml import YAML
 
+from mitmgate.core.circuit import Permit
 from mitmgate.core.problem import problem_body
 from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome, Step
 from mitmgate.inspect.annotate import METADATA, Annotate
 from mitmgate.inspect.view import GatewayContentview, GatewayView
 from tests.inspect.conftest import ADMITTED, EXPIRED, TOKEN, Make
@@ -74,6 +76,16 @@ def test_an_admitted_request(admitted: Make) -> None:
         "X-User-ID: alice",
         "X-User-Role: user",
     ]
+
+
+def test_the_circuit(admitted: Make, decided: Make) -> None:
+    endpoint = "http://127.0.0.1:9001"
+    assert shown(admitted(permit=Permit(endpoint, 0, probe=False))[0])["circuit"] == "closed"
+    assert (
+        shown(admitted(permit=Permit(endpoint, 2, probe=True))[0])["circuit"] == "half-open, and this request a probe"
+    )
+    refusal = Step("circuit-breaker", Outcome.DENY, Reason.CIRCUIT_OPEN)
+    assert shown(decided(*ADMITTED, refusal)[0])["circuit"] == "open"
 
 
 def test_control_characters_do_not_break_the_layout(decided: Make) -> None:

@@ -12,6 +12,7 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from mitmgate.audit.mirror import Plain, mirror
 from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
 from mitmgate.audit.settings import Redact
+from mitmgate.core.reason import Reason
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.inspect.summary import summarise
 from mitmgate.stages.exchange import Exchange, exchange_of
@@ -58,7 +59,9 @@ def _live(exchange: Exchange, flow: HTTPFlow) -> Members:
     if exchange.endpoint is not None:
         made["endpoint"] = exchange.endpoint.url
     if exchange.permit is not None:
-        made["circuit"] = str(exchange.permit)
+        made["circuit"] = "half-open, and this request a probe" if exchange.permit.probe else "closed"
+    elif exchange.verdict.final is not None and exchange.verdict.final.reason is Reason.CIRCUIT_OPEN:
+        made["circuit"] = "open"
     made["received"] = _received(decision, redaction)
     if exchange.forward is not None:
         forward, assertion = exchange.forward, snapshot.forward.assertion

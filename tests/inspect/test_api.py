@@ -1,0 +1,231 @@
+"""A real mitmweb with the gateway in it, seen through mitmweb's own HTTP API."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.inspect.webapi import WebApi
+from tests.live.harness import WEB_PASSWORD, Gateway, mint, policy_file
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import RecordingUpstream, Reply
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, RecordingUpstream]]:
+    """One mitmweb and one upstream for this module."""
+    with RecordingUpstream() as upstream:
+        policy = policy_file(tmp_path_factory.mktemp("web"), upstream)
+        with Gateway(policy, host="web", arguments=("--keep", "25")) as gateway:
+            yield gateway, upstream
+
+
+@pytest.fixture
+def web(shared: tuple[Gateway, RecordingUpstream]) -> WebApi:
+    """Mitmweb's API, with an empty flow list."""
+    gateway, upstream = shared
+    upstream.forget()
+    api = WebApi(gateway.web_port)
+    assert api.call("POST", "/clear")[0] == 200
+    return api
+
+
+@pytest.fixture
+def gateway(shared: tuple[Gateway, RecordingUpstream]) -> Gateway:
+    return shared[0]
+
+
+@pytest.fixture
+def upstream(shared: tuple[Gateway, RecordingUpstream]) -> RecordingUpstream:
+    return shared[1]
+
+
+def test_decisions_are_in_the_flow_list(web: WebApi, gateway: Gateway) -> None:
+    assert gateway.get("/api/v1/users/7", token=mint()).status == 200
+    assert gateway.get("/api/v1/users/7", token=mint(scope="orders.read")).status == 403
+    assert gateway.get("/api/v1/users/7").status == 401
+    assert gateway.get("/health").status == 200
+
+    def settled() -> bool:
+        return [(flow["marked"], flow["comment"].split(" ")[0]) for flow in web.flows] == [
+            ("🟢", "ADMIT"),
+            ("🔴", "DENY"),
+            ("🔴", "DENY"),
+            ("🔵", "ANSWER"),
+        ]
+
+    wait_for(settled, f"four decisions, not {web.comments}")
+    admitted, forbidden, anonymous, health = web.comments
+    assert admitted.startswith("ADMIT users → users 200 in ")
+    assert " ms (alice); " in admitted
+    assert admitted.endswith("of 100 left")
+    assert forbidden == "DENY 403 scope-missing at authorization (alice, route users)"
+    assert anonymous == "DENY 401 credential-missing at authentication (route users)"
+    assert health == "ANSWER 200 health at endpoints"
+
+
+def test_an_admission_is_visible_while_the_service_is_waited_for(
+    web: WebApi, gateway: Gateway, upstream: RecordingUpstream
+) -> None:
+    answer = threading.Event()
+    upstream.script.append(Reply(until=answer))
+    client = threading.Thread(target=gateway.get, args=("/api/v1/users/7",), kwargs={"token": mint()})
+    client.start()
+    try:
+        wait_for(lambda: any("waiting for" in comment for comment in web.comments), "an admission that waits")
+        (flow,) = web.flows
+        assert flow["comment"].startswith(f"ADMIT users → users, waiting for {upstream.url} (alice); ")
+        assert flow["marked"] == "⏳"
+        assert "response" not in flow
+        assert web.content(flow, "request")["view_name"] == "Gateway"
+    finally:
+        answer.set()
+        client.join(20)
+    wait_for(lambda: web.comments[0].startswith("ADMIT users → users 200 in "), "the response")
+
+
+def test_a_denial_is_visible_while_the_client_still_sends(web: WebApi, gateway: Gateway) -> None:
+    """The head alone decides: the body never comes."""
+    import socket
+
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
+        client.sendall(b"POST /api/v1/users HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 9\r\n\r\n1234")
+        wait_for(lambda: bool(web.comments) and bool(web.comments[0]), "the decision")
+        assert web.comments == ["DENY 401 credential-missing at authentication (route users)"]
+
+
+def test_the_gateway_view_of_a_denial(web: WebApi, gateway: Gateway) -> None:
+    token = mint(lifetime=-300)
+    answered = gateway.get("/api/v1/users/7?token=hidden-word", token=token)
+    assert answered.reason == "token-expired"
+    (flow,) = web.flows
+    shown = web.content(flow, "response")
+    assert (shown["view_name"], shown["syntax_highlight"]) == ("Gateway", "yaml")
+    text = shown["text"]
+    assert text.startswith("decision: DENY 401 token-expired at authentication (route users)\n")
+    assert f"request_id: {answered.one('x-request-id')}" in text
+    assert "authentication   deny " in text
+    assert "Authorization: [redacted]" in text
+    assert token not in text
+    assert token.split(".")[1] not in text
+    assert "hidden-word" not in text
+    assert web.content(flow, "response", "json")["view_name"] == "JSON"
+    assert json.loads(web.content(flow, "response", "raw")["text"]) == answered.json
+
+
+def test_the_gateway_view_of_an_admission(web: WebApi, gateway: Gateway, upstream: RecordingUpstream) -> None:
+    upstream.reply = Reply(echo=True)
+    token = mint()
+    gateway.get("/api/v1/users/7", token=token, headers={"Cookie": "session=crumbs", "X-User-ID": "root"})
+    wait_for(lambda: " 200 in " in web.comments[0], "the response")
+    (flow,) = web.flows
+    assert web.content(flow, "response")["view_name"] == "JSON"  # a service's own body keeps its view
+    text = web.content(flow, "response", "gateway")["text"]
+    received, forwarded = text.split("received: |-\n")[1].split("forwarded: |-\n")
+    assert "Cookie: [redacted]" in received
+    assert "X-User-ID: root" in received
+    assert "X-User-ID: alice" in forwarded
+    assert "Authorization" not in forwarded
+    assert f"endpoint: {upstream.url}" in text
+    assert "subject: alice" in text
+    assert token not in text
+    assert "crumbs" not in text
+
+
+def test_the_view_is_offered_to_the_browser(web: WebApi) -> None:
+    assert "gateway" in web.get("/state")["contentViews"]
+    assert "comment" in web.get("/options")["web_columns"]["value"]
+
+
+def test_commands(web: WebApi, gateway: Gateway) -> None:
+    gateway.get("/api/v1/users/7")
+    flow_id = web.flows[0]["id"]
+    assert "decision: DENY 401 credential-missing" in web.command("mitmgate.explain", f"@{flow_id}")["value"]
+    assert "credential-missing" in web.command("mitmgate.stats")["value"]
+    assert "users: any method" in web.command("mitmgate.policy")["value"]
+    assert web.command("mitmgate.denied", "scope-missing")["value"].startswith("0 of 1 flows")
+    assert web.flows == []
+    assert web.command("mitmgate.all")["value"] == "1 flows"
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"scripts": ["/tmp/evil.py"]},
+        {"mode": ["regular"]},
+        {"mitmgate_policy": "other.yaml"},
+        {"connection_strategy": "eager"},
+        {"map_remote": ["|.*|http://127.0.0.1:1/"]},
+        {"modify_headers": ["/~q/X-User-ID/root"]},
+        {"intercept": "~all"},
+        {"web_password": "mine"},
+        {"save_stream_file": "/tmp/flows"},
+    ],
+)
+def test_options_that_matter_are_frozen(web: WebApi, gateway: Gateway, update: dict[str, object]) -> None:
+    (name,) = update
+    before = web.get("/options")[name]["value"]
+    status, text = web.call("PUT", "/options", update)
+    assert (status, text) == (
+        400,
+        f"{name} can't be changed while mitmgate runs; start it again with another value",
+    )
+    assert web.get("/options")[name]["value"] == before
+    assert gateway.get("/api/v1/users/7", token=mint()).status == 200
+    assert gateway.get("/api/v1/users/7").status == 401
+
+
+def test_options_that_only_show_can_change(web: WebApi) -> None:
+    assert web.call("PUT", "/options", {"web_theme": "dark"})[0] == 200
+    assert web.get("/options")["web_theme"]["value"] == "dark"
+
+
+@pytest.mark.parametrize("command", ["script.run", "replay.client", "export.file", "options.load", "browser.start"])
+def test_commands_that_go_around_the_policy_are_gone(web: WebApi, command: str) -> None:
+    assert web.command(command, "x", "y") == {"error": f"Unknown command: {command}"}
+
+
+def test_a_decided_request_is_not_replayed(web: WebApi, gateway: Gateway, upstream: RecordingUpstream) -> None:
+    gateway.get("/api/v1/users/7", token=mint())
+    wait_for(lambda: " 200 in " in web.comments[0], "the response")
+    upstream.forget()
+    assert web.call("POST", f"/flows/{web.flows[0]['id']}/replay")[0] == 500
+    assert gateway.get("/api/v1/users/8", token=mint()).status == 200  # whatever was started, this came after it
+    assert [request.target for request in upstream.requests] == ["/api/v1/users/8"]
+
+
+def test_nothing_without_the_password(shared: tuple[Gateway, RecordingUpstream]) -> None:
+    stranger = WebApi(shared[0].web_port, "wrong")
+    for method, path in [("GET", "/flows"), ("GET", "/options"), ("PUT", "/options"), ("POST", "/commands/set")]:
+        assert stranger.call(method, path, {} if method != "GET" else None)[0] == 403
+
+
+def test_the_password_is_not_in_the_options(web: WebApi) -> None:
+    assert WEB_PASSWORD not in json.dumps(web.get("/options"))
+
+
+def test_old_flows_leave(web: WebApi, gateway: Gateway) -> None:
+    for number in range(30):
+        gateway.get(f"/api/v1/users/{number}")
+    paths = [flow["request"]["path"] for flow in web.flows]
+    assert paths == [f"/api/v1/users/{number}" for number in range(5, 30)]
+
+
+def test_a_saved_flow_shows_the_decision_of_its_time(web: WebApi, gateway: Gateway, tmp_path: Path) -> None:
+    import http.client
+
+    gateway.get("/api/v1/users/7", token=mint(lifetime=-300))
+    link = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+    link.request("GET", "/flows/dump", headers=web.headers)
+    saved = link.getresponse().read()
+    link.close()
+    assert web.call("POST", "/clear")[0] == 200
+    assert web.call("POST", "/flows/dump", saved)[0] == 200
+    (flow,) = web.flows
+    assert flow["comment"] == "DENY 401 token-expired at authentication (route users)"
+    assert flow["response"]["status_code"] == 401
+    text = web.content(flow, "response")["text"]
+    assert "token-expired" in text
+    assert "eyJ" not in text

@@ -1,0 +1,222 @@
+"""Claims: times at their edges, audiences, subjects, roles and scopes of every shape."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmgate.core.claims import Times, VerifiedClaims, check_times, principal_of, read_times, verify_claims
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Issuer, KeySource
+from mitmgate.core.token import Refusal, SignedClaims
+
+NOW = 1_800_000_000.0
+ISSUER = Issuer("corp", "https://issuer.example", ("api://orders",), ("RS256",), KeySource("secret"), leeway=30.0)
+CLAIMS: dict[str, Any] = {"iss": ISSUER.issuer, "aud": "api://orders", "sub": "alice", "exp": NOW + 60}
+
+
+def reason_of(changes: dict[str, Any], issuer: Issuer = ISSUER, now: float = NOW) -> Reason | None:
+    """Verify CLAIMS with changes; a change to ... removes the member. Returns None where there is a principal."""
+    claims = {name: value for name, value in (CLAIMS | changes).items() if value is not ...}
+    verified = verify_claims(SignedClaims(claims), issuer, now)
+    result = verified if isinstance(verified, Refusal) else principal_of(verified, issuer)
+    return result.reason if isinstance(result, Refusal) else None
+
+
+def principal(changes: dict[str, Any], issuer: Issuer = ISSUER) -> Principal:
+    verified = verify_claims(SignedClaims(CLAIMS | changes), issuer, NOW)
+    assert isinstance(verified, VerifiedClaims)
+    made = principal_of(verified, issuer)
+    assert isinstance(made, Principal)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"exp": NOW - 29.9}, None),  # leeway
+        ({"exp": NOW - 30}, Reason.TOKEN_EXPIRED),  # on or after (RFC 7519, section 4.1.4)
+        ({"exp": NOW - 31}, Reason.TOKEN_EXPIRED),
+        ({"exp": 0}, Reason.TOKEN_EXPIRED),
+        ({"nbf": NOW + 30}, None),
+        ({"nbf": NOW + 30.1}, Reason.TOKEN_NOT_YET_VALID),
+        ({"nbf": 0}, None),
+        ({"iat": NOW + 30}, None),
+        ({"iat": NOW + 31}, Reason.TOKEN_NOT_YET_VALID),
+        ({"exp": ...}, Reason.TOKEN_CLAIM_INVALID),
+        *(
+            ({name: value}, Reason.TOKEN_CLAIM_INVALID)
+            for name in ("exp", "nbf", "iat")
+            for value in (None, True, False, "1900000000", "", [NOW], {}, -1, -0.5, 1e300, 10**18, NOW * 1000)
+        ),
+    ],
+)
+def test_times(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "reason"),
+    [
+        ({"iat": NOW, "exp": NOW + 3600}, NOW, None),
+        ({"iat": NOW, "exp": NOW + 3601}, NOW, Reason.TOKEN_LIFETIME_EXCEEDED),
+        ({"iat": NOW, "exp": NOW + 3601}, NOW + 3500, Reason.TOKEN_LIFETIME_EXCEEDED),  # old, and too long all the same
+        ({"exp": NOW + 3630}, NOW, None),  # without iat: what is left, within leeway
+        ({"exp": NOW + 3631}, NOW, Reason.TOKEN_LIFETIME_EXCEEDED),
+        ({"exp": NOW + 3631}, NOW + 1, None),
+    ],
+)
+def test_lifetime(changes: dict[str, Any], now: float, reason: Reason | None) -> None:
+    assert reason_of(changes, replace(ISSUER, max_lifetime=3600.0), now) is reason
+
+
+def test_no_lifetime_is_too_long_unless_the_policy_says_so() -> None:
+    assert reason_of({"iat": 0, "exp": 253_402_300_799}) is None
+
+
+@given(
+    times=st.builds(Times, st.floats(0, 200), st.none() | st.floats(0, 200), st.none() | st.floats(0, 200)),
+    now=st.floats(0, 300),
+    leeway=st.floats(0, 60),
+    max_lifetime=st.none() | st.floats(0, 200),
+)
+def test_the_window_is_where_the_times_hold(
+    times: Times, now: float, leeway: float, max_lifetime: float | None
+) -> None:
+    earliest, latest = times.window(leeway, max_lifetime)
+    assert (earliest <= now < latest) is (check_times(times, now, leeway, max_lifetime) is None)
+
+
+@given(st.dictionaries(st.sampled_from(["exp", "nbf", "iat"]), st.floats() | st.integers() | st.text() | st.booleans()))
+def test_no_times_make_it_raise(claims: dict[str, Any]) -> None:
+    times = read_times(claims)
+    if isinstance(times, Times):
+        assert all(value is None or 0 <= value < 1e12 for value in times)
+
+
+@pytest.mark.parametrize(
+    ("audience", "reason"),
+    [
+        ("api://orders", None),
+        (["api://orders"], None),
+        (["api://other", "api://orders"], None),
+        ("api://order", Reason.TOKEN_AUDIENCE_REFUSED),
+        ("api://orders ", Reason.TOKEN_AUDIENCE_REFUSED),
+        ("API://ORDERS", Reason.TOKEN_AUDIENCE_REFUSED),
+        ("", Reason.TOKEN_AUDIENCE_REFUSED),
+        ([], Reason.TOKEN_AUDIENCE_REFUSED),
+        (..., Reason.TOKEN_AUDIENCE_REFUSED),
+        (None, Reason.TOKEN_AUDIENCE_REFUSED),
+        ({}, Reason.TOKEN_CLAIM_INVALID),
+        ({"api://orders": 1}, Reason.TOKEN_CLAIM_INVALID),
+        (["api://orders", 1], Reason.TOKEN_CLAIM_INVALID),
+        ([["api://orders"]], Reason.TOKEN_CLAIM_INVALID),
+        (True, Reason.TOKEN_CLAIM_INVALID),
+    ],
+)
+def test_audience(audience: Any, reason: Reason | None) -> None:
+    assert reason_of({"aud": audience}) is reason
+
+
+def test_an_audience_that_is_not_configured_is_not_checked() -> None:
+    assert reason_of({"aud": ...}, replace(ISSUER, audience=())) is None
+
+
+@pytest.mark.parametrize("issuer", ["https://issuer.example/", "HTTPS://issuer.example", "https://evil.example", None])
+def test_the_issuer_is_compared_exactly(issuer: Any) -> None:
+    assert reason_of({"iss": issuer}) is Reason.TOKEN_ISSUER_UNKNOWN
+
+
+@pytest.mark.parametrize("subject", ["alice", "a b", "auth0|5f7", "CN=alice,O=x", "ålice", "a" * 255])
+def test_subjects(subject: str) -> None:
+    assert principal({"sub": subject}).subject == subject
+
+
+NO_NAMES: list[Any] = [
+    *("", " ", " alice", "alice ", "a" * 256, "a\nb", "a\r\nX-Admin: 1", "a\0", "a\x7f", "a\x85", "a\u2028b"),
+    *("a\u202eb", "a\u200bb", "a\u00a0b", 7, 1.5, True, ["alice"], {}, None),
+]
+
+
+@pytest.mark.parametrize("subject", NO_NAMES)
+def test_what_names_no_subject(subject: Any) -> None:
+    assert reason_of({"sub": subject}) is Reason.TOKEN_CLAIM_INVALID
+
+
+def test_a_missing_subject() -> None:
+    assert reason_of({"sub": ...}) is Reason.TOKEN_CLAIM_INVALID
+
+
+@pytest.mark.parametrize("token_id", [name for name in NO_NAMES if name is not None])
+def test_odd_token_ids(token_id: Any) -> None:
+    assert reason_of({"jti": token_id}) is Reason.TOKEN_CLAIM_INVALID
+
+
+def test_the_first_claim_that_is_present_counts() -> None:
+    issuer = replace(ISSUER, subject=("user", "sub"), roles=("groups", "roles"), scopes=("scp", "scope"))
+    claims = {"user": "bob", "roles": ["b"], "groups": ["a"], "scope": "s1", "jti": "t1"}
+    made = principal(claims, issuer)
+    assert (made.subject, made.roles, made.scopes, made.token_id) == ("bob", ("a",), frozenset({"s1"}), "t1")
+    assert (made.issuer, made.expires, made.claims) == ("corp", NOW + 60, CLAIMS | claims)
+
+
+def test_a_present_claim_of_the_wrong_form_is_not_passed_over() -> None:
+    assert reason_of({"user": 7}, replace(ISSUER, subject=("user", "sub"))) is Reason.TOKEN_CLAIM_INVALID
+
+
+@pytest.mark.parametrize(
+    ("roles", "read"),
+    [
+        ("admin", ("admin",)),
+        ("admin user", ("admin user",)),  # never split
+        ("admin,user", ("admin,user",)),
+        (["admin", "user", "admin"], ("admin", "user")),
+        ([], ()),
+        ("", ()),
+        (None, ()),
+    ],
+)
+def test_roles(roles: Any, read: tuple[str, ...]) -> None:
+    assert principal({"role": roles}).roles == read
+
+
+@pytest.mark.parametrize(
+    ("scopes", "read"),
+    [
+        ("users.read", {"users.read"}),
+        ("users.read  users.write ", {"users.read", "users.write"}),
+        (["users.read", "users.write"], {"users.read", "users.write"}),
+        ("", set()),
+        ([], set()),
+        (None, set()),
+    ],
+)
+def test_scopes(scopes: Any, read: set[str]) -> None:
+    assert principal({"scope": scopes}).scopes == read
+
+
+@pytest.mark.parametrize("name", ["role", "scope"])
+@pytest.mark.parametrize("value", [7, True, {}, {"admin": True}, ["admin", 7], [["admin"]], ["ad\nmin"], [""], [None]])
+def test_lists_of_the_wrong_form(name: str, value: Any) -> None:
+    assert reason_of({name: value}) is Reason.TOKEN_CLAIM_INVALID
+
+
+@pytest.mark.parametrize("value", ["users.read\tadmin", "users.read\nadmin", "a\u00a0b", "ä", ["users.read admin"]])
+def test_scopes_are_split_at_spaces_alone(value: Any) -> None:
+    assert reason_of({"scope": value}) is Reason.TOKEN_CLAIM_INVALID
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["iss", "aud", "sub", "role", "scope", "exp", "nbf", "iat", "jti"]), JSON))
+def test_no_claims_make_it_raise(changes: dict[str, Any]) -> None:
+    assert reason_of(changes) in {None, *Reason}

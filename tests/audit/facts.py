@@ -72,6 +72,7 @@ class Facts:
     grants: list[Grant] = field(default_factory=list)
     principal: Principal | None = ALICE
     endpoint: Endpoint | None = ENDPOINT
+    retries: int = 0
     admitted: bool = False
     failure: Reason | None = None
     failure_detail: str = ""

@@ -120,6 +120,13 @@ def test_a_degraded_limit_is_told() -> None:
     assert written(facts)["degraded"] is True
 
 
+def test_another_endpoint_was_tried() -> None:
+    facts = admitted()
+    facts.retries = 1
+    assert written(facts)["retries"] == 1
+    assert "retries" not in written(admitted())
+
+
 def test_an_upgraded_connection_is_told() -> None:
     assert written(admitted(), 101, upgraded=True)["upgraded"] is True
 

@@ -1,5 +1,7 @@
 """No credential gets through, in whatever position or spelling."""
 
+import base64
+
 import pytest
 
 from mitmgate.audit.redact import Redaction, veil
@@ -63,6 +65,16 @@ def test_an_encoded_jwt_is_redacted(text: str) -> None:
     for written in (REDACTION.query(text), veil(text)):
         assert "[redacted]" in written
         assert not any(part in written for part in ("JhbGci", "%4a", "JzdWIi"))
+
+
+@pytest.mark.parametrize(
+    "json", ['{ "alg": "HS256" }', '{\n  "alg": "HS256"}', '{\r\n"alg": "HS256"}', '{\t"alg": "HS256"}']
+)
+def test_a_jwt_whose_json_has_white_space_is_redacted(json: str) -> None:
+    token = f"{base64.urlsafe_b64encode(json.encode()).decode().rstrip('=')}.ewogICJzdWIiOiAiYSIKfQ.c2ln"
+    for text in (token, f"a/{token}/b", f"x=1&v={token}"):
+        assert token.split(".", maxsplit=1)[0] not in veil(text)
+        assert token.split(".")[1] not in REDACTION.query(text)
 
 
 def test_a_path_with_harmless_escapes_stays() -> None:

@@ -32,6 +32,7 @@ class Decided(Protocol):
     grants: list[Grant]
     principal: Principal | None
     endpoint: Endpoint | None
+    retries: int
     admitted: bool
     failure: Reason | None
     failure_detail: str

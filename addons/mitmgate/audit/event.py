@@ -132,6 +132,8 @@ def _add_decision(event: Event, decided: Decided, status: int | None, aborted: b
         event["upstream"] = route.upstream.name
     if decided.endpoint is not None:
         event["endpoint"] = decided.endpoint.url
+        if decided.retries:
+            event["retries"] = decided.retries
     fate, reason = fate_of(decided, aborted)
     event["status"] = reason.status if status is None else status
     event["outcome"] = fate

@@ -22,20 +22,18 @@ _ALWAYS = frozenset(
 _NEVER_LOGGED = frozenset({"authorization", "proxy-authorization", "cookie"})
 
 # base64url of '{"' is eyJ; of '{' and white space it is eyA, ewo, ew0 or ewk, which English has too.
-_JOSE_START = r"eyJ|(?:eyA|ew[0ok])[\w-]{13}"
-_START = re.compile(_JOSE_START, re.ASCII)
-_START_BYTES = re.compile(_JOSE_START.encode("ascii"), re.ASCII)
+_START = re.compile(r"eyJ|(?:eyA|ew[0ok])[\w-]{13}", re.ASCII)
 # A run of base64url segments joined by dots, percent-encoded or not. Possessive, so that hostile text costs O(n).
 _RUN = re.compile(r"(?<![\w-])[\w-]++(?:(?:\.|%2[eE])[\w-]*+)++", re.ASCII)
 _DOT = re.compile(r"\.|%2[eE]")
 
 
 def may_hold_jwt(record: bytes) -> bool:
-    """Tell whether a serialised record may hold a JWT or a JWE (RFC 7519, section 3); errs on the side of yes.
+    """Tell whether a serialised record may hold a JWT or a JWE (RFC 7519, section 3) whose JSON has no white space.
 
     Replacing is for without_jwts: in the serialised form it would break the escape of U+001E before "yJ".
     """
-    return b"eyJ" in record or ((b"ew" in record or b"eyA" in record) and _START_BYTES.search(record) is not None)
+    return b"J" in record and b"eyJ" in record  # one rare byte is found 20 times as fast as three
 
 
 def without_jwts(text: str) -> str:
@@ -62,12 +60,12 @@ def _decoded(text: str) -> str:
 
 
 def veil(text: str) -> str:
-    """Replace text that hides a JWT behind percent-encoding; anything else stays as it is."""
-    if "%" not in text:
-        return text
-    text = without_jwts(text)
-    plain = _decoded(text)
-    return text if without_jwts(plain) == plain else REDACTED
+    """Replace what looks like a JWT, or hides one behind percent-encoding, in text that a client chose."""
+    if "%" in text:
+        text = without_jwts(text)
+        plain = _decoded(text)
+        return text if without_jwts(plain) == plain else REDACTED
+    return without_jwts(text) if "ew" in text or "ey" in text else text
 
 
 class Redaction:
@@ -88,7 +86,7 @@ class Redaction:
     def query(self, text: str) -> str:
         """Replace the values of the named parameters in the raw text after "?"."""
         if "%" not in text and "+" not in text:
-            return self._plain.sub(rf"\1{REDACTED}", text)
+            return veil(self._plain.sub(rf"\1{REDACTED}", text))
         return "".join([self._parameter(part) for part in re.split(r"([&;?#])", text)])
 
     def _parameter(self, part: str) -> str:

@@ -53,12 +53,16 @@ class Exchange:
     principal: Principal | None = None  # Authentication
     challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value
     endpoint: Endpoint | None = None  # CircuitBreaker
-    permit: Permit | None = None  # CircuitBreaker
+    permit: Permit | None = None  # CircuitBreaker; given back once the outcome is known
+    retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
     forward: Forward | None = None  # Rewrite
     answer: Answer | None = None  # the stage that answers or denies with more than the problem body
     admitted: bool = False  # Enforcer: the request may be forwarded
     failure: Reason | None = None  # the protocol layer: what went wrong after admission
     failure_detail: str = ""
+    upstream_seconds: float | None = None  # the protocol layer: the upstream's part, up to its response's head
+    body_in: int | None = None  # the protocol layer: bytes of the request body that were read, where they were streamed
+    body_out: int | None = None  # the protocol layer: bytes of the response body that were sent, the same
     audited: bool = False  # Audit
 
 
@@ -82,6 +86,11 @@ def exchange_of(flow: HTTPFlow) -> Exchange | None:
 def begin(flow: HTTPFlow, exchange: Exchange) -> None:
     """Attach an exchange to a flow. Called by Arrival alone."""
     _EXCHANGES[flow] = exchange
+
+
+def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
+    """Return every flow that still lives, with its exchange."""
+    return list(_EXCHANGES.items())
 
 
 def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:

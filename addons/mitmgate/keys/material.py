@@ -56,11 +56,11 @@ def _fit_problem(source: KeySource, keys: KeySet, algorithms: Sequence[str]) -> 
     if not keys.keys:
         return "; ".join(["the key set has no usable key", *keys.ignored])
     fitting = keys.algorithms()
+    strongest = max(algorithms, key=lambda name: SECRET_SIZES.get(name, 0))
+    if source.kind == "secret" and len(source.material) < SECRET_SIZES.get(strongest, 0):
+        return f"the secret has {len(source.material)} bytes; {strongest} takes at least {SECRET_SIZES[strongest]}"
     if fitting.isdisjoint(algorithms):
         return f"no key is for {' or '.join(algorithms)}; the keys given are for {', '.join(sorted(fitting))}"
-    if source.kind == "secret" and not fitting.issuperset(algorithms):
-        longest = max(algorithms, key=lambda name: SECRET_SIZES[name])
-        return f"the secret has {len(source.material)} bytes; {longest} takes at least {SECRET_SIZES[longest]}"
     return None
 
 

@@ -30,12 +30,18 @@ class RemoteKeys:
         *,
         fetch: Callable[[str], Awaitable[bytes]] = fetch_document,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
         retry: float = 1.0,
     ) -> None:
-        """retry: seconds to the first retry of a failed fetch; each further one waits twice as long."""
+        """Prepare; nothing is fetched before `start`.
+
+        clock: Unix seconds, the scale of `current`. ticks: seconds, for min_refresh. retry: seconds to the first
+        retry of a failed fetch; each further one waits twice as long.
+        """
         self.source = source
         self._fetch = fetch
         self._clock = clock
+        self._ticks = ticks
         self._retry = retry
         parts = urlsplit(source.url)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -61,7 +67,7 @@ class RemoteKeys:
         """
         if self._fetching is not None or self._refreshing is None:
             return self._fetching
-        if asyncio.get_running_loop().time() - self._attempted < self.source.min_refresh:
+        if self._ticks() - self._attempted < self.source.min_refresh:
             return None
         return self._begin()
 
@@ -82,7 +88,7 @@ class RemoteKeys:
 
     def _begin(self) -> asyncio.Task[None]:
         if self._fetching is None:
-            self._attempted = asyncio.get_running_loop().time()
+            self._attempted = self._ticks()
             self._fetching = asyncio.create_task(self._update(), name=f"fetch of {self._shown}")
         return self._fetching
 

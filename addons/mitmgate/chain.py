@@ -5,20 +5,20 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
-from mitmgate.audit.opening import open_trail
-from mitmgate.audit.writer import AuditTrail
+from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
-from mitmgate.keys.ring import KeyRing
-from mitmgate.policy.loader import PolicyError
-from mitmgate.policy.watcher import PolicySource
+from mitmgate.policy.compiler import compile_policy
+from mitmgate.policy.loader import PolicyError, load
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.policy.watcher import Change, PolicySource
+from mitmgate.policy.unsupported import unsupported
+from mitmgate.services import Services, open_services
 from mitmgate.stages.arrival import Arrival, SnapshotSource
 from mitmgate.stages.audit import Audit
 from mitmgate.stages.authentication import Authentication
@@ -37,31 +37,32 @@ from mitmgate.stages.rewrite import Rewrite
 from mitmgate.stages.routing import Routing
 from mitmgate.stages.size_limit import SizeLimit
 from mitmgate.stages.stage import Stage
-from mitmgate.stores.opening import open_store
-from mitmgate.stores.protocol import CounterStore
+from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
+
+WATCH_EVERY = 1.0  # seconds between two looks at the policy's files
+OPENED_ONCE = ("listen", "admin", "store", "audit")
 
 
 def stages(
     source: SnapshotSource,
-    store: CounterStore,
-    ring: KeyRing,
+    services: Services,
     clock: Callable[[], float] = time.time,
 ) -> tuple[Stage, ...]:
     """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature."""
     return (
-        Arrival(source, clock),
+        Arrival(source, services.trail.pressure, clock),
         Hygiene(),
         Endpoints(),
         Routing(),
         Cors(),
         NetworkAccess(),
         SizeLimit(),
-        ClientQuota(store),
-        Authentication(ring),
+        ClientQuota(services.store),
+        Authentication(services.ring),
         Authorization(),
-        RateLimit(store),
+        RateLimit(services.store),
         CircuitBreaker(clock),
         Rewrite(),
     )
@@ -93,13 +94,21 @@ class ProtocolFactory(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Services:
-    """What the stages need beside the policy: made once, when the first policy is loaded."""
+class InForce:
+    """The policy in force, once there is one. Apart from the addon, whose attributes mitmproxy reads one by one."""
 
-    store: CounterStore
-    ring: KeyRing
-    trail: AuditTrail
+    __slots__ = ("source",)
+
+    def __init__(self) -> None:
+        """Start without a policy."""
+        self.source: PolicySource | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The policy in force; LookupError before there is one."""
+        if self.source is None:
+            raise LookupError("no policy is in force")
+        return self.source.snapshot
 
 
 class Gateway:
@@ -121,91 +130,120 @@ class Gateway:
     ) -> None:
         """policy: the policy file; None: the option `mitmgate_policy` names it. observers: addons after the chain."""
         self.addons: list[object] = []
-        self.source: PolicySource | None = None
+        self.policy = InForce()
         self.services: Services | None = None
         self._protocol = protocol
-        self._policy = policy
+        self._path = policy
         self._observers = observers
         self._environ = environ
+        self.audit: Audit | None = None
         self._watch: asyncio.Task[None] | None = None
 
     def load(self, loader: Loader) -> None:
-        """Declare the options, and put Enforcer at the end of the host's own addon chain."""
-        loader.add_option("mitmgate_policy", str, self._policy or "", "The policy file of the gateway.")
+        """Declare the options."""
+        loader.add_option("mitmgate_policy", str, self._path or "", "The policy file of the gateway.")
         loader.add_option("mitmgate_allow_scripts", bool, False, "Let other scripts run beside the gateway.")
-        if ctx.master.addons.get(Enforcer.name) is None:
-            ctx.master.addons.add(Enforcer(self, REQUIRED))
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The policy in force; LookupError before there is one."""
-        if self.source is None:
-            raise LookupError("no policy is in force")
-        return self.source.snapshot
 
     def configure(self, updated: set[str]) -> None:
-        """Set the options that the chain needs, refuse those that weaken it, build the chain once."""
+        """Put Enforcer behind everything, set the options that the chain needs, refuse those that weaken it, build.
+
+        Enforcer comes first of all, so that it stands also where what follows fails. It can't be added in `load`: an
+        addon is appended to the host's chain only after its `load` has run, and Enforcer would stand before it.
+        """
+        if ctx.master.addons.get(Enforcer.name) is None:
+            ctx.master.addons.add(Enforcer(self.policy, REQUIRED))
         refusal = refuse_weakening(ctx.options, ctx.options.mitmgate_allow_scripts)
         if refusal is not None:
             raise exceptions.OptionsError(refusal)
         wrong = required_options(ctx.options)
         if wrong:
             ctx.options.update(**wrong)
-        if self.source is None and ctx.options.mitmgate_policy:
+        if self.policy.source is None and ctx.options.mitmgate_policy:
             self._build(ctx.options.mitmgate_policy)
-        elif self.source is not None and "mitmgate_policy" in updated:
+        elif self.policy.source is not None and "mitmgate_policy" in updated:
             raise exceptions.OptionsError("mitmgate_policy can't change while the gateway runs; reload the file")
 
     def _build(self, path: str) -> None:
         try:
-            source = PolicySource(Path(path), self._environ)
-        except PolicyError as error:
+            source = PolicySource(path, self._environ)
+            services = open_services(source.snapshot)
+        except (PolicyError, UserError) as error:
             raise exceptions.OptionsError(str(error)) from error
-        snapshot = source.snapshot
-        services = open_services(snapshot)
-        chain = stages(self, services.store, services.ring)
+        chain = stages(self.policy, services)
         breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
-        self.source, self.services = source, services
+        self.audit = Audit(services.trail)
+        self.policy.source, self.services = source, services
         self.addons = [
-            self._protocol(self, breaker.fail_over),
+            self._protocol(self.policy, breaker.fail_over),
             *chain,
             ResponseHeaders(),
-            Audit(services.trail),
+            self.audit,
             *self._observers,
         ]
 
     async def running(self) -> None:
         """Start the services and watch the policy file."""
-        if self.services is None:
-            raise exceptions.OptionsError("no policy: set mitmgate_policy")
-        await self.services.store.start()
-        await self.services.ring.start()
-        self.services.trail.start()
-        self._emit("gateway-started", {"policy_digest": self.snapshot.digest})
-        self._watch = asyncio.create_task(self._watch_policy())
+        services, source = self.services, self.policy.source
+        if services is None or source is None:
+            logger.error("no policy is in force; every request is denied")
+            return
+        services.trail.start(source.snapshot.digest)
+        await services.store.start()
+        await services.ring.start()
+        self._watch = asyncio.create_task(self._watch_policy(source))
 
     async def done(self) -> None:
-        """Stop watching, flush what is queued, close what is open."""
+        """Stop watching, write what is queued, close what is open."""
         if self._watch is not None:
             self._watch.cancel()
-        if self.services is None:
+        services, audit = self.services, self.audit
+        if services is None or audit is None:
             return
-        self._emit("gateway-stopped", {})
-        await self.services.ring.close()
-        await self.services.store.close()
-        await asyncio.to_thread(self.services.trail.close)
+        audit.conclude()
+        await services.ring.close()
+        await services.store.close()
+        await asyncio.to_thread(services.trail.close)
 
-    async def _watch_policy(self) -> None:
+    async def _watch_policy(self, source: PolicySource) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(WATCH_EVERY)
             try:
-                if self.source is not None and self.source.changed():
-                    self.reload()
+                if source.changed():
+                    await self.reload()
             except Exception:
-                logger.exception("the policy file could not be watched")
+                logger.exception("the policy could not be reloaded; the old one stays in force")
 
-    def reload(self) -> bool:
-        """Load the policy file again. A bad file keeps the old policy, and the log and the audit trail say why."""
-        if self.source is None or self.services is None:
+    async def reload(self) -> bool:
+        """Load the policy file again. A bad file keeps the old policy, and the log and the audit trail say why.
+
+        What a process opens once (listen, store, audit, admin) keeps its old value until a restart, and the log says
+        so. Returns whether a new policy is in force.
+        """
+        source, services = self.policy.source, self.services
+        if source is None or services is None:
             return False
-        raise NotImplementedError
+        before = source.snapshot
+        try:
+            loaded = load(source.path, self._environ)
+            problems = tuple(unsupported(loaded))
+            if not problems:
+                # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
+                await services.ring.prepare(compile_policy(loaded).issuers)
+        except PolicyError as error:
+            problems = error.problems
+            source.seen(error.stamps)
+        change = problems or source.reload()
+        if not isinstance(change, Change):
+            source.seen({})
+            texts = [str(problem) for problem in change]
+            logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
+            services.trail.emit(policy_rejected(time.time(), before.digest, texts))
+            return False
+        result = source.snapshot
+        services.ring.configure(result.issuers)
+        fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]
+        if fixed:
+            logger.warning("changes of %s take effect after a restart", ", ".join(fixed))
+        logger.info("policy %s is in force", result.digest)
+        services.trail.emit(policy_reloaded(time.time(), result.digest, before.digest))
+        return True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from mitmproxy import options
+from mitmproxy.exceptions import OptionsError
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.tools.dump import DumpMaster
 
@@ -16,7 +17,7 @@ from mitmgate import process_log
 from mitmgate.chain import Gateway
 from mitmgate.engine.gateway import gateway
 from mitmgate.policy.loader import Loaded, PolicyError, load
-from mitmgate.policy.lint import unsupported
+from mitmgate.policy.unsupported import unsupported
 from mitmgate.stages.enforcer import BLACK_HOLE
 from mitmgate.usage import UserError
 
@@ -61,14 +62,16 @@ async def run(loaded: Loaded, host: str, port: int) -> int:
     opts = options.Options()
     master = DumpMaster(opts, with_termlog=False, with_dumper=False)
     addon = gateway(loaded.path)
-    opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
     master.addons.add(addon)
-    if addon.source is None:
-        raise UserError("the policy could not be put in force; the log says why")
+    try:
+        opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
+    except OptionsError as error:
+        raise UserError(str(error)) from error
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, master.shutdown)
-    loop.add_signal_handler(signal.SIGHUP, addon.reload)
+    reloads: set[asyncio.Task[bool]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.create_task(addon.reload())))
     proxy = asyncio.create_task(master.run())
     announced = asyncio.create_task(_announce(master, addon))
     await asyncio.wait({proxy})
@@ -87,7 +90,7 @@ async def _announce(master: DumpMaster, addon: Gateway) -> None:
     while not (addresses := proxyserver.listen_addrs()):
         await asyncio.sleep(0.01)
     host, port = addresses[0][:2]
-    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.snapshot.path}")
+    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.policy.snapshot.path}")
 
 
 @click.command("serve")

@@ -60,7 +60,7 @@ def gateway(policy: str | None = None) -> chain.Gateway:
     """Make the gateway addon with its inspection. policy: the file; None: the option `mitmgate_policy` names it."""
     inspection = Inspection()
     made = proxying_gateway(policy, (inspection,))
-    inspection.policy = lambda: made.snapshot
+    inspection.policy = lambda: made.policy.snapshot
     return made
 
 

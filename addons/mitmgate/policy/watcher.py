@@ -62,12 +62,18 @@ class PolicySource:
         try:
             self._put(load(self.path, self._environ))
         except PolicyError as error:
-            # The files in force stay watched: mending one of them may be what makes the new policy valid.
-            for path in self._stamps:
-                self._stamps[path] = stamp(path)
-            self._stamps.update(error.stamps)
+            self.seen(error.stamps)
             return error.problems
         return Change(before, self._snapshot.digest)
+
+    def seen(self, stamps: Mapping[Path, Stamp]) -> None:
+        """Note that a change was looked at and refused, so that it counts once.
+
+        The files in force stay watched: mending one of them may be what makes the new policy valid.
+        """
+        for path in self._stamps:
+            self._stamps[path] = stamp(path)
+        self._stamps.update(stamps)
 
     def _put(self, loaded: Loaded) -> None:
         snapshot = compile_policy(loaded)

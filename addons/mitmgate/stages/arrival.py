@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.audit.writer import Denial
 from mitmgate.core.address import CidrSet, client_address, parse_address
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
@@ -16,6 +17,9 @@ from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of
 from mitmgate.stages.stage import Stage
+
+
+Pressure = Denial | Awaitable[Denial | None] | None
 
 
 class SnapshotSource(Protocol):
@@ -32,7 +36,7 @@ class Arrival(Stage):
 
     Reads: the flow's request and peer; X-Request-ID, X-Forwarded-For and X-Forwarded-Proto, believed from
     `trusted_proxies` alone.
-    Writes: the exchange. Denies: nothing of its own; a flow that the protocol layer refused gets its final step
+    Writes: the exchange. Denies: 503 audit-unavailable, where the policy wants each request recorded and there is no room; a flow that the protocol layer refused gets its final step
     `protocol` here.
     On failure: the flow stays without exchange, and Enforcer denies it.
     """
@@ -40,9 +44,12 @@ class Arrival(Stage):
     name: ClassVar[str] = "arrival"
     reportable: ClassVar[bool] = False
 
-    def __init__(self, source: SnapshotSource, clock: Callable[[], float] = time.time) -> None:
-        """clock: Unix seconds; replay brings its own."""
+    def __init__(
+        self, source: SnapshotSource, pressure: Callable[[], Pressure], clock: Callable[[], float] = time.time
+    ) -> None:
+        """pressure: the audit trail's, asked once a request. clock: Unix seconds; replay brings its own."""
         self._source = source
+        self._pressure = pressure
         self._clock = clock
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
@@ -80,9 +87,18 @@ class Arrival(Stage):
             traceparent=valid_traceparent(headers.one(b"traceparent")) or new_traceparent(random.getrandbits(192)),
         )
 
-    def decide(self, exchange: Exchange) -> Step:
-        """Sign that the request arrived."""
-        return self.admitted
+    def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
+        """Sign that the request arrived, and that its record will have a place."""
+        pressure = self._pressure()
+        if pressure is None or isinstance(pressure, Denial):
+            return self._signed(pressure)
+        return self._signed_later(pressure)
+
+    def _signed(self, denial: Denial | None) -> Step:
+        return self.admitted if denial is None else self.deny(denial.reason, denial.detail)
+
+    async def _signed_later(self, pressure: Awaitable[Denial | None]) -> Step:
+        return self._signed(await pressure)
 
 
 def _is_trusted(peer: str, trusted: CidrSet) -> bool:

@@ -53,7 +53,7 @@ def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
         (b"Server-Timing", b"gate;dur=%.3f, total;dur=%.3f" % (gate, total)),
     ]
     if exchange.grants:
-        fields += ratelimit_fields(exchange.grants, exchange.now)
+        fields += ratelimit_fields(exchange.grants)
     if exchange.cors is not None:
         fields += exchange.cors.fields
         if exchange.cors.vary:

@@ -1,0 +1,62 @@
+"""What the stages need beside the policy: counters, keys, the audit trail. Opened once, from the first policy."""
+
+from dataclasses import dataclass
+
+from mitmgate.audit.opening import (
+    AuditSettings,
+    ChainSettings,
+    FileSink,
+    Redact,
+    RedisStreamSink,
+    open_trail,
+)
+from mitmgate.audit.writer import AuditTrail
+from mitmgate.keys.ring import KeyRing
+from mitmgate.policy import model_audit
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stores.opening import open_store
+from mitmgate.stores.protocol import CounterStore
+from mitmgate.usage import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services of one process. Their lifetime is the process's; a reload changes the keys alone."""
+
+    store: CounterStore
+    ring: KeyRing
+    trail: AuditTrail
+
+
+def open_services(snapshot: Snapshot) -> Services:
+    """Open what the policy asks for; nothing connects before it is started. Raises UserError."""
+    store = snapshot.policy.store
+    ring = KeyRing()
+    ring.configure(snapshot.issuers)
+    return Services(
+        store=open_store(None) if store == "memory" else open_store(store.url, store.timeout),
+        ring=ring,
+        trail=open_trail(audit_settings(snapshot)),
+    )
+
+
+def audit_settings(snapshot: Snapshot) -> AuditSettings:
+    """Translate the policy's `audit` for the trail; paths become absolute."""
+    audit, store = snapshot.policy.audit, snapshot.policy.store
+    sinks: list[FileSink | RedisStreamSink] = []
+    for sink in audit.sinks:
+        if isinstance(sink, model_audit.FileSink):
+            sinks.append(FileSink(snapshot.resolve(sink.file), sink.rotate, sink.keep, sink.fsync))
+        elif store == "memory":
+            raise UserError(f"the audit sink {sink.redis_stream} needs a redis store")
+        else:
+            sinks.append(
+                RedisStreamSink(sink.redis_stream, store.url, sink.maxlen, snapshot.resolve(sink.spill))
+            )
+    return AuditSettings(
+        sinks=tuple(sinks),
+        queue=audit.queue,
+        on_full=audit.on_full,
+        chain=ChainSettings(snapshot.audit_key),
+        redact=Redact(audit.redact.headers, audit.redact.query),
+    )

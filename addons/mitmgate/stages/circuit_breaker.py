@@ -1,0 +1,123 @@
+"""CircuitBreaker: which endpoint a request goes to, and whether it may go at all."""
+
+import time
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import ClassVar
+
+from mitmproxy.http import HTTPFlow
+
+from mitmgate.core.circuit import Breaker, Outcome, Permit, State
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, Upstream
+from mitmgate.core.verdict import Step
+from mitmgate.stages.exchange import Answer, Exchange, exchange_of
+from mitmgate.stages.stage import Stage
+
+_UPSTREAM_FAILURES = frozenset(
+    {Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_MALFORMED, Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_TIMEOUT}
+)
+
+
+class CircuitBreaker(Stage):
+    """Choose an endpoint in turn, among those whose circuit lets a request through.
+
+    Reads: exchange.route.upstream. Writes: exchange.endpoint, exchange.permit, exchange.answer (Retry-After).
+    Denies: 503 circuit-open, where no endpoint is left. On failure: stage-error.
+    The outcome is recorded once: when the response's head arrives, or when the exchange ends without one. What the
+    gateway denied, and what a client broke off, says nothing of the endpoint.
+    """
+
+    name: ClassVar[str] = "circuit-breaker"
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """clock: Unix seconds, for the time at which an outcome is known."""
+        self._clock = clock
+        self._breakers: dict[str, Breaker] = {}
+        self._turns: dict[str, int] = {}
+
+    def decide(self, exchange: Exchange) -> Step:
+        """Acquire a permit."""
+        route = exchange.route
+        if route is None:
+            raise ValueError("no route")
+        wait = self._acquire(exchange, route.upstream, exchange.now, ())
+        if wait is None:
+            return self.admitted
+        exchange.answer = Answer(503, ((b"Retry-After", b"%d" % max(1, ceil(wait))),))
+        return self.deny(Reason.CIRCUIT_OPEN, "The service is not available at the moment.")
+
+    def fail_over(self, exchange: Exchange) -> Endpoint | None:
+        """Record that the endpoint failed, and move the exchange to another; None where none is left to try."""
+        route = exchange.route
+        if route is None or exchange.endpoint is None or exchange.retries >= route.upstream.retries:
+            return None
+        exchange.retries += 1
+        now = self._clock()
+        tried = (exchange.endpoint.url,)
+        self._settle(exchange, Outcome.FAILURE, now)
+        # A single endpoint is tried again: a stale connection fails where a new one does not.
+        wait = self._acquire(exchange, route.upstream, now, tried if len(route.upstream.endpoints) > 1 else ())
+        return exchange.endpoint if wait is None else None
+
+    def states(self) -> Mapping[str, State]:
+        """Return the state of every endpoint that was used, by URL."""
+        return {url: breaker.state for url, breaker in self._breakers.items()}
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Record what the response's head says of the endpoint."""
+        exchange = exchange_of(flow)
+        if exchange is None or exchange.permit is None or flow.response is None:
+            return
+        self.conclude(exchange, flow.response.data.status_code)
+
+    def response(self, flow: HTTPFlow) -> None:
+        """Give back the permit of a request that ended before a response was there."""
+        exchange = exchange_of(flow)
+        if exchange is not None and exchange.permit is not None:
+            self.conclude(exchange, None)
+
+    error = response
+
+    def conclude(self, exchange: Exchange, status: int | None) -> None:
+        """Settle the permit: status is the upstream's, None where it gave none."""
+        route = exchange.route
+        if route is None:
+            raise ValueError("no route")
+        rule, now = route.upstream.circuit, self._clock()
+        if exchange.failure in _UPSTREAM_FAILURES:
+            outcome = Outcome.FAILURE
+        elif not exchange.admitted or exchange.failure is not None or status is None:
+            outcome = Outcome.ABANDONED
+        elif status in rule.statuses or (rule.slow is not None and now - exchange.now > rule.slow):
+            outcome = Outcome.FAILURE
+        else:
+            outcome = Outcome.SUCCESS
+        self._settle(exchange, outcome, now)
+
+    def _settle(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
+        permit, route = exchange.permit, exchange.route
+        exchange.permit = None
+        if permit is not None and route is not None:
+            self._breakers[permit.endpoint].settle(route.upstream.circuit, permit, outcome, now)
+
+    def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[str, ...]) -> float | None:
+        """Try each endpoint in turn; returns None, or the shortest wait of those that refused."""
+        endpoints = upstream.endpoints
+        turn = self._turns.get(upstream.name, 0)
+        self._turns[upstream.name] = turn + 1
+        waits = []
+        for offset in range(len(endpoints)):
+            endpoint = endpoints[(turn + offset) % len(endpoints)]
+            url = endpoint.url
+            if url in but:
+                continue
+            breaker = self._breakers.get(url)
+            if breaker is None:
+                breaker = self._breakers[url] = Breaker(url)
+            permit = breaker.acquire(upstream.circuit, now)
+            if isinstance(permit, Permit):
+                exchange.endpoint, exchange.permit = endpoint, permit
+                return None
+            waits.append(permit)
+        return min(waits, default=1.0)

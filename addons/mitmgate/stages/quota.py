@@ -1,0 +1,79 @@
+"""What ClientQuota and RateLimit share: the key of a limit, and the step that grants make."""
+
+from collections.abc import Awaitable, Sequence
+
+from mitmgate.core.ratelimit_fields import retry_after
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Limit
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.core.window import Grant, Take
+from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.stage import Stage
+from mitmgate.stores.protocol import CounterStore
+
+ABSENT = "-"
+"""What a claim, a header or a principal that is not there counts under: all such requests share one quota."""
+
+
+class Quota(Stage):
+    """Take from the store, and say what it said."""
+
+    def __init__(self, store: CounterStore) -> None:
+        """store: where the counters are."""
+        self._store = store
+
+    def take(self, exchange: Exchange, limits: Sequence[Limit]) -> Step | Awaitable[Step]:
+        """Decide on all limits in one call."""
+        if not limits:
+            return self.skipped
+        takes = [Take(limit, key_of(limit, exchange)) for limit in limits]
+        grants = self._store.take(takes, exchange.now)
+        if isinstance(grants, Sequence):
+            return self._step(exchange, grants)
+        return self._step_later(exchange, grants)
+
+    async def _step_later(self, exchange: Exchange, pending: Awaitable[Sequence[Grant]]) -> Step:
+        return self._step(exchange, await pending)
+
+    def _step(self, exchange: Exchange, grants: Sequence[Grant]) -> Step:
+        exchange.grants += grants
+        refused = [grant for grant in grants if not grant.admitted]
+        if not refused:
+            return self.admitted
+        enforced = [grant for grant in refused if grant.limit.mode == "enforce"]
+        names = ", ".join(grant.limit.name for grant in enforced or refused)
+        if not enforced:
+            return Step(self.name, Outcome.OBSERVE, Reason.QUOTA_EXCEEDED, f"The limit {names} is used up.")
+        exchange.answer = Answer(429, ((b"Retry-After", b"%d" % retry_after(enforced)),))
+        if all(grant.degraded and grant.limit.on_store_failure == "deny" for grant in enforced):
+            return self.deny(Reason.STORE_UNAVAILABLE, "The counters of a limit can't be reached.")
+        return self.deny(Reason.QUOTA_EXCEEDED, f"The limit {names} is used up.")
+
+
+def key_of(limit: Limit, exchange: Exchange) -> str:
+    """Make the key that a limit counts a request under. Each part carries its length, so that no two run together."""
+    parts = limit.key
+    if len(parts) == 1:
+        return f"{limit.name}\0{_part(parts[0], exchange)}"
+    values = [_part(part, exchange) for part in parts]
+    return f"{limit.name}\0" + "".join([f"{len(value)}:{value}" for value in values])
+
+
+def _part(part: str, exchange: Exchange) -> str:
+    principal = exchange.principal
+    if part == "principal":
+        return ABSENT if principal is None else f"{principal.issuer}\0{principal.subject}"
+    if part == "client_ip":
+        return str(exchange.client)
+    if part == "route":
+        return ABSENT if exchange.route is None else exchange.route.name
+    if part == "issuer":
+        return ABSENT if principal is None else principal.issuer
+    kind, _, name = part.partition(":")
+    if kind == "claim":
+        value = None if principal is None else principal.claims.get(name)
+        return ABSENT if value is None else f"={value!r}"
+    if kind == "header":
+        text = None if exchange.head is None else exchange.head.headers.text(name)
+        return ABSENT if text is None else f"={text}"
+    raise ValueError(f"unknown key {part}")

@@ -1,0 +1,13 @@
+"""Open the counter store that a policy names."""
+
+from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.protocol import CounterStore
+
+
+def open_store(url: str | None, timeout: float = 0.1) -> CounterStore:
+    """Make a store: memory where url is None, else Redis. timeout: seconds a decision waits for Redis."""
+    if url is None:
+        return MemoryStore()
+    from mitmgate.stores.redis import RedisStore  # noqa: PLC0415 - redis.asyncio takes 100 ms to import
+
+    return RedisStore(url, timeout)

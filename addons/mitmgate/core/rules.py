@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.template import Template
 
 Mode = Literal["enforce", "report"]
 OnStoreFailure = Literal["deny", "allow", "local"]
@@ -97,12 +98,13 @@ class Rewrite:
     """How path and headers change on the way up.
 
     replace_prefix takes the place of the matched prefix; strip_prefix removes it; at most one of the two.
-    set: header name and template (core.template); remove: lower-case names.
+    set: lower-case name and the template of its value. remove: lower-case names, those of `set` included: a client's
+    own field goes also where the template has no value.
     """
 
     strip_prefix: bool = False
     replace_prefix: str | None = None
-    set: tuple[tuple[bytes, str], ...] = ()
+    set: tuple[tuple[bytes, Template], ...] = ()
     remove: frozenset[bytes] = frozenset()
 
 

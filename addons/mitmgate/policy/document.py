@@ -33,6 +33,7 @@ _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_USER_INFORMATION = re.compile(r"//[^/@\s]*@")  # a password in a URL is not for a terminal
 _TABS = re.compile(r"^\t+", re.MULTILINE)
 
 Place = tuple[int, int]  # line and column, from 1
@@ -94,11 +95,11 @@ def written(value: object) -> str:
     """Show a scalar as the file writes it, shortened; "" for mappings and lists. Never what the environment says."""
     if isinstance(value, FromEnvironment):
         value = value.written
-    if isinstance(value, dict | list):
-        return ""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    text = repr(value)
+    if not isinstance(value, str | int | float):
+        return ""
+    text = _USER_INFORMATION.sub("//***@", repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -33,11 +33,17 @@ class Problem:
         subject = f"{self.path}: " if self.path else ""
         more = "; ".join(filter(None, (self.found and f"found {self.found}", self.hint)))
         more = f" ({more})" if more else ""
-        return f"{self.file}:{self.line}:{self.column}: {self.severity}: {subject}{self.message}{more}"
+        text = f"{self.file}:{self.line}:{self.column}: {self.severity}: {subject}{self.message}{more}"
+        # One problem is one line, whatever a key or a value holds.
+        return text if text.isprintable() else "".join(map(_printable, text))
 
     def as_dict(self) -> dict[str, str | int]:
         """Return the members as plain values, for JSON."""
         return asdict(self)
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 class PolicyError(Exception):

@@ -1,6 +1,7 @@
 """A real mitmproxy master with the protocol layer, two real stages, and a stand-in for the rest of the chain."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -175,7 +176,7 @@ class Gate:
             self.layer = ProtocolLayer(self.source, self._fail_over)
             decide = Decide(self._route)
             self.decide = decide
-            master.addons.add(self.layer, Arrival(self.source), Hygiene(), decide, self.hooks)
+            master.addons.add(self.layer, Arrival(self.source, lambda: None), Hygiene(), decide, self.hooks)
             if self._with_enforcer:
                 master.addons.add(_OpenEnforcer(self.source, ("arrival", "hygiene", "decide")))
             running = asyncio.create_task(master.run())
@@ -185,6 +186,11 @@ class Gate:
             self.port = found[0][1]
             self._started.set()
             await running
+            await proxyserver.servers.update([])  # mitmproxy leaves its sockets to the end of the process
+            for handler in list(proxyserver.connections.values()):
+                await handler.on_timeout()
+            while proxyserver.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         except BaseException as error:
             self._failure = error
             self._started.set()
@@ -208,3 +214,22 @@ class _OpenEnforcer(Enforcer):
 
     def server_connect(self, data: Any) -> None:
         return
+
+
+def connect(port: int, patience: float = PATIENCE) -> socket.socket:
+    """Open a connection to the gateway."""
+    return socket.create_connection(("127.0.0.1", port), timeout=patience)
+
+
+def receive(link: socket.socket, *, complete: bool | None = None) -> bytes:
+    """Receive to the end of the connection; with `complete`, to the end of a response with Content-Length."""
+    got = b""
+    while True:
+        if complete and (cut := got.find(b"\r\n\r\n")) >= 0:
+            lengths = [line for line in got[:cut].lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            if lengths and len(got) - cut - 4 >= int(lengths[0].split(b":")[1]):
+                return got
+        part = link.recv(65536)
+        if not part:
+            return got
+        got += part

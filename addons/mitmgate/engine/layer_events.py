@@ -60,10 +60,11 @@ class RequestForwarded(RequestHeaders):
 class ResponseBegun(ResponseHeaders):
     """A response's head, from the upstream or to the client. length: None: not known."""
 
-    def __init__(self, stream_id: int, response: Response, length: int | None) -> None:
-        """length: bytes of the body."""
+    def __init__(self, stream_id: int, response: Response, length: int | None, *, close: bool = False) -> None:
+        """length: bytes of the body. close: the client's connection ends with this response."""
         super().__init__(stream_id, response, length == 0)
         self.length = length
+        self.close = close
 
 
 class UpstreamFailed(ResponseProtocolError):  # noqa: N818  # an event, not an exception

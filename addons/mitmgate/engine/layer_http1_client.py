@@ -4,7 +4,6 @@ import time
 from enum import Enum, auto
 
 from mitmproxy.http import Headers, Response
-from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer
@@ -20,7 +19,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk, request_head
 from mitmgate.core.http1.reader import ResponseEvent
-from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.http1.writer import PHRASES, end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.engine.layer_events import RequestForwarded, ResponseBegun, UpstreamFailed
@@ -206,12 +205,11 @@ class UpstreamConnection(Layer):
 
 
 def _response(head: ResponseHead) -> Response:
-    phrase = status_codes.RESPONSES.get(head.status, "").encode("ascii")
     now = time.time()
     return Response(
         http_version=b"HTTP/1.1",
         status_code=head.status,
-        reason=phrase,
+        reason=PHRASES.get(head.status, b""),
         headers=Headers(head.headers.fields),
         content=None,
         trailers=None,

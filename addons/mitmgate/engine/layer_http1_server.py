@@ -14,7 +14,6 @@ from typing import Final
 
 from mitmproxy.connection import ConnectionState
 from mitmproxy.http import Headers, Request
-from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -214,12 +213,15 @@ class Http1Server(HttpConnection):
         if head is None:
             return
         if status == 101:
-            raw = response_head(status, b"Switching Protocols", response.headers.fields)
+            raw = response_head(status, response.headers.fields)
             self._phase = _Phase.TUNNEL
             yield commands.SendData(self.conn, raw or b"")
             return
         self._responding = True
-        length = event.length if isinstance(event, ResponseBegun) else len(response.raw_content or b"")
+        length: int | None = len(response.raw_content or b"")
+        if isinstance(event, ResponseBegun):
+            length = event.length
+            self._close |= event.close
         self._bodiless = head.method == b"HEAD" or status in _BODILESS
         self._chunked = length is None and head.version == "HTTP/1.1" and not self._bodiless
         self._until_close = length is None and not self._chunked and not self._bodiless
@@ -234,11 +236,10 @@ class Http1Server(HttpConnection):
             fields += ((b"Content-Length", b"%d" % length),)
         if self._close:
             fields += ((b"Connection", b"close"),)
-        phrase = status_codes.RESPONSES.get(status, "").encode("ascii")
-        raw = response_head(status, phrase, fields)
+        raw = response_head(status, fields)
         if raw is None:  # an addon put a line end into a field: nothing of it leaves
             self._close = True
-            raw = response_head(502, b"Bad Gateway", ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
+            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
             self._bodiless, self._chunked = True, False
         if response.stream:
             yield commands.SendData(self.conn, raw)

@@ -72,6 +72,8 @@ BUFFER: Final = 8 * 1024 * 1024
 QUIET_SECONDS: Final = 600.0
 """How long an event stream may be silent."""
 IDEMPOTENT: Final = frozenset(b"GET HEAD OPTIONS PUT DELETE TRACE".split())  # RFC 9110, section 9.2.2
+_MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
+"""Statuses of the gateway's own after which a client is not read from again."""
 
 _DETAILS: Final = {
     Reason.UPSTREAM_UNREACHABLE: "The service could not be reached.",
@@ -135,6 +137,8 @@ class GatewayStream(HttpStream):
         self._response_length: int | None = 0
         self._quiet = 0.0  # seconds that a streamed response may pause
         self._head_sent = False
+        self._sent = 0.0  # when the request was complete at the upstream
+        self._delivered = 0
         self._retries = 0
         self._replayed = False  # a stale connection was replaced once
         self._upgrade = False
@@ -208,7 +212,7 @@ class GatewayStream(HttpStream):
             continue_response = Response.make(100)
             yield SendHttp(ResponseHeaders(self.stream_id, continue_response), self.context.client)
         self._body_started = self._clock()
-        self._timer.set(self._bounds.body_timeout)
+        self._set_body_deadline()
         mode = "auto" if route is None else route.stream
         large = event.length is None or event.length > LARGE
         if mode == "always" or (mode == "auto" and large) or flow.request.stream:
@@ -229,12 +233,20 @@ class GatewayStream(HttpStream):
         if self._limit is not None and self._received > self._limit:
             yield from self._fail(Reason.BODY_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
             return
-        earned = self._bounds.body_timeout + self._received / self._bounds.body_rate
-        self._timer.at(min(self._body_started + earned, self._clock() + self._bounds.body_timeout))
+        self._set_body_deadline()
         if self._request is _Request.STREAMING:
             yield SendHttp(event, self.context.server)
         else:
             self._request_body += event.data
+
+    def _set_body_deadline(self) -> None:
+        """Give the body a pause's length and, unless the route always streams, no more than its bytes have earned."""
+        exchange = self._exchange
+        if exchange is not None and exchange.route is not None and exchange.route.stream == "always":
+            self._timer.set(self._bounds.idle_timeout)
+            return
+        earned = self._bounds.body_timeout + self._received / self._bounds.body_rate
+        self._timer.at(min(self._body_started + earned, self._clock() + self._bounds.body_timeout))
 
     def _on_body_end(self) -> CommandGenerator[None]:
         flow = self.flow
@@ -269,6 +281,7 @@ class GatewayStream(HttpStream):
             )
 
     def _await_response(self) -> None:
+        self._sent = self._clock()
         route = None if self._exchange is None else self._exchange.route
         self._timer.set(self._bounds.body_timeout if route is None else route.upstream.response_timeout)
 
@@ -328,6 +341,8 @@ class GatewayStream(HttpStream):
         else:
             response.headers = Headers(_received(response.headers.fields, response.status_code))
         flow.response = response
+        if self._exchange is not None and self._sent:
+            self._exchange.upstream_seconds = self._clock() - self._sent
         self._response_length = event.length if isinstance(event, ResponseBegun) else None
         mode = "auto" if self._exchange is None or self._exchange.route is None else self._exchange.route.stream
         length = self._response_length
@@ -356,6 +371,7 @@ class GatewayStream(HttpStream):
     def _on_response_body(self, event: ResponseData | ResponseEndOfMessage) -> CommandGenerator[None]:
         if isinstance(event, ResponseData):
             if self._response is _Response.STREAMING:
+                self._delivered += len(event.data)
                 if self._request is _Request.COMPLETE:
                     self._timer.set(self._quiet)
                 yield SendHttp(event, self.context.client)
@@ -364,6 +380,7 @@ class GatewayStream(HttpStream):
                 if len(self._response_body) > BUFFER:
                     held = bytes(self._response_body)
                     self._response_body.clear()
+                    self._delivered += len(held)
                     yield from self._start_streaming()
                     yield SendHttp(ResponseData(self.stream_id, held), self.context.client)
         elif self._response is _Response.STREAMING:
@@ -395,6 +412,7 @@ class GatewayStream(HttpStream):
             return
         self._timer.clear()
         response.timestamp_end = time.time()
+        self._count()
         switching = response.status_code == 101 and self._request is not _Request.DROPPED
         if switching:
             flow.websocket = WebSocketData()  # before the hook: addons see what follows
@@ -407,7 +425,8 @@ class GatewayStream(HttpStream):
             self._head_sent = True
             content = flow.response.raw_content if flow.response is not None else None
             length = len(content or b"")
-            yield SendHttp(ResponseBegun(self.stream_id, flow.response or response, length), client)
+            close = self._request is _Request.DROPPED and response.status_code in _MALFORMED
+            yield SendHttp(ResponseBegun(self.stream_id, flow.response or response, length, close=close), client)
             if content:
                 yield SendHttp(ResponseData(self.stream_id, content), client)
         if switching:
@@ -420,6 +439,15 @@ class GatewayStream(HttpStream):
         yield from self._leave_upstream(self._request is _Request.COMPLETE)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+
+    def _count(self) -> None:
+        """Say how much of streamed bodies went through, for those that record it."""
+        if self._exchange is None:
+            return
+        if self.flow.request.stream:
+            self._exchange.body_in = self._received
+        if self.flow.response is not None and self.flow.response.stream:
+            self._exchange.body_out = self._delivered
 
     # Failures.
 
@@ -494,6 +522,7 @@ class GatewayStream(HttpStream):
         self._request_body.clear()
         self._response_body.clear()
         self.flow.error = Error(detail)
+        self._count()
         yield HttpErrorHook(self.flow)
         yield from self._gone(code)
 

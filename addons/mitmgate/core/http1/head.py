@@ -11,8 +11,8 @@ from mitmgate.core.reason import Reason
 TEXT: Final = b"\t\r\n" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 """What a head may be made of: field-content, obs-text, and line ends, whose places are checked apart."""
 
-_TARGET: Final = bytes(octet for octet in range(0x21, 0x7F) if octet != ord("#"))
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++")
+TARGET: Final = bytes(octet for octet in range(0x21, 0x7F) if octet != ord("#"))
+TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++")
 _METHODS: Final = frozenset(b"GET HEAD POST PUT DELETE OPTIONS PATCH".split())
 _VERSIONS: Final = {b"HTTP/1.1": "HTTP/1.1", b"HTTP/1.0": "HTTP/1.0"}
 _OTHER_VERSION: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
@@ -75,14 +75,14 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
     if len(parts) != 3:
         return Refusal(Reason.HEAD_MALFORMED, "The request line is not a method, a target and a version.")
     method, target, version_text = parts
-    if method not in _METHODS and _TOKEN.fullmatch(method) is None:
+    if method not in _METHODS and TOKEN.fullmatch(method) is None:
         return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.")
     version = _VERSIONS.get(version_text)
     if version is None:
         if _OTHER_VERSION.fullmatch(version_text) is None:
             return Refusal(Reason.HEAD_MALFORMED, "The request line has no HTTP version.")
         return Refusal(Reason.VERSION_UNSUPPORTED, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-    if not target or target.translate(None, _TARGET):
+    if not target or target.translate(None, TARGET):
         return Refusal(Reason.TARGET_INVALID, "The request target holds a character that must be percent-encoded.")
     if len(target) > bounds.target:
         return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {bounds.target} bytes.", method)
@@ -137,7 +137,7 @@ def parse_fields(lines: list[bytes], start: int) -> Headers | str:
         name, colon, value = lines[at].partition(b":")
         lower = _LOWER.get(name)
         if lower is None:
-            if not colon or _TOKEN.fullmatch(name) is None:
+            if not colon or TOKEN.fullmatch(name) is None:
                 return "A header field's line is folded, or its name is not a token followed by a colon."
             lower = name.lower()
         elif not colon:

@@ -1,9 +1,13 @@
 """Serialisation: heads and chunks made anew from parts, checked once more on the way out."""
 
+from http import HTTPStatus
 from typing import Final
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.http1.head import TEXT
+from mitmgate.core.http1.head import TARGET, TEXT, TOKEN
+
+PHRASES: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+"""Reason phrases. An upstream's own are not passed on: they say nothing to a program (RFC 9112, section 4)."""
 
 HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
@@ -29,14 +33,14 @@ def end_to_end(fields: Fields) -> Fields:
 
 def request_head(method: bytes, target: bytes, fields: Fields) -> bytes | None:
     """Serialise a request's head as HTTP/1.1; None where a part would break out of its place."""
-    if not method or not target or b" " in method or b" " in target or not target.isascii():
+    if TOKEN.fullmatch(method) is None or not target or target.translate(None, TARGET):
         return None
     return _head(b"%b %b HTTP/1.1" % (method, target), fields)
 
 
-def response_head(status: int, phrase: bytes, fields: Fields) -> bytes | None:
+def response_head(status: int, fields: Fields) -> bytes | None:
     """Serialise a response's head as HTTP/1.1; None where a part would break out of its place."""
-    return _head(b"HTTP/1.1 %d %b" % (status, phrase), fields)
+    return _head(b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, b"")), fields)
 
 
 def chunk(data: bytes) -> bytes:

@@ -1,0 +1,118 @@
+"""What is malformed never reaches an upstream; what is well-formed arrives as exactly one request."""
+
+import h11
+import pytest
+
+from tests.live.harness_http import raw_request, status_of
+from tests.live.harness_upstream import RecordingUpstream, take_request
+from tests.protocol.harness import Gate, connect, receive
+
+P = b"POST /p HTTP/1.1\r\nHost: x\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+ATTACKS = {
+    "cl-te": P + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-cl": P + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n1\r\na\r\n0\r\n\r\n" + SMUGGLED,
+    "te-te": P + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-space": P + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-vtab": P + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-folded": P + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-bare-lf": P + b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-bare-cr": P + b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "te-identity": P + b"Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc" + SMUGGLED,
+    "te-http-1.0": b"POST /p HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "cl-twice": P + b"Content-Length: 0\r\nContent-Length: 38\r\n\r\n" + SMUGGLED,
+    "cl-list": P + b"Content-Length: 0, 38\r\n\r\n" + SMUGGLED,
+    "cl-plus": P + b"Content-Length: +38\r\n\r\n" + SMUGGLED,
+    "lf-only": b"POST /p HTTP/1.1\nHost: x\nContent-Length: 0\n\n" + SMUGGLED,
+    "nul": P + b"X: a\0b\r\n\r\n",
+    "fold": P + b"X: a\r\n b\r\n\r\n",
+    "space-in-name": P + b"X Y: a\r\n\r\n",
+    "version": b"POST /p HTTP/1.9\r\nHost: x\r\n\r\n",
+    "http-0.9": b"GET /p\r\n\r\n",
+    "target-space": b"GET /p /q HTTP/1.1\r\nHost: x\r\n\r\n",
+    "target-fragment": b"GET /p#q HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no-host": b"GET /p HTTP/1.1\r\n\r\n",
+    "two-hosts": b"GET /p HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+    "host-with-path": b"GET /p HTTP/1.1\r\nHost: x/y\r\n\r\n",
+    "other-host-in-target": b"GET http://y/p HTTP/1.1\r\nHost: x\r\n\r\n",
+    "other-scheme-in-target": b"GET https://x/p HTTP/1.1\r\nHost: x\r\n\r\n",
+    "user-in-target": b"GET http://u@x/p HTTP/1.1\r\nHost: x\r\n\r\n",
+    "connect": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n",
+    "trace": b"TRACE /p HTTP/1.1\r\nHost: x\r\n\r\n",
+    "preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "h2c": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n",
+    "upgrade": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
+    "asterisk": b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40,
+    "expectation": P + b"Expect: x\r\nContent-Length: 1\r\n\r\na",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_malformed_requests_reach_nobody(gate: Gate, upstream: RecordingUpstream, name: str) -> None:
+    data = ATTACKS[name]
+    with connect(gate.port) as link:
+        link.sendall(data)
+        got = receive(link)
+    assert status_of(got) in {400, 417, 505}, got
+    assert got.count(b"\r\n\r\n") == 1
+    assert b"application/problem+json" in got
+    upstream.assert_saw_nothing()
+    assert len(gate.hooks.wait_ends(1)) == 1
+
+
+CHUNK_ATTACKS = {
+    "bare-lf": b"3\nabc\n0\n\n",
+    "chunk-too-long": b"3\r\nabcd\r\n0\r\n\r\n",
+    "prefix": b"0x3\r\nabc\r\n0\r\n\r\n",
+    "extension-lf": b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+    "trailer-lf": b"3\r\nabc\r\n0\r\nA: b\nC: d\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", CHUNK_ATTACKS)
+def test_malformed_chunks_end_the_exchange(gate: Gate, upstream: RecordingUpstream, name: str) -> None:
+    got = raw_request(gate.port, P + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK_ATTACKS[name] + SMUGGLED)
+    assert status_of(got) == 400, got
+    assert b'"body-malformed"' in got
+    upstream.settle()
+    assert upstream.requests == []  # a head may have been streamed, but never a complete request
+    assert b"smuggled" not in upstream.raw
+
+
+GOOD = {
+    "get": b"GET /p?q=1 HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n\r\n",
+    "absolute": b"GET http://x/p HTTP/1.1\r\nHost: x\r\n\r\n",
+    "length": P + b"Content-Length: 3\r\n\r\nabc",
+    "length-0": P + b"Content-Length: 0\r\n\r\n",
+    "no-length": P + b"\r\n",
+    "chunked": P + b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\nT: u\r\n\r\n",
+    "get-with-body": b"GET /p HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    "hop-by-hop": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\n"
+    b"Keep-Alive: 1\r\n\r\n",
+    "obs-text": b"GET /p HTTP/1.1\r\nHost: x\r\nX-A: \xe9\r\n\r\n",
+    "http-1.0": b"GET /p HTTP/1.0\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_wellformed_requests_arrive_as_one(gate: Gate, upstream: RecordingUpstream, name: str) -> None:
+    assert status_of(raw_request(gate.port, GOOD[name])) == 200
+    upstream.assert_saw_only(1)
+    lenient = take_request(upstream.raw, 0)
+    assert lenient is not None
+    assert lenient[1] == b""
+    strict = h11.Connection(h11.SERVER)
+    strict.receive_data(upstream.raw)
+    head = strict.next_event()
+    assert isinstance(head, h11.Request)
+    assert head.target.startswith(b"/p")
+    assert not {name for name, _ in head.headers} & {b"te", b"keep-alive", b"connection", b"x-hop", b"trailer"}
+    body = b""
+    while isinstance(event := strict.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    assert body == (b"abc" if name in {"length", "chunked", "get-with-body"} else b"")
+    assert strict.trailing_data[0] == b""

@@ -315,6 +315,26 @@ def test_a_slow_sink_does_not_hold_up_another() -> None:
     ]
 
 
+@pytest.mark.parametrize(("on_full", "denial"), [("block", DENIAL), ("deny", DENIAL), ("drop", None)])
+def test_nobody_comes_in_while_there_is_no_trail(on_full: OnFull, denial: Any) -> None:
+    gate = Gate()
+    trail = AuditTrail(on_full=on_full, redaction=Redaction(Redact()))
+    trail.add(gate, Health("gate", trail.emit))
+    assert trail.pressure() == denial
+    trail.start()
+    assert trail.pressure() is None
+    assert trail.close()
+    assert trail.pressure() == denial
+
+
+def test_an_event_after_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    made = Made(10, "block", 1.0)
+    assert made.trail.close()
+    made.emit(1)
+    assert made.trail.failed == 1
+    assert "is lost: request" in caplog.text
+
+
 def test_without_sinks_there_is_nothing_to_do() -> None:
     trail = AuditTrail(redaction=Redaction(Redact()))
     trail.start()

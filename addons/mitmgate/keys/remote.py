@@ -74,8 +74,8 @@ class RemoteKeys:
     def start(self) -> asyncio.Task[None] | None:
         """Start to fetch, with a running loop; returns the fetch that is under way. A second call changes nothing."""
         if self._refreshing is None:
-            self._begin()
-            self._refreshing = asyncio.create_task(self._keep_fresh(), name=f"keys of {self._shown}")
+            first = self._begin()
+            self._refreshing = asyncio.create_task(self._keep_fresh(first), name=f"keys of {self._shown}")
         return self._fetching
 
     async def close(self) -> None:
@@ -92,13 +92,14 @@ class RemoteKeys:
             self._fetching = asyncio.create_task(self._update(), name=f"fetch of {self._shown}")
         return self._fetching
 
-    async def _keep_fresh(self) -> None:
+    async def _keep_fresh(self, fetch: asyncio.Task[None]) -> None:
         while True:
-            await asyncio.wait({self._begin()})
+            await asyncio.wait({fetch})
             pause = self.source.refresh
             if self._failures:
                 pause = min(pause, _LONGEST_RETRY, self._retry * 2.0 ** min(self._failures - 1, 16))
             await asyncio.sleep(pause)
+            fetch = self._begin()
 
     async def _update(self) -> None:
         asked = self._clock()

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from mitmproxy import ctx, exceptions
@@ -158,9 +159,10 @@ class Gateway:
         wrong = required_options(ctx.options)
         if wrong:
             ctx.options.update(**wrong)
-        if self.policy.source is None and ctx.options.mitmgate_policy:
-            self._build(ctx.options.mitmgate_policy)
-        elif self.policy.source is not None and "mitmgate_policy" in updated:
+        source, path = self.policy.source, ctx.options.mitmgate_policy
+        if source is None and path:
+            self._build(path)
+        elif source is not None and str(source.path) != str(Path(path)):
             raise exceptions.OptionsError("mitmgate_policy can't change while the gateway runs; reload the file")
 
     def _build(self, path: str) -> None:

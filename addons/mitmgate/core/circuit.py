@@ -50,7 +50,7 @@ TRANSITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to send one request to an endpoint; given back with its outcome, once."""
+    """Leave to send one request to an endpoint ("UPSTREAM URL"); given back with its outcome, once."""
 
     endpoint: str
     generation: int

@@ -53,16 +53,18 @@ class CircuitBreaker(Stage):
         if route is None or exchange.endpoint is None or exchange.retries >= route.upstream.retries:
             return None
         exchange.retries += 1
-        now = self._clock()
-        tried = (exchange.endpoint.url,)
+        if len(route.upstream.endpoints) == 1:
+            # The same endpoint once more, since a new connection may do where an old one was stale: the request will
+            # say of the endpoint what it has to say when it ends, and a permit is enough for both attempts.
+            return exchange.endpoint if exchange.permit is not None else None
+        now, tried = self._clock(), (exchange.endpoint.url,)
         self._settle(exchange, Outcome.FAILURE, now)
-        # A single endpoint is tried again: a stale connection fails where a new one does not.
-        wait = self._acquire(exchange, route.upstream, now, tried if len(route.upstream.endpoints) > 1 else ())
+        wait = self._acquire(exchange, route.upstream, now, tried)
         return exchange.endpoint if wait is None else None
 
     def states(self) -> Mapping[str, State]:
-        """Return the state of every endpoint that was used, by URL."""
-        return {url: breaker.state for url, breaker in self._breakers.items()}
+        """Return the state of every endpoint that was used, by "UPSTREAM URL"."""
+        return {key: breaker.state for key, breaker in self._breakers.items()}
 
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Record what the response's head says of the endpoint."""
@@ -112,9 +114,11 @@ class CircuitBreaker(Stage):
             url = endpoint.url
             if url in but:
                 continue
-            breaker = self._breakers.get(url)
+            # Two upstreams that share an address are two services, each with its own rule and its own circuit.
+            key = f"{upstream.name} {url}"
+            breaker = self._breakers.get(key)
             if breaker is None:
-                breaker = self._breakers[url] = Breaker(url)
+                breaker = self._breakers[key] = Breaker(key)
             permit = breaker.acquire(upstream.circuit, now)
             if isinstance(permit, Permit):
                 exchange.endpoint, exchange.permit = endpoint, permit

@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "unknown member": (lambda made: made["routes"][0].update(upstrem="users"), ("upstrem", "upstream")),
     "dangling upstream": (lambda made: made["routes"][0].update(upstream="usres"), ("usres", "users")),
     "unset variable": (lambda made: keys(made, secret_env="MITMGATE_NOT_SET"), ("MITMGATE_NOT_SET",)),
-    "unreadable key file": (lambda made: keys(made, public_key_file="missing.pem"), ("missing.pem",)),
+    "unreadable key file": (lambda made: keys(made, secret_file="missing.key"), ("missing.key",)),
 }
 
 

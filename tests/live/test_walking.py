@@ -22,9 +22,10 @@ CLIENTS = 32
 class Walk:
     """A gateway with its upstream and its audit file; the upstream's record starts empty in every test."""
 
-    def __init__(self, gateway: Gateway, upstream: RecordingUpstream) -> None:
+    def __init__(self, gateway: Gateway, upstream: RecordingUpstream, fragile: list[RecordingUpstream]) -> None:
         self.gateway = gateway
         self.upstream = upstream
+        self.flaky, self.healing = fragile
         self.get = gateway.get
         self.request = gateway.request
 
@@ -44,10 +45,10 @@ class Walk:
         return event
 
 
-def walking_policy(directory: Path, upstream: RecordingUpstream, dead: str) -> dict[str, Any]:
+def walking_policy(directory: Path, upstream: str, flaky: str, healing: str, dead: str) -> dict[str, Any]:
     made = policy(directory, upstream)
-    made["upstreams"]["flaky"] = {"endpoints": [upstream.url], "circuit": {"failures": 5, "open_for": "60s"}}
-    made["upstreams"]["healing"] = {"endpoints": [upstream.url], "circuit": {"failures": 5, "open_for": "1s"}}
+    made["upstreams"]["flaky"] = {"endpoints": [flaky], "circuit": {"failures": 5, "open_for": "60s"}}
+    made["upstreams"]["healing"] = {"endpoints": [healing], "circuit": {"failures": 5, "open_for": "1s"}}
     made["upstreams"]["dead"] = {"endpoints": [dead], "connect_timeout": "1s", "retries": 0}
     made["rate_limits"]["short"] = {"limit": 10, "window": "2s", "key": "principal"}
     common = {"upstream": "users", "auth": "none"}
@@ -71,10 +72,11 @@ def walking_policy(directory: Path, upstream: RecordingUpstream, dead: str) -> d
 @pytest.fixture(scope="module")
 def running(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     directory = tmp_path_factory.mktemp(f"walking-{host}")
-    with RecordingUpstream() as upstream:
-        path = write_policy(directory, walking_policy(directory, upstream, f"http://127.0.0.1:{free_port()}"))
+    with RecordingUpstream() as upstream, RecordingUpstream() as flaky, RecordingUpstream() as healing:
+        dead = f"http://127.0.0.1:{free_port()}"
+        path = write_policy(directory, walking_policy(directory, upstream.url, flaky.url, healing.url, dead))
         with Gateway(path, host=host) as gateway:
-            yield Walk(gateway, upstream)
+            yield Walk(gateway, upstream, [flaky, healing])
 
 
 @pytest.fixture
@@ -356,30 +358,30 @@ def test_a_chunked_body_is_counted_while_it_comes(walk: Walk) -> None:
 
 
 def test_five_failures_open_the_circuit_and_the_upstream_is_left_alone(walk: Walk) -> None:
-    walk.upstream.reply = Reply(500)
+    walk.flaky.reply = Reply(500)
     assert [walk.get("/flaky").status for _ in range(5)] == [500] * 5
-    walk.upstream.forget()
+    walk.flaky.assert_saw_only(5)
     answered = walk.get("/flaky")
     assert 1 <= int(answered.one("retry-after") or 0) <= 60
     denied(walk, answered, 503, "circuit-open")
-    assert walk.get("/public").status == 200
+    walk.flaky.assert_saw_only(5)
+    assert walk.get("/public").status == 200, "a circuit is its own upstream's"
 
 
 def test_a_circuit_closes_after_a_good_probe(walk: Walk) -> None:
-    walk.upstream.reply = HANG_UP
+    walk.healing.reply = HANG_UP
     assert [walk.get("/healing").status for _ in range(5)] == [502] * 5
     assert walk.get("/healing").reason == "circuit-open"
-    walk.upstream.forget()
+    walk.healing.reply = Reply()
     wait_for(lambda: walk.get("/healing").status == 200, "the circuit to close")
     assert walk.get("/healing").status == 200
 
 
 def test_client_errors_do_not_open_the_circuit(walk: Walk) -> None:
-    walk.upstream.reply = lambda request: Reply(404 if "missing" in request.target else 200)
-    assert [walk.get("/public").status for _ in range(3)] == [200] * 3
-    for _ in range(10):
-        assert walk.get("/api/v1/users/missing", token=mint("searcher")).status == 404
-    assert walk.get("/public").status == 200
+    walk.upstream.reply = Reply(404)
+    token = mint("searcher")
+    assert [walk.get("/api/v1/users/missing", token=token).status for _ in range(10)] == [404] * 10
+    walk.upstream.assert_saw_only(10)
 
 
 def test_an_unreachable_upstream_is_502_and_its_address_is_not_told(walk: Walk) -> None:

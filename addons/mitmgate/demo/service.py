@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 LOOPBACK = "127.0.0.1"
 _CHUNK = 65536
@@ -80,6 +81,11 @@ class EchoService(ThreadingHTTPServer):
             super().__init__((LOOPBACK, port), Echo)
         except OSError:
             super().__init__((LOOPBACK, 0), Echo)
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's full name, which may wait for DNS for seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = LOOPBACK, self.socket.getsockname()[1]
 
     def start(self) -> None:
         """Serve in a thread of its own."""

@@ -14,6 +14,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
@@ -79,6 +80,7 @@ class Decide(Stage):
 
     def __init__(self, chosen: Route) -> None:
         self.route = chosen
+        self.principal: Principal | None = None
 
     def decide(self, exchange: Exchange) -> Step:
         head = exchange.head
@@ -88,6 +90,7 @@ class Decide(Stage):
         if head.path.startswith("/lost"):
             raise RuntimeError("a stage that fails")
         exchange.route, exchange.max_body = self.route, self.route.max_body
+        exchange.principal = self.principal
         declared = exchange.request.declared_body
         if declared is not None and declared > exchange.max_body:
             return self.deny(Reason.BODY_TOO_LARGE)

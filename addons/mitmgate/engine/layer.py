@@ -58,7 +58,7 @@ class ProtocolLayer:
             if total > bounds.connections + TURNED_AWAY or here > bounds.connections + TURNED_AWAY:
                 client.error = "too many connections"
                 return
-            proxyserver = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]  # untyped in mitmproxy
+            proxyserver = ctx.master.addons.get("proxyserver")
             if not isinstance(proxyserver, Proxyserver):
                 raise TypeError("this mitmproxy has no proxyserver")
             handler = proxyserver.connections[client.id]

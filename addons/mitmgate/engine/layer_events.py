@@ -106,7 +106,7 @@ class Reached:
 
 
 @dataclass(repr=False)
-class GetUpstreamCompleted(events.CommandCompleted):  # type: ignore[no-untyped-call]  # mitmproxy registers replies
+class GetUpstreamCompleted(events.CommandCompleted):
     """The reply to GetUpstream."""
 
     command: GetUpstream

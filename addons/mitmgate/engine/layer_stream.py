@@ -124,6 +124,7 @@ class GatewayStream(HttpStream):
         self._fail_over = surroundings.fail_over
         self._clock = surroundings.timers.clock
         self._timer = Timer(surroundings.timers, self)
+        self._lifetime = Timer(surroundings.timers, self)  # of what outlives the decision: streams and WebSockets
         self._request = _Request.WAITING
         self._response = _Response.WAITING
         self._request_body = bytearray()
@@ -168,7 +169,7 @@ class GatewayStream(HttpStream):
         elif isinstance(event, ResponseProtocolError):
             yield from self._on_upstream_error(event)
         elif isinstance(event, Expired) and event.current:
-            yield from self._on_expired()
+            yield from self._on_expired(event.timer)
 
     # The request.
 
@@ -204,6 +205,9 @@ class GatewayStream(HttpStream):
                 return
         self._retries = 0 if route is None else route.upstream.retries
         self._upgrade = exchange.head is not None and exchange.head.upgrade == "websocket"
+        if self._upgrade and (route is None or not route.websocket):
+            yield from self._fail(Reason.UPGRADE_REFUSED)
+            return
         flow.request.headers.pop("expect", None)
         if event.end_stream:
             self._request = _Request.BUFFERING
@@ -366,7 +370,15 @@ class GatewayStream(HttpStream):
             response.stream = True
             self._response = _Response.STREAMING
             self._head_sent = True
+            self._limit_lifetime()
             yield SendHttp(ResponseBegun(self.stream_id, response, self._response_length), self.context.client)
+
+    def _limit_lifetime(self) -> None:
+        """End what lasts when the token that opened it expires."""
+        exchange = self._exchange
+        if exchange is not None and exchange.principal is not None:
+            elapsed = time.perf_counter() - exchange.started
+            self._lifetime.set(max(0.0, exchange.principal.expires - exchange.now - elapsed))
 
     def _on_response_body(self, event: ResponseData | ResponseEndOfMessage) -> CommandGenerator[None]:
         if isinstance(event, ResponseData):
@@ -411,6 +423,7 @@ class GatewayStream(HttpStream):
         if response is None:
             return
         self._timer.clear()
+        self._lifetime.clear()
         response.timestamp_end = time.time()
         self._count()
         switching = response.status_code == 101 and self._request is not _Request.DROPPED
@@ -430,6 +443,7 @@ class GatewayStream(HttpStream):
             if content:
                 yield SendHttp(ResponseData(self.stream_id, content), client)
         if switching:
+            self._limit_lifetime()
             self.child_layer = BoundedWebsocketLayer(self.context, flow)
             self._handle_event = self.passthrough  # type: ignore[method-assign]  # as HttpStream.flow_done does
             yield from self.child_layer.handle_event(events.Start())
@@ -485,8 +499,11 @@ class GatewayStream(HttpStream):
                 return
         yield from self._fail(failed.reason if failed is not None else Reason.UPSTREAM_CLOSED)
 
-    def _on_expired(self) -> CommandGenerator[None]:
+    def _on_expired(self, timer: Timer) -> CommandGenerator[None]:
         if self._response is _Response.DONE or self._request is _Request.DROPPED:
+            return
+        if timer is self._lifetime:
+            yield from self._abort(Reason.TOKEN_EXPIRED, ErrorCode.KILL)
             return
         stuck = self._upstream is not None and self._wire.congested(self._upstream)
         if self._request is not _Request.COMPLETE and not stuck:
@@ -512,6 +529,7 @@ class GatewayStream(HttpStream):
     def _abort(self, reason: Reason, code: ErrorCode) -> CommandGenerator[None]:
         """End without a response, or in the middle of one, so that the client can't take it for complete."""
         self._timer.clear()
+        self._lifetime.clear()
         self._request = _Request.DROPPED
         self._response = _Response.DONE
         detail = _DETAILS.get(reason, reason.title)
@@ -537,6 +555,7 @@ class GatewayStream(HttpStream):
         if error is None or error.msg != Error.KILLED_MESSAGE:
             return False
         self._timer.clear()
+        self._lifetime.clear()
         self._request = _Request.DROPPED
         self._response = _Response.DONE
         yield from self._leave_upstream(complete=False)

@@ -1,16 +1,23 @@
 """WebSocket: mitmproxy's layer, with bounds on what it keeps."""
 
 import base64
+import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import Final
 
-from mitmproxy.connection import ConnectionState
 from mitmproxy.http import Request, Response
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.commands import Command
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer
+from wsproto.connection import ConnectionState as WebsocketState
+from wsproto.events import CloseConnection
+from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import ProtocolError
+
+from mitmgate.engine.layer_timers import Expired
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +45,18 @@ class BoundedWebsocketLayer(WebsocketLayer):
 
     def relay_messages(self, event: events.Event) -> Iterator[Command]:
         """Relay, then forget what need not be kept."""
+        if isinstance(event, Expired):
+            yield from self._end(CloseReason.POLICY_VIOLATION)
+            return
         try:
             yield from super().relay_messages(event)
         except Exception as error:  # wsproto raises on what the peer sends; mitmproxy would leave the sockets open
             logger.info("WebSocket connection ended: %r", error)
-            yield from self._end()
+            yield from self._end(CloseReason.PROTOCOL_ERROR)
             return
         self._forget()
         if any(sum(map(len, ws.frame_buf)) > MAX_MESSAGE for ws in (self.client_ws, self.server_ws)):
-            yield from self._end()
+            yield from self._end(CloseReason.MESSAGE_TOO_BIG)
 
     def _forget(self) -> None:
         data = self.flow.websocket
@@ -59,10 +69,18 @@ class BoundedWebsocketLayer(WebsocketLayer):
         while size > KEPT_BYTES and len(messages) > 1:
             size -= len(messages.pop(0).content)
 
-    def _end(self) -> Iterator[Command]:
-        for connection in (self.context.server, self.context.client):
-            if connection.state is not ConnectionState.CLOSED:
-                yield commands.CloseConnection(connection)
+    def _end(self, code: CloseReason) -> Iterator[Command]:
+        """Close both sides, with a frame that says why where one can still be sent (RFC 6455, section 7.4.1)."""
+        for ws in (self.server_ws, self.client_ws):
+            if ws.state is WebsocketState.OPEN:
+                with contextlib.suppress(ProtocolError):
+                    yield ws.send2(CloseConnection(code))
+            yield commands.CloseConnection(ws.conn)
+        data = self.flow.websocket
+        if data is not None:
+            data.timestamp_end = time.time()
+            data.closed_by_client = False
+            data.close_code = int(code)
+        self._handle_event = self.done
         yield WebsocketEndHook(self.flow)
         self.flow.live = False
-        self._handle_event = self.done

@@ -1,0 +1,164 @@
+"""Upgrades: WebSocket where the route allows it, and nothing else."""
+
+import base64
+import hashlib
+import os
+import socket
+import time
+
+import pytest
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
+
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.engine import layer_websocket
+from tests.live.harness_http import raw_request, status_of, wait_for
+from tests.live.harness_upstream import RecordingUpstream
+from tests.protocol.harness import Gate, connect, route
+from tests.protocol.test_streaming import Serving, read_head
+
+KEY = base64.b64encode(b"0123456789abcdef")
+ACCEPT = base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + KEY + b"\r\n\r\n"
+)
+SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+    + ACCEPT
+    + b"\r\n\r\n"
+)
+
+
+def echo(link: socket.socket) -> None:
+    head = read_head(link)
+    assert b"Upgrade: websocket" in head
+    assert b"Connection: Upgrade" in head
+    link.sendall(SWITCHING)
+    ws = Connection(ConnectionType.SERVER)
+    while True:
+        data = link.recv(65536)
+        if not data:
+            return
+        ws.receive_data(data)
+        for event in ws.events():
+            if isinstance(event, TextMessage | BytesMessage):
+                link.sendall(ws.send(event))
+            elif isinstance(event, CloseConnection):
+                link.sendall(ws.send(event.response()))
+                return
+
+
+def exchange(link: socket.socket, ws: Connection, text: str) -> str:
+    link.sendall(ws.send(TextMessage(text)))
+    got = ""
+    while True:
+        ws.receive_data(link.recv(65536))
+        for event in ws.events():
+            if isinstance(event, TextMessage):
+                got += event.data
+                if event.message_finished:
+                    return got
+
+
+def test_websocket_messages_pass_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_websocket, "KEPT_MESSAGES", 10)
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        assert read_head(link) == SWITCHING
+        ws = Connection(ConnectionType.CLIENT)
+        for number in range(50):
+            assert exchange(link, ws, f"message {number}") == f"message {number}"
+        assert exchange(link, ws, "x" * 300_000) == "x" * 300_000
+        flow = gate.hooks.seen[-1][1]
+        assert flow.websocket is not None
+        assert len(flow.websocket.messages) <= 10
+        link.sendall(ws.send(CloseConnection(1000)))
+        wait_for(lambda: flow.live is False, "the end of the WebSocket")
+
+
+def test_message_beyond_the_bound_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_websocket, "MAX_MESSAGE", 100_000)
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        ws = Connection(ConnectionType.CLIENT)
+        link.sendall(ws.send(TextMessage("x" * 200_000, message_finished=False)))
+        assert link.recv(4096) == b"\x88\x02\x03\xf1"  # 1009
+        assert link.recv(4096) == b""
+
+
+def test_frames_that_are_none_end_the_connection() -> None:
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        link.sendall(b"\xff" * 50)
+        got = link.recv(4096)
+        assert (got[:1], got[2:4]) == (b"\x88", b"\x03\xea")  # 1002
+        assert link.recv(4096) == b""
+
+
+def test_connections_end_with_the_token_that_opened_them() -> None:
+    def principal(seconds: float) -> Principal:
+        return Principal("alice", "dev", (), frozenset(), {}, time.time() + seconds)
+
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        gate.decide.principal = principal(0.5)
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        started = time.monotonic()
+        assert exchange(link, Connection(ConnectionType.CLIENT), "hello") == "hello"
+        assert link.recv(4096) == b"\x88\x02\x03\xf0"  # 1008
+        assert link.recv(4096) == b""
+        assert time.monotonic() - started < 1
+
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while link.recv(4096):
+            pass
+
+    with Serving(serve) as serving, Gate(route(serving.url)) as gate:
+        gate.decide.principal = principal(0.5)
+        got = raw_request(gate.port, b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n", until_close=True)
+        assert status_of(got) == 200
+        assert not got.endswith(b"0\r\n\r\n")
+        assert gate.hooks.wait_ends(1) == [("error", Reason.TOKEN_EXPIRED)]
+
+
+def test_upgrade_on_another_route_is_refused(upstream: RecordingUpstream) -> None:
+    with Gate(route(upstream.url, websocket=False)) as gate:
+        got = raw_request(gate.port, HANDSHAKE)
+        assert status_of(got) in {400, 502}
+        assert b"101" not in got.split(b"\r\n")[0]
+
+
+WRONG = {
+    "other-protocol": b"HTTP/1.1 101 X\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n",
+    "wrong-accept": SWITCHING.replace(ACCEPT, base64.b64encode(os.urandom(20))),
+    "no-accept": b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "no-connection": b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: " + ACCEPT + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_switch_that_is_not_the_one_asked_for_is_a_502(name: str) -> None:
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(WRONG[name])
+        while link.recv(4096):
+            pass
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate:
+        assert status_of(raw_request(gate.port, HANDSHAKE)) == 502
+        assert gate.hooks.wait_ends(1) == [("response", Reason.UPSTREAM_MALFORMED)]
+
+
+def test_refusal_of_an_upgrade_by_the_upstream_is_passed_on() -> None:
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno")
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate:
+        assert status_of(raw_request(gate.port, HANDSHAKE)) == 426

@@ -210,16 +210,6 @@ def test_an_issuer_can_not_speak_for_another() -> None:
     assert ask(forged, DEV, other, names=("corp", "other")) is Reason.TOKEN_SIGNATURE_INVALID
 
 
-def test_two_entries_may_name_one_issuer() -> None:
-    other = issuer(KeySource("secret", SECRET[::-1]), "HS256", name="other", audience=("api://users",))
-    token = sign("HS256", SECRET[::-1], CLAIMS | {"aud": "api://users"})
-    ring, named = ring_of(DEV, other)
-    result = ring.authenticate(named, ("corp", "other"), token, NOW)
-    assert isinstance(result, Principal)
-    assert result.issuer == "other"
-    assert outcome(ring, named, token, names=("corp",)) is Reason.TOKEN_SIGNATURE_INVALID
-
-
 class Counted:
     """Counts how often a signature is verified, and does verify it."""
 

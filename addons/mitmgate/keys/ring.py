@@ -25,11 +25,11 @@ Result = Principal | Refusal
 
 
 class _Edition(NamedTuple):
-    """The verifiers of one policy: by issuer name, and by the tuple of names that a route allows."""
+    """The verifiers of one policy by the issuer's name, and for the names that a route allows, by `iss`."""
 
     issuers: Mapping[str, Issuer]
     verifiers: Mapping[str, Verifier]
-    allowed: dict[tuple[str, ...], tuple[Verifier, ...]]
+    allowed: dict[tuple[str, ...], dict[str, Verifier]]
 
 
 class KeyRing:
@@ -116,46 +116,43 @@ class KeyRing:
             edition = self._former
             if edition.issuers is not issuers:
                 return KEYS_UNAVAILABLE
-        verifiers = edition.allowed.get(names)
-        if verifiers is None:
-            verifiers = edition.allowed[names] = tuple(edition.verifiers[name] for name in names)
+        allowed = edition.allowed.get(names)
+        if allowed is None:
+            named = (edition.verifiers[name] for name in names)
+            allowed = edition.allowed[names] = {verifier.issuer.issuer: verifier for verifier in named}
         digest = blake2b(token, digest_size=32).digest()
         entry = self._cache.get(digest)
         if entry is not None:
             verifier, (principal, keys, earliest, latest) = entry
-            if verifier in verifiers and earliest <= now < latest and verifier.keys.current(now) is keys:
+            if (
+                allowed.get(verifier.issuer.issuer) is verifier
+                and earliest <= now < latest
+                and verifier.keys.current(now) is keys
+            ):
                 return principal
-        return self._verify(verifiers, token, digest, now)
+        return self._verify(allowed, token, digest, now)
 
     def _verify(
-        self, verifiers: tuple[Verifier, ...], raw: bytes, digest: bytes, now: float
+        self, allowed: Mapping[str, Verifier], raw: bytes, digest: bytes, now: float
     ) -> Result | Awaitable[Result]:
         token = read_token(raw)
         if isinstance(token, Refusal):
             return token
-        named = [verifier for verifier in verifiers if verifier.issuer.issuer == token.issuer]
-        refusal, missed = ISSUER_UNKNOWN, []
-        for verifier in named:
-            result = verifier.verify(token, now)
-            if not isinstance(result, Refusal):
-                return self._remember(digest, verifier, result)
-            refusal = result
+        verifier = allowed.get(token.issuer)
+        if verifier is None:
+            return ISSUER_UNKNOWN
+        result = verifier.verify(token, now)
+        if isinstance(result, Refusal):
             fetch = verifier.awaits(token, result)
-            if fetch is not None:
-                missed.append((verifier, fetch))
-        return self._verify_later(missed, token, digest, now) if missed else refusal
+            return result if fetch is None else self._verify_after(fetch, verifier, token, digest, now)
+        return self._remember(digest, verifier, result)
 
-    async def _verify_later(
-        self, missed: list[tuple[Verifier, asyncio.Task[None]]], token: UnverifiedToken, digest: bytes, now: float
+    async def _verify_after(
+        self, fetch: asyncio.Task[None], verifier: Verifier, token: UnverifiedToken, digest: bytes, now: float
     ) -> Result:
-        await asyncio.wait({fetch for _, fetch in missed}, timeout=UNKNOWN_KEY_WAIT)
-        refusal = ISSUER_UNKNOWN
-        for verifier, _ in missed:
-            result = verifier.verify(token, now)
-            if not isinstance(result, Refusal):
-                return self._remember(digest, verifier, result)
-            refusal = result
-        return refusal
+        await asyncio.wait({fetch}, timeout=UNKNOWN_KEY_WAIT)
+        result = verifier.verify(token, now)
+        return result if isinstance(result, Refusal) else self._remember(digest, verifier, result)
 
     def _remember(self, digest: bytes, verifier: Verifier, verified: Verified) -> Principal:
         self._cache[digest] = verifier, verified

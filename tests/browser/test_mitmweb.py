@@ -1,13 +1,14 @@
 """mitmweb in headless Chromium: a person sees the decisions as they are made, and why."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.browser.webdriver import Browser, browser
-from tests.live.harness import WEB_PASSWORD, Gateway, mint, policy_file
+from tests.live.harness import WEB_PASSWORD, Gateway, mint, policy, route, write_policy
 from tests.live.harness_upstream import RecordingUpstream, Reply
 
 SCREENSHOT = "MITMGATE_SCREENSHOT"  # names the file that the README's picture is written to
@@ -18,9 +19,18 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
     """Mitmweb with the gateway, before a service that says what it got."""
     with (
         RecordingUpstream(Reply(echo=True)) as upstream,
-        Gateway(policy_file(tmp_path, upstream), host="web") as running,
+        Gateway(short_paths(tmp_path, upstream), host="web") as running,
     ):
         yield running
+
+
+def short_paths(directory: Path, upstream: RecordingUpstream) -> Path:
+    """Write the policy of the live tests with paths that a picture has room for, and a limit that is soon spent."""
+    made = policy(directory, upstream)
+    made["rate_limits"]["per-user"]["limit"] = 3
+    for name in ("users", "orders"):
+        route(made, name, match={"prefix": f"/{name}"})
+    return write_policy(directory, made)
 
 
 @pytest.fixture
@@ -37,19 +47,32 @@ def test_a_person_sees_why_a_request_was_denied(gateway: Gateway, page: Browser,
     page.find("#mitmproxy")
 
     # The page is open now: it is told of what comes.
-    assert gateway.get("/api/v1/users/7", token=mint()).status == 200
+    def ask(target: str, token: str | None = None, method: str = "GET") -> int:
+        return gateway.request(method, target, token=token, host="api.test").status
+
+    assert ask("/users/7", mint()) == 200
     page.find("tr .col-comment", "ADMIT users → users 200 in ")
     page.find("tr .marker", "🟢")
-    assert gateway.get("/api/v1/users/7", token=mint("bob", lifetime=-300)).status == 401
+    assert ask("/users/7", mint("bob", lifetime=-300)) == 401
     page.find("tr .col-comment", "DENY 401 token-expired at authentication (route users)")
     page.find("tr .marker", "🔴")
+    assert ask("/orders/12", mint("bob"), "POST") == 200
+    assert ask("/users/7") == 401
+    assert ask("/users/7", mint("carol", scope="orders.read")) == 403
+    assert ask("/health") == 200
+    assert [ask(f"/users/{number}", mint()) for number in (8, 9, 10)] == [200, 200, 429]
+    page.find("tr .col-comment", "DENY 429 quota-exceeded at rate-limit (alice, route users)")
 
-    page.click("tr .col-comment", "DENY 401")
+    page.click("tr .col-comment", "DENY 403")
     page.click(".nav-tabs a", "Response")
     page.click(".contentview .btn", "View")
     page.click(".dropdown-menu a", "gateway")
     page.find(".contentview h5", "Gateway")
     shown = page.run("return document.querySelector('.contentview').innerText")
-    assert "authentication" in shown
-    assert "token-expired" in shown
+    assert "DENY 403 scope-missing at authorization (carol, route users)" in shown
+    assert re.search(r"authorization +deny +scope-missing", shown)
+
+    for selector, right in [(".splitter", 56), ("th.col-path", -162), ("th.col-status", -25), ("th.col-comment", 168)]:
+        page.drag(selector if selector == ".splitter" else f"{selector} .col-resize-handle", right)
+    page.drag(".contentview h5", 0)  # away from the handles, which light up
     page.screenshot(Path(os.environ.get(SCREENSHOT, tmp_path / "mitmweb.png")))

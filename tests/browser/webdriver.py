@@ -61,6 +61,17 @@ class Browser:
     def type(self, selector: str, keys: str) -> None:
         request(f"{self._session}/element/{self.find(selector)}/value", {"text": keys})
 
+    def drag(self, selector: str, right: int) -> None:
+        """Drag an element to the right, in CSS pixels."""
+        moves: list[dict[str, object]] = [
+            {"type": "pointerMove", "origin": {ELEMENT: self.find(selector)}, "x": 0, "y": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "origin": "pointer", "x": right, "y": 0, "duration": 100},
+            {"type": "pointerUp", "button": 0},
+        ]
+        mouse = {"type": "pointer", "id": "mouse", "actions": moves}
+        request(f"{self._session}/actions", {"actions": [mouse]})
+
     def page(self) -> str:
         return str(self.run("return document.body.innerText"))
 

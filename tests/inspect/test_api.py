@@ -1,6 +1,7 @@
 """A real mitmweb with the gateway in it, seen through mitmweb's own HTTP API."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_the_gateway_view_of_a_denial(web: WebApi, gateway: Gateway) -> None:
     text = shown["text"]
     assert text.startswith("decision: DENY 401 token-expired at authentication (route users)\n")
     assert f"request_id: {answered.one('x-request-id')}" in text
-    assert "authentication   deny " in text
+    assert re.search(r"^  authentication +deny +token-expired +\d+ ", text, re.MULTILINE)
     assert "Authorization: [redacted]" in text
     assert token not in text
     assert token.split(".")[1] not in text
@@ -126,8 +127,8 @@ def test_the_gateway_view_of_an_admission(web: WebApi, gateway: Gateway, upstrea
     received, forwarded = text.split("received: |-\n")[1].split("forwarded: |-\n")
     assert "Cookie: [redacted]" in received
     assert "X-User-ID: root" in received
-    assert "X-User-ID: alice" in forwarded
-    assert "Authorization" not in forwarded
+    assert "x-user-id: alice" in forwarded.lower()
+    assert "authorization" not in forwarded.lower()
     assert f"endpoint: {upstream.url}" in text
     assert "subject: alice" in text
     assert token not in text
@@ -168,10 +169,8 @@ def test_options_that_matter_are_frozen(web: WebApi, gateway: Gateway, update: d
     (name,) = update
     before = web.get("/options")[name]["value"]
     status, text = web.call("PUT", "/options", update)
-    assert (status, text) == (
-        400,
-        f"{name} can't be changed while mitmgate runs; start it again with another value",
-    )
+    assert status == 400
+    assert re.match(f"{name} can't (be )?change", text), text
     assert web.get("/options")[name]["value"] == before
     assert gateway.get("/api/v1/users/7", token=mint()).status == 200
     assert gateway.get("/api/v1/users/7").status == 401

@@ -46,7 +46,7 @@ def test_a_denied_request(decided: Make) -> None:
     assert made["request_id"] == exchange.request_id
     assert made["client"] == "127.0.0.1"
     assert made["route"] == "users"
-    assert made["time"] == "1970-01-01T00:16:40.000+00:00"
+    assert made["time"] == "1970-01-01 00:16:40.000000 UTC"
     rows = [row.split() for row in made["stages"].splitlines()]
     assert rows[0] == ["stage", "outcome", "reason", "µs"]
     assert rows[1] == ["arrival", "admit", "ok", "3"]
@@ -89,9 +89,11 @@ def test_the_circuit(admitted: Make, decided: Make) -> None:
 
 
 def test_control_characters_do_not_break_the_layout(decided: Make) -> None:
+    observed = Step("authorization", Outcome.OBSERVE, Reason.SCOPE_MISSING, "two\nstages: forged\x1b[2J")
     step = EXPIRED._replace(detail="one\nstages: forged\x1b[2J")
-    made = shown(decided(*ADMITTED, step)[0])
-    assert len(made["stages"].splitlines()) == 5
+    made = shown(decided(*ADMITTED, observed, step)[0])
+    assert len(made["stages"].splitlines()) == 6
+    assert "stages: forged" in made["stages"]
     assert set(made) >= {"decision", "detail", "stages", "received", "policy"}
 
 

@@ -29,6 +29,9 @@ class WebApi:
         try:
             link.request(method, path, data, self.headers)
             response = link.getresponse()
+            if session := response.getheader("Set-Cookie"):  # from now on no password needs to be hashed
+                self.headers["Cookie"] = f"_mitmproxy_xsrf={XSRF}; {session.partition(';')[0]}"
+                del self.headers["Authorization"]
             return response.status, response.read().decode()
         finally:
             link.close()

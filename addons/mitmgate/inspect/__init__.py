@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from mitmproxy import ctx
 from mitmproxy.addons.view import View
+from mitmproxy.hooks import ConfigureHook
 
 from mitmgate import chain
 from mitmgate.engine.gateway import gateway as proxying_gateway
@@ -45,7 +46,10 @@ class Inspection:
         view = ctx.master.addons.get("view")
         if not self._added and isinstance(view, View):
             self._added = addons(view, self.policy)
-            ctx.master.addons.add(*self._added)
+            for addon in self._added:
+                ctx.master.addons.add(addon)
+                # The host is past the hook that would have told a new addon of the options it was started with.
+                ctx.master.addons.invoke_addon_sync(addon, ConfigureHook(ctx.options.keys()))
             if "web_columns" in ctx.options and "comment" not in ctx.options.web_columns:
                 ctx.options.web_columns = [*ctx.options.web_columns, "comment"]
 

@@ -81,7 +81,7 @@ def _decision(saved: Decision) -> Members:
         made["failure"] = f"{saved['failure']}: {saved['failure_detail']}"
     made["stages"] = stage_table(_list(saved["steps"]))
     made["request_id"] = saved["request_id"]
-    made["time"] = datetime.fromtimestamp(_number(saved["now"]), UTC).isoformat(timespec="milliseconds")
+    made["time"] = f"{datetime.fromtimestamp(_number(saved['now']), UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
     made["client"] = saved["client"] or "unknown"
     made["route"] = saved["route"] or "none"
     if saved["principal"]:
@@ -93,13 +93,17 @@ def _decision(saved: Decision) -> Members:
 
 
 def stage_table(steps: Iterable[Plain]) -> str:
-    """Lay steps as `mirror` makes them out as a table: stage, outcome, reason, microseconds, detail."""
+    """Lay steps as `mirror` makes them out as a table: stage, outcome, reason, microseconds.
+
+    The detail stands there for what was observed only: that of the final step is the decision's own.
+    """
     rows = [["stage", "outcome", "reason", "µs", ""]]
     for step in map(_dict, steps):
         stage, outcome, reason, detail = (
             _printable(str(step[name])) for name in ("stage", "outcome", "reason", "detail")
         )
-        rows.append([stage, outcome, reason, f"{_number(step['ms']) * 1000:.0f}", detail])
+        micros = f"{_number(step['ms']) * 1000:.0f}"
+        rows.append([stage, outcome, reason, micros, detail if outcome == "observe" else ""])
     first, second, third, fourth, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = [
         f"{stage:<{first}}  {outcome:<{second}}  {reason:<{third}}  {micros:>{fourth}}  {detail}".rstrip()

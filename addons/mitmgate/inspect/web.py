@@ -21,7 +21,7 @@ from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.usage import UserError
 
 WEB_HOST = "127.0.0.1"
-COLUMNS = ["path", "method", "status", "time", "comment"]
+COLUMNS = ["method", "path", "status", "comment"]
 
 
 class StartupCheck(ErrorCheck):

@@ -101,6 +101,7 @@ class CircuitBreaker(Stage):
         permit, route = exchange.permit, exchange.route
         exchange.permit = None
         if permit is not None and route is not None:
+            exchange.settled = (*exchange.settled, now)
             self._breakers[permit.endpoint].settle(route.upstream.circuit, permit, outcome, now)
 
     def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[str, ...]) -> float | None:

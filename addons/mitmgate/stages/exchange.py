@@ -55,6 +55,7 @@ class Exchange:
     endpoint: Endpoint | None = None  # CircuitBreaker
     permit: Permit | None = None  # CircuitBreaker; given back once the outcome is known
     retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
+    settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
     forward: Forward | None = None  # Rewrite
     answer: Answer | None = None  # the stage that answers or denies with more than the problem body
     admitted: bool = False  # Enforcer: the request may be forwarded

@@ -1,0 +1,90 @@
+"""A decision as replay compares it: what was decided, by which stage and why, and what the upstream was to get."""
+
+from dataclasses import dataclass
+
+from mitmgate.core.headers import Fields
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome
+from mitmgate.stages.exchange import Exchange
+
+ADMIT = "admit"
+NO_RULE = "-"
+
+# The gateway makes these anew for every request, or for the connection that the request happens to use.
+_VOLATILE = frozenset(b"x-request-id traceparent content-length transfer-encoding".split())
+
+
+_REASONS = {reason.code: reason for reason in Reason}
+
+
+def reason_of(code: object) -> Reason:
+    """Return the reason of a code. Raises ValueError where there is none: the recording is of another version."""
+    reason = _REASONS.get(code) if isinstance(code, str) else None
+    if reason is None:
+        raise ValueError(f"no reason code {code!r}")
+    return reason
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of one request, as far as a policy decides it.
+
+    outcome: "admit", "deny" or "answer". reason: a code. stage: the one that spoke last, "" for an admission. route
+    and principal are "-" where there is none; principal is "issuer/subject". endpoint, target and fields are what the
+    upstream was to get: None where nothing, or where the recording does not say. observed: "stage/reason" of what
+    report mode let pass.
+    """
+
+    outcome: str
+    reason: str
+    stage: str = ""
+    route: str = NO_RULE
+    principal: str = NO_RULE
+    endpoint: str | None = None
+    target: str | None = None
+    fields: Fields | None = None
+    observed: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The decision in a few words: "admit", "deny scope-missing", "answer health"."""
+        return ADMIT if self.outcome == ADMIT else f"{self.outcome} {self.reason}"
+
+
+def decided(exchange: Exchange) -> Decision:
+    """Take the decision of an exchange that went through the chain."""
+    verdict = exchange.verdict
+    final, route, principal = verdict.final, exchange.route, exchange.principal
+    forward, endpoint = exchange.forward, exchange.endpoint
+    observed: tuple[str, ...] = ()
+    if verdict.observed:
+        observed = tuple([f"{step.stage}/{step.reason.code}" for step in verdict.observed])
+    if final is None:
+        outcome, reason, stage = ADMIT, Reason.OK.code, ""
+    else:
+        outcome, reason, stage = final.outcome.value, final.reason.code, final.stage
+    return Decision(
+        outcome,
+        reason,
+        stage,
+        NO_RULE if route is None else route.name,
+        NO_RULE if principal is None else f"{principal.issuer}/{principal.subject}",
+        None if endpoint is None or final is not None else endpoint.url,
+        None if forward is None or final is not None else forward.target,
+        None if forward is None or final is not None else forward.fields,
+        observed,
+    )
+
+
+def is_denial(decision: Decision) -> bool:
+    """Tell whether the request was refused."""
+    return decision.outcome == Outcome.DENY.value
+
+
+def settled_fields(fields: Fields, but: frozenset[bytes] = frozenset()) -> tuple[tuple[bytes, bytes], ...]:
+    """Return fields as they compare: lower-case names, sorted, without those that differ from request to request.
+
+    but: further lower-case names to leave out.
+    """
+    kept = [(name.lower(), value) for name, value in fields]
+    return tuple(sorted([field for field in kept if field[0] not in _VOLATILE and field[0] not in but]))

@@ -1,0 +1,250 @@
+"""One saved flow, as mitmproxy writes it, read as recorded traffic.
+
+Flows of the current format are read in place; those of older formats are converted by mitmproxy first. A flow that went
+through the gateway says in its metadata what arrived and what was decided; of any other flow the request itself is what
+arrived.
+"""
+
+from typing import Any, Final
+
+from mitmproxy.io import compat
+from mitmproxy.io import tnetstring as slow
+from mitmproxy.version import FLOW_FORMAT_VERSION
+
+from mitmgate.core.headers import Fields, Headers
+from mitmgate.core.request import Request
+from mitmgate.replay import tnetstring
+from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
+from mitmgate.replay.presented import PresentedTokens
+from mitmgate.replay.redaction import METADATA, RECORDING
+from mitmgate.replay.tnetstring import DamagedError, Span, items, members, pairs, value
+from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
+
+_METADATA: Final = METADATA.encode("ascii")
+_RECORDING: Final = RECORDING.encode("ascii")
+
+Spans = dict[bytes, Span]
+
+
+def current(raw: bytes) -> tuple[bytes, Spans]:
+    """Return a flow's record in the current format, and its members. Raises ValueError for what is no flow."""
+    found = members(raw, tnetstring.span_of(raw))
+    span = found.get(b"version")
+    if span is not None and value(raw, span) == FLOW_FORMAT_VERSION:
+        return raw, found
+    loaded: Any = slow.loads(raw)
+    if not isinstance(loaded, dict):
+        raise DamagedError("no flow")
+    try:
+        raw = slow.dumps(compat.migrate_flow(loaded))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError("no flow of a known version") from error
+    return raw, members(raw, tnetstring.span_of(raw))
+
+
+def arrival_of(raw: bytes) -> float | None:
+    """Return when a flow's request arrived (Unix seconds): what flows are put in order by. None: no HTTP flow."""
+    raw, flow = current(raw)
+    if value(raw, flow[b"type"]) != "http":
+        return None
+    gateway = _gateway(raw, flow)
+    if gateway is not None and b"now" in gateway:
+        return _number(raw, gateway[b"now"])
+    request = members(raw, flow[b"request"])
+    return _number(raw, request[b"timestamp_start"])
+
+
+def read_flow(raw: bytes, tokens: PresentedTokens) -> Entry:
+    """Read one flow's record. tokens: reads what stands in Authorization. Raises DamagedError."""
+    try:
+        raw, flow = current(raw)
+        identity = _text(raw, flow[b"id"])
+        if value(raw, flow[b"type"]) != "http":
+            return Skipped(identity, "no HTTP request")
+        gateway = _gateway(raw, flow)
+        if gateway is None or b"ingress" not in gateway:
+            return _foreign(raw, flow, identity, tokens)
+        return _own(raw, flow, gateway, identity, tokens)
+    except (KeyError, IndexError, UnicodeError) as error:
+        raise DamagedError(f"a flow without {error}") from error
+
+
+def _gateway(raw: bytes, flow: Spans) -> Spans | None:
+    span = members(raw, flow[b"metadata"]).get(_METADATA)
+    return None if span is None or span[2] != tnetstring.MAPPING else members(raw, span)
+
+
+def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: PresentedTokens) -> Entry:
+    """Read a flow that went through the gateway."""
+    stage = _optional(raw, gateway[b"stage"])
+    if stage == "protocol":
+        return Skipped(identity, "refused by the protocol layer before there was a request")
+    note = members(raw, gateway[_RECORDING]) if _RECORDING in gateway else {}
+    ingress = members(raw, gateway[b"ingress"])
+    certificate = ingress.get(b"certificate")
+    declared = value(raw, ingress[b"declared_body"])
+    key = _optional(raw, note[b"key"]) if b"key" in note else None
+    shown = tokens.show(pairs(raw, ingress[b"headers"]), key)
+    if shown is None:
+        return Skipped(identity, "a token of the recording is not intact")
+    fields, presented = shown
+    request = Request(
+        method=_text(raw, ingress[b"method"]),
+        target=_text(raw, ingress[b"target"]),
+        version=_text(raw, ingress[b"version"]),
+        headers=Headers(fields),
+        scheme=_text(raw, ingress[b"scheme"]),
+        authority=_text(raw, ingress[b"authority"]),
+        peer=_text(raw, ingress[b"peer"]),
+        declared_body=declared if isinstance(declared, int) else None,
+        certificate=None if certificate is None else _optional(raw, certificate),
+    )
+    decision = _decision(raw, flow, gateway, stage)
+    at = _number(raw, gateway[b"now"])
+    response = flow[b"response"]
+    answer = None if response[2] == tnetstring.NULL else members(raw, response)
+    status = None if answer is None else int(_number(raw, answer[b"status_code"]))
+    aftermath = None
+    if decision is not None and decision.outcome == ADMIT:
+        aftermath = _aftermath(raw, flow, gateway, note, answer, status, at)
+    return Recorded(
+        id=identity,
+        at=at,
+        request=request,
+        request_id=_text(raw, gateway[b"request_id"]),
+        presented=presented,
+        decision=decision,
+        aftermath=aftermath,
+        policy=_text(raw, gateway[b"policy"]),
+        sample=_number(raw, note[b"sample"]) if b"sample" in note else 1.0,
+        response_status=status,
+    )
+
+
+def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Decision | None:
+    outcome = _text(raw, gateway[b"decision"])
+    reason = _optional(raw, gateway[b"reason"])
+    if outcome == "none" or reason is None:
+        return None
+    route, principal = _optional(raw, gateway[b"route"]), NO_RULE
+    if gateway[b"principal"][2] == tnetstring.MAPPING:
+        who = members(raw, gateway[b"principal"])
+        principal = "/".join((_text(raw, who[b"issuer"]), _text(raw, who[b"subject"])))
+    observed: tuple[str, ...] = ()
+    start, end, _ = gateway[b"steps"]
+    if raw.find(b"observe", start, end) >= 0:
+        steps = [step for step in items(raw, gateway[b"steps"]) if isinstance(step, dict)]
+        observed = tuple([f"{step['stage']}/{step['reason']}" for step in steps if step["outcome"] == "observe"])
+    endpoint = target = None
+    fields: Fields | None = None
+    if outcome == ADMIT:
+        request = members(raw, flow[b"request"])
+        host = _text(raw, request[b"host"])
+        host = f"[{host}]" if ":" in host else host
+        scheme, port = _wire(raw, request[b"scheme"]), int(_number(raw, request[b"port"]))
+        endpoint = f"{scheme}://{host}:{port}"
+        target = _wire(raw, request[b"path"])
+        fields = tuple(pairs(raw, request[b"headers"]))
+    return Decision(outcome, reason, stage or "", route or NO_RULE, principal, endpoint, target, fields, observed)
+
+
+def _aftermath(
+    raw: bytes, flow: Spans, gateway: Spans, note: Spans, answer: Spans | None, status: int | None, at: float
+) -> Aftermath:
+    """Find out what came of an admitted request, and when the circuit knew."""
+    failed = _optional(raw, gateway[b"failure"])
+    failure = reason_of(failed) if failed is not None else None
+    settled: list[float] = []
+    if b"settled" in note:
+        settled = [float(each) for each in items(raw, note[b"settled"]) if isinstance(each, int | float)]
+    if settled:
+        known = settled[-1]
+    elif answer is not None:
+        known = _number(raw, answer[b"timestamp_start"]) or at
+    elif flow[b"error"][2] == tnetstring.MAPPING:
+        known = _number(raw, members(raw, flow[b"error"])[b"timestamp"])
+    else:
+        known = at
+    if b"upstream_status" in note:  # a response that the gateway made in the upstream's place has another
+        found = value(raw, note[b"upstream_status"])
+        status = found if isinstance(found, int) else None
+    elif failure is not None:
+        status = None
+    return Aftermath(max(known, at), status, failure, tuple(max(each, at) for each in settled[:-1]))
+
+
+def _foreign(raw: bytes, flow: Spans, identity: str, tokens: PresentedTokens) -> Entry:
+    """Read a flow of another proxy, or of a gateway that was asked to note nothing."""
+    request, client = members(raw, flow[b"request"]), members(raw, flow[b"client_conn"])
+    note: Spans = {}
+    gateway = _gateway(raw, flow)
+    if gateway is not None and _RECORDING in gateway:
+        note = members(raw, gateway[_RECORDING])
+    shown = tokens.show(pairs(raw, request[b"headers"]), _optional(raw, note[b"key"]) if b"key" in note else None)
+    if shown is None:
+        return Skipped(identity, "a token of the recording is not intact")
+    fields, presented = shown
+    headers = Headers(fields)
+    peer = client[b"peername"]
+    address = items(raw, peer)[0] if peer[2] == tnetstring.LIST else ""
+    at = _number(raw, request[b"timestamp_start"])
+    response = flow[b"response"]
+    answer = None if response[2] == tnetstring.NULL else members(raw, response)
+    status = None if answer is None else int(_number(raw, answer[b"status_code"]))
+    content = request[b"content"]
+    made = Request(
+        method=_wire(raw, request[b"method"]),
+        target=_wire(raw, request[b"path"]),
+        version=http_version(_wire(raw, request[b"http_version"])),
+        headers=headers,
+        scheme="https" if value(raw, client[b"tls"]) is True else "http",
+        authority=_wire(raw, request[b"authority"]),
+        peer=str(address),
+        declared_body=declared_body(headers, content[1] - content[0] if content[2] == tnetstring.BYTES else 0),
+    )
+    return Recorded(
+        id=identity,
+        at=at,
+        request=made,
+        presented=presented,
+        aftermath=None if answer is None else Aftermath(max(at, _number(raw, answer[b"timestamp_start"])), status),
+        response_status=status,
+    )
+
+
+def http_version(text: str) -> str:
+    """Return a version as core.request writes it; browsers write others."""
+    version = text.upper()
+    return {"HTTP/2": "HTTP/2.0", "H2": "HTTP/2.0", "HTTP/3": "HTTP/3.0", "H3": "HTTP/3.0"}.get(version, version)
+
+
+def declared_body(headers: Headers, size: int) -> int | None:
+    """Return a request's declared length as Arrival takes it. size: of the body that was recorded."""
+    if b"transfer-encoding" in headers:
+        return None
+    length = headers.one(b"content-length")
+    if length is None:
+        return size
+    return int(length) if length.isdigit() and len(length) < 19 else 0
+
+
+def _number(raw: bytes, span: Span) -> float:
+    found = value(raw, span)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _text(raw: bytes, span: Span) -> str:
+    found = value(raw, span)
+    if not isinstance(found, str):
+        raise DamagedError("no text")
+    return found
+
+
+def _optional(raw: bytes, span: Span) -> str | None:
+    found = value(raw, span)
+    return found if isinstance(found, str) else None
+
+
+def _wire(raw: bytes, span: Span) -> str:
+    """Read bytes of the wire as text, as core.request has it."""
+    return raw[span[0] : span[1]].decode("latin-1")

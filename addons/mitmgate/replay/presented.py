@@ -1,0 +1,52 @@
+"""What a recorded request showed in Authorization: a token of a recording, a real one, or none."""
+
+from cachetools import LRUCache
+
+from mitmgate.core.headers import Fields
+from mitmgate.core.token import Refusal, read_token
+from mitmgate.replay.resigned import MARK, read_resigned
+from mitmgate.replay.traffic import Presented
+
+_BEARER = b"bearer"
+
+
+class PresentedTokens:
+    """Reads the tokens of a recording; each distinct one is verified once, as long as it is remembered."""
+
+    def __init__(self, remembered: int = 16_384) -> None:
+        """remembered: distinct tokens."""
+        self._known: LRUCache[tuple[bytes, str], Presented | None] = LRUCache(remembered)
+
+    def show(self, fields: list[tuple[bytes, bytes]], key: str | None) -> tuple[Fields, Presented | None] | None:
+        """Return the fields as the chain is to see them, and the token of the recording that one of them held.
+
+        key: the recording's public key. None: a token of the recording that is not intact.
+        """
+        presented: Presented | None = None
+        for at, (name, content) in enumerate(fields):
+            if MARK in content and name.lower() == b"authorization" and key is not None:
+                scheme, _, rest = content.partition(b" ")
+                token = rest.strip(b" ")
+                if scheme.lower() != _BEARER or not token.startswith(MARK):
+                    continue
+                found = self._read(token, key)
+                if found is None:
+                    return None
+                fields[at] = name, content.replace(token, found.text)
+                presented = found
+        return tuple(fields), presented
+
+    def _read(self, token: bytes, key: str) -> Presented | None:
+        try:
+            return self._known[token, key]
+        except KeyError:
+            found = self._known[token, key] = read_resigned(token, key)
+            return found
+
+
+def assumed(token: bytes) -> Presented:
+    """Take a token whose signature nobody checks, as `explain --claims` and `--assume-signed` do."""
+    read = read_token(token)
+    if isinstance(read, Refusal):
+        return Presented(token, "good", refusal=read)
+    return Presented(token, "good", token=read)

@@ -1,0 +1,156 @@
+"""Redaction of flows: a flow's state as mitmproxy saves it, without any usable credential."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from mitmgate.core.headers import Fields
+from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.replay.privacy import Privacy, Veil
+from mitmgate.replay.resigned import MARK, ReplayKey
+from mitmgate.replay.traffic import Signature
+
+State = dict[str, Any]
+METADATA: Final = "mitmgate"
+RECORDING: Final = "recording"
+VERSION: Final = 1
+
+_BEARER = b"bearer"
+
+
+def found_signature(reason: str | None, stage: str | None, authenticated: bool) -> Signature:
+    """Say what a decision tells of the token's signature.
+
+    reason and stage: those of the final step. authenticated: there was a principal.
+    """
+    if authenticated:
+        return "good"
+    if stage != "authentication":
+        return "unchecked"
+    found: Mapping[str | None, Signature] = {
+        "token-signature-invalid": "bad",
+        "token-key-unknown": "key-unknown",
+        "keys-unavailable": "keys-unavailable",
+        # What is checked after the signature.
+        "token-audience-refused": "good",
+        "token-claim-invalid": "good",
+        "token-expired": "good",
+        "token-not-yet-valid": "good",
+        "token-lifetime-exceeded": "good",
+    }
+    return found.get(reason, "unchecked")
+
+
+class Redactor:
+    """Redacts the flows of one recording: one replay key, one secret for hashes, both gone with it."""
+
+    def __init__(self, privacy: Privacy | None = None) -> None:
+        """privacy: what is hidden; None: the defaults."""
+        self.privacy = privacy or Privacy()
+        self.key = ReplayKey()
+        self._veil = Veil(self.privacy)
+        self._again = False
+        self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(4096)
+
+    def redact(self, state: State, signature: Callable[[bytes], Signature], **facts: object) -> None:
+        """Redact a flow's state in place, and note in its metadata how.
+
+        signature: asked for each bearer token. facts: plain values that are added to the note.
+        """
+        hidden: dict[str, str] = {}
+        request = state["request"]
+        saved = state["metadata"].get(METADATA)
+        before = saved.get(RECORDING) if isinstance(saved, dict) else None
+        if isinstance(before, dict) and "key" in before:
+            facts = {**facts, **before}
+            self._again = True  # it was redacted before: its tokens are of that key, and stay
+        else:
+            self._again = False
+        if isinstance(saved, dict) and isinstance(saved.get("ingress"), dict):
+            ingress = dict(saved["ingress"])
+            fields = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in ingress["headers"]]
+            redacted = self._fields(tuple(fields), signature, hidden)
+            ingress["headers"] = [[n.decode("latin-1"), v.decode("latin-1")] for n, v in redacted]
+            ingress["target"] = self._veil.url(str(ingress["target"]))
+            ingress["authority"] = self._veil.authority(str(ingress["authority"]))
+            saved = {**saved, "ingress": ingress}
+        else:
+            saved = dict(saved) if isinstance(saved, dict) else {}
+        request["headers"] = self._forwarded(self._fields(tuple(request["headers"]), signature, hidden), hidden)
+        request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
+        request["authority"] = self._veil.authority(request["authority"].decode("latin-1")).encode("latin-1")
+        for message in (request, state.get("response")):
+            if message is not None:
+                self._message(message)
+        if state.get("websocket"):
+            state["websocket"]["messages"] = state["websocket"]["messages"] if self.privacy.bodies else []
+        state["backup"] = None
+        if isinstance(saved.get("principal"), dict):
+            saved["principal"] = {
+                name: hidden.get(value, value) if isinstance(value, str) else value
+                for name, value in saved["principal"].items()
+            }
+        note: dict[str, object] = {"version": VERSION, "key": self.key.public}
+        saved[RECORDING] = {**note, **facts}
+        # Other addons' metadata is not ours to judge, and may hold anything.
+        state["metadata"] = {METADATA: saved}
+        state["comment"] = self._veil.url(state.get("comment") or "")
+
+    def _message(self, message: State) -> None:
+        """Redact what request and response have in common; the request's own fields are done."""
+        if "status_code" in message:
+            message["headers"] = self._veil.fields(tuple(message["headers"]))
+        if message.get("trailers"):
+            message["trailers"] = self._veil.fields(tuple(message["trailers"]))
+        if not self.privacy.bodies:
+            message["content"] = None
+
+    def _fields(self, fields: Fields, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> Fields:
+        redacted = []
+        for name, value in fields:
+            if name.lower() == b"authorization":
+                redacted.append((name, self._authorization(value, signature, hidden)))
+            else:
+                redacted.append((name, self._veil.field(name, value)))
+        return tuple(redacted)
+
+    def _authorization(self, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> bytes:
+        scheme, _, rest = value.partition(b" ")
+        token = rest.strip(b" ")
+        if scheme.lower() != _BEARER or not token:
+            return self._veil.field(b"authorization", value)
+        if token.startswith(MARK) and self._again:
+            return value
+        before, _, after = rest.partition(token)
+        resigned, claims = self._resigned(token, signature(token))
+        hidden |= claims
+        return scheme + b" " + before + resigned + after
+
+    def _resigned(self, token: bytes, signature: Signature) -> tuple[bytes, dict[str, str]]:
+        known = self._tokens.get((token, signature))
+        if known is None:
+            read = read_token(token)
+            claims = dict(read.unverified_claims) if isinstance(read, UnverifiedToken) else {}
+            shown, hidden = self._veil.claims(claims)
+            known = self.key.resign(read, len(token), signature, shown), hidden
+            self._tokens[token, signature] = known
+        return known
+
+    def _forwarded(self, fields: Fields, hidden: Mapping[str, str]) -> Fields:
+        """Hide the listed claims also where a route has put them into a field."""
+        if not hidden:
+            return fields
+        replaced = []
+        for name, value in fields:
+            text = value.decode("latin-1")
+            for raw, place in hidden.items():
+                if raw in text:
+                    text = text.replace(raw, place)
+            replaced.append((name, text.encode("latin-1", "replace")))
+        return tuple(replaced)
+
+
+def is_refused(token: bytes) -> bool:
+    """Tell whether a token is refused before any policy is asked: every token of a recording is."""
+    return isinstance(read_token(token), Refusal)

@@ -1,0 +1,118 @@
+"""Recorded traffic: one request as it arrived, when, what token it showed, what was decided and what came of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Request
+from mitmgate.core.token import Refusal, UnverifiedToken
+from mitmgate.replay.decision import Decision
+
+Signature = Literal["good", "bad", "key-unknown", "keys-unavailable", "unchecked"]
+"""What was found out about a token's signature when it was recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A principal of which only this is known. issuer is the policy's name of it."""
+
+    issuer: str
+    subject: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The token of a recorded request.
+
+    text stands in its place in the Authorization field, as long as the token was, and is no credential anywhere.
+    refusal: why it was refused, or is no token at all; otherwise `token` is what it says, with listed claims hashed, or
+    `known` what an audit event says of its principal. partial: claims, or whether there was a token, are not known.
+    """
+
+    text: bytes
+    signature: Signature
+    token: UnverifiedToken | None = None
+    refusal: Refusal | None = None
+    known: Known | None = None
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What came of an admitted request.
+
+    known: Unix seconds at which the circuit knew. tried: the times at which an endpoint before the last one had
+    failed. status: of the upstream's response; None: there was none. failure: what went wrong.
+    """
+
+    known: float
+    status: int | None = None
+    failure: Reason | None = None
+    tried: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One recorded request. at: Unix seconds at which it was, and is again, decided.
+
+    decision: what was decided then; None where the recording does not say. policy: the digest of what decided it.
+    aftermath: None where the upstream was not asked, or nobody knows. sample: the part of all requests that the
+    recording holds. response_status: of the response that the client got.
+    """
+
+    id: str
+    at: float
+    request: Request
+    request_id: str = ""
+    presented: Presented | None = None
+    decision: Decision | None = None
+    aftermath: Aftermath | None = None
+    policy: str = ""
+    sample: float = 1.0
+    response_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A part of a recording on which nothing can be decided. reason: a short phrase, the same for all of its kind."""
+
+    id: str
+    reason: str
+
+
+Entry = Recorded | Skipped
+
+
+class Traffic(Protocol):
+    """A recording that can be read again and again, in the order in which its requests arrived."""
+
+    @property
+    def name(self) -> str:
+        """The recording's file, as it was given."""
+        ...
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Read it from the beginning. Raises UserError where it can't be read."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the entries, without deciding on them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Traffic that is in memory."""
+
+    name: str
+    entries: list[Entry] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield the entries."""
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self.entries)

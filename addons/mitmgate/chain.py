@@ -16,11 +16,11 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import PolicyError, load
-from mitmgate.policy.snapshot import Snapshot
-from mitmgate.policy.watcher import Change, PolicySource
+from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 from mitmgate.policy.unsupported import unsupported
+from mitmgate.policy.watcher import Change, PolicySource
 from mitmgate.services import Services, open_services
-from mitmgate.stages.arrival import Arrival, SnapshotSource
+from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.audit import Audit
 from mitmgate.stages.authentication import Authentication
 from mitmgate.stages.authorization import Authorization
@@ -169,6 +169,7 @@ class Gateway:
         try:
             source = PolicySource(path, self._environ)
             services = open_services(source.snapshot)
+            services.trail.start(source.snapshot.digest)
         except (PolicyError, UserError) as error:
             raise exceptions.OptionsError(str(error)) from error
         chain = stages(self.policy, services)
@@ -189,7 +190,6 @@ class Gateway:
         if services is None or source is None:
             logger.error("no policy is in force; every request is denied")
             return
-        services.trail.start(source.snapshot.digest)
         await services.store.start()
         await services.ring.start()
         self._watch = asyncio.create_task(self._watch_policy(source))

@@ -42,9 +42,7 @@ WEAKENING: Final = (
 
 def required_options(options: Options) -> dict[str, object]:
     """Return the required options that this host knows and has set otherwise."""
-    return {
-        name: value for name, value in REQUIRED.items() if name in options and getattr(options, name) != value
-    }
+    return {name: value for name, value in REQUIRED.items() if name in options and getattr(options, name) != value}
 
 
 def refuse_weakening(options: Options, allow_scripts: bool) -> str | None:

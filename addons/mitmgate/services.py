@@ -50,9 +50,7 @@ def audit_settings(snapshot: Snapshot) -> AuditSettings:
         elif store == "memory":
             raise UserError(f"the audit sink {sink.redis_stream} needs a redis store")
         else:
-            sinks.append(
-                RedisStreamSink(sink.redis_stream, store.url, sink.maxlen, snapshot.resolve(sink.spill))
-            )
+            sinks.append(RedisStreamSink(sink.redis_stream, store.url, sink.maxlen, snapshot.resolve(sink.spill)))
     return AuditSettings(
         sinks=tuple(sinks),
         queue=audit.queue,

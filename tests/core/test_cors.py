@@ -18,7 +18,7 @@ def headers(**fields: str) -> Headers:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://app.example.evil", "https://app.example:443", "http://app.example", "https://APP.example", "null", "*", ""],
+    ["https://app.example.evil", "https://app.example:443", "http://app.example", "https://APP.example", "null", "*"],
 )
 def test_origins_match_byte_for_byte(origin: str) -> None:
     assert allowed_origin(RULE, origin) is None

@@ -39,6 +39,7 @@ _SINGLE = frozenset(
     b"host authorization content-type content-length expect origin upgrade sec-websocket-key "
     b"sec-websocket-version access-control-request-method traceparent content-encoding".split()
 )
+_PLAIN_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 _NEVER_NOMINATED = _FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
 
 
@@ -148,7 +149,7 @@ def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refu
 def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:
     """Return the names that `Connection` declares hop-by-hop; never one that the request's meaning hangs on."""
     values = headers.all(b"connection")
-    if not values or values == [b"keep-alive"] or values == [b"close"]:
+    if not values or (len(values) == 1 and values[0] in _PLAIN_CONNECTION):
         return frozenset()
     names = frozenset(name.strip().lower() for value in values for name in value.split(b",") if name.strip())
     if names & _NEVER_NOMINATED:

@@ -65,10 +65,7 @@ class Verdict:
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps so far, with their times."""
-        return tuple(
-            step._replace(seconds=seconds)
-            for step, seconds in zip(self._steps, self._seconds, strict=True)
-        )
+        return tuple(step._replace(seconds=seconds) for step, seconds in zip(self._steps, self._seconds, strict=True))
 
     @property
     def seconds(self) -> float:

@@ -74,6 +74,11 @@ class Window(Protocol):
     until: int
     """The tick from which on nothing counts any more."""
 
+    @property
+    def width(self) -> int:
+        """The ticks of a bucket; 1: an exact log."""
+        ...
+
     def look(self, now: int, window: int, room: int) -> int:
         """Drop what counts no more; return the ticks until at most `room` units count, 0 where it is so now.
 
@@ -94,6 +99,8 @@ class SlidingLog:
     """The exact window: the times of the units that count, 8 bytes a unit."""
 
     __slots__ = ("_head", "_times", "live", "until")
+
+    width = 1
 
     def __init__(self) -> None:
         """Start with nothing spent."""
@@ -197,22 +204,22 @@ def settle(takes: Sequence[Take], windows: Sequence[Window], now: float, *, spen
 
     windows: those of the takes, each another one. now: Unix seconds. Where an enforced limit has no room, nothing is
     spent anywhere; a limit in report mode without room spends nothing itself. spend=False only looks.
-    Raises ValueError for a cost that is no positive number: it would spend nothing for ever.
+    Raises ValueError for a cost or a window that is not positive: it would limit nothing.
     """
     at = ticks(now)
-    waits: list[int] = []
+    looks: list[tuple[int, int]] = []
     for take, window in zip(takes, windows, strict=True):
         limit = take.limit
-        if limit.cost < 1:
-            raise ValueError(f"limit {limit.name}: a cost of {limit.cost}")
-        wait = window.look(at, ticks(limit.window), limit.limit - limit.cost)
+        length = ticks(limit.window)
+        if limit.cost < 1 or length < 1:
+            raise ValueError(f"limit {limit.name}: a cost of {limit.cost} in {limit.window} s")
+        wait = window.look(at, length, limit.limit - limit.cost)
         if wait and limit.mode == "enforce":
             spend = False
-        waits.append(wait)
+        looks.append((wait, length))
     grants: list[Grant] = []
-    for take, window, wait in zip(takes, windows, waits, strict=True):
+    for take, window, (wait, length) in zip(takes, windows, looks, strict=True):
         limit = take.limit
-        length = ticks(limit.window)
         if spend and not wait:
             window.spend(at, length, limit.cost)
         live = window.live
@@ -224,7 +231,10 @@ def settle(takes: Sequence[Take], windows: Sequence[Window], now: float, *, spen
 
 def denies(grants: Sequence[Grant]) -> bool:
     """Tell whether an enforced limit had no room."""
-    return any(not grant.admitted and grant.limit.mode == "enforce" for grant in grants)
+    for grant in grants:  # noqa: SIM110 - any() of a generator costs three times as much, on every request
+        if not grant.admitted and grant.limit.mode == "enforce":
+            return True
+    return False
 
 
 def _honest(now: float, wait: int) -> float:

@@ -24,7 +24,7 @@ from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.engine.layer_connection import GatewayLayer
 from mitmgate.engine.layer_wire import Handler, Wire
 from mitmgate.engine.limits import TURNED_AWAY, Connections, PolicyBounds
-from mitmgate.stages.arrival import SnapshotSource
+from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,7 @@ from typing import Final
 
 from mitmgate.core.address import parse_address
 from mitmgate.core.http1 import Bounds
-from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.arrival import SnapshotSource
+from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
 ADDRESS_SHARE: Final = 4
 """One client address may hold a quarter of `limits.connections`; a trusted proxy may hold all."""

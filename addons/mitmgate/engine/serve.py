@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 from mitmproxy import options
-from mitmproxy.exceptions import OptionsError
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.exceptions import OptionsError
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate import process_log
@@ -87,7 +87,7 @@ async def _announce(master: DumpMaster, addon: Gateway) -> None:
     proxyserver = master.addons.get("proxyserver")
     if not isinstance(proxyserver, Proxyserver):
         raise TypeError("this mitmproxy has no proxyserver")
-    while not (addresses := proxyserver.listen_addrs()):
+    while not (addresses := proxyserver.listen_addrs()):  # noqa: ASYNC110 - mitmproxy has no event for it
         await asyncio.sleep(0.01)
     host, port = addresses[0][:2]
     click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.policy.snapshot.path}")

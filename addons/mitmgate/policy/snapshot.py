@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from mitmgate.core.address import CidrSet
 from mitmgate.core.routing import RouteTable
@@ -44,3 +45,12 @@ class Snapshot:
     def resolve(self, name: str) -> str:
         """Return the absolute path of a file that the policy names."""
         return str(Path(self.directory, name))
+
+
+class SnapshotSource(Protocol):
+    """Where the policy in force is found."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The policy that decides requests which arrive now."""
+        ...

@@ -4,7 +4,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow
 
@@ -14,21 +14,11 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
 from mitmgate.core.trace import new_traceparent, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
-from mitmgate.policy.snapshot import Snapshot
+from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of
 from mitmgate.stages.stage import Stage
 
-
 Pressure = Denial | Awaitable[Denial | None] | None
-
-
-class SnapshotSource(Protocol):
-    """Where Arrival takes the policy in force from."""
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The policy that decides requests which arrive now."""
-        ...
 
 
 class Arrival(Stage):
@@ -36,8 +26,8 @@ class Arrival(Stage):
 
     Reads: the flow's request and peer; X-Request-ID, X-Forwarded-For and X-Forwarded-Proto, believed from
     `trusted_proxies` alone.
-    Writes: the exchange. Denies: 503 audit-unavailable, where the policy wants each request recorded and there is no room; a flow that the protocol layer refused gets its final step
-    `protocol` here.
+    Writes: the exchange. Denies: 503 audit-unavailable, where the policy wants each request recorded and
+    there is no room; a flow that the protocol layer refused gets its final step `protocol` here.
     On failure: the flow stays without exchange, and Enforcer denies it.
     """
 
@@ -109,8 +99,10 @@ def _is_trusted(peer: str, trusted: CidrSet) -> bool:
 
 
 def ingress(flow: HTTPFlow) -> Request:
-    """Take the request of a flow as it arrived. A body without Content-Length is one of unknown length only where
-    Transfer-Encoding says that there is one (RFC 9112, section 6.3)."""
+    """Take the request of a flow as it arrived.
+
+    A body without Content-Length is there only where Transfer-Encoding says so (RFC 9112, section 6.3).
+    """
     data = flow.request.data
     headers = Headers(data.headers.fields)
     length = headers.one(b"content-length")

@@ -15,7 +15,7 @@ from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.stages.arrival import SnapshotSource
+from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,233 @@
+"""Every reason code, produced on a real gateway; after a denial the upstream has seen nothing."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmgate.core.reason import Reason
+from tests.live.harness import AUDIENCE, Gateway, Host, mint, policy, write_policy
+from tests.live.harness_http import free_port, raw_request
+from tests.live.harness_upstream import HANG, HANG_UP, Raw, RecordingUpstream
+
+OFFICE = "https://app.example"
+
+
+def made(directory: Path, upstream: str, dead: str) -> dict[str, Any]:
+    """A policy in which every stage can deny, each on a route of its own."""
+    base = policy(directory, upstream)
+    base["limits"] = {"head": "32KiB", "head_timeout": "1s", "connections": 64}
+    base["upstreams"] |= {
+        "dead": {"endpoints": [dead], "connect_timeout": "1s", "retries": 0, "circuit": {"failures": 1000}},
+        "slow": {"endpoints": [upstream], "response_timeout": "300ms", "retries": 0, "circuit": {"failures": 1000}},
+        "once": {"endpoints": [upstream], "circuit": {"failures": 1, "open_for": "1h"}, "retries": 0},
+    }
+    base["rate_limits"] |= {
+        "none": {"limit": 1, "window": "1h", "key": "principal"},
+    }
+    base["identity"]["issuers"]["dev"]["max_lifetime"] = "2h"
+    base["identity"]["issuers"]["away"] = {
+        "issuer": "https://away.example",
+        "audience": [AUDIENCE],
+        "algorithms": ["ES256"],
+        "keys": {"jwks_url": f"{dead}/jwks.json"},
+    }
+    base["identity"]["issuers"]["strict"] = {
+        "issuer": "https://strict.example",
+        "audience": [AUDIENCE],
+        "algorithms": ["HS256"],
+        "keys": {"secret_env": "MITMGATE_TEST_SECRET"},
+        "token_type": "at+jwt",
+    }
+
+    def add(name: str, **members: Any) -> None:
+        base["routes"].append({"name": name, "match": {"prefix": f"/{name}"}, "upstream": "users", **members})
+
+    add("barred", auth="none", networks={"deny": ["127.0.0.0/8"]})
+    add("counted", rate_limits=["none"])
+    add("away", auth={"issuers": ["away"]})
+    add("strict", auth={"issuers": ["strict"]})
+    add("admin", require={"roles_any": ["admin"]})
+    add("tenant", require={"claims": {"tenant": ["acme"]}})
+    add("when", require={"when": "principal.claims.level > 3"})
+    add("named", rewrite={"set": {"X-Name": "{claim:name}"}})
+    add("dead", upstream="dead", auth="none")
+    add("slow", upstream="slow", auth="none")
+    add("once", upstream="once", auth="none")
+    return base
+
+
+def head(target: str, *lines: str, method: str = "GET", version: str = "HTTP/1.1", host: str = "api.example") -> bytes:
+    fields = "".join(f"{line}\r\n" for line in (f"Host: {host}", *lines))
+    return f"{method} {target} {version}\r\n{fields}\r\n".encode("latin-1")
+
+
+def bearer(token: str) -> str:
+    return f"Authorization: Bearer {token}"
+
+
+Make = Callable[[], bytes]
+
+DENIED: dict[Reason, Make] = {
+    Reason.HEAD_MALFORMED: lambda: b"GET /public HTTP/1.1\r\nHost: a\r\n folded: x\r\n\r\n",
+    Reason.FRAMING_AMBIGUOUS: lambda: head("/public", "Content-Length: 1", "Transfer-Encoding: chunked", method="POST"),
+    Reason.VERSION_UNSUPPORTED: lambda: head("/public", version="HTTP/3.0"),
+    Reason.HEAD_TOO_LARGE: lambda: head("/public", "X-Long: " + "a" * 33000),
+    Reason.EXPECTATION_REFUSED: lambda: head("/public", "Expect: miracles"),
+    Reason.HEAD_TIMEOUT: lambda: b"GET /public HTTP/1.1\r\nHost: a\r\n",
+    Reason.UPGRADE_REFUSED: lambda: head("/public", "Upgrade: h2c", "Connection: upgrade"),
+    Reason.METHOD_INVALID: lambda: head("/public", method="TRACE"),
+    Reason.TARGET_INVALID: lambda: head("*", method="OPTIONS"),
+    Reason.TARGET_TOO_LONG: lambda: head("/" + "a" * 8193),
+    Reason.PATH_AMBIGUOUS: lambda: head("/public/../admin"),
+    Reason.HOST_INVALID: lambda: head("/public", host="a b"),
+    Reason.HEADER_INVALID: lambda: head("/public", "Connection: host"),
+    Reason.HEADER_REPEATED: lambda: head("/public", "Origin: a", "Origin: b"),
+    Reason.NO_ROUTE: lambda: head("/api/v1/usersX", bearer(mint())),
+    Reason.METHOD_NOT_ALLOWED: lambda: head("/api/v1/orders", bearer(mint()), method="PUT"),
+    Reason.ORIGIN_NOT_ALLOWED: lambda: head("/api/v1/users", bearer(mint()), "Origin: https://evil.example"),
+    Reason.PREFLIGHT_REFUSED: lambda: head(
+        "/api/v1/users", f"Origin: {OFFICE}", "Access-Control-Request-Method: DELETE", method="OPTIONS"
+    ),
+    Reason.ADDRESS_DENIED: lambda: head("/barred"),
+    Reason.BODY_TOO_LARGE: lambda: head("/api/v1/users", bearer(mint()), "Content-Length: 1025", method="POST"),
+    Reason.CREDENTIAL_MISSING: lambda: head("/api/v1/users"),
+    Reason.SCHEME_UNSUPPORTED: lambda: head("/api/v1/users", "Authorization: Basic YTpi"),
+    Reason.TOKEN_TOO_LARGE: lambda: head("/api/v1/users", bearer(mint("a" * 200, pad="x" * 7000))),
+    Reason.TOKEN_MALFORMED: lambda: head("/api/v1/users", bearer("a.b.c")),
+    Reason.TOKEN_HEADER_INVALID: lambda: head("/api/v1/users", bearer(mint(headers={"crit": ["x"], "x": 1}))),
+    Reason.TOKEN_ALGORITHM_REFUSED: lambda: head("/api/v1/users", bearer(mint(algorithm="HS384"))),
+    Reason.TOKEN_TYPE_REFUSED: lambda: head("/strict", bearer(mint(iss="https://strict.example"))),
+    Reason.TOKEN_ISSUER_UNKNOWN: lambda: head("/api/v1/users", bearer(mint(iss="https://evil.example"))),
+    Reason.TOKEN_SIGNATURE_INVALID: lambda: head("/api/v1/users", bearer(mint(key="x" * 64))),
+    Reason.TOKEN_AUDIENCE_REFUSED: lambda: head("/api/v1/users", bearer(mint(aud="api://other"))),
+    Reason.TOKEN_CLAIM_INVALID: lambda: head("/api/v1/users", bearer(mint(exp=None))),
+    Reason.TOKEN_EXPIRED: lambda: head("/api/v1/users", bearer(mint(lifetime=-600))),
+    Reason.TOKEN_NOT_YET_VALID: lambda: head("/api/v1/users", bearer(mint(nbf=int(time.time()) + 600))),
+    Reason.TOKEN_LIFETIME_EXCEEDED: lambda: head("/api/v1/users", bearer(mint(lifetime=86400))),
+    Reason.SCOPE_MISSING: lambda: head("/api/v1/users", bearer(mint(scope="other"))),
+    Reason.ROLE_MISSING: lambda: head("/admin", bearer(mint())),
+    Reason.CLAIM_MISMATCH: lambda: head("/tenant", bearer(mint(tenant="globex"))),
+    Reason.CONDITION_FALSE: lambda: head("/when", bearer(mint(level=3))),
+    Reason.CONDITION_ERROR: lambda: head("/when", bearer(mint())),
+    Reason.REWRITE_REFUSED: lambda: head("/named", bearer(mint(name="a\r\nX-User-ID: root"))),
+    Reason.UPSTREAM_UNREACHABLE: lambda: head("/dead"),
+}
+"""What denies before anything is sent upstream, in one request."""
+
+ELSEWHERE = {
+    Reason.OK: "admitted requests, all over",
+    Reason.NOT_APPLICABLE: "steps that skip",
+    Reason.HEALTH: "test_walking",
+    Reason.PREFLIGHT: "test_walking",
+    Reason.QUOTA_EXCEEDED: "below",
+    Reason.CIRCUIT_OPEN: "below",
+    Reason.UPSTREAM_TIMEOUT: "below",
+    Reason.UPSTREAM_CLOSED: "below",
+    Reason.UPSTREAM_MALFORMED: "below",
+    Reason.KEYS_UNAVAILABLE: "below",
+    Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
+    Reason.BODY_MALFORMED: "below",
+    Reason.BODY_TIMEOUT: "protocol/test_bounds",
+    Reason.CONNECTIONS_EXHAUSTED: "protocol/test_bounds",
+    Reason.ADDRESS_UNKNOWN: "below",
+    Reason.STORE_UNAVAILABLE: "test_shared_counters",
+    Reason.AUDIT_UNAVAILABLE: "audit/test_live",
+    Reason.STAGE_ERROR: "test_fail_closed",
+    Reason.POLICY_UNAVAILABLE: "test_fail_closed",
+    Reason.CLIENT_CLOSED: "protocol/test_upstream",
+}
+
+
+def test_every_code_has_a_test() -> None:
+    assert set(Reason) == set(DENIED) | set(ELSEWHERE)
+    assert not set(DENIED) & set(ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def running(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, RecordingUpstream]]:
+    directory = tmp_path_factory.mktemp(f"reasons-{host}")
+    with RecordingUpstream() as upstream:
+        document = made(directory, upstream.url, f"http://127.0.0.1:{free_port()}")
+        document["trusted_proxies"] = ["127.0.0.2/32"]
+        with Gateway(write_policy(directory, document), host=host) as gateway:
+            yield gateway, upstream
+
+
+def refused(port: int, data: bytes, reason: Reason) -> None:
+    answer = raw_request(port, data)
+    assert answer.startswith(f"HTTP/1.1 {reason.status} ".encode()), answer
+    assert f'"reason":"{reason.code}"'.encode() in answer, answer
+    assert b"mitmproxy" not in answer.lower()
+    assert (b"www-authenticate: bearer" in answer.lower()) is (reason.status == 401 or reason is Reason.SCOPE_MISSING)
+
+
+@pytest.mark.parametrize("reason", DENIED, ids=lambda reason: reason.code)
+def test_a_denial_never_reaches_the_upstream(running: tuple[Gateway, RecordingUpstream], reason: Reason) -> None:
+    gateway, upstream = running
+    upstream.forget()
+    refused(gateway.port, DENIED[reason](), reason)
+    upstream.assert_saw_nothing()
+
+
+def test_a_used_up_quota(running: tuple[Gateway, RecordingUpstream]) -> None:
+    gateway, upstream = running
+    asked = head("/counted", bearer(mint("once")))
+    assert raw_request(gateway.port, asked).startswith(b"HTTP/1.1 200 ")
+    upstream.forget()
+    refused(gateway.port, asked, Reason.QUOTA_EXCEEDED)
+    upstream.assert_saw_nothing()
+
+
+def test_an_open_circuit(running: tuple[Gateway, RecordingUpstream]) -> None:
+    gateway, upstream = running
+    upstream.forget()
+    upstream.reply = HANG_UP
+    refused(gateway.port, head("/once"), Reason.UPSTREAM_CLOSED)
+    upstream.forget()
+    refused(gateway.port, head("/once"), Reason.CIRCUIT_OPEN)
+    upstream.assert_saw_nothing()
+
+
+def test_what_upstreams_do_wrong(running: tuple[Gateway, RecordingUpstream]) -> None:
+    gateway, upstream = running
+    upstream.forget()
+    upstream.reply = HANG
+    refused(gateway.port, head("/slow"), Reason.UPSTREAM_TIMEOUT)
+    upstream.reply = Raw(b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n")
+    refused(gateway.port, head("/slow"), Reason.UPSTREAM_MALFORMED)
+
+
+def test_a_malformed_chunk(running: tuple[Gateway, RecordingUpstream]) -> None:
+    gateway, upstream = running
+    upstream.forget()
+    data = head("/api/v1/users", bearer(mint()), "Transfer-Encoding: chunked", method="POST") + b"zz\r\n"
+    refused(gateway.port, data, Reason.BODY_MALFORMED)
+    assert not [seen for seen in upstream.requests if seen.body]
+
+
+def test_keys_that_nobody_has_yet(running: tuple[Gateway, RecordingUpstream]) -> None:
+    gateway, upstream = running
+    upstream.forget()
+    token = mint(iss="https://away.example", algorithm="ES256", key=_private_key())
+    refused(gateway.port, head("/away", bearer(token)), Reason.KEYS_UNAVAILABLE)
+    upstream.assert_saw_nothing()
+
+
+def _private_key() -> str:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def test_a_forwarded_address_that_is_none(tmp_path: Path, upstream: RecordingUpstream, host: Host) -> None:
+    document = policy(tmp_path, upstream, trusted_proxies=["127.0.0.0/8"])
+    with Gateway(write_policy(tmp_path, document), host=host) as gateway:
+        refused(gateway.port, head("/public", "X-Forwarded-For: 198.51.100.1, junk"), Reason.ADDRESS_UNKNOWN)
+        upstream.assert_saw_nothing()

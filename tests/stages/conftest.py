@@ -1,0 +1,1 @@
+"""What the tests of single stages share: a small policy and exchanges made of it."""

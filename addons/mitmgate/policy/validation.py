@@ -45,6 +45,8 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
     context: dict[str, Any] = detail.get("ctx", {})
     # The names of a union's branches, "(redis)", stand for nothing in the file; "[key]" is a mapping's key itself.
     location: Location = tuple(step for step in detail["loc"] if str(step)[:1] != "(" and step != "[key]")
+    if location and isinstance(location[-1], int) and not isinstance(document.at(location[:-1]), list):
+        location = location[:-1]  # a list that is written as its only member
     key = detail["loc"][-1:] == ("[key]",)
     found, kind = detail["input"], detail["type"]
     if any(location[:length] in document.unresolved for length in range(len(location) + 1)):
@@ -77,9 +79,7 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
 
 
 def _unknown_member(document: Document, location: Location, sections: dict[int, type[Section]]) -> Problem:
-    parent, name = document.at(location[:-1]), str(location[-1])
-    section = sections.get(id(parent))
-    taken = parent if isinstance(parent, dict) else {}
-    free = [member for member in section.model_fields if member not in taken] if section is not None else []
-    hint = nearest(name, free) or (f"members are {', '.join(section.model_fields)}" if section is not None else "")
+    section, name = sections.get(id(document.at(location[:-1]))), str(location[-1])
+    members = list(section.model_fields) if section is not None else []
+    hint = nearest(name, members) or (f"members are {', '.join(members)}" if members else "")
     return document.problem(location, f"there is no member {name}", found="", hint=hint, key=True)

@@ -1,0 +1,137 @@
+"""The digest, defaults, and values from the environment."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from mitmgate.core.rules import Circuit, Requirement, Rewrite
+from mitmgate.policy.loader import load_snapshot
+
+MINIMAL = """\
+version: 1
+upstreams: {users: {endpoints: ["http://127.0.0.1:9001"]}}
+routes: [{name: all, match: {prefix: /}, upstream: users, auth: none}]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_else_has_a_default(tmp_path: Path) -> None:
+    snapshot = load_snapshot(write(tmp_path, MINIMAL), {})
+    policy = snapshot.policy
+    assert (policy.listen.host, policy.listen.port, policy.listen.workers) == ("127.0.0.1", 8080, 1)
+    assert (policy.admin, policy.store, policy.audit.sinks) == (None, "memory", ())
+    assert (snapshot.mode, snapshot.health_path) == ("enforce", "/health")
+    assert (snapshot.default_issuers, snapshot.issuers) == (None, {})
+    assert snapshot.identity_headers == {b"x-user-id", b"x-user-role"}
+    (route,) = snapshot.routes.routes
+    assert (route.rewrite, route.require, route.limits, route.cors) == (Rewrite(), Requirement(), (), None)
+    assert route.upstream.circuit == Circuit()
+
+
+def test_the_digest_is_that_of_the_policy_in_effect(example: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    digest = load_snapshot(example, environ).digest
+    assert len(digest) == 71
+    assert digest.startswith("sha256:")
+    elsewhere = Path(shutil.copytree(example.parent, tmp_path / "elsewhere")) / "other.yaml"
+    text = example.read_text()
+    # Comments, a default written out, another place and name of the file: the same policy.
+    elsewhere.write_text("# hello\n" + text.replace("websocket: false", "").replace("window: 60s", "window: 1m"))
+    assert load_snapshot(elsewhere, environ).digest == digest
+    for old, new in (("limit: 100,", "limit: 101,"), ("max_age: 24h", "max_age: 23h"), ("[user, admin]", "[admin]")):
+        elsewhere.write_text(text.replace(old, new))
+        assert load_snapshot(elsewhere, environ).digest != digest
+
+
+def test_key_material_is_part_of_the_digest(example: Path, environ: dict[str, str]) -> None:
+    digests = {load_snapshot(example, environ).digest}
+    digests.add(load_snapshot(example, {"MITMGATE_DEV_SECRET": "another secret of more than 32 bytes"}).digest)
+    shutil.copy(example.parent / "tls/gw.key", example.parent / "keys/assertion.pem")
+    digests.add(load_snapshot(example, environ).digest)
+    digests.add(load_snapshot(example, {**environ, "MITMGATE_AUDIT_KEY": "k" * 32}).digest)
+    assert len(digests) == 4
+
+
+def test_an_audit_key_is_read(example: Path, environ: dict[str, str]) -> None:
+    snapshot = load_snapshot(example, {**environ, "MITMGATE_AUDIT_KEY": "k" * 32})
+    assert snapshot.audit_key == b"k" * 32
+    assert "kkkk" not in repr(snapshot)
+
+
+def test_the_only_issuer_is_the_default(tmp_path: Path) -> None:
+    identity = "identity: {issuers: {corp: {issuer: c, algorithms: ES256, keys: {jwks_url: 'https://c/'}}}}\n"
+    snapshot = load_snapshot(write(tmp_path, MINIMAL.replace(", auth: none", "") + identity), {})
+    assert snapshot.default_issuers == ("corp",)
+    assert snapshot.routes.routes[0].issuers == ("corp",)
+
+
+@pytest.mark.parametrize("newline", [b"", b"\n", b"\r\n"])
+def test_a_secret_file_may_end_with_a_newline(tmp_path: Path, newline: bytes) -> None:
+    (tmp_path / "secret").write_bytes(b"\x00\xff" * 16 + newline)
+    identity = "identity: {issuers: {dev: {issuer: d, algorithms: HS256, keys: {secret_file: secret}}}}\n"
+    snapshot = load_snapshot(write(tmp_path, MINIMAL + identity), {})
+    assert snapshot.issuers["dev"].keys.material == b"\x00\xff" * 16
+
+
+def test_numbers_durations_and_words_may_come_from_the_environment(tmp_path: Path) -> None:
+    text = MINIMAL.replace("auth: none", "auth: '${AUTH}', websocket: '${WS}', max_body: '${BODY}'") + (
+        "mode: ${MODE:-report}\n"
+        "listen: {host: '${HOST}', port: '${PORT:-8081}'}\n"
+        "limits: {head_timeout: '${TIME}', connections: '${COUNT}'}\n"
+        "audit: {sinks: [{file: '${DIR}/a-${HOST}.jsonl'}]}\n"
+    )
+    environ: Mapping[str, str] = {
+        "AUTH": "none",
+        "WS": "true",
+        "BODY": "2KiB",
+        "HOST": "10",  # text where text is wanted
+        "TIME": "250ms",
+        "COUNT": "7",
+        "DIR": "/var",
+    }
+    snapshot = load_snapshot(write(tmp_path, text), environ)
+    policy, (route,) = snapshot.policy, snapshot.routes.routes
+    assert (policy.mode, policy.listen.host, policy.listen.port) == ("report", "10", 8081)
+    assert (policy.limits.head_timeout, policy.limits.connections) == (0.25, 7)
+    assert (route.issuers, route.websocket, route.max_body) == (None, True, 2048)
+    assert policy.audit.sinks[0].file == "/var/a-10.jsonl"  # type: ignore[union-attr]
+    assert snapshot.resolve("/var/a-10.jsonl") == "/var/a-10.jsonl"
+
+
+def test_a_json_policy_loads(tmp_path: Path) -> None:
+    policy = {
+        "version": 1,
+        "upstreams": {"users": {"endpoints": ["http://127.0.0.1:9001"]}},
+        "routes": [{"name": "all", "match": {"prefix": "/"}, "upstream": "users", "auth": "none"}],
+    }
+    json_file = tmp_path / "p.json"
+    json_file.write_text(json.dumps(policy, indent="\t"))
+    assert load_snapshot(json_file, {}).digest == load_snapshot(write(tmp_path, MINIMAL), {}).digest
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    text = """\
+version: 1
+upstreams:
+  a: &upstream {endpoints: ["http://127.0.0.1:9001"], connect_timeout: 1s}
+  b: {<<: *upstream, endpoints: ["http://127.0.0.1:9002"]}
+routes: [{name: all, match: {prefix: /}, upstream: b, auth: none}]
+"""
+    upstream = load_snapshot(write(tmp_path, text), {}).upstreams["b"]
+    assert (upstream.endpoints[0].port, upstream.connect_timeout) == (9002, 1.0)
+
+
+def test_hosts_are_canonical_and_headers_are_compared_without_case(tmp_path: Path) -> None:
+    text = MINIMAL.replace("{prefix: /}", "{prefix: /, hosts: [API.Example, '*.EXAMPLE']}").replace(
+        "auth: none", "auth: none, rewrite: {set: {X-Ip: '{client_ip}'}, remove: [X-DEBUG]}"
+    )
+    (route,) = load_snapshot(write(tmp_path, text), {}).routes.routes
+    assert route.hosts == ("api.example", "*.example")
+    assert route.rewrite.remove == {b"x-debug", b"x-ip"}

@@ -1,0 +1,167 @@
+"""CEL conditions: checked when they are loaded, fail-closed when they are asked."""
+
+import contextlib
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmgate.core.rules import Condition
+from mitmgate.policy.condition import _FUNCTIONS, FACTS, ConditionError, compile_condition
+
+REQUEST = {"method": "GET", "path": "/a/b", "query": "x=1", "host": "api.example", "headers": {"x-a": "b"}}
+PRINCIPAL = {
+    "subject": "alice",
+    "roles": ("user", "admin"),
+    "scopes": frozenset({"users.read"}),
+    "claims": MappingProxyType({"tenant": "acme", "level": 3, "tags": ["a"], "flag": True, "nothing": None}),
+    "issuer": "corp",
+}
+ALL = {"request": REQUEST, "principal": PRINCIPAL, "client": {"ip": "192.0.2.1"}, "route": {"name": "users"}}
+
+
+@pytest.mark.parametrize(
+    ("source", "holds"),
+    [
+        ('request.method != "DELETE" || "admin" in principal.roles', True),
+        ('request.method == "DELETE"', False),
+        ('"users.read" in principal.scopes', True),
+        ('"users.write" in principal.scopes', False),
+        ('principal.claims.tenant == "acme"', True),
+        ("principal.claims.level > 2", True),
+        ('principal.claims.level == "3"', False),
+        ('has(principal.claims.missing) && principal.claims.missing == "x"', False),
+        ('principal.claims.tags.exists(tag, tag == "a")', True),
+        ('request.headers["x-a"] == "b"', True),
+        ('"x-b" in request.headers', False),
+        ('request.path.startsWith("/a/")', True),
+        ('request.path.matches("^/a/[a-z]$")', True),
+        ('client.ip == "192.0.2.1" && route.name == "users"', True),
+        ("principal.claims.flag", True),
+        ('request.query == "x=1" && request.host == "api.example"', True),
+        ("type(principal.claims.level) == int", True),
+        ('"request.nothing" == "unknown.variable"', False),  # names in text are no names
+        ("true", True),
+    ],
+)
+def test_holds(source: str, holds: bool) -> None:
+    condition: Condition = compile_condition(source)
+    assert condition.source == source
+    assert condition.holds(ALL) is holds
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "principal.claims.missing == 1",
+        'request.headers["x-b"] == "b"',
+        "principal.claims.tenant > 1",
+        "principal.claims.tenant",  # a string, for this token
+        "principal.claims.level / 0 == 1",
+        'request.path.matches(principal.claims.tenant + "[")',
+        "principal.claims.nothing.deeper == 1",
+        "principal.claims.tenant.size()",
+    ],
+)
+def test_anything_but_a_bool_raises_value_error(source: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        compile_condition(source).holds(ALL)
+
+
+@pytest.mark.parametrize("claim", [2**64, -(2**63) - 1, [2**70], {"deep": 2**64}, object(), {None: 1}, {"s": {1, "a"}}])
+def test_facts_that_cel_has_no_exact_value_for_raise_value_error(claim: object) -> None:
+    facts = {"principal": {**PRINCIPAL, "claims": {"a": claim}}}
+    with pytest.raises(ValueError, match=r"."):
+        compile_condition('principal.subject == "alice"').holds(facts)
+
+
+@pytest.mark.parametrize("facts", [{}, {"principal": None}, {"principal": 7}, {"principal": {}}])
+def test_facts_that_are_not_there_raise_value_error(facts: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        compile_condition('principal.subject != "mallory"').holds(facts)
+
+
+def test_only_the_facts_that_it_reads_are_asked_for() -> None:
+    condition = compile_condition('client.ip == "192.0.2.1" || [1].exists(x, x == 2)')
+    assert condition.variables == {"client"}
+    assert condition.holds({"client": {"ip": "192.0.2.1"}, "request": object()})
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "hint"),
+    [
+        ("", "not valid CEL", ""),
+        ("1 +", "not valid CEL at character 4", ""),
+        ('true &&\n request.method ==== "x"', "not valid CEL at line 2", ""),
+        ("(" * 900, "not valid CEL", ""),
+        ("true" + " " * 5000, "more than 4096 characters", ""),
+        ('reqest.method == "GET"', "no variable reqest", "did you mean request?"),
+        ("true || unknown", "no variable unknown", "one of request"),
+        ("[1].exists(x, x == y)", "no variable y", ""),
+        ('request.pth == "/"', "request has no member pth", "did you mean path?"),
+        ("client.address == 1", "client has no member address", "one of ip"),
+        ('request.path.startWith("/")', "no function startWith", "did you mean startsWith?"),
+        ('request.path.lowerAscii() == "/"', "no function lowerAscii", ""),
+        ("1 + 1", "the value is int", ""),
+        ("request.method", "the value is str", ""),
+        ("principal.roles", "the value is list", ""),
+        ("null", "the value is NoneType", ""),
+    ],
+)
+def test_mistakes_are_found_when_it_is_loaded(source: str, message: str, hint: str) -> None:
+    with pytest.raises(ConditionError, match=message) as caught:
+        compile_condition(source)
+    assert hint in caught.value.hint
+
+
+def test_facts_are_those_of_authorization() -> None:
+    from mitmgate.core.authorize import facts_of
+    from mitmgate.core.headers import Headers
+    from mitmgate.core.principal import Principal
+    from mitmgate.core.request import Head
+
+    head = Head("GET", "/", None, "api.example", None, Headers([(b"X-A", b"b")]), None)
+    principal = Principal("alice", "corp", ("user",), frozenset({"s"}), {"tenant": "acme"}, 0.0)
+    facts = facts_of(head, principal, None, "users")
+    assert {name: frozenset(members) for name, members in facts.items()} == FACTS  # type: ignore[call-overload]
+    assert compile_condition('request.headers["x-a"] == "b" && principal.claims.tenant == "acme"').holds(facts)
+
+
+TIME = 'timestamp("2026-01-01T00:00:00Z")'
+EXAMPLES = {
+    "size": 'size("a") == 1',
+    "startsWith": '"a".startsWith("a")',
+    "endsWith": '"a".endsWith("a")',
+    "contains": '"a".contains("a")',
+    "matches": '"a".matches("a")',
+    "int": 'int("1") == 1',
+    "uint": 'uint("1") == 1u',
+    "double": 'double("1") == 1.0',
+    "string": 'string(1) == "1"',
+    "bytes": 'bytes("a") == b"a"',
+    "dyn": "dyn(1) == 1",
+    "type": "type(1) == int",
+    "duration": 'duration("60s") == duration("1m")',
+    "timestamp": f"{TIME} == {TIME}",
+    **{name: f"{TIME}.{name}() >= 0" for name in _FUNCTIONS if name.startswith("get")},
+}
+
+
+def test_every_function_that_is_known_exists() -> None:
+    assert EXAMPLES.keys() == _FUNCTIONS
+    for source in EXAMPLES.values():
+        assert compile_condition(source).holds({}) is True
+
+
+@given(
+    st.text(max_size=60)
+    | st.lists(st.sampled_from([*FACTS, ".", "roles", "(", ")", "!", "==", '"a"', "in", "["])).map(" ".join)
+)
+def test_any_text_is_a_condition_or_an_error(source: str) -> None:
+    try:
+        condition = compile_condition(source)
+    except ConditionError:
+        return
+    with contextlib.suppress(ValueError):
+        assert condition.holds(ALL) in (True, False)

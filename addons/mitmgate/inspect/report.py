@@ -78,7 +78,8 @@ def _decision(saved: Decision) -> Members:
     if saved["detail"]:
         made["detail"] = saved["detail"]
     if saved["failure"]:
-        made["failure"] = f"{saved['failure']}: {saved['failure_detail']}"
+        made["failure"] = saved["failure"]
+        made["failure_detail"] = saved["failure_detail"]
     made["stages"] = stage_table(_list(saved["steps"]))
     made["request_id"] = saved["request_id"]
     made["time"] = f"{datetime.fromtimestamp(_number(saved['now']), UTC):%Y-%m-%d %H:%M:%S.%f} UTC"

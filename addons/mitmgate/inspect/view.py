@@ -17,7 +17,8 @@ class GatewayContentview(Contentview):
     """Show the decision of a flow: the verdict, each stage's word and time, what came in and what went up.
 
     Chosen by itself where there is nothing else to see: a problem document, or an empty body. For any other body it
-    has to be asked for, so that JSON stays JSON.
+    has to be asked for, so that JSON stays JSON. mitmproxy asks no view about a body that it did not keep, because it
+    was streamed or never read ("Content is missing"): look at the flow's other message, or ask `mitmgate.explain`.
     """
 
     name = "Gateway"

@@ -11,6 +11,7 @@ import argon2
 import click
 from mitmproxy import exceptions
 from mitmproxy.addons.errorcheck import ErrorCheck
+from mitmproxy.flow import Flow
 from mitmproxy.options import Options
 from mitmproxy.tools.web.master import WebMaster
 
@@ -22,6 +23,14 @@ from mitmgate.usage import UserError
 
 WEB_HOST = "127.0.0.1"
 COLUMNS = ["method", "path", "status", "comment"]
+
+
+class InspectMaster(WebMaster):
+    """Mitmweb, but for flows that are loaded from a file: those are shown, and not decided again."""
+
+    async def load_flow(self, f: Flow) -> None:
+        """Put a flow in the view. mitmproxy would run every hook on it, which writes a new response and a new event."""
+        self.view.add([f])
 
 
 class StartupCheck(ErrorCheck):
@@ -97,9 +106,10 @@ def command(
 
 
 async def _run(policy: str, options: Options, settings: dict[str, object], keep: int) -> None:
-    master = WebMaster(options, with_termlog=False)
+    master = InspectMaster(options, with_termlog=False)
     master.addons.remove(master.addons.get("errorcheck"))
-    master.addons.add(StartupCheck(), gateway(policy))
+    addon = gateway(policy)
+    master.addons.add(StartupCheck(), addon)
     try:
         options.update(**settings)
         options.update(mitmgate_keep_flows=keep)
@@ -109,6 +119,8 @@ async def _run(policy: str, options: Options, settings: dict[str, object], keep:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, master.shutdown)
+    reloads: set[asyncio.Task[bool]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.create_task(addon.reload())))
     try:
         await master.run()
     except OSError as error:

@@ -61,6 +61,14 @@ def ticks(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
+def length_of(limit: Limit) -> int:
+    """Return the ticks of a limit's window. Raises ValueError where window or cost would limit nothing."""
+    length = ticks(limit.window)
+    if length < 1 or limit.cost < 1:
+        raise ValueError(f"limit {limit.name}: a cost of {limit.cost} in {limit.window} s")
+    return length
+
+
 def bucket_width(limit: Limit) -> int:
     """Return the ticks of one bucket; 1: the limit is small enough for an exact log."""
     return 1 if limit.limit <= EXACT_LIMIT else max(1, -(-ticks(limit.window) // BUCKETS))
@@ -210,9 +218,7 @@ def settle(takes: Sequence[Take], windows: Sequence[Window], now: float, *, spen
     looks: list[tuple[int, int]] = []
     for take, window in zip(takes, windows, strict=True):
         limit = take.limit
-        length = ticks(limit.window)
-        if limit.cost < 1 or length < 1:
-            raise ValueError(f"limit {limit.name}: a cost of {limit.cost} in {limit.window} s")
+        length = length_of(limit)
         wait = window.look(at, length, limit.limit - limit.cost)
         if wait and limit.mode == "enforce":
             spend = False

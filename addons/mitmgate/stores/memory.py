@@ -1,62 +1,118 @@
-"""Counters in this process."""
+"""Counters in this process: exact, synchronous, bounded.
 
+What happens when there are too many keys. An attacker who may choose keys (addresses, header values) could flood the
+store to make it forget a key that is used up, and start anew. So keys live on three shelves: `full` (no room for
+another request when last seen), `used` (more than one request), `fresh` (one request). The first of `fresh` is
+forgotten first, then of `used`; a key at its limit is forgotten only where every key is. A forgotten key may spend up
+to its limit again; to make one be forgotten that had more than one request takes `keys` other keys with more than one
+request each, in one window.
+
+What is spent expires by itself: a key that comes onto a shelf makes two others of it be looked at, and dropped where
+nothing of them counts. So a shelf does not grow beyond the keys of one window.
+"""
+
+from collections import OrderedDict
 from collections.abc import Sequence
 
-from mitmgate.core.window import Grant, Take, Window, new_window, settle, ticks
+from mitmgate.core.window import Grant, Take, Window, bucket_width, denies, new_window, settle, ticks
 
-MAX_KEYS = 1_000_000
-_SWEEP = 64  # keys looked at per new key: entries expire without a task, and a flood pays for its own cleaning
+Shelf = OrderedDict[str, Window]
+
+DEFAULT_KEYS = 100_000
 
 
 class MemoryStore:
-    """Windows in a dictionary. Expired ones are dropped as new keys come.
+    """A CounterStore without I/O; its `take` never waits."""
 
-    A key costs about 300 bytes with one admitted request, and 8 bytes for each further unit that counts. Where
-    MAX_KEYS live keys are reached, new keys share one window a limit: whoever floods keys gets less, never more, and
-    no key that counts is forgotten.
-    """
+    __slots__ = ("_fresh", "_full", "_used", "forgotten", "keys")
 
-    def __init__(self, max_keys: int = MAX_KEYS) -> None:
-        """Start empty."""
-        self._windows: dict[str, Window] = {}
-        self._max_keys = max_keys
-        self._sweeping: list[str] = []
+    available = True
 
-    def take(self, takes: Sequence[Take], now: float) -> Sequence[Grant]:
-        """Decide at once."""
-        return settle(takes, [self._window(take, now) for take in takes], now)
+    forgotten: int
+    """How many keys were forgotten while something of them still counted."""
 
-    def look(self, takes: Sequence[Take], now: float) -> Sequence[Grant]:
-        """Say what `take` would, and spend nothing."""
-        return settle(takes, [self._window(take, now) for take in takes], now, spend=False)
-
-    def _window(self, take: Take, now: float) -> Window:
-        window = self._windows.get(take.key)
-        if window is None:
-            self._sweep(ticks(now))
-            key = take.key
-            if len(self._windows) >= self._max_keys:
-                key = f"{take.limit.name}\0overflow"
-                window = self._windows.get(key)
-            if window is None:
-                window = self._windows[key] = new_window(take.limit)
-        return window
-
-    def _sweep(self, now: int) -> None:
-        if not self._sweeping:
-            self._sweeping = list(self._windows) if len(self._windows) > _SWEEP else []
-        for key in self._sweeping[-_SWEEP:]:
-            window = self._windows.get(key)
-            if window is not None and window.until <= now:
-                del self._windows[key]
-        del self._sweeping[-_SWEEP:]
+    def __init__(self, keys: int = DEFAULT_KEYS) -> None:
+        """keys: how many keys are kept at most."""
+        if keys < 1:
+            raise ValueError("a store needs room for one key")
+        self.keys = keys
+        self.forgotten = 0
+        self._fresh: Shelf = OrderedDict()
+        self._used: Shelf = OrderedDict()
+        self._full: Shelf = OrderedDict()
 
     def __len__(self) -> int:
-        """Count the keys that are held."""
-        return len(self._windows)
+        return len(self._fresh) + len(self._used) + len(self._full)
 
     async def start(self) -> None:
-        """There is nothing to open."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
+
+    def take(self, takes: Sequence[Take], now: float) -> list[Grant]:
+        """Decide and spend. See `CounterStore.take`."""
+        return self._take(takes, now, spend=True)
+
+    def look(self, takes: Sequence[Take], now: float) -> list[Grant]:
+        """Decide without spending, where something else has denied the request already."""
+        return self._take(takes, now, spend=False)
+
+    def _take(self, takes: Sequence[Take], now: float, *, spend: bool) -> list[Grant]:
+        if len(takes) > 1 and len({take.key for take in takes}) < len(takes):
+            raise ValueError("one request takes twice of one key")
+        found = [self._find(take) for take in takes]
+        grants = settle(takes, [window for window, _ in found], now, spend=spend)
+        spend = spend and not denies(grants)
+        at = ticks(now)
+        for take, (window, shelf), grant in zip(takes, found, grants, strict=True):
+            self._place(take, window, shelf, grant, at, spent=spend and grant.admitted)
+        return grants
+
+    def _find(self, take: Take) -> tuple[Window, Shelf | None]:
+        key = take.key
+        for shelf in (self._used, self._full, self._fresh):
+            window = shelf.get(key)
+            if window is not None:
+                if window.width == bucket_width(take.limit):
+                    return window, shelf
+                del shelf[key]
+                break
+        return new_window(take.limit), None
+
+    def _place(self, take: Take, window: Window, shelf: Shelf | None, grant: Grant, at: int, *, spent: bool) -> None:
+        """Put a window on the shelf where it belongs now. Windows with nothing spent are not kept."""
+        if shelf is None and not spent:
+            return
+        if grant.remaining < take.limit.cost:
+            target = self._full
+        elif shelf is None:
+            target = self._fresh
+        elif spent:
+            target = self._used
+        else:
+            return
+        if target is shelf:
+            return
+        _sweep(target, at)
+        if shelf is not None:
+            shelf.pop(take.key, None)
+        elif len(self) >= self.keys:
+            self._forget(at)
+        target[take.key] = window
+
+    def _forget(self, at: int) -> None:
+        shelf = self._fresh or self._used or self._full
+        _, window = shelf.popitem(last=False)
+        if window.until > at:
+            self.forgotten += 1
+
+
+def _sweep(shelf: Shelf, at: int) -> None:
+    """Look at the first two keys of a shelf: drop one of which nothing counts, send the other to the end."""
+    for _ in range(min(2, len(shelf))):
+        key = next(iter(shelf))
+        if shelf[key].until <= at:
+            del shelf[key]
+        else:
+            shelf.move_to_end(key)

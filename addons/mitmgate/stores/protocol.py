@@ -1,29 +1,35 @@
-"""The counter store: what every place that counts can do."""
+"""What a counter store is: one question a request, answered for all its limits at once."""
 
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from mitmgate.core.window import Grant, Take
 
-Grants = Sequence[Grant]
-
 
 class CounterStore(Protocol):
-    """Decides takes, exactly, however many ask at once.
+    """Counters of limits by key. A limit whose numbers change on reload applies to what was already spent.
 
-    All or none: where an enforced limit has no room, nothing of the call is spent. `now` is Unix seconds; a store
-    that is shared by processes has a clock of its own and ignores it. Nothing here raises because a server is away:
-    each limit's `on_store_failure` is the answer, and its grant is `degraded`.
+    Only a change of the bucket width (`core.window.bucket_width`) starts a key afresh.
     """
 
-    def take(self, takes: Sequence[Take], now: float) -> Grants | Awaitable[Grants]:
-        """Decide; grants are in the order of the takes. Awaitable only where a server has to be asked."""
+    @property
+    def available(self) -> bool:
+        """Whether counters are shared and exact now; False: `on_store_failure` of each limit speaks."""
+        ...
+
+    def take(self, takes: Sequence[Take], now: float) -> list[Grant] | Awaitable[list[Grant]]:
+        """Spend from every limit of a request, or from none; return one grant for each take, in their order.
+
+        A limit in enforce mode that has no room keeps all others from spending; one in report mode is counted and
+        reported without affecting others. now: Unix seconds; a shared store uses its own clock instead. Keys in one
+        call differ; ValueError otherwise. A failing store is no error: the grants say `degraded`.
+        """
         ...
 
     async def start(self) -> None:
-        """Open connections and load scripts; a server that is away is no error."""
+        """Connect. A store that can't be reached yet is no error: it is tried again in the background."""
         ...
 
     async def close(self) -> None:
-        """Close connections."""
+        """Let go of connections and tasks."""
         ...

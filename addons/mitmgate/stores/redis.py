@@ -1,131 +1,149 @@
-"""Counters in Redis, shared by every process that names the same server.
+"""Counters in Redis, shared by every process that names the same server and database.
 
-One Lua script decides all limits of a call in one round trip, by the server's clock, so that processes and hosts with
-clocks of their own count alike. All keys carry one hash tag: on a Redis Cluster they live in one slot, which is what
-makes a decision over several limits one atomic step.
+One Lua script decides all limits of a request in one round trip, by the server's clock, so that processes and hosts
+with clocks of their own count alike. Every key carries the same hash tag: on a Redis Cluster all counters live in one
+slot, since only there one script may decide over several of them in one step. What a key is made of (subjects,
+addresses, header values) never reaches the server, a digest of it does. A server with an eviction policy other than
+noeviction may forget counters when its memory is full.
 """
 
 import asyncio
-import logging
-from collections.abc import Sequence
-from hashlib import blake2b
+import math
+from collections.abc import Awaitable, Sequence
+from hashlib import blake2b, sha1
 from importlib.resources import files
-from time import monotonic
+from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from mitmgate.core.window import NEVER, Grant, Take, bucket_width, ticks
-from mitmgate.stores.memory import MemoryStore
+from mitmgate.core.window import NEVER, Grant, Take, bucket_width, length_of
+from mitmgate.stores.batches import Batches, Words
+from mitmgate.stores.fallback import Fallback
 
-logger = logging.getLogger(__name__)
+CONNECTIONS = 2
+"""Each carries all that waits as one batch, which costs less CPU a request than a connection for each."""
 
-CONNECTIONS = 32
-BACK_OFF = 0.5
-"""Seconds for which a server that failed is not asked again: not every request waits for the timeout."""
+PREFIX = b"mitmgate:{limits}:"
 
-PREFIX = "mitmgate:{limits}:"
+_SCRIPT = files("mitmgate.stores").joinpath("lua/take.lua").read_bytes()
+_SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+_LOAD: Words = ("SCRIPT", "LOAD", _SCRIPT)
 
 
 class RedisStore:
-    """A counter store in Redis. While the server is away, each limit's `on_store_failure` decides.
+    """A CounterStore in Redis. A decision waits at most `timeout`, then `on_store_failure` of each limit speaks."""
 
-    The time of a decision is bounded by `timeout`, waiting for a connection included. After a failure requests are
-    decided without Redis for BACK_OFF seconds, then one of them asks again.
-    """
+    def __init__(self, url: str, timeout: float = 0.1) -> None:
+        """url: redis:// or rediss://; it may hold credentials and is never logged. timeout: seconds.
 
-    def __init__(self, url: str, timeout: float) -> None:
-        """url: redis:// or rediss://, maybe with credentials, so it is never logged. timeout: seconds."""
-        self._timeout = timeout
-        self._pool = BlockingConnectionPool.from_url(
+        Raises ValueError for a URL of another kind. Nothing connects before `start`.
+        """
+        pool = ConnectionPool.from_url(
             url,
-            max_connections=CONNECTIONS,
-            timeout=timeout,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            protocol=2,
             retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
+            socket_timeout=None,  # every wait has a deadline of its own
+            socket_connect_timeout=None,
+            socket_keepalive=True,
         )
-        self._client = Redis(connection_pool=self._pool)
-        self._script = self._client.register_script(files("mitmgate.stores").joinpath("lua/take.lua").read_text())
-        self._local = MemoryStore()
-        self._away_until = 0.0
-        self._away = False
+        parts = urlsplit(url)
+        name = f"counter store {parts.hostname}:{parts.port or 6379}"
+        self._batches = Batches(name, [_RedisLink(pool) for _ in range(CONNECTIONS)], timeout)
+        self._fallback = Fallback()
 
-    async def take(self, takes: Sequence[Take], now: float) -> Sequence[Grant]:
-        """Decide in one round trip. `now` serves the local fallback alone."""
-        moment = monotonic()
-        if moment < self._away_until:
-            return self._without(takes, now)
-        if self._away:
-            self._away_until = moment + BACK_OFF  # this request asks; those that come meanwhile do not
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await self._script(keys=[_key(take) for take in takes], args=_arguments(takes))
-            grants = [_grant(take, *answer[4 * at : 4 * at + 4]) for at, take in enumerate(takes)]
-        except (RedisError, OSError, TimeoutError, ValueError, TypeError) as error:
-            self._failed(error)
-            return self._without(takes, now)
-        if self._away:
-            self._away = False
-            self._away_until = 0.0
-            logger.warning("the counter store answers again")
-        return grants
-
-    def _failed(self, error: Exception) -> None:
-        self._away_until = monotonic() + BACK_OFF
-        if not self._away:
-            self._away = True
-            logger.error("the counter store does not answer (%s); limits are decided as on_store_failure says", type(error).__name__)
-
-    def _without(self, takes: Sequence[Take], now: float) -> Sequence[Grant]:
-        """Decide as each limit's on_store_failure says."""
-        blocked = any(take.limit.on_store_failure == "deny" and take.limit.mode == "enforce" for take in takes)
-        local = [take for take in takes if take.limit.on_store_failure == "local"]
-        counted = iter(self._local.take(local, now) if not blocked else self._local.look(local, now))
-        grants = []
-        for take in takes:
-            limit = take.limit
-            if limit.on_store_failure == "local":
-                grant = next(counted)
-                grant.degraded = True
-                grants.append(grant)
-            elif limit.on_store_failure == "allow":
-                grants.append(Grant(limit, True, limit.limit, 0.0, 0.0, True))
-            else:
-                grants.append(Grant(limit, False, 0, BACK_OFF, BACK_OFF, True))
-        return grants
+    @property
+    def available(self) -> bool:
+        """Whether the server is asked, as far as is known."""
+        return self._batches.available
 
     async def start(self) -> None:
-        """Ask the server once, so that a wrong address is in the log before the first request."""
-        try:
-            async with asyncio.timeout(max(self._timeout, 1.0)):
-                await self._client.ping()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+        """Connect. Where the server can't be reached, that is logged, and tried again in the background."""
+        await self._batches.start()
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
-        await self._pool.disconnect()
+        """End all tasks and connections. What still waits is decided without the server."""
+        await self._batches.close()
+
+    def take(self, takes: Sequence[Take], now: float) -> list[Grant] | Awaitable[list[Grant]]:
+        """Ask the server; while it is away, decide at once without it. See `CounterStore.take`."""
+        words = command(takes)
+        if not self.available:
+            return self._fallback.take(takes, now, self._batches.pause)
+        return self._grants(self._batches.ask(words), takes, now)
+
+    async def _grants(self, asked: asyncio.Future[object | None], takes: Sequence[Take], now: float) -> list[Grant]:
+        numbers = await asked
+        if not isinstance(numbers, list) or len(numbers) != 4 * len(takes):
+            return self._fallback.take(takes, now, self._batches.pause)
+        return [_grant(take, *numbers[4 * at : 4 * at + 4]) for at, take in enumerate(takes)]
 
 
-def _key(take: Take) -> str:
-    """Name the key: a digest, since claims and headers of any length and content may be in it."""
-    return PREFIX + blake2b(take.key.encode("utf-8", "surrogatepass"), digest_size=18).hexdigest()
+class _RedisLink:
+    """One connection, opened when it is needed. Whatever goes wrong on it, cancellation included, closes it."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+    async def open(self) -> None:
+        """Connect and load the script."""
+        await self._call([_LOAD])
+
+    async def ask(self, commands: Sequence[Words]) -> list[object]:
+        """Send commands in one go; where the server forgot the script, load it and send those again."""
+        replies = await self._call(commands)
+        forgotten = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if forgotten:
+            again = await self._call([_LOAD, *[commands[at] for at in forgotten]])
+            for at, reply in zip(forgotten, again[1:], strict=True):
+                replies[at] = reply
+        return replies
+
+    async def close(self) -> None:
+        """Close at once, without waiting for the peer."""
+        await self._connection.disconnect(nowait=True)
+
+    async def _call(self, commands: Sequence[Words]) -> list[object]:
+        connection = self._connection
+        replies: list[object] = []
+        try:
+            await self._pool.ensure_connection(connection)  # replaces one that the server closed while it was idle
+            packed = [part for words in commands for part in connection.pack_command(*words)]
+            await connection.send_packed_command(packed)
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except ReadOnlyError:  # a master that became a replica: only a new connection finds the new master
+                    raise
+                except ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            await self.close()
+            raise
+        return replies
 
 
-def _arguments(takes: Sequence[Take]) -> list[int]:
+def command(takes: Sequence[Take]) -> Words:
+    """Make the command that asks for takes. Raises ValueError where two of them have one key."""
+    keys: list[bytes] = []
     arguments: list[int] = []
     for take in takes:
         limit = take.limit
-        arguments += (limit.limit, limit.cost, ticks(limit.window), bucket_width(limit), int(limit.mode == "enforce"))
-    return arguments
+        width = bucket_width(limit)
+        key = take.key if width == 1 else f"{take.key}\0{width}"  # another structure, another key
+        keys.append(PREFIX + blake2b(key.encode("utf-8", "surrogatepass"), digest_size=18).hexdigest().encode())
+        arguments += (limit.limit, limit.cost, length_of(limit), width, int(limit.mode == "enforce"))
+    if len(keys) > 1 and len(set(keys)) < len(keys):
+        raise ValueError("one request takes twice of one key")
+    return ("EVALSHA", _SHA, len(keys), *keys, *arguments)
 
 
 def _grant(take: Take, admitted: int, live: int, wait: int, reset: int) -> Grant:
     limit = take.limit
-    retry = float("inf") if wait == NEVER else wait / 1e6
-    return Grant(limit, bool(admitted), max(0, limit.limit - live), max(0.0, reset / 1e6), retry, False)
+    retry_after = math.inf if wait == NEVER else wait / 1e6
+    return Grant(limit, bool(admitted), max(0, limit.limit - live), reset / 1e6, retry_after, False)

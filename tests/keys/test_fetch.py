@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mitmgate.keys import fetch
 from mitmgate.keys.fetch import FetchError, fetch_document
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import private_key, private_pem
@@ -60,6 +61,39 @@ def fetched_by_a_process_that_trusts(pem: Path, url: str) -> subprocess.Complete
     """Fetch in a process of its own: OpenSSL reads SSL_CERT_FILE when the default context is made."""
     environ = {**os.environ, "SSL_CERT_FILE": str(pem), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run([sys.executable, "-c", FETCH, url], env=environ, capture_output=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def plain() -> Iterator[JwksServer]:
+    with JwksServer(DOCUMENT) as made:
+        yield made
+
+
+def test_interim_responses_are_passed_over(plain: JwksServer) -> None:
+    plain.raw = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3 + b"HTTP/1.1 200 OK\r\n\r\n" + DOCUMENT
+    assert asyncio.run(fetch_document(plain.url)) == DOCUMENT
+
+
+@pytest.mark.parametrize(
+    "raw", [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
+def test_an_answer_that_never_comes_is_an_error(plain: JwksServer, raw: bytes) -> None:
+    plain.raw = raw
+    with pytest.raises(FetchError):
+        asyncio.run(fetch_document(plain.url))
+
+
+def test_the_whole_fetch_has_a_deadline(plain: JwksServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 0.05)
+    plain.open.clear()
+    with pytest.raises(FetchError, match=r"no complete answer within 0\.05 seconds"):
+        asyncio.run(fetch_document(plain.url))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://[::1]:1/", "http://" + "a" * 300])
+def test_a_server_that_can_not_be_reached_is_an_error(url: str) -> None:
+    with pytest.raises(FetchError):
+        asyncio.run(fetch_document(url))
 
 
 def test_a_certificate_that_is_not_trusted_is_refused(server: JwksServer) -> None:

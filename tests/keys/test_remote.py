@@ -86,7 +86,7 @@ def server() -> Iterator[JwksServer]:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test(), debug=True)
+    asyncio.run(test())
 
 
 def test_keys_are_there_when_start_returns(server: JwksServer) -> None:

@@ -16,9 +16,9 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import PolicyError, load
-from mitmgate.policy.snapshot import Snapshot, SnapshotSource
+from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.policy.unsupported import unsupported
-from mitmgate.policy.watcher import Change, PolicySource
+from mitmgate.policy.watcher import Change, InForce, PolicySource
 from mitmgate.services import Services, open_services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.audit import Audit
@@ -93,23 +93,6 @@ class ProtocolFactory(Protocol):
     def __call__(self, source: SnapshotSource, fail_over: Callable[[Exchange], Endpoint | None]) -> object:
         """source: the policy in force. fail_over: the next endpoint after one that could not be reached."""
         ...
-
-
-class InForce:
-    """The policy in force, once there is one. Apart from the addon, whose attributes mitmproxy reads one by one."""
-
-    __slots__ = ("source",)
-
-    def __init__(self) -> None:
-        """Start without a policy."""
-        self.source: PolicySource | None = None
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The policy in force; LookupError before there is one."""
-        if self.source is None:
-            raise LookupError("no policy is in force")
-        return self.source.snapshot
 
 
 class Gateway:

@@ -80,3 +80,20 @@ class PolicySource:
         self._loaded, self._stamps = loaded, dict(loaded.stamps)
         # One reference is replaced: a request that has begun keeps the snapshot that it began with.
         self._snapshot = snapshot
+
+
+class InForce:
+    """The policy in force, once there is one. Apart from the addon, whose attributes mitmproxy reads one by one."""
+
+    __slots__ = ("source",)
+
+    def __init__(self) -> None:
+        """Start without a policy."""
+        self.source: PolicySource | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The policy in force; LookupError before there is one."""
+        if self.source is None:
+            raise LookupError("no policy is in force")
+        return self.source.snapshot

@@ -44,7 +44,8 @@ class Arrival(Stage):
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
         """Begin the exchange of a new flow, then run as any stage."""
-        if exchange_of(flow) is not None:
+        if not flow.live or (exchange_of(flow) is not None and flow.is_replay is None):
+            # A flow that was loaded from a file has been decided on, and is going nowhere.
             return None
         exchange = self.begin(ingress(flow))
         begin(flow, exchange)

@@ -40,6 +40,8 @@ class Enforcer:
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Let the request through, or answer it."""
+        if not flow.live:
+            return  # loaded from a file: there is no connection that it could go out on
         try:
             exchange = exchange_of(flow)
             if exchange is None:
@@ -131,7 +133,8 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
     if final is not None and final.outcome is Outcome.DENY:
         answer: Answer | None = exchange.answer
         extra = () if answer is None else answer.fields
-        if exchange.challenge is not None:
+        # In report mode a challenge may be left of a 401 that was only observed.
+        if exchange.challenge is not None and reason.status in {401, 403}:
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
     return _response(reason, detail, exchange.request_id, extra)
 

@@ -64,6 +64,8 @@ class Rewrite(Stage):
             raise ValueError("no route")
         identity = [] if principal is None else [(names.subject, principal.subject)]
         if principal is not None and principal.roles:
+            if any("," in role for role in principal.roles):
+                return None  # one role would be two to the upstream
             identity.append((names.roles, ",".join(principal.roles)))
         for name, text in identity:
             value = header_safe(text)

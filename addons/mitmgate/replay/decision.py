@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome
 from mitmgate.stages.exchange import Exchange
 
@@ -32,7 +33,7 @@ class Decision:
     outcome: "admit", "deny" or "answer". reason: a code. stage: the one that spoke last, "" for an admission. route
     and principal are "-" where there is none; principal is "issuer/subject". endpoint, target and fields are what the
     upstream was to get: None where nothing, or where the recording does not say. observed: "stage/reason" of what
-    report mode let pass.
+    report mode let pass. peers: the endpoints among which the gateway chose.
     """
 
     outcome: str
@@ -44,6 +45,7 @@ class Decision:
     target: str | None = None
     fields: Fields | None = None
     observed: tuple[str, ...] = ()
+    peers: tuple[Endpoint, ...] = ()
 
     @property
     def label(self) -> str:
@@ -73,6 +75,7 @@ def decided(exchange: Exchange) -> Decision:
         None if forward is None or final is not None else forward.target,
         None if forward is None or final is not None else forward.fields,
         observed,
+        () if route is None else route.upstream.endpoints,
     )
 
 

@@ -134,7 +134,7 @@ def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Dec
     start, end, _ = gateway[b"steps"]
     if raw.find(b"observe", start, end) >= 0:
         steps = [step for step in items(raw, gateway[b"steps"]) if isinstance(step, dict)]
-        observed = tuple([f"{step['stage']}/{step['reason']}" for step in steps if step["outcome"] == "observe"])
+        observed = tuple(["/".join((str(s["stage"]), str(s["reason"]))) for s in steps if s["outcome"] == "observe"])
     endpoint = target = None
     fields: Fields | None = None
     if outcome == ADMIT:
@@ -154,23 +154,25 @@ def _aftermath(
     """Find out what came of an admitted request, and when the circuit knew."""
     failed = _optional(raw, gateway[b"failure"])
     failure = reason_of(failed) if failed is not None else None
-    settled: list[float] = []
     if b"settled" in note:
         settled = [float(each) for each in items(raw, note[b"settled"]) if isinstance(each, int | float)]
-    if settled:
-        known = settled[-1]
-    elif answer is not None:
-        known = _number(raw, answer[b"timestamp_start"]) or at
+        moved = int(_number(raw, note[b"moved"]))
+        told, then = value(raw, note[b"status"]), _optional(raw, note[b"failure"])
+        return Aftermath(
+            settled[-1] if len(settled) > moved else None,
+            told if isinstance(told, int) else None,
+            None if then is None else reason_of(then),
+            tuple(settled[:moved]),
+        )
+    if failure is not None:
+        status = None
+    if answer is not None:
+        known = _number(raw, answer[b"timestamp_start"])
     elif flow[b"error"][2] == tnetstring.MAPPING:
         known = _number(raw, members(raw, flow[b"error"])[b"timestamp"])
     else:
         known = at
-    if b"upstream_status" in note:  # a response that the gateway made in the upstream's place has another
-        found = value(raw, note[b"upstream_status"])
-        status = found if isinstance(found, int) else None
-    elif failure is not None:
-        status = None
-    return Aftermath(max(known, at), status, failure, tuple(max(each, at) for each in settled[:-1]))
+    return Aftermath(max(known, at), status, failure)
 
 
 def _foreign(raw: bytes, flow: Spans, identity: str, tokens: PresentedTokens) -> Entry:

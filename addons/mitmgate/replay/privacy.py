@@ -7,7 +7,7 @@ is keyed by a secret that is never written: nobody can find out a value by hashi
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from mitmgate.audit.redact import may_hold_jwt, veil
@@ -50,6 +50,15 @@ class Privacy:
     headers: tuple[str, ...] = HEADERS
     query: tuple[str, ...] = QUERY
     bodies: bool = False
+
+
+_SPECIAL = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+
+
+def with_policy(privacy: Privacy, headers: tuple[str, ...], query: tuple[str, ...]) -> Privacy:
+    """Add what a policy's `audit.redact` names. Authorization and cookies are hidden in ways of their own."""
+    named = tuple(name for name in headers if name.lower() not in _SPECIAL)
+    return replace(privacy, headers=(*privacy.headers, *named), query=(*privacy.query, *query))
 
 
 class Veil:

@@ -43,11 +43,12 @@ class Presented:
 class Aftermath:
     """What came of an admitted request.
 
-    known: Unix seconds at which the circuit knew. tried: the times at which an endpoint before the last one had
-    failed. status: of the upstream's response; None: there was none. failure: what went wrong.
+    known: Unix seconds at which the circuit knew of the last endpoint; None: it learnt nothing of it. tried: the times
+    at which an endpoint had failed and another took its place. status: of the upstream's response; None: there was
+    none. failure: what went wrong.
     """
 
-    known: float
+    known: float | None
     status: int | None = None
     failure: Reason | None = None
     tried: tuple[float, ...] = ()

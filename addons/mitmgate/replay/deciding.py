@@ -1,0 +1,124 @@
+"""Decide recorded requests again: the same chain, at the recorded time, with nothing but memory around it.
+
+Two kinds of events happen at a gateway, and replay repeats both in the order of their times: a request is decided, and
+later the circuit learns what its endpoint said. Between the two the request is on its way, and holds a probe's slot,
+say, exactly as long as it did then.
+"""
+
+import heapq
+from collections.abc import Awaitable, Generator
+from dataclasses import dataclass
+
+from mitmgate import chain
+from mitmgate.audit.opening import AuditSettings, open_trail
+from mitmgate.core.reason import Reason
+from mitmgate.core.trace import valid_traceparent
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.replay.ring import OfflineRing
+from mitmgate.replay.traffic import Aftermath, Recorded
+from mitmgate.services import Services
+from mitmgate.stages.arrival import Arrival
+from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.enforcer import Enforcer
+from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.stage import Stage
+from mitmgate.stores.memory import MemoryStore
+
+_TRACE = "00-00000000000000000000000000000001-0000000000000001-01"
+_KEYS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    """The policy of a replay: one, from beginning to end (stages.arrival.SnapshotSource)."""
+
+    snapshot: Snapshot
+
+
+class Decider:
+    """One policy with its own counters and circuits, deciding on recorded requests in the order of their arrival."""
+
+    def __init__(self, snapshot: Snapshot, ring: OfflineRing) -> None:
+        """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request."""
+        self.snapshot = snapshot
+        self.ring = ring
+        self.now = 0.0
+        self.imagined = 0
+        """Admitted requests of which the recording has no response: taken for answered at once, with success."""
+        ring.configure(snapshot.issuers)
+        source = _InForce(snapshot)
+        services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")))
+        self._chain: tuple[Stage, ...] = chain.stages(source, services, lambda: self.now)
+        self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
+        self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
+        self._enforcer = Enforcer(source, chain.REQUIRED)
+        self._events: list[tuple[float, int, Exchange, Aftermath | None]] = []
+        self._number = 0
+
+    def decide(self, recorded: Recorded) -> Exchange:
+        """Decide one request. Call it in the order of arrival; an earlier time than the last is taken for the last."""
+        self._learn(recorded.at)
+        self.now = recorded.at
+        self.ring.presented = recorded.presented
+        exchange = self._arrival.begin(recorded.request)
+        exchange.request_id = recorded.request_id or exchange.request_id
+        # What would be random is the same in every run.
+        exchange.traceparent = valid_traceparent(recorded.request.headers.one(b"traceparent")) or _TRACE
+        verdict = exchange.verdict
+        for stage in self._chain:
+            pending = stage.run(exchange)
+            if pending is not None:
+                _finish(pending)
+            if verdict.final is not None:
+                break
+        exchange.admitted = self._enforcer.enforce(exchange)
+        if exchange.admitted:
+            self._expect(exchange, recorded)
+        elif exchange.permit is not None:
+            self._breaker.conclude(exchange, None)
+        return exchange
+
+    def _expect(self, exchange: Exchange, recorded: Recorded) -> None:
+        """Note when the circuit will learn of this request."""
+        after = recorded.aftermath
+        if after is None:
+            self.imagined += 1
+            self._breaker.conclude(exchange, 200)
+            return
+        for at in after.tried:
+            self._push(at, exchange, None)
+        if after.known is not None:
+            self._push(after.known, exchange, after)
+
+    def _push(self, at: float, exchange: Exchange, after: Aftermath | None) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (at, self._number, exchange, after))
+
+    def _learn(self, until: float) -> None:
+        """Tell the circuit what it had learnt before this time."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, exchange, after = heapq.heappop(self._events)
+            if after is None:
+                endpoint = self._breaker.fail_over(exchange)
+                exchange.endpoint = endpoint or exchange.endpoint
+            elif exchange.permit is not None:
+                exchange.failure = after.failure
+                self._breaker.conclude(exchange, after.status)
+
+    @property
+    def on_their_way(self) -> int:
+        """How many admitted requests have not been answered yet."""
+        return len(self._events)
+
+
+def _finish(pending: Awaitable[None]) -> None:
+    """Run an awaitable that has nothing to wait for."""
+    steps: Generator[object] = pending.__await__()
+    try:
+        next(steps)
+    except StopIteration:
+        return
+    steps.close()
+    raise RuntimeError(
+        f"{Reason.STAGE_ERROR.code}: a stage waits for something, and there is nothing to wait for offline"
+    )

@@ -1,0 +1,201 @@
+"""Recorder: the addon that writes traffic as redacted flows, to be replayed."""
+
+import logging
+import os
+import weakref
+from hashlib import blake2b
+from typing import Any, BinaryIO, ClassVar
+
+from mitmproxy.http import HTTPFlow
+from mitmproxy.io import tnetstring
+
+from mitmgate.audit.mirror import mirror
+from mitmgate.audit.rotation import rotate
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.token import Refusal
+from mitmgate.keys.ring import KeyRing
+from mitmgate.replay.privacy import Privacy, with_policy
+from mitmgate.replay.redaction import METADATA, Redactor, found_signature
+from mitmgate.replay.traffic import Signature
+from mitmgate.stages.exchange import Exchange, exchange_of, exchanges
+from mitmgate.usage import UserError
+
+logger = logging.getLogger(__name__)
+
+ROTATE = 100 * 1024 * 1024
+KEEP = 10
+
+
+def recorder(
+    path: str,
+    *,
+    ring: KeyRing | None = None,
+    privacy: Privacy | None = None,
+    sample: float = 1.0,
+    rotate_at: int = ROTATE,
+    keep: int = KEEP,
+) -> "Recorder":
+    """Make the addon, to be added as an observer behind the chain. Raises UserError where the file can't be written.
+
+    ring: the gateway's own; with it, the signature is noted also of tokens that the chain had no reason to look at (a
+    public route, a client that was denied for its address). Without it such tokens are noted as unchecked, and replay
+    needs --assume-signed where another policy would look at them. sample: the part of all requests that is kept.
+    rotate_at: bytes of a file. keep: rotated files.
+    """
+    if not 0 < sample <= 1:
+        raise UserError(f"a sample of {sample:g}: must be more than 0 and at most 1")
+    return Recorder(RecordingFile(path, rotate_at, keep), ring, privacy or Privacy(), sample)
+
+
+class RecordingFile:
+    """A flow file that is appended to and rotated. It is readable by its owner alone."""
+
+    def __init__(self, path: str, rotate_at: int, keep: int) -> None:
+        """Begin a new file; what was there is rotated away: behind a torn end nothing could be read."""
+        self._path, self._rotate_at, self._keep = path, rotate_at, keep
+        try:
+            if os.path.exists(path) and os.path.getsize(path):
+                rotate(path, keep)
+            self._file = self._open()
+        except OSError as error:
+            raise UserError(f"--record {path}: {(error.strerror or str(error)).lower()}") from error
+        self._size = 0
+
+    def _open(self) -> BinaryIO:
+        return os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", 0)
+
+    def append(self, record: bytes) -> None:
+        """Write a whole record. Raises OSError, and leaves no part of a record behind."""
+        try:
+            if self._file.write(record) != len(record):
+                raise OSError("no space left")
+        except OSError:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            raise
+        self._size += len(record)
+        if self._size >= self._rotate_at:
+            self._file.close()
+            rotate(self._path, self._keep)
+            self._file = self._open()
+            self._size = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Recorder:
+    """Write each exchange when it has ended: the flow with its ingress request, verdict and policy digest, redacted.
+
+    Stands behind the chain and decides nothing. The order in which requests were decided, and when the circuit learnt
+    what came of each, are in the record: replay repeats both. On failure: the request goes on, and the log says so.
+    """
+
+    name: ClassVar[str] = "mitmgate-recorder"
+
+    def __init__(self, file: RecordingFile, ring: KeyRing | None, privacy: Privacy, sample: float) -> None:
+        """See `recorder`."""
+        self.written = 0
+        self.failed = 0
+        self._file = file
+        self._ring = ring
+        self._privacy = privacy
+        self._sample = sample
+        self._redactor: Redactor | None = None
+        self._done: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
+        self._heads: weakref.WeakKeyDictionary[HTTPFlow, tuple[int, Reason | None]] = weakref.WeakKeyDictionary()
+
+    def use(self, ring: KeyRing) -> None:
+        """Take the gateway's ring, where it was made after this addon."""
+        self._ring = ring
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Note what the circuit was told with the response's head; what fails later is none of its business."""
+        exchange = exchange_of(flow)
+        if exchange is not None and flow.response is not None and flow not in self._heads:
+            self._heads[flow] = flow.response.data.status_code, exchange.failure
+
+    def response(self, flow: HTTPFlow) -> None:
+        """Write an exchange that ended with its response."""
+        if flow.websocket is None:
+            self._write(flow)
+
+    def websocket_end(self, flow: HTTPFlow) -> None:
+        """Write a WebSocket's exchange, when it is closed."""
+        self._write(flow)
+
+    def error(self, flow: HTTPFlow) -> None:
+        """Write an exchange that was cut."""
+        self._write(flow)
+
+    def done(self) -> None:
+        """Write what has not ended, and close the file."""
+        for flow, _ in exchanges():
+            self._write(flow)
+        self._file.close()
+
+    def _write(self, flow: HTTPFlow) -> None:
+        exchange = exchange_of(flow)
+        if exchange is None or flow in self._done:
+            return
+        self._done.add(flow)
+        if self._sample < 1 and not self._chosen(exchange.request_id):
+            return
+        try:
+            self._file.append(self._record(flow, exchange))
+            self.written += 1
+        except Exception:
+            self.failed += 1
+            if self.failed == 1:
+                logger.exception("a request could not be recorded; further failures are only counted")
+
+    def _chosen(self, request_id: str) -> bool:
+        digest = blake2b(request_id.encode("utf-8"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._sample * 2**64
+
+    def _record(self, flow: HTTPFlow, exchange: Exchange) -> bytes:
+        if self._redactor is None:
+            redact = exchange.snapshot.policy.audit.redact
+            self._redactor = Redactor(with_policy(self._privacy, redact.headers, redact.query))
+        state: dict[str, Any] = flow.get_state()
+        state["metadata"] = {METADATA: mirror(exchange)}
+        status, failure = self._heads.get(flow, (None, exchange.failure))
+        route = exchange.route
+        moves = route is not None and len(route.upstream.endpoints) > 1
+        self._redactor.redact(
+            state,
+            lambda token: self._signature(token, exchange),
+            settled=list(exchange.settled),
+            moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
+            status=status if exchange.admitted else None,
+            failure=None if failure is None else failure.code,
+            sample=self._sample,
+        )
+        return tnetstring.dumps(state)
+
+    def _signature(self, token: bytes, exchange: Exchange) -> Signature:
+        final = exchange.verdict.final
+        found = found_signature(
+            None if final is None else final.reason.code,
+            None if final is None else final.stage,
+            exchange.principal is not None,
+        )
+        return checked_signature(token, exchange, self._ring) if found == "unchecked" else found
+
+
+def checked_signature(token: bytes, exchange: Exchange, ring: KeyRing | None) -> Signature:
+    """Find out about a signature that the chain had no reason to check; what would have to wait stays unchecked."""
+    if ring is None:
+        return "unchecked"
+    issuers = exchange.snapshot.issuers
+    result = ring.authenticate(issuers, tuple(issuers), token, exchange.now)
+    if isinstance(result, Principal):
+        return "good"
+    if isinstance(result, Refusal):
+        return found_signature(result.reason.code, "authentication", authenticated=False)
+    close = getattr(result, "close", None)  # a coroutine that never runs would warn
+    if close is not None:
+        close()
+    return "unchecked"

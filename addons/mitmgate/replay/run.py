@@ -1,0 +1,157 @@
+"""A whole replay: every request of a recording decided, compared, counted."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+from mitmgate.core.reason import Reason
+from mitmgate.replay.deciding import Decider
+from mitmgate.replay.decision import Decision, decided
+from mitmgate.replay.differences import Kind, Tally, compare
+from mitmgate.replay.offline import OfflinePolicy
+from mitmgate.replay.ring import OfflineRing
+from mitmgate.replay.traffic import Recorded, Skipped, Traffic
+from mitmgate.stages.exchange import Exchange
+
+FailOn = Literal["loosened", "tightened", "any", "none"]
+Expected = Callable[[Recorded], Decision | None]
+
+_UNKNOWABLE: Final = frozenset(
+    {
+        Reason.CREDENTIAL_MISSING.code,
+        Reason.SCOPE_MISSING.code,
+        Reason.CLAIM_MISMATCH.code,
+        Reason.CONDITION_FALSE.code,
+        Reason.CONDITION_ERROR.code,
+    }
+)
+"""Denials that rest on what an audit event does not say."""
+
+
+class Observer(Protocol):
+    """Watches a replay."""
+
+    def seen(self, recorded: Recorded, exchange: Exchange, decision: Decision) -> None:
+        """Take one request and the decision of the policy under test."""
+        ...
+
+
+@dataclass(slots=True)
+class Report:
+    """What a replay found. Everything in it is the same in every run.
+
+    compared: decisions that had something to be compared with; of the `decided` ones, the others had not. recorded:
+    the digests of the policies that had decided then. answers: decisions by their label.
+    """
+
+    traffic: str
+    policy: str
+    digest: str
+    compared_with: str
+    decided: int = 0
+    compared: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    recorded: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+    notes: list[str] = field(default_factory=list)
+    sample: float = 1.0
+
+    def failed(self, fail_on: FailOn) -> bool:
+        """Tell whether the run fails: nothing was decided, or there is a difference of that direction."""
+        if not self.decided:
+            return True
+        kinds = self.tally.kinds
+        match fail_on:
+            case "any":
+                return self.tally.total > 0
+            case "loosened":
+                return kinds[Kind.LOOSENED] > 0
+            case "tightened":
+                return kinds[Kind.TIGHTENED] > 0
+            case _:
+                return False
+
+
+def replay(
+    traffic: Traffic,
+    policy: OfflinePolicy,
+    *,
+    against: OfflinePolicy | None = None,
+    expected: Expected | None = None,
+    compared_with: str = "",
+    assume_signed: bool = False,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[], None] = lambda: None,
+) -> Report:
+    """Decide every request of a recording with a policy, and compare.
+
+    against: another policy to compare with. expected: decisions to compare with. Without either it is the recorded
+    verdict. compared_with: what the report calls an `expected`. progress: called for each entry.
+    """
+    ring = OfflineRing(assume_signed=assume_signed)
+    decider = Decider(policy.snapshot, ring)
+    other_ring = OfflineRing(assume_signed=assume_signed)
+    other = None if against is None else Decider(against.snapshot, other_ring)
+    ignored = policy.ignored | (frozenset() if against is None else against.ignored)
+    name = compared_with if expected is not None else "the recorded verdicts" if against is None else against.path
+    report = Report(traffic.name, policy.path, policy.snapshot.digest, name)
+    for entry in traffic:
+        progress()
+        if isinstance(entry, Skipped):
+            report.skipped[entry.reason] += 1
+            continue
+        exchange = decider.decide(entry)
+        decision = decided(exchange)
+        before = decided(other.decide(entry)) if other is not None else None
+        if _rests_on_the_unknown(entry, decision) or (before is not None and _rests_on_the_unknown(entry, before)):
+            report.skipped["an audit event says nothing of the claims that this rests on"] += 1
+            continue
+        report.decided += 1
+        report.answers[decision.label] += 1
+        report.recorded[entry.policy] += 1
+        report.sample = min(report.sample, entry.sample)
+        if other is None:
+            before = entry.decision if expected is None else expected(entry)
+        for observer in observers:
+            observer.seen(entry, exchange, decision)
+        if before is None:
+            continue
+        report.compared += 1
+        difference = compare(before, decision, ignored)
+        if difference is not None:
+            report.tally.add(entry.id, difference, before, decision)
+    report.notes = list(_notes(report, policy, decider, ring, other_ring))
+    return report
+
+
+def _rests_on_the_unknown(entry: Recorded, decision: Decision) -> bool:
+    return entry.presented is not None and entry.presented.partial and decision.reason in _UNKNOWABLE
+
+
+def _notes(
+    report: Report, policy: OfflinePolicy, decider: Decider, ring: OfflineRing, other: OfflineRing
+) -> Iterable[str]:
+    """Say what a reader has to know to believe the numbers."""
+    yield from policy.notes
+    if report.decided and not report.compared:
+        yield "nothing was compared: the recording has no verdicts; give --against a policy to compare with"
+    elif report.compared < report.decided:
+        yield f"{report.decided - report.compared} decisions were compared with nothing: the recording has no verdict"
+    if report.sample < 1:
+        yield (
+            f"the recording is a sample ({report.sample:g} of all requests): limits and circuits saw more traffic "
+            "than this"
+        )
+    if decider.imagined:
+        yield (
+            f"{decider.imagined} admitted requests have no recorded response: circuits take them for answered at once"
+        )
+    for issuer, count in sorted((ring.unverified | other.unverified).items()):
+        yield (
+            f"{count} decisions refused with keys-unavailable: nobody had checked the token's signature, and the keys "
+            f"of {issuer} are not at hand; --jwks gives them, --assume-signed takes every signature for good"
+        )
+    for issuer, count in sorted((ring.assumed | other.assumed).items()):
+        yield f"{count} decisions rest on --assume-signed: signatures of {issuer} that nobody has checked"

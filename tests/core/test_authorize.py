@@ -192,9 +192,9 @@ def test_the_facts_of_a_condition() -> None:
             "claims": {"tenant": "acme"},
             "issuer": "corp",
         },
-        "client": {"ip": "192.0.2.1"},
+        "client": {"ip": "192.0.2.1", "certificate": ""},
         "route": {"name": "users"},
     }
     nobody = facts_of(Head("GET", "/", None, "h", None, Headers([])), None, None, "r")
     assert nobody["principal"] is None
-    assert nobody["client"] == {"ip": ""}
+    assert nobody["client"] == {"ip": "", "certificate": ""}

@@ -100,7 +100,7 @@ def test_only_the_facts_that_it_reads_are_asked_for() -> None:
         ("true || unknown", "no variable unknown", "one of request"),
         ("[1].exists(x, x == y)", "no variable y", ""),
         ('request.pth == "/"', "request has no member pth", "did you mean path?"),
-        ("client.address == 1", "client has no member address", "one of ip"),
+        ("client.address == 1", "client has no member address", "one of certificate, ip"),
         ('request.path.startWith("/")', "no function startWith", "did you mean startsWith?"),
         ('request.path.lowerAscii() == "/"', "no function lowerAscii", ""),
         ("1 + 1", "the value is int", ""),
@@ -124,7 +124,7 @@ def test_facts_are_those_of_authorization() -> None:
     head = Head("GET", "/", None, "api.example", None, Headers([(b"X-A", b"b")]), None)
     principal = Principal("alice", "corp", ("user",), frozenset({"s"}), {"tenant": "acme"}, 0.0)
     facts = facts_of(head, principal, None, "users")
-    assert {name: frozenset(members) for name, members in facts.items()} == FACTS  # type: ignore[call-overload]
+    assert {name: frozenset(members) for name, members in facts.items() if isinstance(members, dict)} == FACTS
     assert compile_condition('request.headers["x-a"] == "b" && principal.claims.tenant == "acme"').holds(facts)
 
 

@@ -64,6 +64,7 @@ class Source:
             mode="enforce",
             policy=SimpleNamespace(limits=SimpleNamespace(**limits), listen=SimpleNamespace(tls=self.tls)),
             path="policy.yaml",
+            resolve=lambda name: name,
             trusted_proxies=CidrSet(),
             identity_headers=frozenset({b"x-user-id"}),
             max_head=limits["head"],

@@ -62,11 +62,17 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def facts_of(head: Head, principal: Principal | None, client: IPv4Address | IPv6Address | None, route: str) -> Facts:
+def facts_of(
+    head: Head,
+    principal: Principal | None,
+    client: IPv4Address | IPv6Address | None,
+    route: str,
+    certificate: str | None = None,
+) -> Facts:
     """Make what a condition may read: `request`, `principal`, `client` and `route`, plain values all.
 
     Header names are lower-case, repeated fields joined by ", "; the credential itself is left out. `query` is the raw
-    text, "" where there is none.
+    text, "" where there is none; so is `client.certificate`, the subject of the verified client certificate (RFC 4514).
     """
     headers = head.headers
     names = [name.decode("latin-1") for name in headers.names() if name != b"authorization"]
@@ -87,6 +93,6 @@ def facts_of(head: Head, principal: Principal | None, client: IPv4Address | IPv6
             "claims": dict(principal.claims),
             "issuer": principal.issuer,
         },
-        "client": {"ip": "" if client is None else str(client)},
+        "client": {"ip": "" if client is None else str(client), "certificate": certificate or ""},
         "route": {"name": route},
     }

@@ -14,14 +14,15 @@ from typing import ClassVar, cast
 
 from mitmproxy import ctx
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.connection import Client, Server
+from mitmproxy.connection import Client
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_connection import GatewayLayer
+from mitmgate.engine.layer_tls import ClientTls, Listener
 from mitmgate.engine.layer_wire import Handler, Wire
 from mitmgate.engine.limits import TURNED_AWAY, Connections, PolicyBounds
 from mitmgate.policy.snapshot import SnapshotSource
@@ -45,7 +46,7 @@ class ProtocolLayer:
         self._fail_over = fail_over
         self._connections = Connections()
         self._wires: weakref.WeakKeyDictionary[Client, Wire] = weakref.WeakKeyDictionary()
-        self._upstream_tls: weakref.WeakKeyDictionary[Server, UpstreamTls | None] = weakref.WeakKeyDictionary()
+        self._listener = Listener(source)
 
     def client_connected(self, client: Client) -> None:
         """Put the top layer in place, or turn the client away."""
@@ -73,7 +74,13 @@ class ProtocolLayer:
 
     def layer(self, context: Context, wire: Wire, exhausted: bool = False) -> Layer:
         """Make the layers of a client connection."""
-        return GatewayLayer(context, self._bounds(), wire, self._fail_over, self._remember_tls, exhausted)
+        bounds, tls = self._bounds(), self._listener.context()
+        outer = None if tls is None else ClientTls(context, tls, bounds.head_timeout)
+        inner = GatewayLayer(context, bounds, wire, self._fail_over, exhausted)
+        if outer is None:
+            return inner
+        outer.child_layer = inner
+        return outer
 
     def next_layer(self, nextlayer: NextLayer) -> None:
         """Take the place of mitmproxy's HTTP layer wherever one would be made."""
@@ -107,6 +114,3 @@ class ProtocolLayer:
         wire = self._wires.get(data.client)
         if wire is not None:
             wire.detach(data.server)
-
-    def _remember_tls(self, server: Server, tls: UpstreamTls | None) -> None:
-        self._upstream_tls[server] = tls

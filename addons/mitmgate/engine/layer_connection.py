@@ -10,16 +10,17 @@ from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HTTPMode, HttpStream, RegisterHttpConnection, SendHttp
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
-from mitmproxy.proxy.layers.tls import ServerTLSLayer
 
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_events import GetUpstream, GetUpstreamCompleted, Reached
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
+from mitmgate.engine.layer_http2 import GatewayHttp2Server
 from mitmgate.engine.layer_stream import GatewayStream, Surroundings
 from mitmgate.engine.layer_timers import Expired, Timers
+from mitmgate.engine.layer_tls import UpstreamTlsLayer
 from mitmgate.engine.layer_wire import Wire
 from mitmgate.stages.exchange import Exchange
 
@@ -41,20 +42,18 @@ class GatewayLayer(HttpLayer):
         bounds: Bounds,
         wire: Wire,
         fail_over: Callable[[Exchange], Endpoint | None],
-        remember_tls: Callable[[Server, UpstreamTls | None], None],
         exhausted: bool = False,
     ) -> None:
-        """remember_tls: told how a server connection is to be verified. exhausted: the client is one too many."""
+        """exhausted: the client is one too many."""
         super().__init__(context, HTTPMode.transparent)
         self._bounds = bounds
         self._wire = wire
-        self._remember_tls = remember_tls
         self._exhausted = exhausted
         self._timers = Timers()
         self._surroundings = Surroundings(bounds, self._timers, wire, fail_over)
         self._upstreams: dict[Server, UpstreamConnection] = {}
         self._waiting: dict[Server, GetUpstream] = {}
-        self._front: Http1Server | None = None
+        self._front: Http1Server | GatewayHttp2Server | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.ConnectionEvent):
@@ -69,7 +68,11 @@ class GatewayLayer(HttpLayer):
             elif (child := self.command_sources.pop(event.command, None)) is not None:
                 yield from self.event_to_child(child, event)
         elif isinstance(event, events.Start):
-            self._front = Http1Server(self.context.fork(), self._bounds, self._timers, self._wire, self._exhausted)
+            context = self.context.fork()
+            if self.context.client.alpn == b"h2":
+                self._front = GatewayHttp2Server(context, self._bounds, self._timers)
+            else:
+                self._front = Http1Server(context, self._bounds, self._timers, self._wire, self._exhausted)
             self.connections[self.context.client] = self._front
             yield from self.event_to_child(self._front, event)
         elif isinstance(event, events.MessageInjected):
@@ -90,10 +93,17 @@ class GatewayLayer(HttpLayer):
 
     def _swing_gates(self) -> None:
         """Stop reading while a stream that waits has enough queued, or too much is pipelined."""
-        queued = sum(stream.queued for stream in self.streams.values() if isinstance(stream, GatewayStream))
-        pending = 0 if self._front is None else self._front.pending
-        self._wire.client_gate.swing(queued + pending < QUEUE)
-        self._wire.upstream_gate.swing(queued < QUEUE)
+        front, wire = self._front, self._wire
+        if front is None:
+            return
+        queued = front.pending
+        for stream in self.streams.values():
+            if isinstance(stream, GatewayStream):
+                waiting = stream.queued
+                queued += waiting
+                if stream.upstream is not None:
+                    wire.swing(stream.upstream, waiting + front.buffered(stream.stream_id) < QUEUE)
+        wire.swing(self.context.client, queued < QUEUE)
 
     def _forget(self, connection: Connection) -> None:
         """Let go of an upstream connection that is closed."""
@@ -155,12 +165,8 @@ class GatewayLayer(HttpLayer):
         opened = UpstreamConnection(context, endpoint, command.tls, self._bounds, self._timers)
         top: Layer = opened
         if endpoint.scheme == "https":
-            tls_name = None if command.tls is None else command.tls.server_name
-            server.sni = tls_name or endpoint.host
-            server.alpn_offers = (b"http/1.1",)
-            self._remember_tls(server, command.tls)
             context.layers.remove(opened)
-            secured = ServerTLSLayer(context)
+            secured = UpstreamTlsLayer(context, command.tls, endpoint.host)
             context.layers.append(opened)
             secured.child_layer = opened
             top = secured

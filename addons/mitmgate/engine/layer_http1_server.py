@@ -87,6 +87,10 @@ class Http1Server(HttpConnection):
         """Bytes that wait for the current response to be done."""
         return self._reader.pending
 
+    def buffered(self, stream_id: int) -> int:
+        """Bytes of a response that the protocol holds back: HTTP/1 has none."""
+        return 0
+
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, HttpEvent):
             yield from self._send(event)

@@ -130,7 +130,7 @@ class GatewayStream(HttpStream):
         self._request_body = bytearray()
         self._response_body = bytearray()
         self._exchange: Exchange | None = None
-        self._upstream: Server | None = None
+        self.upstream: Server | None = None
         self._length: int | None = 0  # of the request's body
         self._received = 0
         self._limit: int | None = None
@@ -307,7 +307,7 @@ class GatewayStream(HttpStream):
             if self._request is _Request.DROPPED:
                 return False
             if reached.connection is not None:
-                self._upstream = self.context.server = self.flow.server_conn = reached.connection
+                self.upstream = self.context.server = self.flow.server_conn = reached.connection
                 return True
             gone = self._client_error_queued()
             if gone is not None:
@@ -476,7 +476,7 @@ class GatewayStream(HttpStream):
     def _on_upstream_error(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         if self._response is _Response.DONE or self._request in {_Request.DROPPED, _Request.WAITING}:
             return
-        self._upstream = None
+        self.upstream = None
         if self.context.client.timestamp_end is not None:  # mitmproxy closes upstreams with the client
             yield from self._abort(Reason.CLIENT_CLOSED, ErrorCode.CLIENT_DISCONNECTED)
             return
@@ -505,7 +505,7 @@ class GatewayStream(HttpStream):
         if timer is self._lifetime:
             yield from self._abort(Reason.TOKEN_EXPIRED, ErrorCode.KILL)
             return
-        stuck = self._upstream is not None and self._wire.congested(self._upstream)
+        stuck = self.upstream is not None and self._wire.congested(self.upstream)
         if self._request is not _Request.COMPLETE and not stuck:
             yield from self._fail(Reason.BODY_TIMEOUT)
         elif self._response is _Response.STREAMING and self._wire.congested(self.context.client):
@@ -566,7 +566,7 @@ class GatewayStream(HttpStream):
 
     def _leave_upstream(self, complete: bool) -> CommandGenerator[None]:
         """Let go of the upstream connection; one that has an unfinished exchange on it is closed, never used again."""
-        upstream, self._upstream = self._upstream, None
+        upstream, self.upstream = self.upstream, None
         if upstream is not None and not complete:
             yield SendHttp(RequestProtocolError(self.stream_id, "aborted", ErrorCode.CANCEL), upstream)
 

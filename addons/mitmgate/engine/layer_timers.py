@@ -42,6 +42,11 @@ class Timer:
         self.due = inf
         self.generation = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether no deadline is set."""
+        return self.due == inf
+
     def set(self, seconds: float) -> None:
         """Expire in so many seconds, instead of when it was to expire."""
         self.at(self._timers.clock() + seconds)

@@ -17,6 +17,8 @@ from mitmproxy.proxy.server import ConnectionIO
 
 FLUSH_SECONDS: Final = 30.0
 """What a peer gets to take what was written before the connection was closed."""
+UNREAD: Final = 256 * 1024
+"""Bytes of answers that a client may leave unread while it is still read from. More than a download can pile up."""
 UPSTREAMS: Final = 64
 """Upstream connections to one endpoint that a client connection may have; mitmproxy's own bound of 5 would make the
 sixth HTTP/2 stream wait for ever, because idle ones are kept."""
@@ -84,12 +86,11 @@ class GatedReader:
 class Wire:
     """The sockets of one client connection and of the upstream connections that were made for it."""
 
-    __slots__ = ("_client", "_handler", "_writers", "client_gate", "upstream_gate")
+    __slots__ = ("_client", "_gates", "_handler", "_writers")
 
     def __init__(self, handler: Handler | None, client: Client) -> None:
         """handler: None in tests without sockets; then nothing is held."""
-        self.client_gate = Gate()
-        self.upstream_gate = Gate()
+        self._gates: dict[Connection, Gate] = {}
         self._handler = handler
         self._client = client
         self._writers: dict[Connection, asyncio.StreamWriter] = {}
@@ -103,7 +104,7 @@ class Wire:
         if self._handler is None:
             return
         io = self._handler.transports[connection]
-        gate = self.client_gate if connection is self._client else self.upstream_gate
+        gate = self._gates[connection] = Gate()
         io.reader = GatedReader(io.reader, gate)  # type: ignore[arg-type, assignment]  # read() is all that is used
         if isinstance(io.writer, asyncio.StreamWriter):
             self._writers[connection] = io.writer
@@ -113,6 +114,7 @@ class Wire:
 
         mitmproxy leaves a socket to the garbage collection where its handler is cancelled twice.
         """
+        self._gates.pop(connection, None)
         writer = self._writers.pop(connection, None)
         if writer is None:
             return
@@ -121,6 +123,12 @@ class Wire:
             writer.close()
         if transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
+
+    def swing(self, connection: Connection, opened: bool) -> None:
+        """Let a connection's socket be read, or not."""
+        gate = self._gates.get(connection)
+        if gate is not None:
+            gate.swing(opened)
 
     def forget(self, connection: Connection) -> None:
         """Drop what mitmproxy keeps of a connection that could not be opened, for as long as its client stays."""
@@ -145,7 +153,8 @@ class Wire:
     async def drain(self) -> None:
         """Wait for those that the reading side writes to, in place of mitmproxy's wait for all of them.
 
-        A client that is slow to read must not keep its own upload from being read, nor the other way round.
+        A client that is slow to read must not keep its own upload from being read, nor the other way round; unless it
+        sends what makes us answer, and never reads the answers.
         """
         handler = self._handler
         if handler is None:
@@ -153,7 +162,9 @@ class Wire:
         own = handler.transports.get(self._client)
         from_client = own is not None and own.handler is asyncio.current_task()
         for connection, writer in list(self._writers.items()):
-            if (connection is self._client) is from_client:
+            if (connection is self._client) is from_client and (
+                writer.transport.get_write_buffer_size() < UNREAD or not from_client
+            ):
                 continue
             try:
                 await writer.drain()

@@ -16,7 +16,7 @@ MAX_SOURCE = 4096
 FACTS: Final[Mapping[str, frozenset[str]]] = {
     "request": frozenset({"method", "path", "query", "host", "headers"}),
     "principal": frozenset({"subject", "roles", "scopes", "claims", "issuer"}),
-    "client": frozenset({"ip"}),
+    "client": frozenset({"ip", "certificate"}),
     "route": frozenset({"name"}),
 }
 """The variables of a condition and their members, as core.authorize.facts_of makes them: names in request.headers are
@@ -25,7 +25,7 @@ lower-case, request.query is "" where there is none, principal.issuer is the pol
 _SAMPLE: Final[Mapping[str, Mapping[str, object]]] = {
     "request": {"method": "GET", "path": "/", "query": "", "host": "api.example", "headers": {}},
     "principal": {"subject": "alice", "roles": [], "scopes": [], "claims": {}, "issuer": "corp"},
-    "client": {"ip": "192.0.2.1"},
+    "client": {"ip": "192.0.2.1", "certificate": ""},
     "route": {"name": "route"},
 }
 _TYPES = frozenset({"int", "uint", "double", "string", "bytes", "bool", "list", "map", "null_type", "type"})

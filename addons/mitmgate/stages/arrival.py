@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
+from mitmproxy.connection import Client
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.writer import Denial
@@ -99,6 +100,13 @@ def _is_trusted(peer: str, trusted: CidrSet) -> bool:
     return address is not None and address in trusted
 
 
+def _subject(client: Client) -> str | None:
+    """Return the subject of the client's certificate (RFC 4514); the TLS layer lets only verified ones in."""
+    if not client.certificate_list:
+        return None
+    return client.certificate_list[0].to_cryptography().subject.rfc4514_string()
+
+
 def ingress(flow: HTTPFlow) -> Request:
     """Take the request of a flow as it arrived.
 
@@ -121,4 +129,5 @@ def ingress(flow: HTTPFlow) -> Request:
         authority=data.authority.decode("latin-1"),
         peer=client.peername[0] if client.peername else "",
         declared_body=declared,
+        certificate=_subject(client),
     )

@@ -34,7 +34,12 @@ class Authorization(Stage):
         if principal is None and route.issuers is not None:
             exchange.challenge = exchange.challenge or "Bearer"
             return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
-        refusal = authorize(route.require, principal, lambda: facts_of(head, principal, exchange.client, route.name))
+        certificate = exchange.request.certificate
+        refusal = authorize(
+            route.require,
+            principal,
+            lambda: facts_of(head, principal, exchange.client, route.name, certificate),
+        )
         if refusal is None:
             return self.admitted
         if refusal.reason is Reason.SCOPE_MISSING:

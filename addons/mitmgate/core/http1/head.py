@@ -17,7 +17,7 @@ _METHODS: Final = frozenset(b"GET HEAD POST PUT DELETE OPTIONS PATCH".split())
 _VERSIONS: Final = {b"HTTP/1.1": "HTTP/1.1", b"HTTP/1.0": "HTTP/1.0"}
 _OTHER_VERSION: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
 _STATUS: Final = re.compile(rb"(HTTP/1\.[01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
-_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,14}")
+LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,14}")
 _OPAQUE: Final = frozenset({204, 304})
 
 _NAMES: Final = (
@@ -177,7 +177,7 @@ def _framing(headers: Headers, version: str) -> int | str | None:
         return None
     if not lengths:
         return 0
-    if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
+    if len(lengths) > 1 or LENGTH.fullmatch(lengths[0]) is None:
         return "Content-Length is not one number."
     return int(lengths[0])
 

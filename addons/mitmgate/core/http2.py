@@ -1,0 +1,111 @@
+"""HTTP/2 requests, validated again before they become HTTP/1.1 (RFC 9113, sections 8.2 and 8.3)."""
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from mitmgate.core.headers import Fields
+from mitmgate.core.http1.bounds import Bounds
+from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN
+from mitmgate.core.http1.refusal import Refusal
+from mitmgate.core.reason import Reason
+
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]++")
+_FORBIDDEN: Final = frozenset(
+    b"connection keep-alive proxy-connection transfer-encoding upgrade http2-settings".split()
+)
+_VALUE: Final = TEXT.translate(None, b"\r\n")
+_OVERHEAD: Final = 32  # what a field counts for beside its bytes: RFC 9113, section 6.5.2
+
+
+class Http2Request(NamedTuple):
+    """A request as it may be written in HTTP/1.1. length: bytes of the body; None: not known until its end."""
+
+    method: bytes
+    scheme: bytes
+    authority: bytes
+    path: bytes
+    fields: Fields
+    length: int | None
+    expects_continue: bool
+
+
+def read_request(
+    fields: Iterable[tuple[bytes, bytes]], scheme: bytes, ended: bool, bounds: Bounds
+) -> Http2Request | Refusal:
+    """Read a header section. scheme: the connection's. ended: no body follows."""
+    pseudo: dict[bytes, bytes] = {}
+    kept: list[tuple[bytes, bytes]] = []
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value) + _OVERHEAD
+        if name.startswith(b":"):
+            if kept or name in pseudo:
+                return _malformed("A pseudo-header field is repeated, or follows a header field.", pseudo)
+            pseudo[name] = value
+            continue
+        flaw = _flaw(name, value)
+        if flaw is not None:
+            return _malformed(flaw, pseudo)
+        kept.append((name, value))
+    if size > bounds.head or len(kept) > bounds.fields:
+        return Refusal(Reason.HEAD_TOO_LARGE, f"The head is larger than {bounds.head} bytes, or has too many fields.")
+    kept = _joined_cookies(kept)
+    head = _target(pseudo, scheme, bounds)
+    if isinstance(head, Refusal):
+        return head
+    method, authority, path = head
+    lengths = [value for name, value in kept if name == b"content-length"]
+    if len(lengths) > 1 or (lengths and LENGTH.fullmatch(lengths[0]) is None):
+        return Refusal(Reason.FRAMING_AMBIGUOUS, "Content-Length is not one number.", method, path, tuple(kept))
+    expectations = [value.lower() for name, value in kept if name == b"expect"]
+    if expectations and expectations != [b"100-continue"]:
+        return Refusal(Reason.EXPECTATION_REFUSED, "The only expectation is 100-continue.", method, path, tuple(kept))
+    length = int(lengths[0]) if lengths else 0 if ended else None
+    return Http2Request(method, scheme, authority, path, tuple(kept), length, bool(expectations))
+
+
+def _joined_cookies(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Join what HTTP/2 may send in pieces (RFC 9113, section 8.2.3)."""
+    cookies = [value for name, value in fields if name == b"cookie"]
+    if len(cookies) < 2:
+        return fields
+    rest = [field for field in fields if field[0] != b"cookie"]
+    return [*rest, (b"cookie", b"; ".join(cookies))]
+
+
+def _flaw(name: bytes, value: bytes) -> str | None:
+    if _NAME.fullmatch(name) is None:
+        return "A field name is not a lower-case token."
+    if value.translate(None, _VALUE) or value.strip(b" \t") != value:
+        return "A field value holds a control character, or begins or ends with a space."
+    if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
+        return "A field is of the connection, which HTTP/2 does not have."
+    return None
+
+
+def _target(pseudo: dict[bytes, bytes], scheme: bytes, bounds: Bounds) -> tuple[bytes, bytes, bytes] | Refusal:
+    method = pseudo.pop(b":method", b"")
+    authority = pseudo.pop(b":authority", b"")
+    given_scheme = pseudo.pop(b":scheme", b"")
+    path = pseudo.pop(b":path", b"")
+    if TOKEN.fullmatch(method) is None:
+        return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.")
+    if method == b"CONNECT":
+        return Refusal(Reason.METHOD_INVALID, "CONNECT is not taken here.", method)
+    if pseudo:
+        return Refusal(Reason.HEAD_MALFORMED, "A pseudo-header field is not known.", method)
+    if not path or path.translate(None, TARGET) or authority.translate(None, TARGET):
+        return Refusal(
+            Reason.TARGET_INVALID, "The request target holds a character that must be percent-encoded.", method
+        )
+    if len(path) > bounds.target:
+        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {bounds.target} bytes.", method)
+    if given_scheme != scheme:
+        return Refusal(Reason.TARGET_INVALID, "The scheme is another than the connection has.", method, path)
+    return method, authority, path
+
+
+def _malformed(detail: str, pseudo: dict[bytes, bytes]) -> Refusal:
+    method = pseudo.get(b":method", b"")
+    return Refusal(Reason.HEAD_MALFORMED, detail, method if TOKEN.fullmatch(method) else b"")

@@ -9,6 +9,7 @@ import pytest
 
 from mitmgate.core.rules import Circuit, Requirement, Rewrite
 from mitmgate.policy.loader import load_snapshot
+from mitmgate.policy.model_audit import FileSink
 
 MINIMAL = """\
 version: 1
@@ -101,7 +102,7 @@ def test_numbers_durations_and_words_may_come_from_the_environment(tmp_path: Pat
     assert (policy.mode, policy.listen.host, policy.listen.port) == ("report", "10", 8081)
     assert (policy.limits.head_timeout, policy.limits.connections) == (0.25, 7)
     assert (route.issuers, route.websocket, route.max_body) == (None, True, 2048)
-    assert policy.audit.sinks[0].file == "/var/a-10.jsonl"  # type: ignore[union-attr]
+    assert policy.audit.sinks == (FileSink(file="/var/a-10.jsonl"),)
     assert snapshot.resolve("/var/a-10.jsonl") == "/var/a-10.jsonl"
 
 

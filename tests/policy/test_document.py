@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from mitmgate.policy.document import Document, parse
+from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment, UnresolvedError, interpolate
+from mitmgate.policy.parsing import parse
 
 
 def read(text: str, environ: Mapping[str, str] | None = None) -> Document:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import example as example_of
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -61,6 +62,9 @@ def survive(path: Path, content: bytes) -> None:
 
 @FEW
 @given(value=VALUES)
+@example_of(value={"(": None})
+@example_of(value={"[key]": None, "store": {"(redis)": 1, "[key]": 2}})
+@example_of(value={"identity": {"forward": {"subject": []}}})
 def test_any_document(tmp_path: Path, value: object) -> None:
     survive(tmp_path / "p.yaml", json.dumps(value).encode())
 

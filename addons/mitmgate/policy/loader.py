@@ -5,10 +5,10 @@ from pathlib import Path
 
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
-from mitmgate.policy.document import parse
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
+from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import PolicyError, Problem, in_order
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.validation import validate

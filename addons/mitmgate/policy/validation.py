@@ -43,8 +43,7 @@ def validate(document: Document) -> tuple[Policy | None, list[Problem]]:
 def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[Section]]) -> Problem | None:
     """Translate one error; None where it only follows from a reference that has no value."""
     context: dict[str, Any] = detail.get("ctx", {})
-    # The names of a union's branches, "(redis)", stand for nothing in the file; "[key]" is a mapping's key itself.
-    location: Location = tuple(step for step in detail["loc"] if str(step)[:1] != "(" and step != "[key]")
+    location = _location(document, detail["loc"])
     if location and isinstance(location[-1], int) and not isinstance(document.at(location[:-1]), list):
         location = location[:-1]  # a list that is written as its only member
     key = detail["loc"][-1:] == ("[key]",)
@@ -76,6 +75,17 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
         quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
         hint = "write it without quotes" if quoted else _HINTS.get(kind, "")
     return document.problem(location, message, found=written(found), hint=hint, key=key)
+
+
+def _location(document: Document, steps: Location) -> Location:
+    """Leave out what stands for nothing in the file: a union's branch, "(redis)", and "[key]" for a key itself."""
+    location: Location = ()
+    for step in steps:
+        members = document.at(location)
+        named = isinstance(members, dict) and step in members
+        if named or not (step == "[key]" or str(step).startswith("(")):
+            location = (*location, step)
+    return location
 
 
 def _unknown_member(document: Document, location: Location, sections: dict[int, type[Section]]) -> Problem:

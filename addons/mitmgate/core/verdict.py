@@ -17,7 +17,7 @@ class Outcome(StrEnum):
     OBSERVE = "observe"  # report-only: would have denied
 
 
-FINAL = frozenset({Outcome.DENY, Outcome.ANSWER})
+GOES_ON = frozenset({Outcome.ADMIT, Outcome.SKIP, Outcome.OBSERVE})
 
 
 class Step(NamedTuple):
@@ -59,7 +59,7 @@ class Verdict:
             raise ValueError(f"{step.stage} spoke after {self.final.stage} had decided")
         self._steps.append(step)
         self._seconds.append(seconds)
-        if step.outcome in FINAL:
+        if step.outcome not in GOES_ON:  # so that an outcome nobody knows admits nothing
             self.final = step
 
     @property

@@ -123,6 +123,8 @@ def response_of(exchange: Exchange) -> Response:
         if answer is None:
             raise ValueError("an answer without content")
         return _make(answer.status, answer.fields, answer.body)
+    if final.outcome is not Outcome.DENY:
+        raise ValueError(f"{final.stage} has no outcome {final.outcome!r}")
     return problem_response(exchange, final.reason, final.detail)
 
 

@@ -81,6 +81,8 @@ class Stage:
     def _record(self, exchange: Exchange, step: Step, started: float) -> None:
         if step.stage != self.name:
             step = self._failed(ValueError(f"{self.name} spoke as {step.stage}"))
+        elif type(step.outcome) is not Outcome:
+            step = self._failed(ValueError(f"{self.name} has no outcome {step.outcome!r}"))
         elif (
             step.outcome is Outcome.DENY
             and self.reportable

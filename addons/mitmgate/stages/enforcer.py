@@ -77,13 +77,15 @@ class Enforcer:
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Refuse a connection to anything but an endpoint of the policy in force, whoever asks for it."""
         address = data.server.address
+        # First the refusal: if what follows raises, mitmproxy logs it and dials, unless an error is there.
+        earlier, data.server.error = data.server.error, "not an endpoint of the policy"
         upstreams = self._source.snapshot.upstreams.values()
-        if not any(
+        if any(
             address is not None and (endpoint.host, endpoint.port) == (address[0], address[1])
             for upstream in upstreams
             for endpoint in upstream.endpoints
         ):
-            data.server.error = "not an endpoint of the policy"
+            data.server.error = earlier
 
 
 def point_at(flow: HTTPFlow, endpoint: Endpoint) -> None:

@@ -87,9 +87,11 @@ class Stage:
             step.outcome is Outcome.DENY
             and self.reportable
             and step.reason not in NEVER_OBSERVED
-            and _reports(exchange)
+            and reports(exchange)
         ):
             step = step._replace(outcome=Outcome.OBSERVE)
+            # What goes with a denial (Allow, Retry-After, a challenge) must not go with a later one.
+            exchange.answer = exchange.challenge = None
         exchange.verdict.record(step, perf_counter() - started)
 
     def _failed(self, error: Exception) -> Step:
@@ -97,5 +99,6 @@ class Stage:
         return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
 
 
-def _reports(exchange: Exchange) -> bool:
+def reports(exchange: Exchange) -> bool:
+    """Tell whether the policy, or the route, observes denials instead of enforcing them."""
     return exchange.snapshot.mode == "report" or (exchange.route is not None and exchange.route.mode == "report")

@@ -12,7 +12,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, reports
 
 _UPSTREAM_FAILURES = frozenset(
     {Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_MALFORMED, Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_TIMEOUT}
@@ -23,7 +23,7 @@ class CircuitBreaker(Stage):
     """Choose an endpoint in turn, among those whose circuit lets a request through.
 
     Reads: exchange.route.upstream. Writes: exchange.endpoint, exchange.permit, exchange.answer (Retry-After).
-    Denies: 503 circuit-open, where no endpoint is left. On failure: stage-error.
+    Denies: 503 circuit-open, where no endpoint is left (in report mode the next in turn is taken). On failure: stage-error.
     The outcome is recorded once: when the response's head arrives, or when the exchange ends without one. What the
     gateway denied, and what a client broke off, says nothing of the endpoint.
     """
@@ -44,6 +44,9 @@ class CircuitBreaker(Stage):
         wait = self._acquire(exchange, route.upstream, exchange.now, ())
         if wait is None:
             return self.admitted
+        if reports(exchange):  # the request goes on all the same; without a permit, it says nothing of the endpoint
+            endpoints = route.upstream.endpoints
+            exchange.endpoint = endpoints[self._turns[route.upstream.name] % len(endpoints)]
         exchange.answer = Answer(503, ((b"Retry-After", b"%d" % max(1, ceil(wait))),))
         return self.deny(Reason.CIRCUIT_OPEN, "The service is not available at the moment.")
 

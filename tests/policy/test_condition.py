@@ -73,13 +73,33 @@ def test_anything_but_a_bool_raises_value_error(source: str) -> None:
 def test_facts_that_cel_has_no_exact_value_for_raise_value_error(claim: object) -> None:
     facts = {"principal": {**PRINCIPAL, "claims": {"a": claim}}}
     with pytest.raises(ValueError, match=r"."):
-        compile_condition('principal.subject == "alice"').holds(facts)
+        compile_condition('principal.claims.b == "alice"').holds(facts)
+
+
+def test_only_the_members_that_it_reads_are_converted() -> None:
+    facts = {"principal": {**PRINCIPAL, "claims": {"a": 2**70}}}
+    assert compile_condition('principal.subject == "alice"').holds(facts) is True
 
 
 @pytest.mark.parametrize("facts", [{}, {"principal": None}, {"principal": 7}, {"principal": {}}])
 def test_facts_that_are_not_there_raise_value_error(facts: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         compile_condition('principal.subject != "mallory"').holds(facts)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'request["method"] == "GET"',
+        '[request].exists(r, r.method == "GET")',
+        'request . method == "GET" && request["path"] == "/a/b"',
+        'request == request && request.method == "GET"',
+        'request.exists(name, name == "headers")',
+        'has(principal.claims.tenant) && principal["claims"]["tenant"] == "acme"',
+    ],
+)
+def test_members_are_there_however_they_are_written(source: str) -> None:
+    assert compile_condition(source).holds(ALL) is True
 
 
 def test_only_the_facts_that_it_reads_are_asked_for() -> None:
@@ -100,6 +120,8 @@ def test_only_the_facts_that_it_reads_are_asked_for() -> None:
         ("true || unknown", "no variable unknown", "one of request"),
         ("[1].exists(x, x == y)", "no variable y", ""),
         ('request.pth == "/"', "request has no member pth", "did you mean path?"),
+        ('.request.method == "GET"', "no variable .request", "did you mean request?"),
+        ("[1].exists(request, request == 1)", "request is a variable already", ""),
         ("client.address == 1", "client has no member address", "ip"),
         ('request.path.startWith("/")', "no function startWith", "did you mean startsWith?"),
         ('request.path.lowerAscii() == "/"', "no function lowerAscii", ""),

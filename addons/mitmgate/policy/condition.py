@@ -44,7 +44,7 @@ _STRING = re.compile(
     re.DOTALL,
 )
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter)\s*\(\s*([A-Za-z_]\w*)\s*,")
-_MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-z_]\w*)")
+_MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-z_]\w*)\b(?!\s*\()")
 _SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
 
 
@@ -70,13 +70,14 @@ class _Program(Protocol):
 class CelCondition:
     """A compiled condition (core.rules.Condition). variables: the facts that it reads; only those are needed."""
 
-    __slots__ = ("_program", "source", "variables")
+    __slots__ = ("_program", "_reads", "source", "variables")
 
-    def __init__(self, source: str, program: _Program, variables: frozenset[str]) -> None:
-        """Take a program that compile_condition has checked."""
+    def __init__(self, source: str, program: _Program, reads: Mapping[str, frozenset[str]]) -> None:
+        """Take a program that compile_condition has checked. reads: the members that it reads of each variable."""
         self.source = source
-        self.variables = variables
+        self.variables = frozenset(reads)
         self._program = program
+        self._reads = tuple((name, tuple(members)) for name, members in reads.items())
 
     def holds(self, facts: Mapping[str, object]) -> bool:
         """Evaluate over facts, shaped as FACTS says.
@@ -86,7 +87,7 @@ class CelCondition:
         the caller's denial is the only other outcome.
         """
         try:
-            result = self._program.execute({name: _plain(facts[name]) for name in self.variables})
+            result = self._program.execute({name: _some(facts[name], members) for name, members in self._reads})
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a Rust panic is no Exception
@@ -109,14 +110,25 @@ def compile_condition(source: str) -> CelCondition:
     for name in program.functions():
         if name.isidentifier() and name not in _FUNCTIONS:
             raise ConditionError(f"there is no function {name}", nearest(name, (*_FUNCTIONS, *_MACROS)))
+    for name in sorted(bound & FACTS.keys()):
+        raise ConditionError(f"{name} is a variable already", "call the macro's variable x")
     for variable, member in _MEMBER.findall(code):
-        if variable not in bound and member not in FACTS[variable]:
+        if member not in FACTS[variable]:
             members = FACTS[variable]
             hint = nearest(member, members) or f"one of {', '.join(sorted(members))}"
             raise ConditionError(f"{variable} has no member {member}", hint)
-    condition = CelCondition(source, program, variables)
     _refuse_other_types(program)
-    return condition
+    return CelCondition(source, program, {name: _members_read(code, name) for name in variables})
+
+
+def _members_read(code: str, variable: str) -> frozenset[str]:
+    """Name the members of a variable that an expression can read: converting the others is most of its time.
+
+    All of them, where the variable is used as a whole, or in a way that is not plainly `variable.member`.
+    """
+    named = [member for name, member in _MEMBER.findall(code) if name == variable]
+    used = re.findall(rf"(?<!\w){variable}\b", code)
+    return frozenset(named) if named and len(named) == len(used) else FACTS[variable]
 
 
 def _compiled(source: str) -> _Program:
@@ -146,6 +158,13 @@ def _refuse_other_types(program: _Program) -> None:
         return
     if not isinstance(result, bool):
         raise ConditionError(f"the value is {type(result).__name__}, and must be bool", "compare it with something")
+
+
+def _some(fact: object, members: tuple[str, ...]) -> dict[str, object]:
+    """Take the members that are read; raises TypeError or KeyError where they are not there."""
+    if not isinstance(fact, Mapping):
+        raise TypeError("the fact is not there")
+    return {member: _plain(fact[member]) for member in members}
 
 
 def _plain(value: object) -> object:

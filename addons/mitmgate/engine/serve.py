@@ -11,11 +11,11 @@ import click
 from mitmproxy import options
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.exceptions import OptionsError
-from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate import process_log
 from mitmgate.chain import Gateway
 from mitmgate.engine.gateway import gateway
+from mitmgate.engine.master import LeanMaster
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.unsupported import unsupported
 from mitmgate.stages.enforcer import BLACK_HOLE
@@ -60,7 +60,7 @@ def load_for_host(path: str) -> Loaded:
 async def run(loaded: Loaded, host: str, port: int) -> int:
     """Proxy until SIGTERM or SIGINT. Returns the process's exit status."""
     opts = options.Options()
-    master = DumpMaster(opts, with_termlog=False, with_dumper=False)
+    master = LeanMaster(opts)
     addon = gateway(loaded.path)
     master.addons.add(addon)
     try:
@@ -82,7 +82,7 @@ async def run(loaded: Loaded, host: str, port: int) -> int:
     return 0
 
 
-async def _announce(master: DumpMaster, addon: Gateway) -> None:
+async def _announce(master: LeanMaster, addon: Gateway) -> None:
     """Print one line when connections are accepted."""
     proxyserver = master.addons.get("proxyserver")
     if not isinstance(proxyserver, Proxyserver):

@@ -23,7 +23,7 @@ class CircuitBreaker(Stage):
     """Choose an endpoint in turn, among those whose circuit lets a request through.
 
     Reads: exchange.route.upstream. Writes: exchange.endpoint, exchange.permit, exchange.answer (Retry-After).
-    Denies: 503 circuit-open, where no endpoint is left (in report mode the next in turn is taken). On failure: stage-error.
+    Denies: 503 circuit-open, where no endpoint is left; observed, the next in turn is taken. On failure: stage-error.
     The outcome is recorded once: when the response's head arrives, or when the exchange ends without one. What the
     gateway denied, and what a client broke off, says nothing of the endpoint.
     """

@@ -84,10 +84,7 @@ class Stage:
         elif type(step.outcome) is not Outcome:
             step = self._failed(ValueError(f"{self.name} has no outcome {step.outcome!r}"))
         elif (
-            step.outcome is Outcome.DENY
-            and self.reportable
-            and step.reason not in NEVER_OBSERVED
-            and reports(exchange)
+            step.outcome is Outcome.DENY and self.reportable and step.reason not in NEVER_OBSERVED and reports(exchange)
         ):
             step = step._replace(outcome=Outcome.OBSERVE)
             # What goes with a denial (Allow, Retry-After, a challenge) must not go with a later one.

@@ -62,8 +62,8 @@ class Decider:
         self.ring.presented = recorded.presented
         exchange = self._arrival.begin(recorded.request)
         exchange.request_id = recorded.request_id or exchange.request_id
-        # What would be random is the same in every run.
-        exchange.traceparent = valid_traceparent(recorded.request.headers.one(b"traceparent")) or _TRACE
+        # What would be random is what it was then, or the same in every run.
+        exchange.traceparent = _traceparent(recorded)
         verdict = exchange.verdict
         for stage in self._chain:
             pending = stage.run(exchange)
@@ -109,6 +109,16 @@ class Decider:
     def on_their_way(self) -> int:
         """How many admitted requests have not been answered yet."""
         return len(self._events)
+
+
+def _traceparent(recorded: Recorded) -> str:
+    """Find the trace context that the request went on with, where it did."""
+    decision = recorded.decision
+    if decision is not None and decision.fields is not None:
+        for name, content in reversed(decision.fields):
+            if name == b"traceparent":
+                return content.decode("latin-1")
+    return valid_traceparent(recorded.request.headers.one(b"traceparent")) or _TRACE
 
 
 def _finish(pending: Awaitable[None]) -> None:

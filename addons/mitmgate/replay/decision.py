@@ -1,6 +1,6 @@
 """A decision as replay compares it: what was decided, by which stage and why, and what the upstream was to get."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
@@ -26,8 +26,7 @@ def reason_of(code: object) -> Reason:
     return reason
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What became of one request, as far as a policy decides it.
 
     outcome: "admit", "deny" or "answer". reason: a code. stage: the one that spoke last, "" for an admission. route

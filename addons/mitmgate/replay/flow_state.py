@@ -17,7 +17,7 @@ from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING
-from mitmgate.replay.tnetstring import DamagedError, Span, items, members, pairs, value
+from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
 from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
 
 _METADATA: Final = METADATA.encode("ascii")
@@ -44,21 +44,23 @@ def current(raw: bytes) -> tuple[bytes, Spans]:
 
 def arrival_of(raw: bytes) -> float | None:
     """Return when a flow's request arrived (Unix seconds): what flows are put in order by. None: no HTTP flow."""
+    span: Span | None = tnetstring.span_of(raw)
+    for key in (b"metadata", _METADATA, b"now"):  # the way to it in our own recordings, and nothing beside it
+        span = None if span is None else tnetstring.find(raw, span, key)
+    if span is not None:
+        return number(raw, span)
     raw, flow = current(raw)
     if value(raw, flow[b"type"]) != "http":
         return None
-    gateway = _gateway(raw, flow)
-    if gateway is not None and b"now" in gateway:
-        return _number(raw, gateway[b"now"])
     request = members(raw, flow[b"request"])
-    return _number(raw, request[b"timestamp_start"])
+    return number(raw, request[b"timestamp_start"])
 
 
 def read_flow(raw: bytes, tokens: PresentedTokens) -> Entry:
     """Read one flow's record. tokens: reads what stands in Authorization. Raises DamagedError."""
     try:
         raw, flow = current(raw)
-        identity = _text(raw, flow[b"id"])
+        identity = text(raw, flow[b"id"])
         if value(raw, flow[b"type"]) != "http":
             return Skipped(identity, "no HTTP request")
         gateway = _gateway(raw, flow)
@@ -76,34 +78,34 @@ def _gateway(raw: bytes, flow: Spans) -> Spans | None:
 
 def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: PresentedTokens) -> Entry:
     """Read a flow that went through the gateway."""
-    stage = _optional(raw, gateway[b"stage"])
+    stage = text_or_none(raw, gateway[b"stage"])
     if stage == "protocol":
         return Skipped(identity, "refused by the protocol layer before there was a request")
     note = members(raw, gateway[_RECORDING]) if _RECORDING in gateway else {}
     ingress = members(raw, gateway[b"ingress"])
     certificate = ingress.get(b"certificate")
     declared = value(raw, ingress[b"declared_body"])
-    key = _optional(raw, note[b"key"]) if b"key" in note else None
+    key = text_or_none(raw, note[b"key"]) if b"key" in note else None
     shown = tokens.show(pairs(raw, ingress[b"headers"]), key)
     if shown is None:
         return Skipped(identity, "a token of the recording is not intact")
     fields, presented = shown
     request = Request(
-        method=_text(raw, ingress[b"method"]),
-        target=_text(raw, ingress[b"target"]),
-        version=_text(raw, ingress[b"version"]),
+        method=text(raw, ingress[b"method"]),
+        target=text(raw, ingress[b"target"]),
+        version=text(raw, ingress[b"version"]),
         headers=Headers(fields),
-        scheme=_text(raw, ingress[b"scheme"]),
-        authority=_text(raw, ingress[b"authority"]),
-        peer=_text(raw, ingress[b"peer"]),
+        scheme=text(raw, ingress[b"scheme"]),
+        authority=text(raw, ingress[b"authority"]),
+        peer=text(raw, ingress[b"peer"]),
         declared_body=declared if isinstance(declared, int) else None,
-        certificate=None if certificate is None else _optional(raw, certificate),
+        certificate=None if certificate is None else text_or_none(raw, certificate),
     )
     decision = _decision(raw, flow, gateway, stage)
-    at = _number(raw, gateway[b"now"])
+    at = number(raw, gateway[b"now"])
     response = flow[b"response"]
     answer = None if response[2] == tnetstring.NULL else members(raw, response)
-    status = None if answer is None else int(_number(raw, answer[b"status_code"]))
+    status = None if answer is None else int(number(raw, answer[b"status_code"]))
     aftermath = None
     if decision is not None and decision.outcome == ADMIT:
         aftermath = _aftermath(raw, flow, gateway, note, answer, status, at)
@@ -111,25 +113,25 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
         id=identity,
         at=at,
         request=request,
-        request_id=_text(raw, gateway[b"request_id"]),
+        request_id=text(raw, gateway[b"request_id"]),
         presented=presented,
         decision=decision,
         aftermath=aftermath,
-        policy=_text(raw, gateway[b"policy"]),
-        sample=_number(raw, note[b"sample"]) if b"sample" in note else 1.0,
+        policy=text(raw, gateway[b"policy"]),
+        sample=number(raw, note[b"sample"]) if b"sample" in note else 1.0,
         response_status=status,
     )
 
 
 def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Decision | None:
-    outcome = _text(raw, gateway[b"decision"])
-    reason = _optional(raw, gateway[b"reason"])
+    outcome = text(raw, gateway[b"decision"])
+    reason = text_or_none(raw, gateway[b"reason"])
     if outcome == "none" or reason is None:
         return None
-    route, principal = _optional(raw, gateway[b"route"]), NO_RULE
+    route, principal = text_or_none(raw, gateway[b"route"]), NO_RULE
     if gateway[b"principal"][2] == tnetstring.MAPPING:
         who = members(raw, gateway[b"principal"])
-        principal = "/".join((_text(raw, who[b"issuer"]), _text(raw, who[b"subject"])))
+        principal = "/".join((text(raw, who[b"issuer"]), text(raw, who[b"subject"])))
     observed: tuple[str, ...] = ()
     start, end, _ = gateway[b"steps"]
     if raw.find(b"observe", start, end) >= 0:
@@ -139,9 +141,9 @@ def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Dec
     fields: Fields | None = None
     if outcome == ADMIT:
         request = members(raw, flow[b"request"])
-        host = _text(raw, request[b"host"])
+        host = text(raw, request[b"host"])
         host = f"[{host}]" if ":" in host else host
-        scheme, port = _wire(raw, request[b"scheme"]), int(_number(raw, request[b"port"]))
+        scheme, port = _wire(raw, request[b"scheme"]), int(number(raw, request[b"port"]))
         endpoint = f"{scheme}://{host}:{port}"
         target = _wire(raw, request[b"path"])
         fields = tuple(pairs(raw, request[b"headers"]))
@@ -152,12 +154,12 @@ def _aftermath(
     raw: bytes, flow: Spans, gateway: Spans, note: Spans, answer: Spans | None, status: int | None, at: float
 ) -> Aftermath:
     """Find out what came of an admitted request, and when the circuit knew."""
-    failed = _optional(raw, gateway[b"failure"])
+    failed = text_or_none(raw, gateway[b"failure"])
     failure = reason_of(failed) if failed is not None else None
     if b"settled" in note:
         settled = [float(each) for each in items(raw, note[b"settled"]) if isinstance(each, int | float)]
-        moved = int(_number(raw, note[b"moved"]))
-        told, then = value(raw, note[b"status"]), _optional(raw, note[b"failure"])
+        moved = int(number(raw, note[b"moved"]))
+        told, then = value(raw, note[b"status"]), text_or_none(raw, note[b"failure"])
         return Aftermath(
             settled[-1] if len(settled) > moved else None,
             told if isinstance(told, int) else None,
@@ -167,9 +169,9 @@ def _aftermath(
     if failure is not None:
         status = None
     if answer is not None:
-        known = _number(raw, answer[b"timestamp_start"])
+        known = number(raw, answer[b"timestamp_start"])
     elif flow[b"error"][2] == tnetstring.MAPPING:
-        known = _number(raw, members(raw, flow[b"error"])[b"timestamp"])
+        known = number(raw, members(raw, flow[b"error"])[b"timestamp"])
     else:
         known = at
     return Aftermath(max(known, at), status, failure)
@@ -182,17 +184,17 @@ def _foreign(raw: bytes, flow: Spans, identity: str, tokens: PresentedTokens) ->
     gateway = _gateway(raw, flow)
     if gateway is not None and _RECORDING in gateway:
         note = members(raw, gateway[_RECORDING])
-    shown = tokens.show(pairs(raw, request[b"headers"]), _optional(raw, note[b"key"]) if b"key" in note else None)
+    shown = tokens.show(pairs(raw, request[b"headers"]), text_or_none(raw, note[b"key"]) if b"key" in note else None)
     if shown is None:
         return Skipped(identity, "a token of the recording is not intact")
     fields, presented = shown
     headers = Headers(fields)
     peer = client[b"peername"]
     address = items(raw, peer)[0] if peer[2] == tnetstring.LIST else ""
-    at = _number(raw, request[b"timestamp_start"])
+    at = number(raw, request[b"timestamp_start"])
     response = flow[b"response"]
     answer = None if response[2] == tnetstring.NULL else members(raw, response)
-    status = None if answer is None else int(_number(raw, answer[b"status_code"]))
+    status = None if answer is None else int(number(raw, answer[b"status_code"]))
     content = request[b"content"]
     made = Request(
         method=_wire(raw, request[b"method"]),
@@ -209,14 +211,14 @@ def _foreign(raw: bytes, flow: Spans, identity: str, tokens: PresentedTokens) ->
         at=at,
         request=made,
         presented=presented,
-        aftermath=None if answer is None else Aftermath(max(at, _number(raw, answer[b"timestamp_start"])), status),
+        aftermath=None if answer is None else Aftermath(max(at, number(raw, answer[b"timestamp_start"])), status),
         response_status=status,
     )
 
 
-def http_version(text: str) -> str:
+def http_version(written: str) -> str:
     """Return a version as core.request writes it; browsers write others."""
-    version = text.upper()
+    version = written.upper()
     return {"HTTP/2": "HTTP/2.0", "H2": "HTTP/2.0", "HTTP/3": "HTTP/3.0", "H3": "HTTP/3.0"}.get(version, version)
 
 
@@ -228,23 +230,6 @@ def declared_body(headers: Headers, size: int) -> int | None:
     if length is None:
         return size
     return int(length) if length.isdigit() and len(length) < 19 else 0
-
-
-def _number(raw: bytes, span: Span) -> float:
-    found = value(raw, span)
-    return float(found) if isinstance(found, int | float) else 0.0
-
-
-def _text(raw: bytes, span: Span) -> str:
-    found = value(raw, span)
-    if not isinstance(found, str):
-        raise DamagedError("no text")
-    return found
-
-
-def _optional(raw: bytes, span: Span) -> str | None:
-    found = value(raw, span)
-    return found if isinstance(found, str) else None
 
 
 def _wire(raw: bytes, span: Span) -> str:

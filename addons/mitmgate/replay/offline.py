@@ -12,10 +12,10 @@ from mitmgate.core.rules import Issuer, KeySource
 from mitmgate.keys.material import problem as key_problem
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
-from mitmgate.policy.document import parse
 from mitmgate.policy.files import MAX_BYTES, Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
+from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import Problem, in_order
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.validation import validate

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final, NamedTuple, Protocol
 from mitmgate.replay.traffic import Entry
 from mitmgate.usage import UserError
 
-WINDOW: Final = 2048
+WINDOW: Final = 1024
 """Requests that may overtake each other without costing memory."""
 
 _BUFFER: Final = 1 << 18

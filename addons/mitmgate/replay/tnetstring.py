@@ -80,6 +80,30 @@ def members(raw: bytes, span: Span) -> dict[bytes, Span]:
     return found
 
 
+def find(raw: bytes, span: Span, key: bytes) -> Span | None:
+    """Find one member of a mapping, and read no further; None where there is none. Raises DamagedError."""
+    at, end, tag = span
+    if tag != MAPPING:
+        return None
+    index = raw.index
+    try:
+        while at < end:
+            colon = index(b":", at)
+            start = colon + 1
+            stop = start + int(raw[at:colon])
+            found = raw[start:stop] == key
+            at = stop + 1
+            colon = index(b":", at)
+            start = colon + 1
+            stop = start + int(raw[at:colon])
+            if found:
+                return start, stop, raw[stop]
+            at = stop + 1
+    except (ValueError, IndexError) as error:
+        raise DamagedError("no mapping") from error
+    return None
+
+
 def value(raw: bytes, span: Span) -> Value:
     """Build a value. Raises DamagedError."""
     start, end, tag = span
@@ -102,6 +126,25 @@ def value(raw: bytes, span: Span) -> Value:
     if tag == MAPPING:
         return {_text(key): value(raw, inner) for key, inner in members(raw, span).items()}
     raise DamagedError("an unknown type")
+
+
+def text(raw: bytes, span: Span) -> str:
+    """Read a text. Raises DamagedError where it is none."""
+    start, end, tag = span
+    if tag != TEXT:
+        raise DamagedError("no text")
+    return _text(raw[start:end])
+
+
+def text_or_none(raw: bytes, span: Span) -> str | None:
+    """Read a text; None where it is anything else."""
+    return _text(raw[span[0] : span[1]]) if span[2] == TEXT else None
+
+
+def number(raw: bytes, span: Span) -> float:
+    """Read a number; 0 where it is none."""
+    found = value(raw, span)
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def items(raw: bytes, span: Span) -> list[Value]:

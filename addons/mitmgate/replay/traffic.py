@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
@@ -39,8 +39,7 @@ class Presented:
     partial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Aftermath:
+class Aftermath(NamedTuple):
     """What came of an admitted request.
 
     known: Unix seconds at which the circuit knew of the last endpoint; None: it learnt nothing of it. tried: the times
@@ -54,8 +53,7 @@ class Aftermath:
     tried: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """One recorded request. at: Unix seconds at which it was, and is again, decided.
 
     decision: what was decided then; None where the recording does not say. policy: the digest of what decided it.

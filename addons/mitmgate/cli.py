@@ -27,6 +27,7 @@ COMMANDS = {
     "check": Entry("mitmgate.policy.commands:check", "Check policy files: errors and warnings with their places."),
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),
     "audit": Entry("mitmgate.audit.commands:audit", "Verify, follow or show an audit file."),
+    "bench": Entry("mitmgate.bench_command:command", "Measure the gateway beside stock mitmdump."),
 }
 
 

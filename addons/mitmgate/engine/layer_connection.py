@@ -1,5 +1,6 @@
 """A client connection: the layer that routes events between client, streams and upstreams, and keeps the deadlines."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -18,11 +19,14 @@ from mitmgate.engine.layer_events import GetUpstream, GetUpstreamCompleted, Reac
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
 from mitmgate.engine.layer_http2 import GatewayHttp2Server
-from mitmgate.engine.layer_stream import GatewayStream, Surroundings
+from mitmgate.engine.layer_stream import GatewayStream
+from mitmgate.engine.layer_stream_ending import Surroundings
 from mitmgate.engine.layer_timers import Expired, Timers
 from mitmgate.engine.layer_tls import UpstreamTlsLayer
 from mitmgate.engine.layer_wire import Wire
 from mitmgate.stages.exchange import Exchange
+
+logger = logging.getLogger(__name__)
 
 QUEUE: Final = 64 * 1024
 """Bytes that may wait for a stream that waits; then the sockets are not read."""
@@ -52,10 +56,36 @@ class GatewayLayer(HttpLayer):
         self._timers = Timers()
         self._surroundings = Surroundings(bounds, self._timers, wire, fail_over)
         self._upstreams: dict[Server, UpstreamConnection] = {}
+        self._broken = False
         self._waiting: dict[Server, GetUpstream] = {}
         self._front: Http1Server | GatewayHttp2Server | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if self._broken:
+            return
+        try:
+            yield from self._route(event)
+        except Exception:
+            logger.exception("a connection is closed because of a defect")
+            yield from self._break_off()
+            return
+        self._swing_gates()
+        wakeup = self._timers.wakeup()
+        if wakeup is not None:
+            yield wakeup
+
+    def _break_off(self) -> CommandGenerator[None]:
+        """Close everything: mitmproxy would log the exception, and leave the sockets open and the client waiting."""
+        self._broken = True
+        for stream in self.streams.values():
+            hook = stream.crashed() if isinstance(stream, GatewayStream) else None
+            if hook is not None:
+                hook.blocking = False
+                yield hook
+        for connection in list(self.connections):
+            yield commands.CloseConnection(connection)
+
+    def _route(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.ConnectionEvent):
             handler = self.connections.get(event.connection)
             if handler is not None:
@@ -79,10 +109,6 @@ class GatewayLayer(HttpLayer):
             stream = next((s for s in self.streams.values() if s.flow is event.flow), None)
             if stream is not None:
                 yield from self.event_to_child(stream, event)
-        self._swing_gates()
-        wakeup = self._timers.wakeup()
-        if wakeup is not None:
-            yield wakeup
 
     def _expire(self) -> CommandGenerator[None]:
         for timer in self._timers.expire():
@@ -154,7 +180,7 @@ class GatewayLayer(HttpLayer):
                 if (
                     upstream.endpoint == command.endpoint
                     and upstream.tls == command.tls
-                    and upstream.client.idle
+                    and upstream.idle
                     and (command.idempotent or upstream.client.idle_since > newest)
                 ):
                     yield from self._reply(command, Reached(server, None))

@@ -184,9 +184,15 @@ class UpstreamConnection(Layer):
         self.endpoint = endpoint
         self.tls = tls
         self.timed_out = False
+        self.opened = False
         self.client = Http1Client(context, bounds)
         self._timer = Timer(timers, self, self._give_up)
         self._connect_timeout = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request can be sent. Between connecting and the word of it a connection is its opener's."""
+        return self.opened and self.client.idle
 
     def within(self, seconds: float) -> None:
         """Give up opening after so many seconds."""
@@ -200,6 +206,7 @@ class UpstreamConnection(Layer):
         if isinstance(event, events.Start):
             error = yield commands.OpenConnection(self.context.server)
             self._timer.clear()
+            self.opened = error is None
             self._handle_event = self.client.handle_event  # type: ignore[method-assign]  # as mitmproxy's HttpClient
             yield RegisterHttpConnection(self.context.server, error)
 

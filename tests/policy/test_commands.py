@@ -121,4 +121,4 @@ def test_our_own_policies(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_members_that_are_not_supported_are_shown(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(example)]) == 0
-    assert f"{example}:11:3: warning: listen.tls: TLS towards clients: not supported yet" in capsys.readouterr().out
+    assert f"{example}:12:1: warning: admin: the admin listener: not supported yet" in capsys.readouterr().out

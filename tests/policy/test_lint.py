@@ -183,14 +183,11 @@ def test_bad_members_of_a_key_set_are_left_out_with_a_warning(tmp_path: Path) ->
 def test_what_is_not_supported_yet(example: Path, environ: Mapping[str, str]) -> None:
     loaded = load(example, environ)
     assert [(problem.line, problem.column, problem.path) for problem in unsupported(loaded)] == [
-        (11, 3, "listen.tls"),
         (12, 1, "admin"),
         (44, 5, "identity.forward.assertion"),
-        (56, 5, "upstreams.users.tls"),
     ]
-    example.write_text(example.read_text().replace("workers: 1", "workers: 2").replace('"http://127', '"https://127'))
-    found = {problem.path for problem in unsupported(load(example, environ))}
-    assert found >= {"listen.workers", "upstreams.users.endpoints[0]"}
+    example.write_text(example.read_text().replace("workers: 1", "workers: 2"))
+    assert "listen.workers" in {problem.path for problem in unsupported(load(example, environ))}
 
 
 def test_a_plain_policy_asks_for_nothing_that_is_missing(tmp_path: Path) -> None:

@@ -15,28 +15,17 @@ class Gap(NamedTuple):
     where: Callable[[Policy], Iterator[Location]]
 
 
-def _upstream_tls(policy: Policy) -> Iterator[Location]:
-    for name, upstream in policy.upstreams.items():
-        if upstream.tls is not None:
-            yield "upstreams", name, "tls"
-        for index, endpoint in enumerate(upstream.endpoints):
-            if endpoint.startswith("https://"):
-                yield "upstreams", name, "endpoints", index
-
-
 def _when(location: Location, asked: Callable[[Policy], bool]) -> Callable[[Policy], Iterator[Location]]:
     return lambda policy: iter([location] if asked(policy) else [])
 
 
 GAPS = (
-    Gap("TLS towards clients", _when(("listen", "tls"), lambda policy: policy.listen.tls is not None)),
     Gap("more than one worker", _when(("listen", "workers"), lambda policy: policy.listen.workers > 1)),
     Gap("the admin listener", _when(("admin",), lambda policy: policy.admin is not None)),
     Gap(
         "the signed identity assertion",
         _when(("identity", "forward", "assertion"), lambda policy: policy.identity.forward.assertion is not None),
     ),
-    Gap("TLS towards upstreams", _upstream_tls),
 )
 """The table. A line goes when its capability comes."""
 

@@ -1,0 +1,158 @@
+"""Stage: what every stage inherits. Whatever is no step of its own is a denial, and nothing escapes the hook."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mitmproxy.test import taddons
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.stage import Stage
+from tests.stages.exchanges import (
+    assert_leaves_decided_alone,
+    assert_refused,
+    finish,
+    flow_of,
+    routed,
+    said,
+    snapshot_of,
+    step_of,
+)
+
+
+class Probe(Stage):
+    """Says what it is given: a step, something else, an exception to raise, or an awaitable of any of them."""
+
+    name = "probe"
+
+    def __init__(self, word: Any, later: bool) -> None:
+        self.word = word
+        self.later = later
+
+    def decide(self, exchange: Exchange) -> Any:
+        return self.speak_later() if self.later else self.speak()
+
+    def speak(self) -> Any:
+        if isinstance(self.word, Exception):
+            raise self.word
+        return self.word
+
+    async def speak_later(self) -> Any:
+        return self.speak()
+
+
+class Strict(Probe):
+    name = "strict"
+    reportable = False
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return snapshot_of(tmp_path_factory.mktemp("policy"))
+
+
+LATER = pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+DENIED = Step("probe", Outcome.DENY, Reason.ROLE_MISSING, "No.")
+
+
+@LATER
+@pytest.mark.parametrize("step", [Probe.admitted, Probe.skipped, DENIED, Step("probe", Outcome.ANSWER, Reason.HEALTH)])
+def test_a_step_is_recorded_with_its_time(snapshot: Snapshot, step: Step, later: bool) -> None:
+    made = routed(snapshot)
+    recorded = step_of(Probe(step, later), made)
+    assert recorded._replace(seconds=0.0) == step
+    assert recorded.seconds > 0
+    assert (made.verdict.final is None) is (step.outcome in {Outcome.ADMIT, Outcome.SKIP})
+
+
+@LATER
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        None,
+        True,
+        "admit",
+        Outcome.ADMIT,
+        ("probe", Outcome.ADMIT, Reason.OK, "", 0.0),
+        Step("rewrite", Outcome.ADMIT, Reason.OK),
+        Step("probe", "maybe", Reason.OK),  # type: ignore[arg-type]  # what a stage must not say
+        Step("probe", None, Reason.OK),  # type: ignore[arg-type]  # the same
+        Step("probe", [], Reason.OK),  # type: ignore[arg-type]  # the same, and it has no hash
+        RuntimeError("broken"),
+        LookupError(),
+    ],
+    ids=repr,
+)
+def test_anything_else_is_a_stage_error(tmp_path: Path, mode: str, word: Any, later: bool) -> None:
+    snapshot = snapshot_of(tmp_path, mode)
+    made = routed(snapshot)
+    assert said(Probe(word, later), made) == (Outcome.DENY, Reason.STAGE_ERROR)
+    flow = assert_refused(snapshot, made, Reason.STAGE_ERROR)
+    assert flow.response is not None
+    assert b"broken" not in (flow.response.content or b"")
+
+
+@LATER
+@pytest.mark.parametrize(
+    ("mode", "path", "reason", "outcome"),
+    [
+        ("enforce", "/users/7", Reason.ROLE_MISSING, Outcome.DENY),
+        ("report", "/users/7", Reason.ROLE_MISSING, Outcome.OBSERVE),
+        ("enforce", "/trial", Reason.ROLE_MISSING, Outcome.OBSERVE),
+        ("report", "/users/7", Reason.NO_ROUTE, Outcome.DENY),
+        ("report", "/users/7", Reason.METHOD_NOT_ALLOWED, Outcome.DENY),
+        ("report", "/users/7", Reason.STAGE_ERROR, Outcome.DENY),
+    ],
+)
+def test_report_mode(tmp_path: Path, mode: str, path: str, reason: Reason, outcome: Outcome, later: bool) -> None:
+    snapshot = snapshot_of(tmp_path, mode)
+    made = routed(snapshot, path=path)
+    assert said(Probe(Step("probe", Outcome.DENY, reason), later), made) == (outcome, reason)
+    strict = Strict(Step("strict", Outcome.DENY, reason), later)
+    assert said(strict, routed(snapshot, path=path)) == (Outcome.DENY, reason)
+
+
+def test_an_observed_denial_leaves_nothing_for_a_later_one(tmp_path: Path) -> None:
+    snapshot = snapshot_of(tmp_path, "report")
+    made = routed(snapshot)
+    made.answer, made.challenge = Answer(429, ((b"Retry-After", b"9"),)), "Bearer"
+    assert said(Probe(DENIED, later=False), made) == (Outcome.OBSERVE, Reason.ROLE_MISSING)
+    said(Strict(Step("strict", Outcome.DENY, Reason.REWRITE_REFUSED), later=False), made)
+    flow = assert_refused(snapshot, made, Reason.REWRITE_REFUSED)
+    assert flow.response is not None
+    assert not {"Retry-After", "WWW-Authenticate"} & set(flow.response.headers)
+
+
+def test_a_denial_reaches_the_client_and_no_stage_speaks_after_it(snapshot: Snapshot) -> None:
+    made = routed(snapshot)
+    assert said(Probe(DENIED, later=False), made) == (Outcome.DENY, Reason.ROLE_MISSING)
+    assert_leaves_decided_alone(Probe(Probe.admitted, later=False), routed(snapshot))
+    assert_refused(snapshot, made, Reason.ROLE_MISSING)
+
+
+def test_a_flow_without_exchange_is_left_to_enforcer() -> None:
+    stage = Probe(RuntimeError("not asked"), later=False)
+    with taddons.context(stage):
+        finish(stage.requestheaders(flow_of()))
+
+
+def test_a_stage_that_is_cut_off_has_not_signed(snapshot: Snapshot) -> None:
+    made = routed(snapshot)
+
+    class Waits(Probe):
+        def decide(self, exchange: Exchange) -> Any:
+            return Later()
+
+    class Later:
+        def __await__(self) -> Any:
+            raise GeneratorExit  # as cancellation does: no Exception
+            yield
+
+    with pytest.raises(GeneratorExit):
+        finish(Waits(None, later=True).run(made))
+    assert "probe" not in {step.stage for step in made.verdict.steps}
+    assert_refused(snapshot, made, Reason.STAGE_ERROR)

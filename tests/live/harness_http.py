@@ -51,7 +51,7 @@ def free_port() -> int:
     those takes it before the process under test does.
     """
     while True:
-        port = random.randrange(20000, 32768)
+        port = random.SystemRandom().randrange(20000, 32768)  # Hypothesis seeds the shared generator
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -1,0 +1,78 @@
+"""Endpoints: the health check is one exact path, answered here and by nobody else."""
+
+from dataclasses import replace
+
+import pytest
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.endpoints import Endpoints
+from mitmgate.stages.enforcer import BLACK_HOLE
+from tests.stages.exchanges import (
+    assert_contains_exceptions,
+    assert_leaves_decided_alone,
+    assert_refused,
+    enforced,
+    routed,
+    said,
+    snapshot_of,
+)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return snapshot_of(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.mark.parametrize("path", ["/health", "/health?deep=1", "/%68ealth"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_answers_health_and_sends_nothing(snapshot: Snapshot, method: str, path: str, mode: str) -> None:
+    made = routed(replace(snapshot, mode=mode), method, path)  # type: ignore[arg-type]  # a Mode
+    assert said(Endpoints(), made) == (Outcome.ANSWER, Reason.HEALTH)
+    flow = enforced(snapshot, made)
+    assert flow.response is not None
+    assert (flow.response.status_code, flow.response.content) == (200, b'{"status":"ok"}')
+    assert flow.response.headers["Cache-Control"] == "no-store"
+    assert (flow.request.host, made.admitted) == (BLACK_HOLE, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/health"),
+        ("OPTIONS", "/health"),
+        ("GET", "/health/"),
+        ("GET", "/Health"),
+        ("GET", "/healthz"),
+        ("GET", "/health/x"),
+        ("GET", "/users/health"),
+        ("GET", "/users/7?path=/health"),
+    ],
+)
+def test_skips_everything_else(snapshot: Snapshot, method: str, path: str) -> None:
+    made = routed(snapshot, method, path)
+    assert said(Endpoints(), made) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
+    assert made.answer is None
+
+
+def test_the_policy_names_the_path(snapshot: Snapshot) -> None:
+    other = replace(snapshot, health_path="/up")
+    assert said(Endpoints(), routed(other, path="/up"))[0] is Outcome.ANSWER
+    assert said(Endpoints(), routed(other, path="/health"))[0] is Outcome.SKIP
+
+
+def test_already_denied(snapshot: Snapshot) -> None:
+    assert_leaves_decided_alone(Endpoints(), routed(snapshot, path="/health"))
+
+
+def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_contains_exceptions(Endpoints, snapshot, routed(snapshot, path="/health"), monkeypatch)
+
+
+def test_without_head_it_denies(snapshot: Snapshot) -> None:
+    made = routed(snapshot, path="/health")
+    made.head = None
+    assert said(Endpoints(), made) == (Outcome.DENY, Reason.STAGE_ERROR)
+    assert_refused(snapshot, made, Reason.STAGE_ERROR)

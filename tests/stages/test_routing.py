@@ -1,0 +1,90 @@
+"""Routing: which route a request takes, recorded; an encoded slash only where the route opted in."""
+
+from dataclasses import replace
+
+import pytest
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.hygiene import Hygiene
+from mitmgate.stages.routing import Routing
+from tests.stages.exchanges import (
+    Fields,
+    arrived,
+    assert_contains_exceptions,
+    assert_leaves_decided_alone,
+    assert_refused,
+    flow_of,
+    said,
+    snapshot_of,
+)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return snapshot_of(tmp_path_factory.mktemp("policy"))
+
+
+def clean(snapshot: Snapshot, method: str = "GET", path: str = "/users/7", fields: Fields = ()) -> Exchange:
+    return arrived(snapshot, flow_of(method, path, fields), Hygiene())
+
+
+PREFLIGHT = [(b"Origin", b"https://app.example"), (b"Access-Control-Request-Method", b"GET")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "route"),
+    [
+        ("GET", "/users/7", [], "users"),
+        ("POST", "/users", [], "users"),
+        ("GET", "/%75sers/7", [], "users"),
+        ("GET", "/files/a%2Fb", [], "files"),
+        ("OPTIONS", "/users/7", PREFLIGHT, "users"),
+    ],
+)
+def test_admits(snapshot: Snapshot, method: str, path: str, fields: Fields, route: str) -> None:
+    made = clean(snapshot, method, path, fields)
+    assert said(Routing(), made) == (Outcome.ADMIT, Reason.OK)
+    assert made.route is not None and made.route.name == route
+    assert made.no_route is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "allow"),
+    [
+        ("GET", "/usersX", [], ()),
+        ("GET", "/nowhere", [], ()),
+        ("DELETE", "/users/7", [], ("GET", "POST")),
+        ("OPTIONS", "/users/7", PREFLIGHT[:1], ("GET", "POST")),
+        ("OPTIONS", "/users/7", PREFLIGHT[1:], ("GET", "POST")),
+        ("OPTIONS", "/users/7", [PREFLIGHT[0], (b"Access-Control-Request-Method", b"PUT")], ("GET", "POST")),
+    ],
+)
+def test_records_that_there_is_no_route_and_leaves_the_denial_to_authorization(
+    snapshot: Snapshot, method: str, path: str, fields: Fields, allow: tuple[str, ...]
+) -> None:
+    made = clean(snapshot, method, path, fields)
+    assert said(Routing(), made) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
+    assert made.route is None
+    assert made.no_route is not None and made.no_route.allow == allow
+
+
+@pytest.mark.parametrize("path", ["/users/a%2Fb", "/nowhere/a%2fb"])
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_denies_an_encoded_slash_that_no_route_opted_in_to(snapshot: Snapshot, path: str, mode: str) -> None:
+    made = clean(replace(snapshot, mode=mode), path=path)  # type: ignore[arg-type]  # a Mode
+    assert said(Routing(), made) == (Outcome.DENY, Reason.PATH_AMBIGUOUS)
+    assert made.route is None
+    assert_refused(snapshot, made, Reason.PATH_AMBIGUOUS)
+
+
+def test_already_denied(snapshot: Snapshot) -> None:
+    made = clean(snapshot)
+    assert_leaves_decided_alone(Routing(), made)
+    assert made.route is None
+
+
+def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_contains_exceptions(Routing, snapshot, clean(snapshot), monkeypatch)

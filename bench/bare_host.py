@@ -14,6 +14,7 @@ from mitmproxy.options import Options
 
 from mitmgate import process_log
 from mitmgate.core.verdict import Verdict
+from mitmgate.engine import collector
 from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.master import LeanMaster
 from mitmgate.hostoptions import required_options
@@ -52,6 +53,7 @@ async def main(policy: str, port: int) -> None:
     options.update(mode=[f"reverse:http://upstream.invalid@127.0.0.1:{port}"])
     options.update(**required_options(options))
     master.addons.add(ProtocolLayer(source, lambda exchange: None), AdmitAll(source))
+    collector.settle()
     await master.run()
 
 

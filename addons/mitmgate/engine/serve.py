@@ -14,6 +14,7 @@ from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
 from mitmgate.chain import Gateway
+from mitmgate.engine import collector
 from mitmgate.engine.gateway import gateway
 from mitmgate.engine.master import LeanMaster
 from mitmgate.policy.loader import Loaded, PolicyError, load
@@ -89,6 +90,7 @@ async def _announce(master: LeanMaster, addon: Gateway) -> None:
         raise TypeError("this mitmproxy has no proxyserver")
     while not (addresses := proxyserver.listen_addrs()):  # noqa: ASYNC110 - mitmproxy has no event for it
         await asyncio.sleep(0.01)
+    collector.settle()
     host, port = addresses[0][:2]
     click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.policy.snapshot.path}")
 

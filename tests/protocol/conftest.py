@@ -8,6 +8,14 @@ from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.harness import Gate, route
 
 
+@pytest.fixture(params=["stock", "lean"], autouse=True)
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run every test in both hosts' connection handlers."""
+    name: str = request.param
+    monkeypatch.setattr(Gate, "host", name)
+    return name
+
+
 @pytest.fixture
 def upstream() -> Iterator[RecordingUpstream]:
     """Run a recording upstream that answers 200."""

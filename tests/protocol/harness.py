@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from mitmproxy import options
 from mitmproxy.http import HTTPFlow
+from mitmproxy.master import Master
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate.core.address import CidrSet
@@ -20,6 +21,7 @@ from mitmgate.core.request import Forward
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.engine.master import LeanMaster
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
 from mitmgate.stages.exchange import Exchange, exchange_of
@@ -145,7 +147,12 @@ class Hooks:
 
 
 class Gate:
-    """The master, in a thread of its own; use it as a context manager."""
+    """The master, in a thread of its own; use it as a context manager.
+
+    host: "stock", mitmproxy's own master and connection handler, as in mitmweb; or "lean", those of `serve`.
+    """
+
+    host: ClassVar[str] = "stock"
 
     def __init__(
         self,
@@ -164,14 +171,15 @@ class Gate:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._failure: BaseException | None = None
         self.loop: asyncio.AbstractEventLoop
-        self.master: DumpMaster
+        self.master: Master
 
     async def _run(self) -> None:
         try:
             self.loop = asyncio.get_running_loop()
             opts = options.Options()
-            self.master = master = DumpMaster(opts, with_termlog=False, with_dumper=False)
-            opts.update(
+            lean = self.host == "lean"
+            self.master = master = LeanMaster(opts) if lean else DumpMaster(opts, with_termlog=False, with_dumper=False)
+            opts.update_known(
                 mode=[f"reverse:http://{BLACK_HOLE}@127.0.0.1:0"],
                 connection_strategy="lazy",
                 keep_host_header=True,
@@ -190,7 +198,8 @@ class Gate:
             self.port = found[0][1]
             self._started.set()
             await running
-            await proxyserver.servers.update([])  # mitmproxy leaves its sockets to the end of the process
+            if not lean:
+                await proxyserver.servers.update([])  # mitmproxy leaves its sockets to the end of the process
             for handler in list(proxyserver.connections.values()):
                 await handler.on_timeout()
             while proxyserver.connections:  # noqa: ASYNC110

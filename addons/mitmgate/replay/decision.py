@@ -29,10 +29,11 @@ def reason_of(code: object) -> Reason:
 class Decision(NamedTuple):
     """What became of one request, as far as a policy decides it.
 
-    outcome: "admit", "deny" or "answer". reason: a code. stage: the one that spoke last, "" for an admission. route
+    outcome: "admit", "deny" or "answer". reason: a code. stage: the one that spoke last, "" for an admission, and where
+    nobody says. route
     and principal are "-" where there is none; principal is "issuer/subject". endpoint, target and fields are what the
     upstream was to get: None where nothing, or where the recording does not say. observed: "stage/reason" of what
-    report mode let pass. peers: the endpoints among which the gateway chose.
+    report mode let pass; None where nobody says. peers: the endpoints among which the gateway chose.
     """
 
     outcome: str
@@ -43,7 +44,7 @@ class Decision(NamedTuple):
     endpoint: str | None = None
     target: str | None = None
     fields: Fields | None = None
-    observed: tuple[str, ...] = ()
+    observed: tuple[str, ...] | None = ()
     peers: tuple[Endpoint, ...] = ()
 
     @property

@@ -42,13 +42,13 @@ def compare(before: Decision, after: Decision, ignored: frozenset[bytes] = froze
     """
     if before.outcome != after.outcome or before.reason != after.reason:
         return Difference(_kind(before, after), before.label, after.label)
-    if before.stage != after.stage:
+    if before.stage and after.stage and before.stage != after.stage:
         return Difference(Kind.REASON, f"{before.label} by {before.stage}", f"{after.label} by {after.stage}")
     if before.outcome == ADMIT:
         found = _forwarded(before, after, ignored)
         if found is not None:
             return found
-    if before.observed != after.observed:
+    if None not in (before.observed, after.observed) and before.observed != after.observed:
         return Difference(Kind.OBSERVED, _observed(before), _observed(after))
     return None
 
@@ -63,7 +63,7 @@ def _kind(before: Decision, after: Decision) -> Kind:
 
 
 def _observed(decision: Decision) -> str:
-    return f"{decision.label}, observed: {', '.join(decision.observed) or 'nothing'}"
+    return f"{decision.label}, observed: {', '.join(decision.observed or ()) or 'nothing'}"
 
 
 def _forwarded(before: Decision, after: Decision, ignored: frozenset[bytes]) -> Difference | None:

@@ -12,11 +12,12 @@ from mitmgate.core.rules import Issuer, KeySource
 from mitmgate.keys.material import problem as key_problem
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
+from mitmgate.policy.document import Document
 from mitmgate.policy.files import MAX_BYTES, Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
 from mitmgate.policy.parsing import parse
-from mitmgate.policy.problem import Problem, in_order
+from mitmgate.policy.problem import Location, Problem, dotted, in_order
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.validation import validate
 from mitmgate.usage import UserError
@@ -40,10 +41,15 @@ class OfflinePolicy:
         return self.loaded.path
 
 
-def load_offline(path: str, environ: Mapping[str, str], jwks: Mapping[str, str] | None = None) -> OfflinePolicy:
+def load_offline(
+    path: str,
+    environ: Mapping[str, str],
+    jwks: Mapping[str, str] | None = None,
+    changes: Iterable[tuple[Location, object]] = (),
+) -> OfflinePolicy:
     """Load a policy for replay. jwks: files with JWK sets by issuer name, in place of what the policy names.
 
-    Raises UserError with every error of the policy.
+    changes: values that take the place of what the file says at these members. Raises UserError with every error.
     """
     files = Files(Path(path).parent)
     try:
@@ -54,6 +60,8 @@ def load_offline(path: str, environ: Mapping[str, str], jwks: Mapping[str, str] 
     document = parse(text, path, environ)
     if document.value is None:
         raise UserError("\n".join(map(str, document.problems)) or f"{path}: the policy is empty")
+    for location, changed in changes:
+        put(document, location, changed)
     policy, problems = validate(document)
     reader = Reader(document, files, environ)
     reader.read()
@@ -79,6 +87,18 @@ def load_offline(path: str, environ: Mapping[str, str], jwks: Mapping[str, str] 
             raise UserError(f"--jwks {name}: {path} has no such issuer; issuers: {', '.join(snapshot.issuers)}")
     ignored = frozenset({assertion.header} if assertion is not None else ())
     return OfflinePolicy(loaded, snapshot, ignored, tuple(notes))
+
+
+def put(document: Document, location: Location, changed: object) -> None:
+    """Set a member of a document; the mappings on the way to it are made where the file leaves them out."""
+    inner = document.value
+    for step in location[:-1]:
+        if isinstance(inner, dict) and step not in inner:
+            inner[step] = {}
+        inner = inner[step] if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+        raise UserError(f"{document.file}: {dotted(location)}: there is no such member")
+    inner[location[-1]] = changed
 
 
 def _is_missing(problem: Problem) -> bool:

@@ -1,7 +1,7 @@
 """A whole replay: every request of a recording decided, compared, counted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -15,6 +15,14 @@ from mitmgate.replay.traffic import Recorded, Skipped, Traffic
 from mitmgate.stages.exchange import Exchange
 
 FailOn = Literal["loosened", "tightened", "any", "none"]
+FAILING: Final[Mapping[FailOn, frozenset[Kind]]] = {
+    "any": frozenset(Kind),
+    "loosened": frozenset({Kind.LOOSENED}),
+    "tightened": frozenset({Kind.TIGHTENED}),
+    "none": frozenset(),
+}
+"""The differences on which a run fails."""
+
 Expected = Callable[[Recorded], Decision | None]
 
 _UNKNOWABLE: Final = frozenset(
@@ -32,8 +40,8 @@ _UNKNOWABLE: Final = frozenset(
 class Observer(Protocol):
     """Watches a replay."""
 
-    def seen(self, recorded: Recorded, exchange: Exchange, decision: Decision) -> None:
-        """Take one request and the decision of the policy under test."""
+    def seen(self, recorded: Recorded, exchange: Exchange, decision: Decision, before: Decision | None) -> None:
+        """Take one request, the decision of the policy under test, and what it is compared with."""
         ...
 
 
@@ -42,7 +50,7 @@ class Report:
     """What a replay found. Everything in it is the same in every run.
 
     compared: decisions that had something to be compared with; of the `decided` ones, the others had not. recorded:
-    the digests of the policies that had decided then. answers: decisions by their label.
+    the digests of the policies that had decided then. answers: decisions by their label; routes: by route.
     """
 
     traffic: str
@@ -53,6 +61,7 @@ class Report:
     compared: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
+    routes: Counter[str] = field(default_factory=Counter)
     recorded: Counter[str] = field(default_factory=Counter)
     tally: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
@@ -60,18 +69,7 @@ class Report:
 
     def failed(self, fail_on: FailOn) -> bool:
         """Tell whether the run fails: nothing was decided, or there is a difference of that direction."""
-        if not self.decided:
-            return True
-        kinds = self.tally.kinds
-        match fail_on:
-            case "any":
-                return self.tally.total > 0
-            case "loosened":
-                return kinds[Kind.LOOSENED] > 0
-            case "tightened":
-                return kinds[Kind.TIGHTENED] > 0
-            case _:
-                return False
+        return not self.decided or any(self.tally.kinds[kind] for kind in FAILING[fail_on])
 
 
 def replay(
@@ -110,12 +108,13 @@ def replay(
             continue
         report.decided += 1
         report.answers[decision.label] += 1
+        report.routes[decision.route] += 1
         report.recorded[entry.policy] += 1
         report.sample = min(report.sample, entry.sample)
         if other is None:
             before = entry.decision if expected is None else expected(entry)
         for observer in observers:
-            observer.seen(entry, exchange, decision)
+            observer.seen(entry, exchange, decision, before)
         if before is None:
             continue
         report.compared += 1

@@ -1,0 +1,256 @@
+"""What would have to change for a denied request to be admitted: in the request, or in the policy."""
+
+from collections.abc import Callable
+from typing import Final
+
+from mitmgate.core.claims import read_times
+from mitmgate.core.reason import Reason
+from mitmgate.core.token import Refusal, UnverifiedToken
+from mitmgate.core.verdict import Step
+from mitmgate.replay.offline import OfflinePolicy
+from mitmgate.replay.traffic import Recorded
+from mitmgate.stages.exchange import Exchange
+
+
+class _Case:
+    """One denial, and what is known around it."""
+
+    def __init__(self, policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> None:
+        self.policy = policy
+        self.exchange = exchange
+        self.step = step
+        presented = recorded.presented
+        self.token: UnverifiedToken | None = None if presented is None else presented.token
+
+    def place(self, *location: str | int) -> str:
+        """Name a member of the policy, with its file and line; "" where the file does not have it."""
+        document = self.policy.loaded.document
+        if document.at(location) is None:
+            return ""
+        return f"{self.policy.path}:{document.place(location, key=True)[0]}"
+
+    def member(self, *names: str | int) -> str:
+        """Name the place of a member of the route."""
+        route = self.exchange.route
+        if route is None:
+            return ""
+        known = [model.name for model in self.policy.loaded.policy.routes]
+        return self.place("routes", known.index(route.name), *names)
+
+
+def advice(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> list[str]:
+    """Say what would have to be otherwise, one sentence for each way."""
+    case = _Case(policy, recorded, exchange, step)
+    made = _ADVICE.get(step.reason)
+    return (
+        [line for line in made(case) if line]
+        if made is not None
+        else [_GENERAL[step.reason]]
+        if step.reason in _GENERAL
+        else []
+    )
+
+
+def _scope(case: _Case) -> list[str]:
+    route, principal = case.exchange.route, case.exchange.principal
+    if route is None:
+        return []
+    missing = sorted(route.require.scopes_all - (frozenset() if principal is None else principal.scopes))
+    return [
+        f"the token needs the scope {' and '.join(missing)}",
+        f"or the route asks for less: {case.member('require', 'scopes_all')}",
+    ]
+
+
+def _role(case: _Case) -> list[str]:
+    route = case.exchange.route
+    roles = [] if route is None else sorted(route.require.roles_any)
+    return [
+        f"the token needs one of the roles {', '.join(roles)}",
+        f"or the route takes another role: {case.member('require', 'roles_any')}",
+    ]
+
+
+def _claim(case: _Case) -> list[str]:
+    route, principal = case.exchange.route, case.exchange.principal
+    if route is None or principal is None:
+        return []
+    lines = []
+    for name, allowed in route.require.claims.items():
+        found = principal.claims.get(name)
+        values = found if isinstance(found, list) else [found]
+        if not any(value in allowed for value in values):
+            lines.append(
+                f"the claim {name} is {found!r} and needs to be one of {list(allowed)}: "
+                f"{case.member('require', 'claims', name)}"
+            )
+    return lines
+
+
+def _condition(case: _Case) -> list[str]:
+    return [f"the condition has to hold: {case.member('require', 'when')}; see what of it does not"]
+
+
+def _network(case: _Case) -> list[str]:
+    client, route = case.exchange.client, case.exchange.route
+    if client is None:
+        return []
+    levels = [(case.exchange.snapshot.networks, case.place("networks"))]
+    if route is not None:
+        levels.append((route.networks, case.member("networks")))
+    lines = []
+    for networks, place in levels:
+        if networks.deny and client in networks.deny:
+            lines.append(f"{client} is in a network that is denied: {place}")
+        if networks.allow and client not in networks.allow:
+            lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
+    return lines
+
+
+def _size(case: _Case) -> list[str]:
+    bound, declared = case.exchange.max_body, case.exchange.request.declared_body
+    place = case.member("max_body") or case.place("limits", "body")
+    return [f"the body has {declared} bytes and may have {bound}" + (f": {place}" if place else "")]
+
+
+def _quota(case: _Case) -> list[str]:
+    lines = []
+    for grant in case.exchange.grants:
+        if not grant.admitted:
+            place = case.place("rate_limits", grant.limit.name)
+            lines.append(
+                f"wait {grant.retry_after:.3f} s, or raise {grant.limit.name} ({grant.limit.limit} in any "
+                f"{grant.limit.window:g} s): {place}"
+            )
+    return lines
+
+
+def _time(case: _Case) -> list[str]:
+    if case.token is None:
+        return ["the token needs to be valid at the time of the request"]
+    times = read_times(case.token.unverified_claims)
+    if isinstance(times, Refusal):
+        return ["the token needs an expiry (exp) that is a number of seconds"]
+    now = case.exchange.now
+    if case.step.reason is Reason.TOKEN_EXPIRED:
+        return [f"a fresh token: this one expired {now - times.expires:.0f} s before the request"]
+    if case.step.reason is Reason.TOKEN_NOT_YET_VALID:
+        begins = max(times.not_before or 0.0, times.issued or 0.0)
+        return [f"wait: the token is valid {begins - now:.0f} s after the request"]
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
+    place = "" if issuer is None else case.place("identity", "issuers", issuer.name, "max_lifetime")
+    return [f"a token of a shorter life, or a longer max_lifetime: {place}"]
+
+
+def _issuer(case: _Case) -> list[str]:
+    names = (
+        case.exchange.snapshot.default_issuers if case.exchange.route is None else case.exchange.route.issuers
+    ) or ()
+    known = [f"{name} ({case.exchange.snapshot.issuers[name].issuer})" for name in names]
+    lines = [f"a token of {' or '.join(known)}"]
+    if case.token is not None:
+        lines.append(f"this one is of {case.token.issuer}; the route would have to accept it: {case.member('auth')}")
+    return lines
+
+
+def _audience(case: _Case) -> list[str]:
+    if case.token is None:
+        return []
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
+    if issuer is None:
+        return []
+    audience = case.token.unverified_claims.get("aud")
+    place = case.place("identity", "issuers", issuer.name, "audience")
+    return [f"the token's audience is {audience!r} and needs to have one of {list(issuer.audience)}: {place}"]
+
+
+def _algorithm(case: _Case) -> list[str]:
+    if case.token is None:
+        return ["a signed token: `none` is never accepted"]
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
+    if issuer is None:
+        return []
+    place = case.place("identity", "issuers", issuer.name, "algorithms")
+    return [f"the token is signed with {case.token.algorithm}; accepted is {', '.join(issuer.algorithms)}: {place}"]
+
+
+def _origin(case: _Case) -> list[str]:
+    route, head = case.exchange.route, case.exchange.head
+    if route is None or route.cors is None or head is None:
+        return []
+    origins = ", ".join(route.cors.origins)
+    return [f"the origin {head.headers.text('origin')} would have to be one of {origins}: {case.member('cors')}"]
+
+
+def _preflight(case: _Case) -> list[str]:
+    route = case.exchange.route
+    if route is None or route.cors is None:
+        return []
+    return [f"{case.step.detail.rstrip('.')}: {case.member('cors')} allows {', '.join(route.cors.methods)}"]
+
+
+def _no_route(case: _Case) -> list[str]:
+    head = case.exchange.head
+    path = "" if head is None else head.path
+    return [f"a route whose match takes {path}: {case.place('routes')}"]
+
+
+def _method(case: _Case) -> list[str]:
+    missing = case.exchange.no_route
+    return ["" if missing is None else f"one of the methods {', '.join(missing.allow)}"]
+
+
+def _circuit(case: _Case) -> list[str]:
+    route = case.exchange.route
+    if route is None:
+        return []
+    circuit, name = route.upstream.circuit, route.upstream.name
+    place = case.place("upstreams", name, "circuit") or case.place("upstreams", name)
+    return [
+        f"the endpoints of {name} would have to recover: {circuit.failures} failures in {circuit.window:g} s open the "
+        f"circuit for {circuit.open_for:g} s: {place}"
+    ]
+
+
+_GENERAL: Final = {
+    Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
+    Reason.SCHEME_UNSUPPORTED: "an Authorization field with the scheme Bearer",
+    Reason.TOKEN_MALFORMED: "a token that is one: three base64url parts, the first two JSON objects",
+    Reason.TOKEN_HEADER_INVALID: "a token without critical extensions, compression or nesting",
+    Reason.TOKEN_TOO_LARGE: "a smaller token",
+    Reason.TOKEN_TYPE_REFUSED: "a token of the type that the issuer's token_type asks for",
+    Reason.TOKEN_SIGNATURE_INVALID: "a token that is signed with the issuer's key",
+    Reason.TOKEN_KEY_UNKNOWN: "a token that is signed with a key that the issuer publishes",
+    Reason.TOKEN_CLAIM_INVALID: "a token whose claims have the form that they must have",
+    Reason.KEYS_UNAVAILABLE: "the issuer's keys: --jwks NAME=FILE gives them, --assume-signed does without",
+    Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",
+    Reason.HEAD_TOO_LARGE: "a smaller head, or a larger limits.head",
+    Reason.ADDRESS_UNKNOWN: "a client address: trusted_proxies and X-Forwarded-For do not give one",
+    Reason.UPGRADE_REFUSED: "`websocket: true` on the route, and a well-formed handshake",
+    Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
+    Reason.HEADER_REPEATED: "the field once",
+    Reason.HOST_INVALID: "exactly one valid Host",
+    Reason.METHOD_INVALID: "a method that the gateway forwards",
+}
+
+_ADVICE: Final[dict[Reason, Callable[[_Case], list[str]]]] = {
+    Reason.SCOPE_MISSING: _scope,
+    Reason.ROLE_MISSING: _role,
+    Reason.CLAIM_MISMATCH: _claim,
+    Reason.CONDITION_FALSE: _condition,
+    Reason.CONDITION_ERROR: _condition,
+    Reason.ADDRESS_DENIED: _network,
+    Reason.BODY_TOO_LARGE: _size,
+    Reason.QUOTA_EXCEEDED: _quota,
+    Reason.TOKEN_EXPIRED: _time,
+    Reason.TOKEN_NOT_YET_VALID: _time,
+    Reason.TOKEN_LIFETIME_EXCEEDED: _time,
+    Reason.TOKEN_ISSUER_UNKNOWN: _issuer,
+    Reason.TOKEN_AUDIENCE_REFUSED: _audience,
+    Reason.TOKEN_ALGORITHM_REFUSED: _algorithm,
+    Reason.ORIGIN_NOT_ALLOWED: _origin,
+    Reason.PREFLIGHT_REFUSED: _preflight,
+    Reason.NO_ROUTE: _no_route,
+    Reason.METHOD_NOT_ALLOWED: _method,
+    Reason.CIRCUIT_OPEN: _circuit,
+}

@@ -24,6 +24,8 @@ from mitmgate.stages.exchange import Exchange, begin, exchange_of
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.routing import Routing
 from mitmgate.stages.stage import Stage
+from mitmgate.stores.redis import RedisStore
+from tests.live.harness_http import free_port
 
 NOW = 1_800_000_000.0
 PEER = "192.0.2.7"
@@ -110,6 +112,23 @@ def said(stage: Stage, made: Exchange) -> tuple[Outcome, Reason]:
     """Run a stage and return the outcome and the reason of its step."""
     step = step_of(stage, made)
     return step.outcome, step.reason
+
+
+def said_without_store(make: Callable[[RedisStore], Stage], made: Sequence[Exchange]) -> list[tuple[Outcome, Reason]]:
+    """Run a stage for each exchange while its Redis server, on a port where nothing listens, can't be reached."""
+
+    async def run() -> None:
+        store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
+        await store.start()
+        stage = make(store)
+        for one in made:
+            await (stage.run(one) or asyncio.sleep(0))
+        await store.close()
+
+    asyncio.run(run())
+    steps = [one.verdict.steps[-1] for one in made]
+    assert all(grant.degraded for one in made for grant in one.grants)
+    return [(step.outcome, step.reason) for step in steps]
 
 
 def enforced(snapshot: Snapshot, made: Exchange, required: Sequence[str] = REQUIRED) -> HTTPFlow:

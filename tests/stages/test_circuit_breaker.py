@@ -1,0 +1,171 @@
+"""CircuitBreaker: endpoints in turn while their circuits let requests through; who says what of an endpoint."""
+
+from pathlib import Path
+
+import pytest
+from mitmproxy.http import Response
+from mitmproxy.test import taddons
+
+from mitmgate.core.circuit import State
+from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.exchange import Exchange, begin
+from mitmgate.stages.rewrite import Rewrite
+from tests.stages.exchanges import (
+    NOW,
+    assert_contains_exceptions,
+    assert_leaves_decided_alone,
+    assert_refused,
+    flow_of,
+    routed,
+    said,
+    snapshot_of,
+)
+
+USERS = "users http://127.0.0.1:9001"
+ADMITTED, REFUSED = (Outcome.ADMIT, Reason.OK), (Outcome.DENY, Reason.CIRCUIT_OPEN)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return snapshot_of(tmp_path_factory.mktemp("policy"))
+
+
+class Bench:
+    """A breaker whose clock the test sets."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.now = NOW
+        self.breaker = CircuitBreaker(lambda: self.now)
+
+    def ask(self, path: str = "/near") -> tuple[tuple[Outcome, Reason], Exchange]:
+        made = routed(self.snapshot, path=path)
+        made.now = self.now
+        return said(self.breaker, made), made
+
+    def end(self, made: Exchange, status: int | None, failure: Reason | None = None, *, admitted: bool = True) -> None:
+        """End an exchange through mitmproxy's hooks; without status by `error`."""
+        flow = flow_of()
+        begin(flow, made)
+        made.admitted, made.failure = admitted, failure
+        with taddons.context(self.breaker):
+            if status is None:
+                self.breaker.error(flow)
+            else:
+                flow.response = Response.make(status)
+                self.breaker.responseheaders(flow)
+                self.breaker.response(flow)
+        assert made.permit is None
+
+    def broken(self) -> "Bench":
+        self.end(self.ask()[1], 503)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "admitted", "state"),
+    [
+        (200, None, True, State.CLOSED),
+        (404, None, True, State.CLOSED),
+        (500, None, True, State.OPEN),
+        (502, Reason.UPSTREAM_UNREACHABLE, True, State.OPEN),
+        (504, Reason.UPSTREAM_TIMEOUT, True, State.OPEN),
+        (502, Reason.UPSTREAM_MALFORMED, True, State.OPEN),
+        (None, Reason.UPSTREAM_CLOSED, True, State.OPEN),
+        (None, None, True, State.CLOSED),
+        (None, Reason.CLIENT_CLOSED, True, State.CLOSED),
+        (503, None, False, State.CLOSED),  # the gateway's own denial, later in the chain
+        (413, Reason.BODY_TOO_LARGE, True, State.CLOSED),
+        (503, Reason.CONNECTIONS_EXHAUSTED, True, State.CLOSED),
+    ],
+)
+def test_what_an_end_says_of_the_endpoint(
+    snapshot: Snapshot, status: int | None, failure: Reason | None, admitted: bool, state: State
+) -> None:
+    bench = Bench(snapshot)
+    step, made = bench.ask()
+    assert step == ADMITTED
+    assert made.endpoint is not None and made.endpoint.port == 9001
+    bench.end(made, status, failure, admitted=admitted)
+    assert bench.breaker.states() == {USERS: state}
+    bench.end(made, 500)  # a second end says nothing
+    assert bench.breaker.states() == {USERS: state}
+
+
+def test_denies_while_it_is_open_then_lets_one_probe_through(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot).broken()
+    bench.now += 9.5
+    step, made = bench.ask()
+    assert step == REFUSED and made.permit is None and made.endpoint is None
+    response = assert_refused(snapshot, made, Reason.CIRCUIT_OPEN).response
+    assert response is not None and response.headers["Retry-After"] == "21"
+    bench.now = NOW + 30
+    step, probe = bench.ask()
+    assert step == ADMITTED
+    assert bench.ask()[0] == REFUSED
+    bench.end(probe, None)  # the client left: the slot is free again
+    step, probe = bench.ask()
+    assert step == ADMITTED
+    bench.end(probe, 200)
+    assert bench.breaker.states() == {USERS: State.CLOSED}
+
+
+def test_a_probe_that_a_later_stage_denies_gives_its_slot_back(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot).broken()
+    bench.now += 30
+    probe = bench.ask()[1]
+    probe.verdict.record(Step("rewrite", Outcome.DENY, Reason.REWRITE_REFUSED))
+    bench.end(probe, 403, admitted=False)
+    assert bench.ask()[0] == ADMITTED
+
+
+@pytest.mark.parametrize(("mode", "path"), [("report", "/near"), ("enforce", "/trial")])
+def test_report_mode_observes_and_the_request_goes_on(tmp_path: Path, mode: str, path: str) -> None:
+    bench = Bench(snapshot_of(tmp_path, mode)).broken()
+    step, made = bench.ask(path)
+    assert step == (Outcome.OBSERVE, Reason.CIRCUIT_OPEN)
+    assert made.answer is None
+    assert said(Rewrite(), made) == ADMITTED
+    bench.end(made, 200)
+    assert bench.breaker.states() == {USERS: State.OPEN}, "what has no permit says nothing"
+
+
+def test_endpoints_take_turns_and_one_that_is_open_is_passed_over(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = [bench.ask("/moved")[1] for _ in range(4)]
+    assert [one.endpoint.port for one in made if one.endpoint] == [9002, 9003, 9002, 9003]
+    for _ in range(5):
+        made = [bench.ask("/moved")[1] for _ in range(2)]
+        for one in made:
+            assert one.endpoint is not None
+            bench.end(one, 500 if one.endpoint.port == 9002 else 200)
+    made = [bench.ask("/moved")[1] for _ in range(3)]
+    assert [one.endpoint.port for one in made if one.endpoint] == [9003] * 3
+    assert bench.ask("/near")[0] == ADMITTED, "another upstream has a circuit of its own"
+
+
+def test_fail_over_goes_to_the_other_endpoint_once(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask("/moved")[1]
+    first = made.endpoint
+    second = bench.breaker.fail_over(made)
+    assert second is not None and second is made.endpoint and second != first
+    assert bench.breaker.fail_over(made) is None, "the policy allows one retry"
+    assert (made.retries, made.settled) == (1, (NOW,))
+
+
+def test_without_route_it_denies(snapshot: Snapshot) -> None:
+    assert Bench(snapshot).ask("/nowhere")[0] == (Outcome.DENY, Reason.STAGE_ERROR)
+
+
+def test_already_denied(snapshot: Snapshot) -> None:
+    made = routed(snapshot)
+    assert_leaves_decided_alone(CircuitBreaker(), made)
+    assert made.permit is None
+
+
+def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_contains_exceptions(CircuitBreaker, snapshot, routed(snapshot), monkeypatch)

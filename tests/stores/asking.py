@@ -40,9 +40,9 @@ async def admitted(store: CounterStore, take: Take, times: int, now: float = NOW
 
 
 @asynccontextmanager
-async def redis_store(url: str, timeout: float = PATIENT) -> AsyncIterator[RedisStore]:
+async def redis_store(url: str, patience: float = PATIENT) -> AsyncIterator[RedisStore]:
     """Have a started store."""
-    store = RedisStore(url, timeout)
+    store = RedisStore(url, patience)
     await store.start()
     try:
         yield store

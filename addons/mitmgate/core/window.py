@@ -6,7 +6,8 @@ that count, with its own, are at most `limit`; the time of one unit admitted ear
 Only admitted requests spend, so a client that keeps knocking is let in as soon as one that waits.
 
 Times are ticks, whole microseconds: on that grid all arithmetic is exact, and Redis' clock has the same grid. A clock
-that runs backwards is held at the newest unit of the key, which admits less, never more.
+that runs backwards is held at the newest unit of the key, which admits less, never more; a unit that was dropped stays
+so, hence a store whose callers' times are not in order holds them (see stores/memory.py).
 
 A limit of up to EXACT_LIMIT units keeps one time a unit (`SlidingLog`). A larger one keeps about BUCKETS counts
 (`BucketedWindow`): a unit counts as if it had come at the end of its bucket, that is up to window / BUCKETS longer
@@ -169,7 +170,7 @@ class BucketedWindow:
         """Find the bucket whose end decides. O(1), and O(log n) where buckets have just ended."""
         ends, sums, head = self._ends, self._sums, self._head
         if ends:
-            end = max(now, ends[-1] - self.width + 1) - window
+            end = now - window
             if ends[head] <= end:
                 head = bisect_right(ends, end, head)
                 self._base = sums[head - 1]

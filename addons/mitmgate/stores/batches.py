@@ -71,12 +71,12 @@ class Batches:
 
     def __init__(self, name: str, links: Sequence[Link], timeout: float) -> None:
         """timeout: seconds from a question to its answer, or to None."""
-        self.available = False
+        self.available = True  # before `start`, too: a question opens the connection that it needs
         self.pause = PAUSE
         self._name = name
         self._links = links
         self._timeout = timeout
-        self._idle: list[Link] = []
+        self._idle: list[Link] = list(links)
         self._queue: deque[_Question] = deque()
         self._waking = False
         self._recovering = False
@@ -98,7 +98,6 @@ class Batches:
 
     async def start(self) -> None:
         """Connect. Where the server can't be reached, that is logged, and tried again in the background."""
-        self._idle = list(self._links)
         try:
             await self._open()
         except Exception as error:
@@ -176,10 +175,15 @@ class Batches:
         logger.warning("%s answers again", self._name)
 
     async def _open(self) -> None:
-        """Open the connections that no batch has."""
+        """Open the connections that no batch has, one after the other, so that the rest can be used meanwhile."""
         async with asyncio.timeout(OPENING):
             for link in list(self._idle):
-                await link.open()
+                if link in self._idle:
+                    self._idle.remove(link)
+                    try:
+                        await link.open()
+                    finally:
+                        self._idle.append(link)
         self._opened = asyncio.get_running_loop().time()
         self.available = True
 

@@ -7,6 +7,9 @@ forgotten first, then of `used`; a key at its limit is forgotten only where ever
 to its limit again; to make one be forgotten that had more than one request takes `keys` other keys with more than one
 request each, in one window.
 
+Time never runs back here: a request that is decided after one that arrived later is decided at that one's time, since
+units may have been dropped by then that would still count at its own.
+
 What is spent expires by itself: a key that comes onto a shelf makes two others of it be looked at, and dropped where
 nothing of them counts. So a shelf does not grow beyond the keys of one window.
 """
@@ -24,7 +27,7 @@ DEFAULT_KEYS = 100_000
 class MemoryStore:
     """A CounterStore without I/O; its `take` never waits."""
 
-    __slots__ = ("_fresh", "_full", "_used", "forgotten", "keys")
+    __slots__ = ("_fresh", "_full", "_now", "_used", "forgotten", "keys")
 
     available = True
 
@@ -37,6 +40,7 @@ class MemoryStore:
             raise ValueError("a store needs room for one key")
         self.keys = keys
         self.forgotten = 0
+        self._now = 0.0
         self._fresh: Shelf = OrderedDict()
         self._used: Shelf = OrderedDict()
         self._full: Shelf = OrderedDict()
@@ -61,12 +65,20 @@ class MemoryStore:
     def _take(self, takes: Sequence[Take], now: float, *, spend: bool) -> list[Grant]:
         if len(takes) > 1 and len({take.key for take in takes}) < len(takes):
             raise ValueError("one request takes twice of one key")
+        behind = self._now - now
+        if behind > 0:
+            now = self._now
+        else:
+            self._now = now
         found = [self._find(take) for take in takes]
         grants = settle(takes, [window for window, _ in found], now, spend=spend)
         spend = spend and not denies(grants)
         at = ticks(now)
         for take, (window, shelf), grant in zip(takes, found, grants, strict=True):
             self._place(take, window, shelf, grant, at, spent=spend and grant.admitted)
+            if behind > 0 and grant.reset:
+                grant.reset += behind
+                grant.retry_after += behind if not grant.admitted else 0.0
         return grants
 
     def _find(self, take: Take) -> tuple[Window, Shelf | None]:

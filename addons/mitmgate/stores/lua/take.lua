@@ -33,12 +33,14 @@ local function leading(key, first, stride, count, bound)
   return low
 end
 
--- Each kind of window: look(w) drops what counts no more, and sets w.live and w.at (the time, held at the newest unit
--- where the clock ran backwards); w.wait is the time at which at most w.room units count, w.oldest the end of the oldest.
+-- Each kind of window: look(w) drops what counts no more, sets w.live to the units that count, and w.oldest to the time
+-- of the first; decisive(w) is the time of the unit that must end before at most w.room count; spend(w) adds w.cost units
+-- and returns their time. A clock that ran backwards is held at the newest unit.
 local log, buckets = {}, {}
 
 function log.look(w)
   local count = redis.call('LLEN', w.key)
+  w.at = now
   if count > 0 then
     w.at = math.max(now, element(w.key, -1))
     w.oldest = element(w.key, 0)
@@ -67,10 +69,9 @@ function buckets.look(w)
   w.live, w.base, w.count = 0, 0, 0
   if count > 0 then
     w.last = element(w.key, -2)
-    w.at = math.max(now, w.last - w.width + 1)
     w.oldest = element(w.key, 1)
-    if w.oldest <= w.at - w.window then
-      local dead = leading(w.key, 1, 2, count, w.at - w.window)
+    if w.oldest <= now - w.window then
+      local dead = leading(w.key, 1, 2, count, now - w.window)
       -- The units up to and with the last dropped bucket stand where the units dropped have to.
       redis.call('LTRIM', w.key, 2 * dead, -1)
       count = count - dead
@@ -89,7 +90,7 @@ function buckets.decisive(w)
 end
 
 function buckets.spend(w)
-  local last = w.at - w.at % w.width + w.width - 1
+  local last = now - now % w.width + w.width - 1
   if w.count > 0 and w.last >= last then
     last = w.last
     redis.call('LSET', w.key, -1, text(w.base + w.live + w.cost))
@@ -105,7 +106,7 @@ local windows, spend = {}, true
 for i, key in ipairs(KEYS) do
   local a = (i - 1) * 5
   local w = { key = key, cost = tonumber(ARGV[a + 2]), window = tonumber(ARGV[a + 3]), width = tonumber(ARGV[a + 4]) }
-  w.at, w.wait, w.room = now, 0, tonumber(ARGV[a + 1]) - w.cost
+  w.wait, w.room = 0, tonumber(ARGV[a + 1]) - w.cost
   w.kind = w.width == 1 and log or buckets
   w.kind.look(w)
   if w.live > w.room then

@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 import pytest
-from mitmproxy.connection import Client, Server
+from mitmproxy.connection import Server
 from mitmproxy.http import Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test import taddons
@@ -165,7 +165,7 @@ def test_a_failure_after_admission_has_no_fields_of_a_denial(snapshot: Snapshot)
 def test_only_endpoints_of_the_policy_are_dialled(
     snapshot: Snapshot, address: Any, refused: bool, earlier: str | None
 ) -> None:
-    data = ServerConnectionHookData(Server(address=address), cast(Client, tclient_conn()))
+    data = ServerConnectionHookData(Server(address=address), tclient_conn())
     data.server.error = earlier
     Enforcer(Source(snapshot), REQUIRED).server_connect(data)
     assert data.server.error == ("not an endpoint of the policy" if refused else earlier)

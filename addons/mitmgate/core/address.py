@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -22,6 +23,9 @@ def parse_address(text: str) -> Address | None:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+_peer_address = lru_cache(maxsize=4096)(parse_address)  # peers come again; what a header says could be of any length
 
 
 class CidrSet:
@@ -82,7 +86,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: CidrSet) ->
     peer: the TCP peer. forwarded_for: the field's values, in order of arrival. Returns None where the address that
     decides can't be parsed: the caller denies. A peer that isn't trusted is the client, whatever it claims.
     """
-    address = parse_address(peer)
+    address = _peer_address(peer)
     if address is None or not trusted or address not in trusted:
         return address
     hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]

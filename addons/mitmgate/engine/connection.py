@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.utils import asyncio_utils
@@ -19,6 +20,21 @@ from mitmgate.engine.hooks import HookTable
 
 AT_ONCE: Final = 32
 """Events that are worked off before the other connections get their turn."""
+
+
+class LeanContext(Context):
+    """A connection's context, whose forks do not make a server connection only to replace it."""
+
+    def __init__(self, origin: Context) -> None:
+        """Take over another context's parts; the list of layers is a copy."""
+        self.client = origin.client
+        self.options = origin.options
+        self.server = origin.server
+        self.layers = origin.layers.copy()
+
+    def fork(self) -> Context:
+        """Return a copy for a layer of its own."""
+        return LeanContext(self)
 
 
 class ClientConnection(ProxyConnectionHandler):

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from mitmproxy import ctx
 from mitmproxy.addons.core import Core
-from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.addons.errorcheck import ErrorCheck
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.update_alt_svc import UpdateAltSvc
 from mitmproxy.connection import Address
+from mitmproxy.http import HTTPFlow
 from mitmproxy.master import Master
 from mitmproxy.options import Options
 from mitmproxy.proxy.layers.modes import ReverseProxy
@@ -18,7 +18,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils.human import format_address
 
-from mitmgate.engine.connection import ClientConnection
+from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.hooks import HookTable
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Listener(Proxyserver):
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = ClientConnection(ctx.master, reader, writer, ctx.options, self._mode)
-        handler.layer = ReverseProxy(handler.layer.context)
+        handler.layer = ReverseProxy(LeanContext(handler.layer.context))
         with self.register_connection(handler.client.id, handler):
             await handler.handle_client()
 
@@ -86,11 +86,27 @@ class Listener(Proxyserver):
                 data.server.error = f"{format_address(address)} is the gateway itself"
 
 
+class AltSvc(UpdateAltSvc):
+    """mitmproxy's rewriting of Alt-Svc, without its look-up of an option at every response."""
+
+    name: ClassVar[str] = "updatealtsvc"
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Let mitmproxy rewrite the header where there is one."""
+        if flow.response is None:
+            return
+        for name, _ in flow.response.data.headers.fields:
+            if len(name) == len(b"alt-svc") and name.lower() == b"alt-svc":
+                super().responseheaders(flow)
+                return
+
+
 class LeanMaster(Master):
     """mitmproxy's Master with a compiled hook table. The caller adds the gateway.
 
     Of mitmproxy's default addons only those are here that have a part in proxying: the others serve people, change
-    traffic, or record it. Nothing is sent to the deprecated `add_log` hook.
+    traffic, or record it. DisableH2C is not needed: Hygiene refuses every upgrade but to websocket. Nothing is sent to
+    the deprecated `add_log` hook.
     """
 
     def __init__(self, options: Options) -> None:
@@ -98,4 +114,4 @@ class LeanMaster(Master):
         super().__init__(options)
         self._legacy_log_events.uninstall()
         self.addons = HookTable(self)
-        self.addons.add(Core(), DisableH2C(), Listener(), NoGuess(), UpdateAltSvc(), ErrorCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own
+        self.addons.add(Core(), Listener(), NoGuess(), AltSvc(), ErrorCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own

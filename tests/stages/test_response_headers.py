@@ -129,3 +129,10 @@ def test_a_flow_that_never_arrived_or_has_no_response_is_left_alone(snapshot: Sn
     before = flow.response.headers.fields
     ResponseHeaders().responseheaders(flow)
     assert flow.response.headers.fields == before
+
+
+def test_what_the_policy_says_of_the_gateways_own_fields_holds(snapshot: Snapshot) -> None:
+    rule = Rule(((b"x-request-id", b"hidden"),), frozenset({b"server-timing"}))
+    headers = passed(exchange(replace(snapshot, response_headers=rule)), (b"X-Request-ID", b"upstream's"))
+    assert headers.get_all("X-Request-ID") == ["hidden"]
+    assert "Server-Timing" not in headers

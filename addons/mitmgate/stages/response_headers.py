@@ -32,9 +32,10 @@ class ResponseHeaders:
         if exchange is None or flow.response is None:
             return
         rule = exchange.snapshot.response_headers
-        own = own_fields(exchange)
-        set_names = {name for name, _ in rule.set}
-        dropped = _OWN | rule.remove | set_names
+        # What the policy sets or removes is the policy's, also where the gateway would write it.
+        told = rule.remove.union([name for name, _ in rule.set])
+        own = [field for field in own_fields(exchange) if field[0].lower() not in told]
+        dropped = _OWN | told
         if exchange.cors is not None and exchange.admitted:
             dropped |= _CORS
         fields = [field for field in flow.response.data.headers.fields if field[0].lower() not in dropped]

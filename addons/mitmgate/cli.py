@@ -27,6 +27,10 @@ COMMANDS = {
     "check": Entry("mitmgate.policy.commands:check", "Check policy files: errors and warnings with their places."),
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),
     "audit": Entry("mitmgate.audit.commands:audit", "Verify, follow or show an audit file."),
+    "replay": Entry("mitmgate.replay.commands:replay", "Decide recorded traffic again and compare."),
+    "explain": Entry("mitmgate.replay.commands:explain", "Show what every stage says of one request."),
+    "learn": Entry("mitmgate.replay.commands:learn", "Propose a policy from recorded traffic."),
+    "redact": Entry("mitmgate.replay.commands:redact", "Write a recording without usable credentials."),
     "bench": Entry("mitmgate.bench_command:command", "Measure the gateway beside stock mitmdump."),
 }
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from mitmgate.core.claims import read_times
 from mitmgate.core.reason import Reason
-from mitmgate.core.token import Refusal, UnverifiedToken
+from mitmgate.core.token import Refusal, UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
@@ -19,8 +19,7 @@ class _Case:
         self.policy = policy
         self.exchange = exchange
         self.step = step
-        presented = recorded.presented
-        self.token: UnverifiedToken | None = None if presented is None else presented.token
+        self.token = _token(recorded)
 
     def place(self, *location: str | int) -> str:
         """Name a member of the policy, with its file and line; "" where the file does not have it."""
@@ -38,17 +37,23 @@ class _Case:
         return self.place("routes", known.index(route.name), *names)
 
 
+def _token(recorded: Recorded) -> UnverifiedToken | None:
+    """Read what the request's token says, believed or not."""
+    if recorded.presented is not None:
+        return recorded.presented.token
+    scheme, _, token = (recorded.request.headers.one(b"authorization") or b"").partition(b" ")
+    read = read_token(token.strip(b" ")) if scheme.lower() == b"bearer" else None
+    return read if isinstance(read, UnverifiedToken) else None
+
+
 def advice(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> list[str]:
     """Say what would have to be otherwise, one sentence for each way."""
     case = _Case(policy, recorded, exchange, step)
     made = _ADVICE.get(step.reason)
-    return (
-        [line for line in made(case) if line]
-        if made is not None
-        else [_GENERAL[step.reason]]
-        if step.reason in _GENERAL
-        else []
-    )
+    if made is not None:
+        return [line for line in made(case) if line]
+    general = _GENERAL.get(step.reason)
+    return [] if general is None else [general]
 
 
 def _scope(case: _Case) -> list[str]:

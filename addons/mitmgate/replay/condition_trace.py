@@ -19,8 +19,9 @@ ABSENT = "absent"
 
 
 class Predicate(NamedTuple):
-    """A part of a condition that is not true. found: what it reads, by the text that reads it. error: why it has no
-    value; "" where it is plainly false.
+    """A part of a condition that is not true.
+
+    found: what it reads, by the text that reads it. error: why it has no value; "" where it is plainly false.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Explain: one request through the chain, stage by stage: what each read, by which rule, what it said, what would help."""
+"""Explain one request, stage by stage: what each read, by which rule, what it said, what would have to change."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,7 +96,8 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange) -> Ex
 
 def _stage(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> StageReport:
     report = StageReport(step.stage, step.outcome.value, step.reason.code, step.detail)
-    report.read = _READ.get(step.stage, lambda _: {})(exchange)
+    read = _READ.get(step.stage)
+    report.read = {} if read is None else read(exchange)
     document = policy.loaded.document
     for location in _rules(policy, exchange, step.stage):
         if document.at(location) is None:
@@ -115,11 +116,11 @@ def _failing(exchange: Exchange) -> list[Facts]:
     if route is None or head is None or route.require.when is None:
         return []
     facts = facts_of(head, exchange.principal, exchange.client, route.name)
-    return [
-        {"predicate": predicate.text, "values": dict(predicate.found)}
-        | ({"error": predicate.error} if predicate.error else {})
-        for predicate in failing(route.require.when.source, facts)
-    ]
+    found: list[Facts] = []
+    for predicate in failing(route.require.when.source, facts):
+        shown: Facts = {"predicate": predicate.text, "values": dict(predicate.found)}
+        found.append(shown | {"error": predicate.error} if predicate.error else shown)
+    return found
 
 
 def route_location(policy: OfflinePolicy, name: str) -> Location:

@@ -9,6 +9,7 @@ from rich.text import Text
 from mitmgate.audit.reading import printable
 from mitmgate.replay.differences import Group, Kind
 from mitmgate.replay.run import Report
+from mitmgate.replay.what_if import Timeline, moment
 
 WIDTH = 140
 """Columns where the output is no terminal, so that it does not depend on where it runs."""
@@ -65,6 +66,26 @@ def _principals(group: Group) -> str:
     ranked = group.ranked
     words = [f"{name} ({count:,})" if len(ranked) > 1 else name for name, count in ranked[:3]]
     return ", ".join(words) + (f" and {len(ranked) - 3} more" if len(ranked) > 3 else "")
+
+
+def timeline_table(timeline: Timeline, width: int | None = None, *, colour: bool = False) -> str:
+    """Lay out who would have been limited, and when."""
+    console, out = console_for(width, colour=colour)
+    ranked = [(who, line) for who, line in timeline.ranked if line.newly or line.relieved]
+    console.print(f"{plural(len(ranked), 'principal')} would have been limited otherwise", markup=False)
+    if ranked:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("principal", overflow="fold")
+        for name in ("newly limited", "no longer", "limited in all", "admitted"):
+            table.add_column(name, justify="right")
+        table.add_column("first")
+        table.add_column("last")
+        for who, line in ranked[:_SHOWN]:
+            counts = (line.newly, line.relieved, line.limited, line.admitted)
+            times = (moment(line.first) or "", moment(line.last) or "")
+            table.add_row(Text(printable(who)), *(f"{count:,}" for count in counts), *times)
+        console.print(table)
+    return out.getvalue()
 
 
 def summary(report: Report) -> list[str]:

@@ -1,0 +1,283 @@
+"""Learn: propose a least-privilege policy from what succeeded in a recording, each rule with its evidence."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from mitmgate.core.routing import covers
+from mitmgate.replay.evidence import VALUE, Evidence, Seen, Template, TokenEvidence, room, templates
+from mitmgate.replay.what_if import moment
+
+_HMAC: Final = ("HS256", "HS384", "HS512")
+_MOST_ROLES = 8
+_KIB = 1024
+
+
+@dataclass(slots=True)
+class Route:
+    """A proposed route. path and exact: its match. seen: the evidence of all its requests."""
+
+    path: str
+    exact: bool
+    hosts: tuple[str, ...]
+    methods: tuple[str, ...]
+    seen: Seen
+    cors: bool = False
+    name: str = ""
+
+    @property
+    def public(self) -> bool:
+        """Whether some of its requests had no token."""
+        return self.seen.anonymous > 0
+
+
+def propose(evidence: Evidence, source: str) -> str:
+    """Write the policy as YAML. source: the recording's name, for its head. The same text for the same recording."""
+    issuers = _issuer_names(evidence.tokens)
+    routes = _routes(evidence)
+    upstreams = _upstream_names(routes)
+    lines = [
+        f"# Proposed by `mitmgate learn` from {source}: {evidence.successes:,} requests that succeeded, from",
+        f"# {moment(evidence.first)} to {moment(evidence.last)}; {evidence.others:,} others taught nothing.",
+        "# It admits what was seen, and no more. Read it, and widen what you know to be right.",
+        "version: 1",
+        *_identity(evidence.tokens, issuers),
+        *_upstreams(upstreams),
+        *_limits(evidence, routes),
+        *_cors(evidence, routes),
+        "",
+        "routes:",
+    ]
+    for route in routes:
+        lines += _route(route, issuers, upstreams[_endpoints(route)])
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9._/-]*", text) else json.dumps(text)
+
+
+def _list(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_quoted, values))}]"
+
+
+def _counts(counts: Counter[str], most: int = 6) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name or 'none'} {count:,}" for name, count in ranked[:most])
+    return " ".join((shown + (f" and {len(ranked) - most} more" if len(ranked) > most else "")).split())
+
+
+# Routes.
+
+
+def _routes(evidence: Evidence) -> list[Route]:
+    """Group places into routes: one path each, methods with the same requirements together."""
+    proposed = templates(evidence.places)
+    by_path: defaultdict[tuple[str, bool, str, str], Seen] = defaultdict(Seen)
+    for place, seen in evidence.places.items():
+        path, exact = _match(proposed[place.template])
+        by_path[path, exact, place.host, place.method].join(seen)
+    by_need: defaultdict[tuple[str, bool, str, object], dict[str, Seen]] = defaultdict(dict)
+    for (path, exact, host, method), seen in by_path.items():
+        by_need[path, exact, host, _need(seen)][method] = seen
+    found: dict[tuple[object, ...], Route] = {}
+    for (path, exact, host, need), methods in sorted(by_need.items(), key=lambda item: repr(item[0])):
+        key = (path, exact, need, tuple(sorted(methods)))
+        route = found.setdefault(key, Route(path, exact, (), tuple(sorted(methods)), Seen()))
+        route.hosts = (*route.hosts, host)
+        for seen in methods.values():
+            route.seen.join(seen)
+    routes = list(found.values())
+    asked = {_match(proposed.get(template, template)) for template in evidence.preflights.templates}
+    for route in routes:
+        route.cors = any(route.path == path or (not route.exact and covers(route.path, path)) for path, _ in asked)
+    _name(routes)
+    return routes
+
+
+def _match(template: Template) -> tuple[str, bool]:
+    """Return the path to match and whether it is exact: the segments before the first value."""
+    if VALUE not in template:
+        return "/" + "/".join(template), True
+    fixed = template[: template.index(VALUE)]
+    return "/" + "/".join(fixed), False
+
+
+def _need(seen: Seen) -> tuple[object, ...]:
+    """Return what tells requirements apart."""
+    if seen.anonymous:
+        return ("public", frozenset(seen.upstreams))
+    roles = frozenset(seen.roles) if not seen.roleless else frozenset()
+    return (frozenset(seen.scopes or ()), roles, frozenset(seen.issuers), frozenset(seen.upstreams))
+
+
+def _name(routes: list[Route]) -> None:
+    taken: set[str] = set()
+    for route in routes:
+        words = re.findall(r"[A-Za-z0-9]+", route.path)
+        base = "-".join(words[-3:])[:40] or "root"
+        candidates = [base, f"{base}-{'-'.join(method.lower() for method in route.methods)}"[:60]]
+        candidates += [f"{base}-{number}" for number in range(2, len(routes) + 3)]
+        route.name = next(name for name in candidates if name not in taken)
+        taken.add(route.name)
+
+
+def _route(route: Route, issuers: dict[str, str], upstream: str) -> Iterator[str]:
+    seen = route.seen
+    yield f"  # {seen.count:,} requests; {len(seen.upstreams)} endpoint(s): {_counts(seen.upstreams, 3)}"
+    yield f"  - name: {_quoted(route.name)}"
+    match = [f"{'exact' if route.exact else 'prefix'}: {_quoted(route.path)}"]
+    match.append(f"hosts: {_list(sorted(route.hosts))}")
+    match.append(f"methods: {_list(route.methods)}")
+    yield f"    match: {{{', '.join(match)}}}"
+    yield f"    upstream: {upstream}"
+    yield from _rewrite(route)
+    if route.public:
+        yield f"    auth: none                   # {seen.anonymous:,} of them had no token"
+    else:
+        names = sorted(issuers[issuer] for issuer in seen.issuers)
+        if names != sorted(issuers.values()):
+            yield f"    auth: {{issuers: {_list(names)}}}"
+        yield from _require(seen)
+    yield f"    rate_limits: [{'per-client' if route.public else 'per-principal'}]"
+    if not seen.unmeasured:
+        bound = max(1, -(-seen.largest * 2 // _KIB))
+        yield f"    max_body: {bound}KiB                # the largest body had {seen.largest:,} bytes"
+    if route.cors:
+        yield "    cors: web"
+    if seen.websockets:
+        yield f"    websocket: true              # {seen.websockets:,} handshakes"
+    if seen.encoded:
+        yield f"    allow_encoded_slash: true    # {seen.encoded:,} paths had one"
+
+
+def _require(seen: Seen) -> Iterator[str]:
+    scopes = sorted(seen.scopes or ())
+    roles = sorted(seen.roles) if not seen.roleless and len(seen.roles) <= _MOST_ROLES else []
+    if scopes or roles:
+        yield "    require:"
+    if scopes:
+        yield f"      scopes_all: {_list(scopes)}    # every token had them"
+    if roles:
+        yield f"      roles_any: {_list(roles)}    # {_counts(seen.roles)}"
+
+
+def _rewrite(route: Route) -> Iterator[str]:
+    """Recognise how the path was changed on its way up."""
+    targets = route.seen.targets
+    if all(came == went for came, went in targets):
+        return
+    prefix = route.path.rstrip("/")
+    if all((came[len(prefix) :] or "/") == went for came, went in targets):
+        yield "    rewrite: {strip_prefix: true}"
+        return
+    for came, went in sorted(targets):
+        rest = came[len(prefix) :]
+        put = went[: len(went) - len(rest)] if went.endswith(rest) else None
+        if put and all(put + each[len(prefix) :] == other for each, other in targets):
+            yield f"    rewrite: {{replace_prefix: {_quoted(put)}}}"
+            return
+    yield f"    # the path was rewritten in a way that is not recognised, such as {sorted(targets)[0]}"
+
+
+# Everything that routes name.
+
+
+def _endpoints(route: Route) -> tuple[str, ...]:
+    return tuple(sorted(route.seen.upstreams))
+
+
+def _upstream_names(routes: list[Route]) -> dict[tuple[str, ...], str]:
+    names: dict[tuple[str, ...], str] = {}
+    for route in routes:
+        endpoints = _endpoints(route)
+        host = urlsplit(endpoints[0]).hostname or "service"
+        base = re.sub(r"[^A-Za-z0-9.-]", "-", host)[:40].strip("-.") or "service"
+        taken = set(names.values())
+        candidates = [base, *(f"{base}-{number}" for number in range(2, len(routes) + 3))]
+        names.setdefault(endpoints, next(name for name in candidates if name not in taken))
+    return names
+
+
+def _upstreams(names: dict[tuple[str, ...], str]) -> Iterator[str]:
+    yield "upstreams:"
+    for endpoints, name in names.items():
+        yield f"  {_quoted(name)}: {{endpoints: {_list(endpoints)}}}"
+
+
+def _issuer_names(tokens: dict[str, TokenEvidence]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for issuer in sorted(tokens):
+        host = urlsplit(issuer).hostname or issuer
+        base = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:40].strip("-.") or "issuer"
+        taken = set(names.values())
+        candidates = [base, *(f"{base}-{number}" for number in range(2, len(tokens) + 3))]
+        names[issuer] = next(name for name in candidates if name not in taken)
+    return names
+
+
+def _identity(tokens: dict[str, TokenEvidence], names: dict[str, str]) -> Iterator[str]:
+    if not names:
+        return
+    yield "identity:"
+    yield f"  default: {_list(names.values())}"
+    yield "  issuers:"
+    for issuer, name in names.items():
+        known = tokens[issuer]
+        hmac = sum(known.algorithms[algorithm] for algorithm in _HMAC) * 2 > known.count
+        algorithms = sorted(name for name in known.algorithms if (name in _HMAC) == hmac)
+        yield f"    {_quoted(name)}:               # {known.count:,} requests; algorithms: {_counts(known.algorithms)}"
+        yield f"      issuer: {_quoted(issuer)}"
+        if not known.audienceless:
+            yield f"      audience: {_list(sorted(known.audiences))}"
+        yield f"      algorithms: {_list(algorithms)}"
+        if hmac:
+            variable = "MITMGATE_" + re.sub(r"[^A-Z0-9]+", "_", name.upper()) + "_SECRET"
+            yield f"      keys: {{secret_env: {variable}}}    # a shared secret; a recording never has it"
+        else:
+            base = issuer.rstrip("/") if urlsplit(issuer).scheme in {"http", "https"} else "https://issuer.invalid"
+            yield f"      keys: {{jwks_url: {_quoted(base + '/.well-known/jwks.json')}}}    # a guess: correct it"
+        if set(known.types) == {"at+jwt"}:
+            yield "      token_type: at+jwt"
+        if known.subjects["sub"] < known.count:
+            every = [claim for claim, count in sorted(known.subjects.items()) if count == known.count]
+            yield f"      claims: {{subject: {_list(every or ['sub'])}}}    # not every token has sub"
+        if known.lifetime and not known.lifeless:
+            hours = -(-int(known.lifetime) // 3600)
+            yield f"      max_lifetime: {hours}h             # the longest life was {known.lifetime:,.0f} s"
+
+
+def _limits(evidence: Evidence, routes: list[Route]) -> Iterator[str]:
+    kinds = (
+        ("per-principal", "principal", evidence.principals, any(not route.public for route in routes)),
+        ("per-client", "client_ip", evidence.clients, any(route.public for route in routes)),
+    )
+    yield "rate_limits:"
+    for name, key, peaks, used in kinds:
+        found = room(peaks.values())
+        if used and found is not None:
+            yield f"  # {found.keys:,} of them; in any minute 99 % made at most {found.percentile:,} requests,"
+            yield f"  # the busiest {found.highest:,}"
+            yield f"  {name}: {{limit: {found.limit}, window: 60s, key: {key}}}"
+    if evidence.head * 5 // 4 > 32 * _KIB:
+        yield f"# The largest head had {evidence.head:,} bytes."
+        yield f"limits: {{head: {-(-evidence.head * 5 // 4 // _KIB)}KiB}}"
+
+
+def _cors(evidence: Evidence, routes: list[Route]) -> Iterator[str]:
+    if not any(route.cors for route in routes):
+        return
+    asked = evidence.preflights
+    origins = set(asked.origins) | {origin for route in routes if route.cors for origin in route.seen.origins}
+    yield "cors:"
+    yield f"  # preflights: {_counts(asked.origins)}"
+    yield "  web:"
+    yield f"    origins: {_list(sorted(origins))}"
+    yield f"    methods: {_list(sorted(asked.methods))}"
+    if asked.headers:
+        yield f"    headers: {_list(sorted(asked.headers))}"
+    yield "    credentials: true"

@@ -1,0 +1,98 @@
+"""Redact recordings of others: flow files and HARs become flow files without usable credentials."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mitmproxy.exceptions import FlowReadException
+from mitmproxy.http import HTTPFlow
+from mitmproxy.io import FlowReader, tnetstring
+
+from mitmgate.core.principal import Principal
+from mitmgate.core.token import Refusal
+from mitmgate.keys.ring import KeyRing
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.replay.redaction import METADATA, Redactor, found_signature
+from mitmgate.replay.traffic import Signature
+from mitmgate.usage import UserError
+
+
+@dataclass(slots=True)
+class Redacted:
+    """What was written. dropped: flows of other protocols, whose content nobody can redact."""
+
+    written: int = 0
+    dropped: int = 0
+    unchecked: int = 0
+
+
+class SignatureFinder:
+    """Finds out about the signatures of real tokens, with the keys of a policy where there is one."""
+
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        """snapshot: its issuers' keys are asked, as far as they are at hand; None: no signature is checked."""
+        self._snapshot = snapshot
+        self._ring = KeyRing()
+        if snapshot is not None:
+            self._ring.configure(snapshot.issuers)
+
+    def of(self, state: dict[str, Any]) -> Callable[[bytes], Signature]:
+        """Return what tells the signature of a flow's tokens: its own verdict first, then the keys."""
+        saved = state["metadata"].get(METADATA)
+        found: Signature = "unchecked"
+        if isinstance(saved, dict):
+            found = found_signature(saved.get("reason"), saved.get("stage"), saved.get("principal") is not None)
+        at = state["request"]["timestamp_start"]
+
+        def signature(token: bytes) -> Signature:
+            if found != "unchecked" or self._snapshot is None:
+                return found
+            issuers = self._snapshot.issuers
+            result = self._ring.authenticate(issuers, tuple(issuers), token, at)
+            if isinstance(result, Principal):
+                return "good"
+            known = (
+                found_signature(result.reason.code, "authentication", False) if isinstance(result, Refusal) else found
+            )
+            return "unchecked" if known == "keys-unavailable" else known
+
+        return signature
+
+
+def redact_file(
+    source: str, target: str, redactor: Redactor, signatures: SignatureFinder, progress: Callable[[], None]
+) -> Redacted:
+    """Read flows one by one and write them redacted. Raises UserError; then the target is not there."""
+    done = Redacted()
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise UserError(f"{target}: the recording itself; name another file")
+    try:
+        with open(source, "rb") as read:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as written:
+                for flow in FlowReader(read).stream():
+                    progress()
+                    if not isinstance(flow, HTTPFlow):
+                        done.dropped += 1
+                        continue
+                    state: dict[str, Any] = flow.get_state()
+                    signature = signatures.of(state)
+                    redactor.redact(state, _counted(signature, done))
+                    written.write(tnetstring.dumps(state))
+                    done.written += 1
+    except FlowReadException as error:
+        os.unlink(target)
+        raise UserError(f"{source}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or source}: {(error.strerror or str(error)).lower()}") from error
+    return done
+
+
+def _counted(signature: Callable[[bytes], Signature], done: Redacted) -> Callable[[bytes], Signature]:
+    def count(token: bytes) -> Signature:
+        found = signature(token)
+        done.unchecked += found == "unchecked"
+        return found
+
+    return count

@@ -32,9 +32,10 @@ class ResponseHeaders:
         if exchange is None or flow.response is None:
             return
         rule = exchange.snapshot.response_headers
-        # What the policy sets or removes is the policy's, also where the gateway would write it.
+        # What the policy sets or removes is the policy's, also where the gateway would write it; but a response that
+        # depends on Origin says so whatever the policy thinks of Vary, or caches would mix origins up.
         told = rule.remove.union([name for name, _ in rule.set])
-        own = [field for field in own_fields(exchange) if field[0].lower() not in told]
+        own = [field for field in own_fields(exchange) if field[0] == b"Vary" or field[0].lower() not in told]
         dropped = _OWN | told
         if exchange.cors is not None and exchange.admitted:
             dropped |= _CORS

@@ -91,16 +91,17 @@ def _ratios(subjects: dict[str, list[Sample]]) -> dict[str, float]:
 
 def _print(results: Results, ratios: dict[str, dict[str, float]], machine: str) -> None:
     console = Console()
-    console.print(f"{machine}; {CONNECTIONS} connections at saturation; medians")
+    console.print(f"{machine}; {CONNECTIONS} connections at saturation; medians; load average {os.getloadavg()[0]:.1f}")
     for kind, subjects in results.items():
         table = Table(title=kind, title_justify="left")
-        for heading in ("", "requests/s", "CPU µs", "p50 ms", "p99 ms", "RSS MiB", "failed"):
+        for heading in ("", "requests/s", "CPU µs", "core", "p50 ms", "p99 ms", "RSS MiB", "failed"):
             table.add_column(heading, justify="left" if not heading else "right")
         for name, samples in subjects.items():
             table.add_row(
                 name,
                 f"{median(s.requests_per_second for s in samples):,.0f}",
                 f"{median(s.cpu_us for s in samples):,.0f}",
+                f"{median(s.core for s in samples):.0%}",
                 f"{median(s.p50_ms for s in samples):.1f}",
                 f"{median(s.p99_ms for s in samples):.1f}",
                 f"{samples[-1].resident_mib:.0f}",

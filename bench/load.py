@@ -23,10 +23,15 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one run showed. cpu_us: CPU microseconds of the measured process a request. p50, p99: milliseconds."""
+    """What one run showed. p50 and p99 are of latency.
+
+    cpu_us: CPU microseconds of the measured process a request. core: the share of the core that it got; where that is
+    well under 1, something else ran there, and requests a second say little.
+    """
 
     requests_per_second: float
     cpu_us: float
+    core: float
     p50_ms: float
     p99_ms: float
     resident_mib: float
@@ -61,10 +66,11 @@ def measure(target: Process, path: str, headers: Mapping[str, str], seconds: int
     if line is None:
         raise UserError(f"wrk failed:\n{ended.stdout}{ended.stderr}")
     result = json.loads(line.removeprefix("RESULT "))
-    requests = max(1, result["requests"])
+    requests, wall = max(1, result["requests"]), result["microseconds"] / 1e6
     return Sample(
-        requests_per_second=requests / (result["microseconds"] / 1e6),
+        requests_per_second=requests / wall,
         cpu_us=used * 1e6 / requests,
+        core=used / wall,
         p50_ms=result["p50"] / 1000,
         p99_ms=result["p99"] / 1000,
         resident_mib=target.resident_mib(),

@@ -19,6 +19,7 @@ from mitmgate.engine.gateway import gateway
 from mitmgate.engine.master import LeanMaster
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.unsupported import unsupported
+from mitmgate.replay.recorder import recorder
 from mitmgate.stages.enforcer import BLACK_HOLE
 from mitmgate.usage import UserError
 
@@ -58,8 +59,8 @@ def load_for_host(path: str) -> Loaded:
     return loaded
 
 
-async def run(loaded: Loaded, host: str, port: int) -> int:
-    """Proxy until SIGTERM or SIGINT. Returns the process's exit status."""
+async def run(loaded: Loaded, host: str, port: int, record: str | None = None) -> int:
+    """Proxy until SIGTERM or SIGINT. record: the flow file to write. Returns the process's exit status."""
     opts = options.Options()
     master = LeanMaster(opts)
     addon = gateway(loaded.path)
@@ -68,6 +69,8 @@ async def run(loaded: Loaded, host: str, port: int) -> int:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
     except OptionsError as error:
         raise UserError(str(error)) from error
+    if record is not None and addon.services is not None:
+        addon.addons.append(recorder(record, ring=addon.services.ring))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, master.shutdown)
@@ -106,8 +109,6 @@ def command(policy_path: str, listen: str | None, workers: int | None, record: s
     loaded = load_for_host(policy_path)
     if (workers or loaded.policy.listen.workers) > 1:
         raise UserError("--workers: more than one worker is not supported yet")
-    if record is not None:
-        raise UserError("--record: recording is not supported yet")
     host, port = listen_address(loaded, listen)
     check_free(host, port)
-    raise SystemExit(asyncio.run(run(loaded, host, port)))
+    raise SystemExit(asyncio.run(run(loaded, host, port, record)))

@@ -84,12 +84,21 @@ def test_a_flood_of_keys_never_frees_a_key_at_its_limit() -> None:
             assert one(store, victim).admitted
     flood = random.Random(7)
     for number in range(5_000):
-        flooding = take_of(limit, f"flood-{number}")
-        for _ in range(flood.choice([1, 2])):
-            one(store, flooding)
+        one(store, take_of(limit, f"flood-{number}"))
+        for _ in range(flood.choice([0, 1, 3])):  # second requests, so that these are no easier to forget
+            one(store, take_of(limit, f"flood-{number - flood.randrange(20)}"))
         assert len(store) <= 100
     assert store.forgotten > 4_000
     assert not any(one(store, victim).admitted for victim in victims)
+
+
+def test_a_key_at_its_limit_is_kept_rather_than_a_later_one_with_room() -> None:
+    store, limit = MemoryStore(keys=3), limit_of(3)
+    for who, requests in (("full", 3), ("one", 2), ("two", 2), ("new", 1)):
+        for _ in range(requests):
+            assert one(store, take_of(limit, who)).admitted
+    assert not one(store, take_of(limit, "full")).admitted
+    assert store.forgotten == 1
 
 
 def test_a_flood_of_single_requests_frees_no_key_that_had_more() -> None:

@@ -122,7 +122,7 @@ class SlidingLog:
         """Find the unit whose end decides. O(1), and O(log n) where units have just ended."""
         times, head = self._times, self._head
         if times:
-            end = max(now, times[-1]) - window
+            end = now - window
             if times[head] <= end:
                 head = bisect_right(times, end, head)
                 if head - _SPARE > (len(times) - head) >> 2 or head == len(times):

@@ -35,17 +35,15 @@ end
 
 -- Each kind of window: look(w) drops what counts no more, sets w.live to the units that count, and w.oldest to the time
 -- of the first; decisive(w) is the time of the unit that must end before at most w.room count; spend(w) adds w.cost units
--- and returns their time. A clock that ran backwards is held at the newest unit.
+-- and returns their time, held at the newest unit where the clock ran backwards.
 local log, buckets = {}, {}
 
 function log.look(w)
   local count = redis.call('LLEN', w.key)
-  w.at = now
   if count > 0 then
-    w.at = math.max(now, element(w.key, -1))
     w.oldest = element(w.key, 0)
-    if w.oldest <= w.at - w.window then
-      local dead = leading(w.key, 0, 1, count, w.at - w.window)
+    if w.oldest <= now - w.window then
+      local dead = leading(w.key, 0, 1, count, now - w.window)
       redis.call('LTRIM', w.key, dead, -1)
       count = count - dead
       w.oldest = count > 0 and element(w.key, 0)
@@ -59,9 +57,10 @@ function log.decisive(w)
 end
 
 function log.spend(w)
-  for _ = 1, w.cost do redis.call('RPUSH', w.key, text(w.at)) end
-  w.oldest = w.oldest or w.at
-  return w.at
+  local at = w.live > 0 and math.max(now, element(w.key, -1)) or now
+  for _ = 1, w.cost do redis.call('RPUSH', w.key, text(at)) end
+  w.oldest = w.oldest or at
+  return at
 end
 
 function buckets.look(w)

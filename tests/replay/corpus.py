@@ -157,7 +157,7 @@ class Tokens:
 
 def plan(count: int, seed: int = 4) -> list[Case]:
     """Make the requests, mixed: the same ones for the same count and seed, but for the tokens' times."""
-    tokens, chance = Tokens(), random.Random(seed)  # noqa: S311 - a test's dice
+    tokens, chance = Tokens(), random.Random(seed)
     origin = ("Origin", "https://app.example")
     asks = ("Access-Control-Request-Method", "POST")
     cookie = ("Cookie", f"session={SECRET_COOKIE}; theme=dark")
@@ -276,7 +276,7 @@ def send(port: int, corpus: Corpus) -> None:
         try:
             for number in range(first, len(corpus.cases), CLIENTS):
                 corpus.statuses[number] = _send(port, number, corpus.cases[number], links)
-        except BaseException as failure:  # noqa: BLE001 - shown in the test's own thread
+        except BaseException as failure:
             failures.append(failure)
         finally:
             for link in links.values():

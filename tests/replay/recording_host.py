@@ -29,7 +29,7 @@ async def run(policy: str, port: int, path: str) -> None:
     proxy = asyncio.create_task(master.run())
     server = master.addons.get("proxyserver")
     assert isinstance(server, Proxyserver)
-    while not server.listen_addrs():
+    while not server.listen_addrs():  # noqa: ASYNC110 - mitmproxy has no event for it
         await asyncio.sleep(0.01)
     print(f"listening on {port}", flush=True)
     await proxy

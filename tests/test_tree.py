@@ -25,6 +25,11 @@ LONG: dict[str, str] = {
     "addons/mitmgate/engine/layer_http1_server.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_http2.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_stream_ending.py": "every way in which one exchange may end",
+    "addons/mitmgate/replay/advice.py": "one sentence for each reason code",
+    "addons/mitmgate/replay/commands.py": "the options of four commands that share them",
+    "addons/mitmgate/replay/evidence.py": "what one pass over a recording counts for a proposal",
+    "addons/mitmgate/replay/explain.py": "one account, stage by stage, in the chain's order",
+    "addons/mitmgate/replay/learn.py": "one proposal, from evidence to policy",
 }
 """Files of addons/ with more than 250 lines, each with the reason why it is one subject all the same."""
 

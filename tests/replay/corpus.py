@@ -40,8 +40,8 @@ def policy(upstream: str, other: str, dead: str) -> dict[str, Any]:
             "dead": {"endpoints": [dead], "retries": 0, "circuit": {"failures": 4, "open_for": "500ms"}},
         },
         "rate_limits": {
-            "per-user": {"limit": 20, "window": "10m", "key": "principal"},
-            "per-bucket": {"limit": 60, "window": "10m", "key": ["client_ip", "header:x-bucket"]},
+            "per-user": {"limit": 10, "window": "10m", "key": "principal"},
+            "per-bucket": {"limit": 30, "window": "10m", "key": ["client_ip", "header:x-bucket"]},
             "watched": {"limit": 5, "window": "10m", "key": "principal", "mode": "report"},
         },
         "client_limits": ["per-bucket"],
@@ -183,6 +183,12 @@ def plan(count: int, seed: int = 4) -> list[Case]:
         (1, lambda n: Case("public-forged", "GET", "/public", tokens.bad["token-signature-invalid"])),
         (2, lambda n: Case("office", "GET", "/office/door")),
         (2, lambda n: Case("office-away", "GET", "/office/door", source="127.0.0.2")),
+        (
+            1,
+            lambda n: Case(
+                "spoofed", "GET", "/office/door", headers=(("X-Forwarded-For", "127.0.0.1"),), source="127.0.0.2"
+            ),
+        ),
         (1, lambda n: Case("barred", "GET", "/public", source="127.0.0.13")),
         (2, lambda n: Case("bucket", "GET", "/public", bucket="full", source="127.0.0.3")),
         (2, lambda n: Case("anonymous", "GET", f"/api/v1/users/{n % 9}")),

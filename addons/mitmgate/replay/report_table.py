@@ -57,9 +57,14 @@ def _table(groups: list[Group]) -> Table:
             Text(group.kind.value, _STYLES.get(group.kind, "")),
             *(Text(printable(word)) for word in (group.before, group.after, group.route, _principals(group))),
             Text(f"{group.count:,}"),
-            Text(printable(", ".join(group.examples[:2]))),
+            Text(printable(", ".join(map(_short, group.examples[:3])))),
         )
     return table
+
+
+def _short(identity: str) -> str:
+    """Shorten a UUID; `explain --flow` takes the beginning of an id."""
+    return identity[:8] if len(identity) == 36 else identity
 
 
 def _principals(group: Group) -> str:

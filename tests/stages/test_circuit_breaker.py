@@ -1,5 +1,6 @@
 """CircuitBreaker: endpoints in turn while their circuits let requests through; who says what of an endpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,70 @@ def test_fail_over_goes_to_the_other_endpoint_once(snapshot: Snapshot) -> None:
     assert second is not None and second is made.endpoint and second != first
     assert bench.breaker.fail_over(made) is None, "the policy allows one retry"
     assert (made.retries, made.settled) == (1, (NOW,))
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [(Reason.UPSTREAM_CLOSED, State.OPEN), (Reason.CLIENT_CLOSED, State.CLOSED), (None, State.CLOSED)],
+)
+def test_a_body_that_breaks_off_counts(snapshot: Snapshot, failure: Reason | None, state: State) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    flow = flow_of()
+    begin(flow, made)
+    made.admitted = True
+    flow.response = Response.make(200)
+    bench.breaker.responseheaders(flow)
+    assert bench.breaker.states() == {USERS: State.CLOSED}
+    bench.now += 5
+    made.failure = failure
+    bench.breaker.error(flow)
+    assert bench.breaker.states() == {USERS: state}
+    assert made.permit is None
+    assert made.settled == ((NOW, NOW + 5) if state is State.OPEN else (NOW,))
+
+
+def test_a_probe_holds_its_slot_until_the_head_alone(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot).broken()
+    bench.now += 30
+    probe = bench.ask()[1]
+    flow = flow_of()
+    begin(flow, probe)
+    probe.admitted = True
+    flow.response = Response.make(200)
+    bench.breaker.responseheaders(flow)
+    assert bench.breaker.states() == {USERS: State.CLOSED}, "an event stream that never ends is no reason to wait"
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "upstream", "state"),
+    [(12.0, None, State.OPEN), (12.0, 11.0, State.OPEN), (60.0, 0.1, State.CLOSED), (9.0, None, State.CLOSED)],
+)
+def test_slow_is_the_upstream_and_not_the_client(
+    snapshot: Snapshot, elapsed: float, upstream: float | None, state: State
+) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    assert made.route is not None
+    circuit = replace(made.route.upstream.circuit, slow=10.0)
+    made.route = replace(made.route, upstream=replace(made.route.upstream, circuit=circuit))
+    bench.now += elapsed
+    made.upstream_seconds = upstream
+    bench.end(made, 200)
+    assert bench.breaker.states() == {USERS: state}
+
+
+def test_circuits_outlive_a_reload_and_go_with_their_endpoint(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot).broken()
+    late = bench.ask("/moved")[1]
+    bench.snapshot = replace(snapshot)
+    assert bench.ask()[0] == REFUSED
+    without = replace(snapshot, upstreams={"users": snapshot.upstreams["users"]})
+    for _ in range(2):  # the policy before the current one keeps its circuits, too
+        bench.snapshot = replace(without)
+        assert bench.ask()[0] == REFUSED
+    assert set(bench.breaker.states()) == {USERS}
+    bench.end(late, 500)  # of an endpoint that is gone: nothing to record, and no error
 
 
 def test_without_route_it_denies(snapshot: Snapshot) -> None:

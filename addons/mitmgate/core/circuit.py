@@ -5,12 +5,14 @@ seconds open it: for `open_for` seconds nothing is let through. Then it is half-
 their way at once; when `probes` of them have succeeded it closes, and one failure opens it again. A permit stands for
 the circuit as it was when the request was let through (its generation), so that a late answer can't close, or open, a
 circuit that has gone on since. A probe that says nothing of the endpoint (the client left, a later stage denied) gives
-its slot back. See Nygard, Release It!, "Circuit Breaker".
+its slot back, and so does one that is forgotten: slots are counted by the permits that still exist. The rule comes with
+each call, since a reload may change it. See Nygard, Release It!, "Circuit Breaker".
 """
 
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakSet
 
 from mitmgate.core.rules import Circuit
 
@@ -48,9 +50,12 @@ TRANSITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Permit:
-    """Leave to send one request to an endpoint ("UPSTREAM URL"); given back with its outcome, once."""
+    """Leave to send one request to an endpoint ("UPSTREAM URL"); given back with its outcome, once.
+
+    Compared by identity: each permit is another one.
+    """
 
     endpoint: str
     generation: int
@@ -69,30 +74,37 @@ class Breaker:
         self.generation = 0
         self._failures: deque[float] = deque()
         self._opened = 0.0
-        self._probing = 0
+        self._probing: WeakSet[Permit] = WeakSet()
         self._succeeded = 0
 
     def acquire(self, rule: Circuit, now: float) -> Permit | float:
         """Ask for leave. Returns a permit, or the seconds after which asking again makes sense."""
         if self.state is State.OPEN:
             left = self._opened + rule.open_for - now
+            if left > 2 * rule.open_for:  # the clock was set back: that must not keep it open for so much longer
+                self._opened, left = now, rule.open_for
             if left > 0:
                 return left
             self._move(Event.WAITED)
+        if self.state is State.HALF_OPEN and self._succeeded >= rule.probes:  # a reload asks for fewer
+            self._move(Event.PROBES_SUCCEEDED)
         if self.state is State.CLOSED:
             return Permit(self.endpoint, self.generation, probe=False)
-        if self._probing + self._succeeded >= rule.probes:
+        if len(self._probing) + self._succeeded >= rule.probes:
             # The probes' answers decide; a second is a guess, but a request that asks then loses nothing.
             return 1.0
-        self._probing += 1
-        return Permit(self.endpoint, self.generation, probe=True)
+        permit = Permit(self.endpoint, self.generation, probe=True)
+        self._probing.add(permit)
+        return permit
 
     def settle(self, rule: Circuit, permit: Permit, outcome: Outcome, now: float) -> None:
-        """Take a permit back. One of an earlier generation changes nothing."""
+        """Take a permit back. One of an earlier generation, or a probe's given back before, changes nothing."""
         if permit.generation != self.generation:
             return
         if permit.probe:
-            self._probing -= 1
+            if permit not in self._probing:
+                return
+            self._probing.discard(permit)
             if outcome is Outcome.FAILURE:
                 self._opened = now
                 self._move(Event.PROBE_FAILED)
@@ -115,4 +127,5 @@ class Breaker:
         self.state = TRANSITIONS[self.state, event]
         self.generation += 1
         self._failures.clear()
-        self._probing = self._succeeded = 0
+        self._probing.clear()
+        self._succeeded = 0

@@ -11,6 +11,7 @@ from mitmgate.core.circuit import Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, Upstream
 from mitmgate.core.verdict import Step
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
 from mitmgate.stages.stage import Stage, reports
 
@@ -24,8 +25,9 @@ class CircuitBreaker(Stage):
 
     Reads: exchange.route.upstream. Writes: exchange.endpoint, exchange.permit, exchange.answer (Retry-After).
     Denies: 503 circuit-open, where no endpoint is left; observed, the next in turn is taken. On failure: stage-error.
-    The outcome is recorded once: when the response's head arrives, or when the exchange ends without one. What the
-    gateway denied, and what a client broke off, says nothing of the endpoint.
+    The outcome is recorded once: a failure and a probe's success when the response's head arrives, everything else
+    when the exchange ends, since a body may still break off. What the gateway denied, and what a client broke off, says
+    nothing of the endpoint. Circuits outlive a reload; those of endpoints that no policy in use names are dropped.
     """
 
     name: ClassVar[str] = "circuit-breaker"
@@ -35,12 +37,16 @@ class CircuitBreaker(Stage):
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
         self._turns: dict[str, int] = {}
+        self._policy: Snapshot | None = None
+        self._former: Snapshot | None = None
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""
         route = exchange.route
         if route is None:
             raise ValueError("no route")
+        if exchange.snapshot is not self._policy and exchange.snapshot is not self._former:
+            self._adopt(exchange.snapshot)
         wait = self._acquire(exchange, route.upstream, exchange.now, ())
         if wait is None:
             return self.admitted
@@ -60,7 +66,7 @@ class CircuitBreaker(Stage):
             # The same endpoint once more, since a new connection may do where an old one was stale: the request will
             # say of the endpoint what it has to say when it ends, and a permit is enough for both attempts.
             return exchange.endpoint if exchange.permit is not None else None
-        now, tried = self._clock(), (exchange.endpoint.url,)
+        now, tried = self._clock(), (exchange.endpoint,)
         self._settle(exchange, Outcome.FAILURE, now)
         wait = self._acquire(exchange, route.upstream, now, tried)
         return exchange.endpoint if wait is None else None
@@ -72,12 +78,15 @@ class CircuitBreaker(Stage):
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Record what the response's head says of the endpoint."""
         exchange = exchange_of(flow)
-        if exchange is None or exchange.permit is None or flow.response is None:
-            return
-        self.conclude(exchange, flow.response.data.status_code)
+        if exchange is not None and exchange.permit is not None and flow.response is not None:
+            outcome, now = self._outcome(exchange, flow.response.data.status_code), self._clock()
+            if outcome is Outcome.SUCCESS and not exchange.permit.probe:
+                exchange.settled = (*exchange.settled, now)  # unless the end has something else to say
+            else:
+                self._settle(exchange, outcome, now)
 
     def response(self, flow: HTTPFlow) -> None:
-        """Give back the permit of a request that ended before a response was there."""
+        """Give back the permit of a request that has ended."""
         exchange = exchange_of(flow)
         if exchange is not None and exchange.permit is not None:
             self.conclude(exchange, None)
@@ -85,29 +94,42 @@ class CircuitBreaker(Stage):
     error = response
 
     def conclude(self, exchange: Exchange, status: int | None) -> None:
-        """Settle the permit: status is the upstream's, None where it gave none."""
-        route = exchange.route
-        if route is None:
+        """Settle the permit: status is the upstream's, None where it gave none or has been judged."""
+        self._settle(exchange, self._outcome(exchange, status), self._clock())
+
+    def _outcome(self, exchange: Exchange, status: int | None) -> Outcome:
+        if exchange.route is None:
             raise ValueError("no route")
-        rule, now = route.upstream.circuit, self._clock()
+        rule = exchange.route.upstream.circuit
         if exchange.failure in _UPSTREAM_FAILURES:
-            outcome = Outcome.FAILURE
-        elif not exchange.admitted or exchange.failure is not None or status is None:
-            outcome = Outcome.ABANDONED
-        elif status in rule.statuses or (rule.slow is not None and now - exchange.now > rule.slow):
-            outcome = Outcome.FAILURE
-        else:
-            outcome = Outcome.SUCCESS
-        self._settle(exchange, outcome, now)
+            return Outcome.FAILURE
+        if not exchange.admitted or exchange.failure is not None or status is None:
+            return Outcome.ABANDONED
+        # A client that sends its body slowly must not make the upstream look slow.
+        took = exchange.upstream_seconds
+        if took is None:
+            took = self._clock() - exchange.now
+        slow = rule.slow is not None and took > rule.slow
+        return Outcome.FAILURE if slow or status in rule.statuses else Outcome.SUCCESS
 
     def _settle(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
         permit, route = exchange.permit, exchange.route
         exchange.permit = None
         if permit is not None and route is not None:
-            exchange.settled = (*exchange.settled, now)
-            self._breakers[permit.endpoint].settle(route.upstream.circuit, permit, outcome, now)
+            if permit.probe or outcome is not Outcome.ABANDONED:
+                exchange.settled = (*exchange.settled, now)
+            breaker = self._breakers.get(permit.endpoint)
+            if breaker is not None:
+                breaker.settle(route.upstream.circuit, permit, outcome, now)
 
-    def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[str, ...]) -> float | None:
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Keep the circuits of this policy, and of the one before it, whose requests may still be on their way."""
+        self._policy, self._former = snapshot, self._policy
+        upstreams = [*snapshot.upstreams.values(), *(self._former.upstreams.values() if self._former else ())]
+        named = {_key(upstream, endpoint) for upstream in upstreams for endpoint in upstream.endpoints}
+        self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in named}
+
+    def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[Endpoint, ...]) -> float | None:
         """Try each endpoint in turn; returns None, or the shortest wait of those that refused."""
         endpoints = upstream.endpoints
         turn = self._turns.get(upstream.name, 0)
@@ -115,11 +137,9 @@ class CircuitBreaker(Stage):
         waits = []
         for offset in range(len(endpoints)):
             endpoint = endpoints[(turn + offset) % len(endpoints)]
-            url = endpoint.url
-            if url in but:
+            if endpoint in but:
                 continue
-            # Two upstreams that share an address are two services, each with its own rule and its own circuit.
-            key = f"{upstream.name} {url}"
+            key = _key(upstream, endpoint)
             breaker = self._breakers.get(key)
             if breaker is None:
                 breaker = self._breakers[key] = Breaker(key)
@@ -129,3 +149,8 @@ class CircuitBreaker(Stage):
                 return None
             waits.append(permit)
         return min(waits, default=1.0)
+
+
+def _key(upstream: Upstream, endpoint: Endpoint) -> str:
+    """Name a circuit. Two upstreams that share an address are two services, each with its own rule and circuit."""
+    return f"{upstream.name} {endpoint.url}"

@@ -54,9 +54,9 @@ class Model:
 class CircuitMachine(RuleBasedStateMachine):
     """Requests come, end in any order and any way, twice or never, while time and the rule go on."""
 
-    @initialize(failures=st.integers(1, 4), probes=st.integers(1, 3))
-    def begin(self, failures: int, probes: int) -> None:
-        self.rule = replace(RULE, failures=failures, probes=probes)
+    @initialize(failures=st.integers(1, 4), probes=st.integers(1, 3), window=st.sampled_from([10.0, 100.0]))
+    def begin(self, failures: int, probes: int, window: float) -> None:
+        self.rule = replace(RULE, failures=failures, probes=probes, window=window)
         self.breaker, self.model, self.now = Breaker("e"), Model(), NOW
         self.out: dict[int, Permit] = {}
         self.numbers = 0
@@ -98,7 +98,25 @@ class CircuitMachine(RuleBasedStateMachine):
 
     @rule(failures=st.integers(1, 4), probes=st.integers(1, 3))
     def reload(self, failures: int, probes: int) -> None:
-        self.rule = replace(RULE, failures=failures, probes=probes)
+        self.rule = replace(self.rule, failures=failures, probes=probes)
+
+    @precondition(lambda self: self.breaker.state is State.CLOSED)
+    @rule()
+    def fail_until_open(self) -> None:
+        for _ in range(self.rule.failures):
+            if self.breaker.state is State.CLOSED:
+                self.ask()
+                number = max(self.out)
+                self.model.settle(self.rule, number, Outcome.FAILURE, self.now)
+                self.breaker.settle(self.rule, self.out.pop(number), Outcome.FAILURE, self.now)
+        assert self.breaker.state is State.OPEN
+
+    @precondition(lambda self: self.breaker.state is State.OPEN)
+    @rule(extra=st.integers(0, 3))
+    def try_again_when_it_may(self, extra: int) -> None:
+        self.now += self.rule.open_for
+        for _ in range(self.rule.probes + extra):
+            self.ask()
 
     @invariant()
     def agree(self) -> None:
@@ -195,6 +213,28 @@ def test_a_slot_always_returns(way: str) -> None:
     again = permit_of(breaker, NOW + 30)
     assert again.probe
     assert not isinstance(breaker.acquire(RULE, NOW + 30), Permit)
+
+
+def test_a_probe_given_back_twice_is_one_success() -> None:
+    breaker, probes = half_open()
+    for _ in range(2):
+        breaker.settle(RULE, probes[0], Outcome.SUCCESS, NOW + 30)
+    assert state_of(breaker) is State.HALF_OPEN
+
+
+def test_probes_of_an_earlier_time_take_no_slot() -> None:
+    breaker, probes = half_open()
+    breaker.settle(RULE, probes[0], Outcome.FAILURE, NOW + 30)
+    assert len([permit_of(breaker, NOW + 60) for _ in range(RULE.probes)]) == RULE.probes
+
+
+def test_failures_before_it_opened_do_not_count_when_it_has_closed() -> None:
+    rule = replace(RULE, window=1000.0)
+    breaker, probes = half_open()
+    for probe in probes:
+        breaker.settle(rule, probe, Outcome.SUCCESS, NOW + 31)
+    breaker.settle(rule, permit_of(breaker, NOW + 31), Outcome.FAILURE, NOW + 31)
+    assert state_of(breaker) is State.CLOSED
 
 
 def test_a_probe_given_back_twice_makes_no_second_slot() -> None:

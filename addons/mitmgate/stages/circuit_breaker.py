@@ -38,14 +38,13 @@ class CircuitBreaker(Stage):
         self._breakers: dict[str, Breaker] = {}
         self._turns: dict[str, int] = {}
         self._policy: Snapshot | None = None
-        self._former: Snapshot | None = None
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""
         route = exchange.route
         if route is None:
             raise ValueError("no route")
-        if exchange.snapshot is not self._policy and exchange.snapshot is not self._former:
+        if exchange.snapshot is not self._policy:
             self._adopt(exchange.snapshot)
         wait = self._acquire(exchange, route.upstream, exchange.now, ())
         if wait is None:
@@ -124,8 +123,8 @@ class CircuitBreaker(Stage):
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Keep the circuits of this policy, and of the one before it, whose requests may still be on their way."""
-        self._policy, self._former = snapshot, self._policy
-        upstreams = [*snapshot.upstreams.values(), *(self._former.upstreams.values() if self._former else ())]
+        former, self._policy = self._policy, snapshot
+        upstreams = [*snapshot.upstreams.values(), *(former.upstreams.values() if former else ())]
         named = {_key(upstream, endpoint) for upstream in upstreams for endpoint in upstream.endpoints}
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in named}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mitmgate.core.address import parse_address
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Limit
@@ -117,6 +118,27 @@ def test_who_differs_in_the_key_is_counted_apart(
     first, again, second = known(snapshot, **one), known(snapshot, **one), known(snapshot, **other)
     assert key_of(limit, first) == key_of(limit, again) != key_of(limit, second)
     assert key_of(limit, first) != key_of(replace(limit, name="m"), first)
+
+
+def test_long_keys_are_counted_by_their_digest(snapshot: Snapshot) -> None:
+    for key in (("principal",), ("claim:tenant", "route"), ("header:x-key",)):
+        limit, keys = Limit("l", 1, 60.0, key), set()
+        for text in ("a" * 30_000, "a" * 30_000 + "b", "\ud800" * 5_000):
+            made = routed(snapshot, fields=[(b"X-Key", text.encode("utf-8", "surrogatepass"))])
+            made.principal = Principal(text, "dev", (), frozenset(), {"tenant": [text]}, NOW + 60)
+            keys.add(key_of(limit, made))
+        assert len(keys) == 3
+        assert max(len(made_key) for made_key in keys) <= 128
+
+
+def test_addresses_are_counted_apart_and_without_one_together(snapshot: Snapshot) -> None:
+    limit, keys = Limit("l", 1, 60.0, ("client_ip",)), []
+    for text in ("0.0.0.1", "::1", "2001:db8::1", "2001:db8::2", None, None):
+        made = routed(snapshot)
+        made.client = None if text is None else parse_address(text)
+        keys.append(key_of(limit, made))
+    assert len(set(keys)) == 5
+    assert keys[-1] == keys[-2]
 
 
 def test_a_key_that_nobody_knows_denies(snapshot: Snapshot) -> None:

@@ -1,8 +1,10 @@
 """The fields that tell a client of its limits.
 
-`X-RateLimit-*` speak of the grant with the least room, with Reset in seconds from now. `RateLimit-Policy` and
-`RateLimit` name every limit (draft-ietf-httpapi-ratelimit-headers-10): q is the quota, w its window, r what remains,
-t the seconds until more is there.
+`X-RateLimit-*` speak of the grant with the least room, with Reset in seconds from now (a time of day would need clocks
+that agree). `RateLimit-Policy` and `RateLimit` name every limit (draft-ietf-httpapi-ratelimit-headers-11, sections 3
+and 4): q is the quota, w its window, r what remains, t the seconds until more is there; all in units, of which a
+request takes the limit's cost. Limits that hold nobody back at the moment, in report mode or without a store, are not
+told. `Retry-After` goes with the denial itself (stages/quota.py).
 """
 
 import math
@@ -16,7 +18,12 @@ _LONGEST = 86400 * 365
 
 def whole_seconds(seconds: float) -> int:
     """Round up: who waits that long has waited long enough (RFC 9110, section 10.2.3)."""
-    return min(_LONGEST, math.ceil(seconds)) if seconds > 0 else 0
+    return math.ceil(min(_LONGEST, seconds)) if seconds > 0 else 0
+
+
+def binds(grant: Grant) -> bool:
+    """Tell whether a grant is one that can hold the client back."""
+    return grant.limit.mode == "enforce" and not (grant.degraded and grant.limit.on_store_failure == "allow")
 
 
 def tightest(grants: Sequence[Grant]) -> Grant:
@@ -25,14 +32,17 @@ def tightest(grants: Sequence[Grant]) -> Grant:
 
 
 def fields(grants: Sequence[Grant]) -> Fields:
-    """Make the fields of one or more grants."""
-    grant = tightest(grants)
+    """Make the fields of a request's grants; none where nothing holds the client back."""
+    binding = [grant for grant in grants if binds(grant)]
+    if not binding:
+        return ()
+    grant = tightest(binding)
     return (
         (b"X-RateLimit-Limit", b"%d" % grant.limit.limit),
         (b"X-RateLimit-Remaining", b"%d" % grant.remaining),
         (b"X-RateLimit-Reset", b"%d" % whole_seconds(grant.reset)),
-        (b"RateLimit-Policy", b", ".join([_policy(given) for given in grants])),
-        (b"RateLimit", b", ".join([_state(given) for given in grants])),
+        (b"RateLimit-Policy", b", ".join([_policy(given) for given in binding])),
+        (b"RateLimit", b", ".join([_state(given) for given in binding])),
     )
 
 
@@ -43,10 +53,10 @@ def retry_after(grants: Iterable[Grant]) -> int:
 
 
 def _policy(grant: Grant) -> bytes:
-    limit = grant.limit
-    return b'"%b";q=%d;w=%d' % (limit.name.encode("ascii", "replace"), limit.limit, whole_seconds(limit.window))
+    limit = grant.limit  # names are tokens of letters, digits and ".-_", which a quoted string holds as they are
+    return b'"%b";q=%d;w=%d' % (limit.name.encode("ascii"), limit.limit, whole_seconds(limit.window))
 
 
 def _state(grant: Grant) -> bytes:
-    name = grant.limit.name.encode("ascii", "replace")
+    name = grant.limit.name.encode("ascii")
     return b'"%b";r=%d;t=%d' % (name, grant.remaining, whole_seconds(grant.reset))

@@ -1,6 +1,7 @@
 """What ClientQuota and RateLimit share: the key of a limit, and the step that grants make."""
 
 from collections.abc import Awaitable, Sequence
+from hashlib import blake2b
 
 from mitmgate.core.ratelimit_fields import retry_after
 from mitmgate.core.reason import Reason
@@ -13,6 +14,9 @@ from mitmgate.stores.protocol import CounterStore
 
 ABSENT = "-"
 """What a claim, a header or a principal that is not there counts under: all such requests share one quota."""
+
+LONGEST_KEY = 128
+"""Characters; what a client makes longer is counted by its digest, so that it can't fill the store."""
 
 
 class Quota(Stage):
@@ -46,6 +50,7 @@ class Quota(Stage):
             return Step(self.name, Outcome.OBSERVE, Reason.QUOTA_EXCEEDED, f"The limit {names} is used up.")
         exchange.answer = Answer(429, ((b"Retry-After", b"%d" % retry_after(enforced)),))
         if all(grant.degraded and grant.limit.on_store_failure == "deny" for grant in enforced):
+            exchange.answer.status = 503
             return self.deny(Reason.STORE_UNAVAILABLE, "The counters of a limit can't be reached.")
         return self.deny(Reason.QUOTA_EXCEEDED, f"The limit {names} is used up.")
 
@@ -54,9 +59,13 @@ def key_of(limit: Limit, exchange: Exchange) -> str:
     """Make the key that a limit counts a request under. Each part carries its length, so that no two run together."""
     parts = limit.key
     if len(parts) == 1:
-        return f"{limit.name}\0{_part(parts[0], exchange)}"
-    values = [_part(part, exchange) for part in parts]
-    return f"{limit.name}\0" + "".join([f"{len(value)}:{value}" for value in values])
+        key = f"{limit.name}\0{_part(parts[0], exchange)}"
+    else:
+        values = [_part(part, exchange) for part in parts]
+        key = f"{limit.name}\0" + "".join([f"{len(value)}:{value}" for value in values])
+    if len(key) > LONGEST_KEY:
+        return f"{limit.name}\0\0{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=20).hexdigest()}"
+    return key
 
 
 def _part(part: str, exchange: Exchange) -> str:
@@ -64,7 +73,8 @@ def _part(part: str, exchange: Exchange) -> str:
     if part == "principal":
         return ABSENT if principal is None else f"{principal.issuer}\0{principal.subject}"
     if part == "client_ip":
-        return str(exchange.client)
+        client = exchange.client
+        return ABSENT if client is None else f"{client.version}.{int(client):x}"  # a quarter of the time of str()
     if part == "route":
         return ABSENT if exchange.route is None else exchange.route.name
     if part == "issuer":

@@ -73,8 +73,8 @@ def _part(part: str, exchange: Exchange) -> str:
     if part == "principal":
         return ABSENT if principal is None else f"{principal.issuer}\0{principal.subject}"
     if part == "client_ip":
-        client = exchange.client
-        return ABSENT if client is None else f"{client.version}.{int(client):x}"  # a quarter of the time of str()
+        client = exchange.client  # int() takes half the time of str(), and a tenth for IPv6
+        return ABSENT if client is None else f"{client.version}.{int(client):x}"
     if part == "route":
         return ABSENT if exchange.route is None else exchange.route.name
     if part == "issuer":

@@ -268,7 +268,12 @@ MUTANTS = [
                 ({"token-audience-refused"}, "*", "admit"),
                 *(
                     ({tag}, "*", "deny token-audience-refused")
-                    for tag in ("token-expired", "token-claim-invalid", "token-lifetime-exceeded", "token-not-yet-valid")
+                    for tag in (
+                        "token-expired",
+                        "token-claim-invalid",
+                        "token-lifetime-exceeded",
+                        "token-not-yet-valid",
+                    )
                 ),
             ),
             _all_refused("token-audience-refused"),
@@ -280,8 +285,11 @@ MUTANTS = [
         put("identity", "issuers", "dev", "token_type", value="at+jwt"),
         _either(
             simple(
-                (BAD - {"token-malformed", "token-issuer-unknown", "token-algorithm-refused", "token-type-refused"},)
-                + ("*", "deny token-type-refused")
+                (
+                    BAD - {"token-malformed", "token-issuer-unknown", "token-algorithm-refused", "token-type-refused"},
+                    "*",
+                    "deny token-type-refused",
+                )
             ),
             _all_refused("token-type-refused"),
         ),

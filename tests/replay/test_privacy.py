@@ -176,5 +176,3 @@ def test_principals_are_not_the_claims() -> None:
     state["metadata"] = {"mitmgate": {"principal": {"subject": principal.subject, "issuer": "dev"}}}
     Redactor(Privacy(claims=("sub",))).redact(state, lambda _: "good")
     assert "alice@mail.example" not in repr(state)
-
-

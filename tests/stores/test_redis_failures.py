@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from mitmgate.stores.redis import CONNECTIONS, RedisStore, command
+from tests.live.harness_http import free_port
 from tests.redis_server import RedisServer
 from tests.stores.asking import NOW, admitted, ask, limit_of, messages, redis_store, take_of
 
@@ -266,7 +267,8 @@ def test_a_cluster_takes_all_limits_of_a_request_at_once(tmp_path: Path) -> None
             assert [(await ask(store, *takes))[0].admitted for _ in range(3)] == [True, True, False]
             assert not (await ask(store, *takes))[0].degraded
 
-    with RedisServer(tmp_path, "--cluster-enabled", "yes") as server:
+    # Without a port of its own the cluster's bus would take the server's plus 10,000, which may be too high.
+    with RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         assert server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383").startswith(b"+OK")
         deadline = time.monotonic() + 10
         while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):

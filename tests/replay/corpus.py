@@ -237,15 +237,27 @@ class Corpus:
         return path
 
 
-def record(directory: Path, count: int) -> Corpus:
-    """Run a gateway with a recorder, send it the plan, and return the recording."""
+def record(
+    directory: Path,
+    count: int,
+    shadow: Callable[[dict[str, Any]], None] | None = None,
+    at_end: Callable[[subprocess.Popen[bytes], Path], None] | None = None,
+) -> Corpus:
+    """Run a gateway with a recorder, send it the plan, and return the recording.
+
+    shadow: makes the candidate of the policy that decides along. at_end: called with the process, before it ends, and
+    the file of its words.
+    """
     with RecordingUpstream(answer) as upstream, RecordingUpstream(answer) as other:
         made = policy(upstream.url, other.url, f"http://127.0.0.1:{free_port()}")
         path = directory / "policy.yaml"
         path.write_text(json.dumps(made, indent=2))
         corpus = Corpus(directory / "traffic.mitm", path, made, plan(count))
-        with running(path, corpus.path, directory) as port:
+        candidate = () if shadow is None else (str(corpus.mutated("candidate", shadow)),)
+        with running(path, corpus.path, directory, candidate) as (port, process, out):
             send(port, corpus)
+            if at_end is not None:
+                at_end(process, out)
     return corpus
 
 
@@ -254,16 +266,18 @@ def answer(request: Recorded) -> Reply:
 
 
 @contextlib.contextmanager
-def running(policy_path: Path, recording: Path, directory: Path) -> Iterator[int]:
+def running(
+    policy_path: Path, recording: Path, directory: Path, more: tuple[str, ...]
+) -> Iterator[tuple[int, subprocess.Popen[bytes], Path]]:
     port = free_port()
     out = directory / f"host-{port}.out"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'addons'}:{ROOT}", "MITMGATE_TEST_SECRET": SECRET}
-    command = [sys.executable, "-m", "tests.replay.recording_host", str(policy_path), str(port), str(recording)]
+    command = [sys.executable, "-m", "tests.replay.recording_host", str(policy_path), str(port), str(recording), *more]
     with out.open("wb") as words:
         process = subprocess.Popen(command, stdout=words, stderr=words, env=environment, cwd=ROOT)
         try:
             wait_for(lambda: process.poll() is None and b"listening" in out.read_bytes(), "the host to listen")
-            yield port
+            yield port, process, out
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0, out.read_text()
         except AssertionError as failure:

@@ -61,7 +61,7 @@ def test_there_are_enough_mutants_over_every_stage() -> None:
 def test_a_mutant_is_reported_with_exactly_the_affected_requests(
     corpus: Corpus, beginning: Listed, mutant: Mutant
 ) -> None:
-    path = corpus.mutated("mutant", mutant.change)
+    path = corpus.mutated(f"{mutant.stage}-{mutant.name}", mutant.change)
     seen = Collector()
     report = replay(beginning, load_offline(str(path), {}), observers=[seen])
     expect = mutant.expect()

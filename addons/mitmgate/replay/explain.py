@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
+from mitmgate.audit.settings import Redact
 from mitmgate.core.authorize import facts_of
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.verdict import Outcome, Step
@@ -11,7 +13,6 @@ from mitmgate.replay.advice import advice
 from mitmgate.replay.condition_trace import failing
 from mitmgate.replay.decision import decided
 from mitmgate.replay.offline import OfflinePolicy
-from mitmgate.replay.privacy import Privacy, Veil
 from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.exchange import Exchange
 
@@ -72,21 +73,18 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange) -> Ex
     decision = decided(exchange)
     reports = [_stage(policy, recorded, exchange, step) for step in exchange.verdict.steps]
     final = exchange.verdict.final
-    veil = Veil(Privacy())
+    redaction = _redaction(policy)
     upstream: Facts = {}
     if exchange.forward is not None and exchange.endpoint is not None and final is None:
         upstream = {
             "endpoint": exchange.endpoint.url,
-            "request": f"{exchange.forward.method} {veil.url(exchange.forward.target)}",
-            "headers": [
-                [name.decode("latin-1"), value.decode("latin-1")]
-                for name, value in veil.fields(exchange.forward.fields)
-            ],
+            "request": f"{exchange.forward.method} {_shown_target(exchange.forward.target, redaction)}",
+            "headers": [_shown_field(name, value, redaction) for name, value in exchange.forward.fields],
         }
     request = recorded.request
     return Explanation(
         policy=policy.path,
-        request=f"{request.method} {veil.url(request.target)}",
+        request=f"{request.method} {_shown_target(request.target, redaction)}",
         decision=decision.label,
         status=200 if final is None else final.reason.status,
         stages=reports,
@@ -94,10 +92,27 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange) -> Ex
     )
 
 
+def _redaction(policy: OfflinePolicy) -> Redaction:
+    redact = policy.loaded.policy.audit.redact
+    return Redaction(Redact(redact.headers, redact.query))
+
+
+def _shown_target(target: str, redaction: Redaction) -> str:
+    path, mark, query = target.partition("?")
+    return f"{veil(path)}{mark}{redaction.query(query)}"
+
+
+def _shown_field(name: bytes, value: bytes, redaction: Redaction) -> list[str]:
+    text, known = name.decode("latin-1"), name.decode("latin-1").lower() in redaction.headers
+    return [text, REDACTED if known else without_jwts(value.decode("latin-1"))]
+
+
 def _stage(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> StageReport:
     report = StageReport(step.stage, step.outcome.value, step.reason.code, step.detail)
     read = _READ.get(step.stage)
     report.read = {} if read is None else read(exchange)
+    if isinstance(report.read.get("target"), str):
+        report.read["target"] = _shown_target(str(report.read["target"]), _redaction(policy))
     document = policy.loaded.document
     for location in _rules(policy, exchange, step.stage):
         if document.at(location) is None:

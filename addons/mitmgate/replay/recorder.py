@@ -7,7 +7,6 @@ from hashlib import blake2b
 from typing import Any, BinaryIO, ClassVar
 
 from mitmproxy.http import HTTPFlow
-from mitmproxy.io import tnetstring
 
 from mitmgate.audit.mirror import mirror
 from mitmgate.audit.rotation import rotate
@@ -173,7 +172,7 @@ class Recorder:
             failure=None if failure is None else failure.code,
             sample=self._sample,
         )
-        return tnetstring.dumps(state)
+        return self._redactor.record(state)
 
     def _signature(self, token: bytes, exchange: Exchange) -> Signature:
         final = exchange.verdict.final

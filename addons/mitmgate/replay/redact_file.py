@@ -7,7 +7,7 @@ from typing import Any
 
 from mitmproxy.exceptions import FlowReadException
 from mitmproxy.http import HTTPFlow
-from mitmproxy.io import FlowReader, tnetstring
+from mitmproxy.io import FlowReader
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.token import Refusal
@@ -79,7 +79,7 @@ def redact_file(
                     state: dict[str, Any] = flow.get_state()
                     signature = signatures.of(state)
                     redactor.redact(state, _counted(signature, done))
-                    written.write(tnetstring.dumps(state))
+                    written.write(redactor.record(state))
                     done.written += 1
     except FlowReadException as error:
         os.unlink(target)

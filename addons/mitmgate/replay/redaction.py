@@ -9,6 +9,7 @@ from mitmgate.core.headers import Fields
 from mitmgate.core.token import Refusal, UnverifiedToken, read_token
 from mitmgate.replay.privacy import Privacy, Veil
 from mitmgate.replay.resigned import MARK, ReplayKey
+from mitmgate.replay.tnetstring import dumps
 from mitmgate.replay.traffic import Signature
 
 State = dict[str, Any]
@@ -96,6 +97,13 @@ class Redactor:
         # Other addons' metadata is not ours to judge, and may hold anything.
         state["metadata"] = {METADATA: saved}
         state["comment"] = self._veil.url(state.get("comment") or "")
+
+    @staticmethod
+    def record(state: State) -> bytes:
+        """Encode a state, with what replay looks for first at the front."""
+        saved = state["metadata"][METADATA]
+        front = {name: saved[name] for name in ("now",) if name in saved}
+        return dumps({"metadata": {METADATA: {**front, **saved}}, **state})
 
     def _message(self, message: State) -> None:
         """Redact what request and response have in common; the request's own fields are done."""

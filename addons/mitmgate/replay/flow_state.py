@@ -16,7 +16,7 @@ from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.presented import PresentedTokens
-from mitmgate.replay.redaction import METADATA, RECORDING
+from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
 from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
 
@@ -86,10 +86,16 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
     certificate = ingress.get(b"certificate")
     declared = value(raw, ingress[b"declared_body"])
     key = text_or_none(raw, note[b"key"]) if b"key" in note else None
-    shown = tokens.show(pairs(raw, ingress[b"headers"]), key)
+    found = pairs(raw, ingress[b"headers"])
+    shown = tokens.show(found, key)
     if shown is None:
         return Skipped(identity, "a token of the recording is not intact")
     fields, presented = shown
+    if key is None:  # saved as it was, by mitmweb say: the token is a real one
+        signature = found_signature(
+            text_or_none(raw, gateway[b"reason"]), stage, gateway[b"principal"][2] == tnetstring.MAPPING
+        )
+        presented = None if signature == "unchecked" else tokens.real(found, signature)
     request = Request(
         method=text(raw, ingress[b"method"]),
         target=text(raw, ingress[b"target"]),

@@ -5,7 +5,7 @@ from cachetools import LRUCache
 from mitmgate.core.headers import Fields
 from mitmgate.core.token import Refusal, read_token
 from mitmgate.replay.resigned import MARK, read_resigned
-from mitmgate.replay.traffic import Presented
+from mitmgate.replay.traffic import Presented, Signature
 
 _BEARER = b"bearer"
 
@@ -36,6 +36,18 @@ class PresentedTokens:
                 presented = found
         return tuple(fields), presented
 
+    def real(self, fields: list[tuple[bytes, bytes]], signature: Signature) -> Presented | None:
+        """Take the real token of a saved request, whose verdict says what its signature was; None: it has none."""
+        for name, content in fields:
+            scheme, _, rest = content.partition(b" ")
+            if name.lower() == b"authorization" and scheme.lower() == _BEARER:
+                token = rest.strip(b" ")
+                key = token, signature
+                if key not in self._known:
+                    self._known[key] = _presented(token, signature)
+                return self._known[key]
+        return None
+
     def _read(self, token: bytes, key: str) -> Presented | None:
         try:
             return self._known[token, key]
@@ -45,8 +57,12 @@ class PresentedTokens:
 
 
 def assumed(token: bytes) -> Presented:
-    """Take a token whose signature nobody checks, as `explain --claims` and `--assume-signed` do."""
+    """Take a token whose signature nobody checks for signed, as `--assume-signed` does."""
+    return _presented(token, "good")
+
+
+def _presented(token: bytes, signature: Signature) -> Presented:
     read = read_token(token)
     if isinstance(read, Refusal):
-        return Presented(token, "good", refusal=read)
-    return Presented(token, "good", token=read)
+        return Presented(token, signature, refusal=read)
+    return Presented(token, signature, token=read)

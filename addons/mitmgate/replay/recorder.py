@@ -17,7 +17,7 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.replay.privacy import Privacy, with_policy
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature
 from mitmgate.replay.traffic import Signature
-from mitmgate.stages.exchange import Exchange, exchange_of, exchanges
+from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
@@ -103,12 +103,17 @@ class Recorder:
         self._privacy = privacy
         self._sample = sample
         self._redactor: Redactor | None = None
+        self._begun: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._done: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._heads: weakref.WeakKeyDictionary[HTTPFlow, tuple[int, Reason | None]] = weakref.WeakKeyDictionary()
 
     def use(self, ring: KeyRing) -> None:
         """Take the gateway's ring, where it was made after this addon."""
         self._ring = ring
+
+    def requestheaders(self, flow: HTTPFlow) -> None:
+        """Remember that there is a request to be written."""
+        self._begun.add(flow)
 
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Note what the circuit was told with the response's head; what fails later is none of its business."""
@@ -131,7 +136,7 @@ class Recorder:
 
     def done(self) -> None:
         """Write what has not ended, and close the file."""
-        for flow, _ in exchanges():
+        for flow in list(self._begun):
             self._write(flow)
         self._file.close()
 
@@ -140,6 +145,7 @@ class Recorder:
         if exchange is None or flow in self._done:
             return
         self._done.add(flow)
+        self._begun.discard(flow)
         if self._sample < 1 and not self._chosen(exchange.request_id):
             return
         try:

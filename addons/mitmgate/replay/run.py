@@ -15,6 +15,8 @@ from mitmgate.replay.traffic import Recorded, Skipped, Traffic
 from mitmgate.stages.exchange import Exchange
 
 FailOn = Literal["loosened", "tightened", "any", "none"]
+RECORDED: Final = "the recorded verdicts"
+
 FAILING: Final[Mapping[FailOn, frozenset[Kind]]] = {
     "any": frozenset(Kind),
     "loosened": frozenset({Kind.LOOSENED}),
@@ -93,7 +95,7 @@ def replay(
     other_ring = OfflineRing(assume_signed=assume_signed)
     other = None if against is None else Decider(against.snapshot, other_ring)
     ignored = policy.ignored | (frozenset() if against is None else against.ignored)
-    name = compared_with if expected is not None else "the recorded verdicts" if against is None else against.path
+    name = compared_with if expected is not None else RECORDED if against is None else against.path
     report = Report(traffic.name, policy.path, policy.snapshot.digest, name)
     for entry in traffic:
         progress()
@@ -138,6 +140,8 @@ def _notes(
         yield "nothing was compared: the recording has no verdicts; give --against a policy to compare with"
     elif report.compared < report.decided:
         yield f"{report.decided - report.compared} decisions were compared with nothing: the recording has no verdict"
+    if len(report.recorded) > 1 and report.compared_with == RECORDED:
+        yield f"the recorded verdicts are those of {len(report.recorded)} policies, one after the other"
     if report.sample < 1:
         yield (
             f"the recording is a sample ({report.sample:g} of all requests): limits and circuits saw more traffic "

@@ -1,0 +1,255 @@
+"""The recorder by itself: one record an exchange, rotation, sampling, a full disk; flows that mitmweb saves."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mitmproxy.flow import Error
+from mitmproxy.http import HTTPFlow, Response
+from mitmproxy.io import FlowReader, FlowWriter
+from mitmproxy.test.tflow import tflow
+
+from mitmgate import chain
+from mitmgate.audit.mirror import mirror
+from mitmgate.audit.opening import AuditSettings, open_trail
+from mitmgate.core.reason import Reason
+from mitmgate.keys.ring import KeyRing
+from mitmgate.policy.loader import load_snapshot
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.replay.offline import load_offline
+from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recorder import Recorder, RecordingFile, recorder
+from mitmgate.replay.run import replay
+from mitmgate.replay.traffic import Recorded, Skipped
+from mitmgate.services import Services
+from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.enforcer import Enforcer
+from mitmgate.stages.exchange import exchange_of, reject
+from mitmgate.stores.memory import MemoryStore
+from mitmgate.usage import UserError
+from tests.live.harness import SECRET, mint, policy, write_policy
+
+
+class InForce:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+
+class Live:
+    """The chain on flows, without sockets: what a host does with each request."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        snapshot = load_snapshot(path, {"MITMGATE_TEST_SECRET": SECRET})
+        self.ring = KeyRing()
+        self.ring.configure(snapshot.issuers)
+        source = InForce(snapshot)
+        services = Services(MemoryStore(), self.ring, open_trail(AuditSettings(on_full="drop")))
+        self.stages = chain.stages(source, services, clock)  # type: ignore[arg-type]  # a snapshot is all that is read
+        self.breaker = next(stage for stage in self.stages if isinstance(stage, CircuitBreaker))
+        self.enforcer = Enforcer(source, chain.REQUIRED)  # type: ignore[arg-type]  # the same
+
+    def request(self, method: str, path: str, token: str | None = None, fields: Any = ()) -> HTTPFlow:
+        flow = tflow()
+        flow.live = True
+        flow.request.method, flow.request.path, flow.request.content = method, path, b""
+        given = [(b"Host", b"gateway.test"), *fields]
+        given += [] if token is None else [(b"Authorization", b"Bearer " + token.encode())]
+        flow.request.headers.fields = tuple(given)
+        return flow
+
+    def decide(self, flow: HTTPFlow) -> HTTPFlow:
+        for stage in self.stages:
+            assert stage.requestheaders(flow) is None
+        self.enforcer.requestheaders(flow)
+        return flow
+
+    def answer(self, flow: HTTPFlow, recording: Recorder, status: int = 200) -> HTTPFlow:
+        if flow.response is None:
+            flow.response = Response.make(status, b"hello", {"Set-Cookie": "s=secret-cookie"})
+        self.breaker.responseheaders(flow)
+        recording.responseheaders(flow)
+        recording.response(flow)
+        recording.response(flow)
+        recording.error(flow)
+        return flow
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [1_795_000_000.25]
+
+
+@pytest.fixture
+def live(tmp_path: Path, now: list[float]) -> Live:
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    return Live(write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9")), clock)
+
+
+def token_at(now: list[float], **claims: Any) -> str:
+    return mint(iat=int(now[0]), exp=int(now[0]) + 300, **claims)
+
+
+def read(path: Path) -> list[Recorded]:
+    return [entry for entry in open_traffic([str(path)]) if isinstance(entry, Recorded)]
+
+
+def test_one_record_for_each_exchange_however_it_ends(tmp_path: Path, live: Live, now: list[float]) -> None:
+    path = tmp_path / "traffic.mitm"
+    recording = recorder(str(path), ring=live.ring)
+    live.answer(live.decide(live.request("GET", "/public")), recording)
+    live.answer(live.decide(live.request("GET", "/api/v1/users/7")), recording)
+    cut = live.decide(live.request("GET", "/api/v1/users/7", token_at(now)))
+    exchange = exchange_of(cut)
+    assert exchange is not None
+    exchange.failure, cut.error = Reason.UPSTREAM_CLOSED, Error("gone")
+    live.breaker.error(cut)
+    recording.error(cut)
+    unfinished = live.decide(live.request("GET", "/public"))
+    recording.requestheaders(unfinished)
+    recording.done()
+    assert (recording.written, recording.failed) == (4, 0)
+    found = read(path)
+    assert [entry.decision.label for entry in found if entry.decision] == [
+        *("admit", "deny credential-missing", "admit", "admit")
+    ]
+    assert found[0].aftermath is not None and found[0].aftermath.status == 200
+    assert found[2].aftermath is not None and found[2].aftermath.failure is Reason.UPSTREAM_CLOSED
+    assert found[3].aftermath is not None and found[3].aftermath.known is None, "the circuit never learnt"
+    assert b"secret-cookie" not in path.read_bytes() and b"hello" not in path.read_bytes()
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert (report.decided, report.tally.total) == (4, 0)
+
+
+def test_what_the_protocol_layer_refused_is_counted_and_not_decided(tmp_path: Path, live: Live) -> None:
+    recording = recorder(str(tmp_path / "traffic.mitm"))
+    flow = live.request("GET", "/")
+    reject(flow, Reason.HEAD_MALFORMED, "The head is malformed.")
+    live.answer(live.decide(flow), recording)
+    recording.done()
+    (entry,) = open_traffic([str(tmp_path / "traffic.mitm")])
+    assert isinstance(entry, Skipped) and "protocol layer" in entry.reason
+
+
+def test_files_rotate_and_old_ones_go(tmp_path: Path, live: Live) -> None:
+    path = tmp_path / "traffic.mitm"
+    recording = recorder(str(path), rotate_at=20_000, keep=2)
+    for _ in range(40):
+        live.answer(live.decide(live.request("GET", "/public")), recording)
+    recording.done()
+    assert sorted(file.name for file in tmp_path.glob("traffic.mitm*")) == [
+        *("traffic.mitm", "traffic.mitm.1", "traffic.mitm.2")
+    ]
+    assert all(file.stat().st_size < 30_000 for file in tmp_path.glob("traffic.mitm*"))
+    times = [entry.at for entry in read(path)]
+    assert times == sorted(times) and 8 < len(times) < 40
+
+
+def test_a_new_recording_does_not_stand_behind_a_torn_one(tmp_path: Path, live: Live) -> None:
+    path = tmp_path / "traffic.mitm"
+    path.write_bytes(b"123:torn")
+    recording = recorder(str(path))
+    live.answer(live.decide(live.request("GET", "/public")), recording)
+    recording.done()
+    assert (tmp_path / "traffic.mitm.1").read_bytes() == b"123:torn"
+    with path.open("rb") as file:
+        assert len(list(FlowReader(file).stream())) == 1
+
+
+def test_a_sample_is_of_requests_and_says_so(tmp_path: Path, live: Live) -> None:
+    path = tmp_path / "traffic.mitm"
+    recording = recorder(str(path), sample=0.25)
+    for _ in range(400):
+        live.answer(live.decide(live.request("GET", "/public")), recording)
+    recording.done()
+    assert 60 < len(read(path)) < 140
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert report.sample == 0.25
+    assert any("the recording is a sample (0.25 of all requests)" in note for note in report.notes)
+    with pytest.raises(UserError, match="more than 0"):
+        recorder(str(path), sample=0)
+
+
+class FullDisk:
+    """A file that takes part of a record and then no more."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.full = file, False
+
+    def write(self, data: bytes) -> int:
+        if not self.full:
+            return int(self.file.write(data))
+        self.file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_a_full_disk_leaves_whole_records_and_lets_requests_go_on(
+    tmp_path: Path, live: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "traffic.mitm"
+    file = RecordingFile(str(path), 1 << 20, 1)
+    file._file = disk = FullDisk(file._file)  # type: ignore[assignment]  # a disk that fills up
+    recording = recorder(str(tmp_path / "other.mitm"))
+    recording._file.close()
+    recording._file = file
+    live.answer(live.decide(live.request("GET", "/public")), recording)
+    disk.full = True
+    for _ in range(3):
+        live.answer(live.decide(live.request("GET", "/public")), recording)
+    disk.full = False
+    live.answer(live.decide(live.request("GET", "/public")), recording)
+    recording.done()
+    assert (recording.written, recording.failed) == (2, 3)
+    assert len(read(path)) == 2
+    assert len(caplog.records) == 1, "said once, then counted"
+
+
+def test_a_file_that_cant_be_written_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"--record /nowhere/x\.mitm: no such file or directory"):
+        recorder("/nowhere/x.mitm")
+
+
+@pytest.mark.parametrize(
+    ("token", "signature"),
+    [
+        ({}, "good"),
+        ({"key": SECRET + "!"}, "bad"),
+        ({"iss": "https://other.example"}, "unchecked"),
+        ({"algorithm": "HS512"}, "unchecked"),
+    ],
+)
+def test_tokens_that_no_stage_looked_at_are_checked_for_the_recording(
+    tmp_path: Path, live: Live, now: list[float], token: dict[str, Any], signature: str
+) -> None:
+    recording = recorder(str(tmp_path / "traffic.mitm"), ring=live.ring)
+    live.answer(live.decide(live.request("GET", "/public", token_at(now, **token))), recording)
+    recording.done()
+    (entry,) = read(tmp_path / "traffic.mitm")
+    assert entry.presented is not None
+    assert entry.presented.signature == signature
+    assert len(entry.presented.text) == len(token_at(now, **token))
+
+
+def test_flows_as_mitmweb_saves_them_replay_without_a_key(tmp_path: Path, live: Live, now: list[float]) -> None:
+    """They hold real tokens; the verdict that goes with them says what the signature was."""
+    path = tmp_path / "saved.mitm"
+    tokens = [token_at(now), token_at(now, key=SECRET + "!"), None, token_at(now, aud="api://other"), "garbage"]
+    with path.open("wb") as file:
+        for token in tokens:
+            flow = live.decide(live.request("GET", "/api/v1/users/7", token))
+            exchange = exchange_of(flow)
+            assert exchange is not None
+            flow.response = flow.response or Response.make(200)
+            flow.response.timestamp_start = now[0] + 0.01
+            flow.metadata["mitmgate"] = mirror(exchange)
+            FlowWriter(file).add(flow)
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert (report.decided, report.compared, report.tally.total) == (5, 5, 0), report.tally.groups
+    assert len(report.notes) == 1

@@ -2,6 +2,7 @@
 
 import re
 import stat
+from itertools import islice
 from time import time
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_what_is_hidden_keeps_its_length_and_its_equality() -> None:
 def test_listed_claims_are_hashed_also_where_a_route_put_them(corpus: Corpus) -> None:
     with corpus.path.open("rb") as file:
         mails = set()
-        for flow in FlowReader(file).stream():
+        for flow in islice(FlowReader(file).stream(), 1500):
             assert isinstance(flow, HTTPFlow)
             if "x-mail" in flow.request.headers:
                 mails.add(flow.request.headers["x-mail"])

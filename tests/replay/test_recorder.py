@@ -29,7 +29,8 @@ from mitmgate.stages.enforcer import Enforcer
 from mitmgate.stages.exchange import exchange_of, reject
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.usage import UserError
-from tests.live.harness import SECRET, mint, policy, write_policy
+from tests.live.harness import SECRET, Gateway, mint, policy, write_policy
+from tests.live.harness_upstream import RecordingUpstream
 
 
 class InForce:
@@ -253,3 +254,22 @@ def test_flows_as_mitmweb_saves_them_replay_without_a_key(tmp_path: Path, live: 
     report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
     assert (report.decided, report.compared, report.tally.total) == (5, 5, 0), report.tally.groups
     assert len(report.notes) == 1
+
+
+def test_serve_records(tmp_path: Path) -> None:
+    """The flag of the production host: what it writes replays without a difference."""
+    path = tmp_path / "traffic.mitm"
+    with RecordingUpstream() as upstream:
+        made = policy(tmp_path, upstream)
+        made["rate_limits"]["per-user"]["limit"] = 3
+        with Gateway(write_policy(tmp_path, made), arguments=("--record", str(path))) as gateway:
+            for number in range(5):
+                gateway.get(f"/api/v1/users/{number}", token=mint())
+            gateway.get("/public", token=mint())
+            gateway.get("/nothing")
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert (report.decided, report.compared, report.tally.total) == (7, 7, 0), report.tally.groups
+    assert report.answers == {"admit": 4, "deny quota-exceeded": 2, "deny credential-missing": 1}
+    stricter = {**made, "routes": [*made["routes"][:2], {**made["routes"][2], "auth": {"issuers": ["dev"]}}]}
+    report = replay(open_traffic([str(path)]), load_offline(str(write_policy(tmp_path, stricter, "new.yaml")), {}))
+    assert [group.kind for group in report.tally.groups] == ["headers"], "the token on the public route was checked"

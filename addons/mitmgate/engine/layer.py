@@ -7,10 +7,10 @@ mitmproxy makes no layer before a client has sent something, so a silent connect
 top layer is put in place when the client connects; the `next_layer` hook is there for whatever comes by another way.
 """
 
+import asyncio
 import logging
-import weakref
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import ClassVar, Final, NamedTuple, cast
 
 from mitmproxy import ctx
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -20,8 +20,10 @@ from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_connection import GatewayLayer
+from mitmgate.engine.layer_events import Cut, Retire
 from mitmgate.engine.layer_tls import ClientTls, Listener
 from mitmgate.engine.layer_wire import Handler, Wire
 from mitmgate.engine.limits import TURNED_AWAY, Connections, PolicyBounds
@@ -29,6 +31,17 @@ from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange
 
 logger = logging.getLogger(__name__)
+
+
+LEFT_OVER_SECONDS: Final = 5.0
+"""What mitmproxy gets to close upstream connections after their client has gone."""
+
+
+class _Seat(NamedTuple):
+    """A client connection: its sockets and its layer."""
+
+    wire: Wire
+    layer: GatewayLayer
 
 
 class ProtocolLayer:
@@ -45,8 +58,34 @@ class ProtocolLayer:
         self._bounds = PolicyBounds(source)
         self._fail_over = fail_over
         self._connections = Connections()
-        self._wires: weakref.WeakKeyDictionary[Client, Wire] = weakref.WeakKeyDictionary()
+        self._seats: dict[str, _Seat] = {}  # by the client connection's id
         self._listener = Listener(source)
+        self._retired = False
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        return self._connections.total
+
+    @property
+    def lasting(self) -> list[Exchange]:
+        """The exchanges that outlive their decision: streamed responses and WebSockets."""
+        return [exchange for seat in self._seats.values() for exchange in seat.layer.lasting]
+
+    def cut(self, exchange: Exchange, reason: Reason) -> None:
+        """End an exchange that lasts, because what admitted it no longer holds; nothing happens where it has ended."""
+        for seat in self._seats.values():
+            if exchange in seat.layer.lasting:
+                seat.wire.post(Cut(exchange, reason))
+
+    def retire(self) -> None:
+        """Take no further request on any connection: idle ones end now, the others with their response.
+
+        For a host that shuts down: it waits until `connected` is 0, or its patience ends.
+        """
+        self._retired = True
+        for seat in list(self._seats.values()):
+            seat.wire.post(Retire())
 
     def client_connected(self, client: Client) -> None:
         """Put the top layer in place, or turn the client away."""
@@ -55,8 +94,10 @@ class ProtocolLayer:
         try:
             bounds, peer = self._bounds(), client.peername[0]
             total, here = self._connections.enter(peer)
-            exhausted = total > bounds.connections or (here > bounds.per_address and not self._bounds.trusts(peer))
-            if total > bounds.connections + TURNED_AWAY or here > bounds.connections + TURNED_AWAY:
+            excess = total - bounds.connections
+            if here > bounds.per_address and not self._bounds.trusts(peer):
+                excess = max(excess, here - bounds.per_address)
+            if excess > TURNED_AWAY or self._retired:
                 client.error = "too many connections"
                 return
             proxyserver = ctx.master.addons.get("proxyserver")
@@ -64,19 +105,19 @@ class ProtocolLayer:
                 raise TypeError("this mitmproxy has no proxyserver")
             handler = proxyserver.connections[client.id]
             wire = Wire(cast(Handler, handler), client)
-            self._wires[client] = wire
             context = handler.layer.context
             context.layers.clear()
-            handler.layer = self.layer(context, wire, exhausted)
+            handler.layer = self._seat(context, wire, exhausted=excess > 0)
         except Exception:
             logger.exception("no protocol layer for a connection")
             client.error = "no protocol layer"
 
-    def layer(self, context: Context, wire: Wire, exhausted: bool = False) -> Layer:
-        """Make the layers of a client connection."""
+    def _seat(self, context: Context, wire: Wire, *, exhausted: bool = False) -> Layer:
+        """Make the layers of a client connection, and remember them while it is open."""
         bounds, tls = self._bounds(), self._listener.context()
         outer = None if tls is None else ClientTls(context, tls, bounds.head_timeout)
         inner = GatewayLayer(context, bounds, wire, self._fail_over, exhausted)
+        self._seats[context.client.id] = _Seat(wire, inner)
         if outer is None:
             return inner
         outer.child_layer = inner
@@ -86,31 +127,44 @@ class ProtocolLayer:
         """Take the place of mitmproxy's HTTP layer wherever one would be made."""
         client = nextlayer.context.client
         if nextlayer.layer is None and isinstance(client.proxy_mode, ReverseMode):
-            nextlayer.layer = self.layer(nextlayer.context, self._wires.get(client) or Wire(None, client))
+            seat = self._seats.get(client.id)
+            nextlayer.layer = self._seat(nextlayer.context, Wire(None, client) if seat is None else seat.wire)
 
     def client_disconnected(self, client: Client) -> None:
-        """Take the client off the count, and see to it that its socket is closed."""
+        """Take the client off the count, and see to it that its sockets are closed."""
         if not isinstance(client.proxy_mode, ReverseMode):
             return
         self._connections.leave(client.peername[0])
-        wire = self._wires.pop(client, None)
-        if wire is not None:
-            wire.detach(client)
+        seat = self._seats.get(client.id)
+        if seat is None:
+            return
+        seat.wire.detach(client)
+        if seat.wire.open:  # upstream connections: mitmproxy ends them after this hook
+            asyncio.get_running_loop().call_later(LEFT_OVER_SECONDS, self._release, client.id)
+        else:
+            del self._seats[client.id]
+
+    def _release(self, client_id: str) -> None:
+        seat = self._seats.pop(client_id, None)
+        if seat is not None and seat.wire.release():
+            logger.warning("an upstream connection had to be closed for mitmproxy")
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """Put the connection's socket under control."""
-        wire = self._wires.get(data.client)
-        if wire is not None:
-            wire.attach(data.server)
+        seat = self._seats.get(data.client.id)
+        if seat is not None:
+            seat.wire.attach(data.server)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """Forget a connection that could not be opened."""
-        wire = self._wires.get(data.client)
-        if wire is not None:
-            wire.forget(data.server)
+        seat = self._seats.get(data.client.id)
+        if seat is not None:
+            seat.wire.forget(data.server)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         """See to it that the upstream's socket is closed."""
-        wire = self._wires.get(data.client)
-        if wire is not None:
-            wire.detach(data.server)
+        seat = self._seats.get(data.client.id)
+        if seat is not None:
+            seat.wire.detach(data.server)
+            if not seat.wire.open:
+                del self._seats[data.client.id]

@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
-from mitmgate.engine.layer_events import GetUpstream, GetUpstreamCompleted, Reached
+from mitmgate.engine.layer_events import Cut, GetUpstream, GetUpstreamCompleted, Reached, Retire
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
 from mitmgate.engine.layer_http2 import GatewayHttp2Server
@@ -105,10 +105,27 @@ class GatewayLayer(HttpLayer):
                 self._front = Http1Server(context, self._bounds, self._timers, self._wire, self._exhausted)
             self.connections[self.context.client] = self._front
             yield from self.event_to_child(self._front, event)
-        elif isinstance(event, events.MessageInjected):
-            stream = next((s for s in self.streams.values() if s.flow is event.flow), None)
-            if stream is not None:
-                yield from self.event_to_child(stream, event)
+        else:
+            yield from self._from_outside(event)
+
+    def _from_outside(self, event: events.Event) -> CommandGenerator[None]:
+        """Take what no socket has sent: the gateway's own events, and messages that somebody injects in mitmweb."""
+        if isinstance(event, Retire) and self._front is not None:
+            yield from self._dispatch(self._front, self._front.retire())
+        elif isinstance(event, Cut | events.MessageInjected):
+            for stream in list(self.streams.values()):
+                if isinstance(event, Cut):
+                    meant = isinstance(stream, GatewayStream) and stream.exchange is event.exchange
+                else:
+                    meant = stream.flow is event.flow
+                if meant:
+                    yield from self.event_to_child(stream, event)
+
+    @property
+    def lasting(self) -> list[Exchange]:
+        """The exchanges that outlive their decision: streamed responses and WebSockets."""
+        streams = [stream for stream in self.streams.values() if isinstance(stream, GatewayStream) and stream.lasts]
+        return [stream.exchange for stream in streams if stream.exchange is not None]
 
     def _expire(self) -> CommandGenerator[None]:
         for timer in self._timers.expire():

@@ -17,6 +17,20 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmgate.core.http1 import Refusal
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.stages.exchange import Exchange
+
+
+class Retire(events.Event):
+    """The gateway shuts down: no further request on this connection."""
+
+
+class Cut(events.Event):
+    """What was admitted no longer is: end an exchange that lasts."""
+
+    def __init__(self, exchange: Exchange, reason: Reason) -> None:
+        """reason: what the audit event says."""
+        self.exchange = exchange
+        self.reason = reason
 
 
 class RequestBegun(RequestHeaders):

@@ -106,6 +106,12 @@ class Http1Server(HttpConnection):
             else:
                 self._timer.set(self._bounds.idle_timeout)
 
+    def retire(self) -> CommandGenerator[None]:
+        """End the connection: now where it waits for a request, else with the response."""
+        self._close = True
+        if self._phase is _Phase.READING and self._head is None and self._reader.idle:
+            yield from self._end()
+
     # Reading.
 
     def _receive(self, data: bytes) -> CommandGenerator[None]:

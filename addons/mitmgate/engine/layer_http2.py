@@ -86,6 +86,7 @@ class GatewayHttp2Server(Http2Server):
         self._opened = 0
         self._resets = 0
         self._gone = False
+        self._retired = False
 
     @property
     def pending(self) -> int:
@@ -106,6 +107,8 @@ class GatewayHttp2Server(Http2Server):
             yield from super()._handle_event(event)
         if self._gone or self._ended:
             self._timer.clear()
+        elif self._retired:
+            yield from self._expired()
         elif not isinstance(event, HttpEvent) or self._timer.idle:
             self._timer.set(self._bounds.idle_timeout)
 
@@ -114,6 +117,12 @@ class GatewayHttp2Server(Http2Server):
         self.h2_conn.close_connection()
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield from self.close_connection(_CLOSED)
+
+    def retire(self) -> CommandGenerator[None]:
+        """End the connection: now where it has no request, else when the last of them is done."""
+        self._retired = True
+        if not self._ended and not self._gone:
+            yield from self._expired()
 
     # Reading.
 

@@ -31,7 +31,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
-from mitmgate.engine.layer_events import ResponseBegun, UpstreamFailed
+from mitmgate.engine.layer_events import Cut, ResponseBegun, UpstreamFailed
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
 from mitmgate.engine.layer_stream_request import IDEMPOTENT, LARGE, StreamRequest
 from mitmgate.engine.layer_timers import Expired, Timer
@@ -61,6 +61,8 @@ class GatewayStream(StreamRequest):
             yield from self._on_upstream_error(event)
         elif isinstance(event, Expired) and event.current:
             yield from self._on_expired(event.timer)
+        elif isinstance(event, Cut) and self._response is ResponsePhase.STREAMING:
+            yield from self._abort(event.reason, ErrorCode.KILL)
 
     def _on_response(self, event: ResponseHeaders) -> CommandGenerator[None]:
         if self._response is not ResponsePhase.WAITING or self._request is RequestPhase.DROPPED:
@@ -73,10 +75,10 @@ class GatewayStream(StreamRequest):
         else:
             response.headers = Headers(_received(response.headers.fields, response.status_code))
         flow.response = response
-        if self._exchange is not None and self._sent:
-            self._exchange.upstream_seconds = self._clock() - self._sent
+        if self.exchange is not None and self._sent:
+            self.exchange.upstream_seconds = self._clock() - self._sent
         self._response_length = event.length if isinstance(event, ResponseBegun) else None
-        mode = "auto" if self._exchange is None or self._exchange.route is None else self._exchange.route.stream
+        mode = "auto" if self.exchange is None or self.exchange.route is None else self.exchange.route.stream
         length = self._response_length
         quiet = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         large = length is None or length > LARGE or quiet

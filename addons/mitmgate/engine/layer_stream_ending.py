@@ -94,7 +94,7 @@ class StreamEnding(HttpStream):
         self._response = ResponsePhase.WAITING
         self._request_body = bytearray()
         self._response_body = bytearray()
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         self.upstream: Server | None = None
         self._length: int | None = 0  # of the request's body
         self._received = 0
@@ -112,6 +112,11 @@ class StreamEnding(HttpStream):
     def __repr__(self) -> str:
         """Show the states, for mitmproxy's debug output."""
         return f"{type(self).__name__}({self.stream_id}, {self._request.name}, {self._response.name})"
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the response is being streamed, or the connection is a WebSocket."""
+        return self._response is ResponsePhase.STREAMING or self.child_layer is not None
 
     @property
     def queued(self) -> int:
@@ -173,7 +178,7 @@ class StreamEnding(HttpStream):
 
     def _limit_lifetime(self) -> None:
         """End what lasts when the token that opened it expires."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is not None and exchange.principal is not None:
             elapsed = time.perf_counter() - exchange.started
             self._lifetime.set(max(0.0, exchange.principal.expires - exchange.now - elapsed))
@@ -184,9 +189,9 @@ class StreamEnding(HttpStream):
             return None
         self._timer.clear()
         self._lifetime.clear()
-        if self._exchange is not None:
-            self._exchange.failure = Reason.STAGE_ERROR
-            self._exchange.failure_detail = "The gateway failed."
+        if self.exchange is not None:
+            self.exchange.failure = Reason.STAGE_ERROR
+            self.exchange.failure_detail = "The gateway failed."
         self.flow.error = Error("The gateway failed.")
         self.flow.live = False
         return HttpErrorHook(self.flow)
@@ -198,16 +203,16 @@ class StreamEnding(HttpStream):
 
     def _count(self) -> None:
         """Say how much of streamed bodies went through, for those that record it."""
-        if self._exchange is None:
+        if self.exchange is None:
             return
         if self.flow.request.stream:
-            self._exchange.body_in = self._received
+            self.exchange.body_in = self._received
         if self.flow.response is not None and self.flow.response.stream:
-            self._exchange.body_out = self._delivered
+            self.exchange.body_out = self._delivered
 
     def _fail(self, reason: Reason, detail: str = "") -> CommandGenerator[None]:
         """Answer with a problem while that is possible, else end visibly."""
-        exchange = self._exchange
+        exchange = self.exchange
         if self._head_sent or exchange is None:
             yield from self._abort(reason, ErrorCode.KILL)
             return
@@ -225,9 +230,9 @@ class StreamEnding(HttpStream):
         self._request = RequestPhase.DROPPED
         self._response = ResponsePhase.DONE
         detail = DETAILS.get(reason, reason.title)
-        if self._exchange is not None:
-            self._exchange.failure = reason
-            self._exchange.failure_detail = detail
+        if self.exchange is not None:
+            self.exchange.failure = reason
+            self.exchange.failure_detail = detail
         yield from self._leave_upstream(complete=False)
         self._request_body.clear()
         self._response_body.clear()

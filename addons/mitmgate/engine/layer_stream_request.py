@@ -46,7 +46,7 @@ class StreamRequest(StreamEnding):
         if isinstance(event, RequestRefused):
             reject(flow, event.refusal.reason, event.refusal.detail)
         yield HttpRequestHeadersHook(flow)
-        exchange = self._exchange = exchange_of(flow)
+        exchange = self.exchange = exchange_of(flow)
         if (yield from self._killed()):
             return
         if flow.response is not None:
@@ -115,7 +115,7 @@ class StreamRequest(StreamEnding):
 
     def _set_body_deadline(self) -> None:
         """Give the body a pause's length and, unless the route always streams, no more than its bytes have earned."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is not None and exchange.route is not None and exchange.route.stream == "always":
             self._timer.set(self._bounds.idle_timeout)
             return
@@ -158,12 +158,12 @@ class StreamRequest(StreamEnding):
 
     def _await_response(self) -> None:
         self._sent = self._clock()
-        route = None if self._exchange is None else self._exchange.route
+        route = None if self.exchange is None else self.exchange.route
         self._timer.set(self._bounds.body_timeout if route is None else route.upstream.response_timeout)
 
     def _connect(self) -> CommandGenerator[bool]:
         """Reach the chosen endpoint, or the next one; nothing was sent yet, so that any request may be tried again."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None or exchange.endpoint is None or exchange.route is None:
             yield from self._fail(Reason.STAGE_ERROR, "")
             return False
@@ -191,7 +191,7 @@ class StreamRequest(StreamEnding):
 
     def _next_endpoint(self) -> bool:
         """Point the request at another endpoint, where the policy still allows one."""
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is None or self._retries <= 0:
             return False
         self._retries -= 1

@@ -17,7 +17,10 @@ from wsproto.events import CloseConnection
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
+from mitmgate.core.reason import Reason
+from mitmgate.engine.layer_events import Cut
 from mitmgate.engine.layer_timers import Expired
+from mitmgate.stages.exchange import exchange_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,10 @@ class BoundedWebsocketLayer(WebsocketLayer):
 
     def relay_messages(self, event: events.Event) -> Iterator[Command]:
         """Relay, then forget what need not be kept."""
-        if isinstance(event, Expired):
+        if isinstance(event, Expired | Cut):
+            exchange = exchange_of(self.flow)
+            if exchange is not None:
+                exchange.failure = event.reason if isinstance(event, Cut) else Reason.TOKEN_EXPIRED
             yield from self._end(CloseReason.POLICY_VIOLATION)
             return
         try:

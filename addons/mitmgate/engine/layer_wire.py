@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from mitmproxy.connection import Client, Connection
+from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionIO
 
 FLUSH_SECONDS: Final = 30.0
@@ -38,6 +39,10 @@ class Handler(Protocol):
     transports: MutableMapping[Connection, ConnectionIO]
     max_conns: Any
     drain_writers: Callable[[], Awaitable[None]]
+
+    async def server_event(self, event: events.Event) -> None:
+        """Hand an event to the layers."""
+        ...
 
 
 class Gate:
@@ -86,13 +91,14 @@ class GatedReader:
 class Wire:
     """The sockets of one client connection and of the upstream connections that were made for it."""
 
-    __slots__ = ("_client", "_gates", "_handler", "_writers")
+    __slots__ = ("_client", "_gates", "_handler", "_posted", "_writers")
 
     def __init__(self, handler: Handler | None, client: Client) -> None:
         """handler: None in tests without sockets; then nothing is held."""
         self._gates: dict[Connection, Gate] = {}
         self._handler = handler
         self._client = client
+        self._posted: set[asyncio.Future[None]] = set()
         self._writers: dict[Connection, asyncio.StreamWriter] = {}
         if handler is not None:
             handler.max_conns.default_factory = partial(asyncio.Semaphore, UPSTREAMS)
@@ -123,6 +129,25 @@ class Wire:
             writer.close()
         if transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
+
+    def post(self, event: events.Event) -> None:
+        """Hand an event of the gateway's own to the layers."""
+        if self._handler is not None:
+            task = asyncio.ensure_future(self._handler.server_event(event))
+            self._posted.add(task)
+            task.add_done_callback(self._posted.discard)
+
+    def release(self) -> bool:
+        """Close what mitmproxy has left open; tells whether there was anything."""
+        left = list(self._writers)
+        for connection in left:
+            self.detach(connection)
+        return bool(left)
+
+    @property
+    def open(self) -> bool:
+        """Whether a socket is still under control."""
+        return bool(self._writers)
 
     def swing(self, connection: Connection, opened: bool) -> None:
         """Let a connection's socket be read, or not."""

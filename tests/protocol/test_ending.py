@@ -1,0 +1,114 @@
+"""Ends that the gateway decides: shutting down, and cutting what lasts."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import h2.events
+import pytest
+
+from mitmgate.core.reason import Reason
+from mitmgate.stages.exchange import Exchange, exchange_of
+from tests.live.harness_http import status_of, wait_for
+from tests.live.harness_upstream import RecordingUpstream, Reply
+from tests.protocol.certificates import Authority
+from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.test_http2 import GET as H2_GET
+from tests.protocol.test_http2 import Client
+from tests.protocol.test_streaming import Serving, read_head
+from tests.protocol.test_tls import listen
+from tests.protocol.test_upgrade import HANDSHAKE, echo
+
+GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def on_loop(gate: Gate, action: object, *arguments: object) -> None:
+    gate.loop.call_soon_threadsafe(action, *arguments)  # type: ignore[arg-type]
+
+
+def test_retiring_ends_idle_connections_now_and_busy_ones_with_their_response(
+    gate: Gate, upstream: RecordingUpstream
+) -> None:
+    release = threading.Event()
+    with connect(gate.port) as idle, connect(gate.port) as busy, connect(gate.port) as fresh:
+        idle.sendall(GET)
+        receive(idle, complete=True)
+        upstream.reply = Reply(until=release)
+        busy.sendall(GET)
+        wait_for(lambda: len(upstream.requests) == 2, "the request")
+        assert gate.layer.connected == 3
+        on_loop(gate, gate.layer.retire)
+        assert receive(idle) == b""
+        assert receive(fresh) == b""
+        release.set()
+        got = receive(busy)
+        assert status_of(got) == 200
+        assert b"Connection: close" in got
+        with connect(gate.port) as late:
+            assert receive(late) == b""
+    wait_for(lambda: gate.layer.connected == 0, "all clients to be gone")
+    assert gate.layer._seats == {}
+
+
+def test_retiring_http_2(tmp_path_factory: pytest.TempPathFactory, upstream: RecordingUpstream) -> None:
+    authority = Authority(tmp_path_factory.mktemp("retire"))
+    release = threading.Event()
+    with Gate(route(upstream.url), tls=listen(authority)) as gate:
+        with Client(gate, authority) as idle, Client(gate, authority) as busy:
+            assert idle.answer(idle.request(H2_GET))[0] == 200
+            upstream.reply = Reply(until=release)
+            stream_id = busy.request(H2_GET)
+            wait_for(lambda: len(upstream.requests) == 2, "the request")
+            on_loop(gate, gate.layer.retire)
+            idle.read(idle.terminated)
+            release.set()
+            assert busy.answer(stream_id)[0] == 200
+            busy.read(busy.terminated)
+            assert not busy.of(stream_id, h2.events.StreamReset)
+        wait_for(lambda: gate.layer.connected == 0, "all clients to be gone")
+
+
+@pytest.fixture
+def events() -> Iterator[Serving]:
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while link.recv(4096):
+            pass
+
+    with Serving(serve) as serving:
+        yield serving
+
+
+def lasting(gate: Gate) -> Exchange:
+    wait_for(lambda: len(gate.layer.lasting) == 1, "the exchange to last")
+    return gate.layer.lasting[0]
+
+
+def test_stream_is_cut(events: Serving) -> None:
+    with Gate(route(events.url)) as gate, connect(gate.port) as link:
+        link.sendall(GET)
+        read_head(link)
+        on_loop(gate, gate.layer.cut, lasting(gate), Reason.TOKEN_EXPIRED)
+        assert not receive(link).endswith(b"0\r\n\r\n")
+        assert gate.hooks.wait_ends(1) == [("error", Reason.TOKEN_EXPIRED)]
+        assert gate.layer.lasting == []
+
+
+def test_websocket_is_cut() -> None:
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        on_loop(gate, gate.layer.cut, lasting(gate), Reason.TOKEN_EXPIRED)
+        exchange = exchange_of(gate.hooks.seen[0][1])
+        assert receive(link) == b"\x88\x02\x03\xf0"  # 1008
+        assert exchange is not None
+        assert exchange.failure is Reason.TOKEN_EXPIRED
+
+
+def test_no_seat_is_left_when_clients_have_gone(gate: Gate, upstream: RecordingUpstream) -> None:
+    for _ in range(5):
+        with connect(gate.port) as link:
+            link.sendall(GET)
+            receive(link, complete=True)
+    wait_for(lambda: gate.layer._seats == {} and gate.layer.connected == 0, "the seats to be free", 3)

@@ -133,8 +133,7 @@ def test_denials_are_quick_and_cost_nothing_that_stays(running: tuple[Gateway, B
     deny(gateway, whole=True)
     assert growth(gateway, lambda: deny(gateway, whole=True)) < 2
     before = descriptors(gateway)
-    seconds = [deny(gateway, whole=False) for _ in range(200)]
-    assert statistics.quantiles(seconds, n=10)[0] < 0.05  # the rest is what else the machine does
+    assert statistics.median(deny(gateway, whole=False) for _ in range(200)) < 0.05
     wait_for(lambda: descriptors(gateway) <= before, "descriptors to be closed", 10)
 
 

@@ -18,7 +18,7 @@ from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import PolicyError, load
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.policy.unsupported import unsupported
-from mitmgate.policy.watcher import Change, InForce, PolicySource
+from mitmgate.policy.watcher import InForce, PolicySource
 from mitmgate.services import Services, open_services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.audit import Audit
@@ -211,19 +211,20 @@ class Gateway:
         try:
             loaded = load(source.path, self._environ)
             problems = tuple(unsupported(loaded))
+        except PolicyError as error:
+            source.seen(error.stamps)
+            problems = error.problems
+        else:
             if not problems:
                 # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
                 await services.ring.prepare(compile_policy(loaded).issuers)
-        except PolicyError as error:
-            problems = error.problems
-            source.seen(error.stamps)
-        change = problems or source.reload()
-        if not isinstance(change, Change):
+        if problems:
             source.seen({})
-            texts = [str(problem) for problem in change]
+            texts = [str(problem) for problem in problems]
             logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
             services.trail.emit(policy_rejected(time.time(), before.digest, texts))
             return False
+        source.activate(loaded)
         result = source.snapshot
         services.ring.configure(result.issuers)
         fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]

@@ -1,8 +1,16 @@
 """mitmproxy's own options: those that the chain needs, and those that would open a way around it."""
 
+from pathlib import Path
 from typing import Final
 
 from mitmproxy.options import Options
+
+from mitmgate.stages.enforcer import BLACK_HOLE
+
+TARGET: Final = f"reverse:http://{BLACK_HOLE}"
+"""The only mode: a flow that nobody admitted points to a name that can't be resolved."""
+
+OWN_SCRIPT: Final = Path(__file__).resolve().parents[1] / "gateway.py"
 
 REQUIRED: Final = {
     "connection_strategy": "lazy",  # eager dials before there is a request to decide on
@@ -54,11 +62,11 @@ def refuse_weakening(options: Options, allow_scripts: bool) -> str | None:
         if name in options and getattr(options, name):
             return f"mitmproxy's option {name} works behind the policy's back and can't be used with mitmgate"
     scripts = list(options.scripts) if "scripts" in options else []
-    foreign = [script for script in scripts if not script.replace("\\", "/").endswith("addons/gateway.py")]
+    foreign = [script for script in scripts if Path(script).expanduser().resolve() != OWN_SCRIPT]
     if foreign and not allow_scripts:
         return f"script {foreign[0]} would run beside the policy; set mitmgate_allow_scripts if you trust it"
     modes = list(options.mode) if "mode" in options else []
     for mode in modes:
-        if not mode.startswith("reverse:"):
-            return f"mode {mode} is not a reverse proxy; mitmgate takes reverse:http://upstream.invalid alone"
+        if mode.partition("@")[0].rstrip("/") != TARGET:
+            return f"mode {mode}: mitmgate takes {TARGET} alone; where requests go is the policy's to say"
     return None

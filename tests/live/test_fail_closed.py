@@ -57,13 +57,15 @@ PORT = {port}
 
 
 @contextmanager
-def mitmdump(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+def mitmdump(
+    directory: Path, *arguments: str, target: str = "http://upstream.invalid"
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """Run stock mitmdump in reverse mode with the arguments; its words go to a file."""
     port, log = free_port(), directory / "mitmdump.log"
     command = [
         str(Path(sys.executable).with_name("mitmdump")),
         "--mode",
-        f"reverse:http://upstream.invalid@127.0.0.1:{port}",
+        f"reverse:{target}@127.0.0.1:{port}",
     ]
     command += ["--set", f"confdir={directory}", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": SECRET}
@@ -125,9 +127,21 @@ def test_an_option_that_weakens_the_chain_is_refused(
     upstream.assert_saw_nothing()
 
 
-def test_a_foreign_script_is_refused_unless_allowed(tmp_path: Path, upstream: RecordingUpstream) -> None:
+def test_a_target_that_can_be_reached_is_refused(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    """A flow that nobody admitted has to point nowhere, whatever else may fail."""
     path = write_policy(tmp_path, policy(tmp_path, upstream))
-    script = tmp_path / "other.py"
+    arguments = ["-s", str(ROOT / "addons/gateway.py"), "--set", f"mitmgate_policy={path}"]
+    with mitmdump(tmp_path, *arguments, target=upstream.url) as (process, _, log):
+        wait_for(lambda: process.poll() is not None, "mitmdump to refuse to start")
+        assert "takes reverse:http://upstream.invalid alone" in log.read_text()
+    upstream.assert_saw_nothing()
+
+
+@pytest.mark.parametrize("name", ["other.py", "addons/gateway.py"])
+def test_a_foreign_script_is_refused_unless_allowed(tmp_path: Path, upstream: RecordingUpstream, name: str) -> None:
+    path = write_policy(tmp_path, policy(tmp_path, upstream))
+    script = tmp_path / name
+    script.parent.mkdir(exist_ok=True)
     script.write_text("")
     arguments = ["-s", str(ROOT / "addons/gateway.py"), "-s", str(script), "--set", f"mitmgate_policy={path}"]
     with mitmdump(tmp_path, *arguments) as (process, _, log):

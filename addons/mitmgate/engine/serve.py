@@ -17,13 +17,13 @@ from mitmgate.chain import Gateway
 from mitmgate.engine import collector
 from mitmgate.engine.gateway import gateway
 from mitmgate.engine.master import LeanMaster
+from mitmgate.hostoptions import TARGET
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.unsupported import unsupported
 from mitmgate.replay.recorder import recorder
-from mitmgate.stages.enforcer import BLACK_HOLE
 from mitmgate.usage import UserError
 
-MODE = f"reverse:http://{BLACK_HOLE}"
+MODE = TARGET
 
 
 def listen_address(loaded: Loaded, listen: str | None) -> tuple[str, int]:
@@ -75,7 +75,13 @@ async def run(loaded: Loaded, host: str, port: int, record: str | None = None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, master.shutdown)
     reloads: set[asyncio.Task[bool]] = set()
-    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.create_task(addon.reload())))
+
+    def reload() -> None:
+        task = asyncio.create_task(addon.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     proxy = asyncio.create_task(master.run())
     announced = asyncio.create_task(_announce(master, addon))
     await asyncio.wait({proxy})

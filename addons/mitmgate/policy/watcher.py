@@ -58,12 +58,16 @@ class PolicySource:
 
     def reload(self) -> Change | tuple[Problem, ...]:
         """Load the file again and put it in force; a bad one changes nothing and its problems are returned."""
-        before = self._snapshot.digest
         try:
-            self._put(load(self.path, self._environ))
+            return self.activate(load(self.path, self._environ))
         except PolicyError as error:
             self.seen(error.stamps)
             return error.problems
+
+    def activate(self, loaded: Loaded) -> Change:
+        """Put a loaded policy in force: this one, whatever the file says by now."""
+        before = self._snapshot.digest
+        self._put(loaded)
         return Change(before, self._snapshot.digest)
 
     def seen(self, stamps: Mapping[Path, Stamp]) -> None:

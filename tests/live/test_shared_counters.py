@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.live.harness import Gateway, mint, policy_file
-from tests.live.harness_redis import RedisServer
 from tests.live.harness_upstream import RecordingUpstream
+from tests.redis_server import RedisServer
 
 CLIENTS = 32
 

@@ -589,3 +589,9 @@ def test_two_issuers_with_one_name_in_tokens(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, BASE.replace("    dev:", other).replace("identity:", "identity:\n  default: dev"))
     assert problem.path == "identity.issuers.dev.issuer"
     assert "corp is the same issuer" in problem.message
+
+
+def test_a_client_limit_that_is_listed_twice(tmp_path: Path) -> None:
+    text = BASE + "client_limits: [per-client, per-client]\n"
+    (problem,) = problems(tmp_path, text)
+    assert (problem.path, problem.message) == ("client_limits", "a limit is listed twice")

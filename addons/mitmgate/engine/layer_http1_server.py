@@ -8,12 +8,11 @@ Lingering: a connection that is closed while bytes are still unread is reset by 
 answer. So our half is closed first, and what still comes is thrown away, within bounds (RFC 9112, section 9.6).
 """
 
-import time
 from enum import Enum, auto
 from typing import Final
 
 from mitmproxy.connection import ConnectionState
-from mitmproxy.http import Headers, Request
+from mitmproxy.http import Headers
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -36,9 +35,9 @@ from mitmgate.core.http1.target import split_target
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.engine.layer_events import BodyRefused, RequestBegun, RequestRefused, ResponseBegun
+from mitmgate.engine.layer_request import new_request
 from mitmgate.engine.layer_timers import Expired, Timer, Timers
 from mitmgate.engine.layer_wire import Wire
-from mitmgate.stages.enforcer import BLACK_HOLE
 
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -153,7 +152,9 @@ class Http1Server(HttpConnection):
             yield from self._refuse(Refusal(Reason.TARGET_INVALID, detail, head.method, head.target))
             return
         self._head = head
-        request = _request(head.method, target.path, head.version.encode("ascii"), Headers(head.headers.fields), scheme)
+        request = new_request(
+            head.method, target.path, head.version.encode("ascii"), Headers(head.headers.fields), scheme
+        )
         request.data.authority = target.authority
         yield ReceiveHttp(RequestBegun(self.stream_id, request, head.body, head.expects_continue))
 
@@ -164,7 +165,7 @@ class Http1Server(HttpConnection):
         scheme = b"https" if self.conn.tls else b"http"
         method, target = refusal.method or _PLACEHOLDER, refusal.target or _PLACEHOLDER
         self._head = RequestHead(method, target, "HTTP/1.1", _NO_HEADERS, 0, False, False)
-        request = _request(method, target, b"HTTP/1.1", Headers(refusal.fields), scheme)
+        request = new_request(method, target, b"HTTP/1.1", Headers(refusal.fields), scheme)
         yield ReceiveHttp(RequestRefused(self.stream_id, request, refusal))
 
     def _closed(self) -> CommandGenerator[None]:
@@ -291,21 +292,3 @@ class Http1Server(HttpConnection):
             self._phase = _Phase.CLOSED
             self._timer.clear()
             yield commands.CloseConnection(self.conn)
-
-
-def _request(method: bytes, path: bytes, version: bytes, headers: Headers, scheme: bytes) -> Request:
-    """Make mitmproxy's request. It points nowhere until Enforcer has let it through."""
-    return Request(
-        host=BLACK_HOLE,
-        port=80,
-        method=method,
-        scheme=scheme,
-        authority=b"",
-        path=path,
-        http_version=version,
-        headers=headers,
-        content=None,
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
-    )

@@ -5,7 +5,6 @@ become requests that the chain refuses, each on its own stream. h2's own checks 
 lengths still end the connection.
 """
 
-import time
 from enum import Enum, auto
 from typing import ClassVar, Final
 
@@ -35,8 +34,8 @@ from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request
 from mitmgate.core.reason import Reason
 from mitmgate.engine.layer_events import RequestBegun, RequestRefused, ResponseBegun
+from mitmgate.engine.layer_request import new_request
 from mitmgate.engine.layer_timers import Expired, Timer, Timers
-from mitmgate.stages.enforcer import BLACK_HOLE
 
 STREAMS: Final = 64
 """Requests that a client may have open at once on one connection."""
@@ -162,7 +161,7 @@ class GatewayHttp2Server(Http2Server):
         fields = read.fields
         if read.length is None:  # Arrival reads from the fields that there is a body of unknown length
             fields += ((b"transfer-encoding", b"chunked"),)
-        request = _request(read.method, read.path, scheme, read.authority, Headers(fields))
+        request = new_request(read.method, read.path, b"HTTP/2.0", Headers(fields), scheme, read.authority)
         yield ReceiveHttp(RequestBegun(stream_id, request, read.length, read.expects_continue))
 
     def _reset(self, event: h2.events.StreamReset) -> CommandGenerator[bool]:
@@ -274,21 +273,4 @@ class GatewayHttp2Server(Http2Server):
 
 
 def _placeholder(refusal: Refusal, scheme: bytes) -> Request:
-    return _request(refusal.method or b"-", refusal.target or b"-", scheme, b"", Headers(refusal.fields))
-
-
-def _request(method: bytes, path: bytes, scheme: bytes, authority: bytes, headers: Headers) -> Request:
-    return Request(
-        host=BLACK_HOLE,
-        port=80,
-        method=method,
-        scheme=scheme,
-        authority=authority,
-        path=path,
-        http_version=b"HTTP/2.0",
-        headers=headers,
-        content=None,
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
-    )
+    return new_request(refusal.method or b"-", refusal.target or b"-", b"HTTP/2.0", Headers(refusal.fields), scheme)

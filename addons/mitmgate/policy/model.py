@@ -155,6 +155,12 @@ def _version(value: object) -> object:
     return value
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise wrong("a limit is listed twice")
+    return names
+
+
 class Policy(Section):
     """A policy of mitmgate. Paths of files are relative to the policy file."""
 
@@ -180,7 +186,7 @@ class Policy(Section):
     """Limits by name, for client_limits and for routes."""
     cors: dict[Name, Cors] = Field(default={})
     """CORS policies by name, for routes."""
-    client_limits: tuple[Name, ...] = ()
+    client_limits: Annotated[tuple[Name, ...], AfterValidator(_each_once)] = ()
     """Names of limits taken before authentication, on every route."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
     """What may pass. A request that no route takes is refused."""

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import random
 import socket
 import time
@@ -44,17 +45,29 @@ class Answered:
         return str(self.json["reason"])
 
 
+_PORTS = range(20000, 32768)
+_WORKERS = 8  # more than .ci/checks starts
+_handed: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on.
+    """Return a port of 127.0.0.1 that nothing listens on, and that nobody else in this test run is given.
 
     It lies below the ports that the kernel gives to outgoing connections (32768 and up on Linux), so that none of
-    those takes it before the process under test does.
+    those takes it before the process under test does. Each of pytest-xdist's workers has a range of its own, and no
+    port is handed out twice: between here and the process that binds it, a port only looks free.
     """
-    while True:
-        port = random.SystemRandom().randrange(20000, 32768)  # Hypothesis seeds the shared generator
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    mine = _PORTS[worker::_WORKERS]
+    while len(_handed) < len(mine):
+        port = random.SystemRandom().choice(mine)  # Hypothesis seeds the shared generator
+        if port in _handed:
+            continue
+        _handed.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("this test run has used up its ports")
 
 
 def wait_for(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:

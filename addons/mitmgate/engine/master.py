@@ -1,27 +1,17 @@
 """The host of `serve`: mitmproxy's Master with the few addons that a gateway needs, and our listener."""
 
-import asyncio
-import logging
+import socket
 from typing import ClassVar
 
-from mitmproxy import ctx
 from mitmproxy.addons.core import Core
 from mitmproxy.addons.errorcheck import ErrorCheck
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.update_alt_svc import UpdateAltSvc
-from mitmproxy.connection import Address
 from mitmproxy.http import HTTPFlow
 from mitmproxy.master import Master
 from mitmproxy.options import Options
-from mitmproxy.proxy.layers.modes import ReverseProxy
-from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
-from mitmproxy.proxy.server_hooks import ServerConnectionHookData
-from mitmproxy.utils.human import format_address
 
-from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.hooks import HookTable
-
-logger = logging.getLogger(__name__)
+from mitmgate.engine.listener import Listener
 
 
 class NoGuess:
@@ -31,59 +21,6 @@ class NoGuess:
     """
 
     name: ClassVar[str] = "nextlayer"
-
-
-class Listener(Proxyserver):
-    """mitmproxy's proxyserver, listening for one reverse proxy mode itself, so that it makes our ClientConnections."""
-
-    name: ClassVar[str] = "proxyserver"
-
-    def __init__(self) -> None:
-        """Listen nowhere yet."""
-        super().__init__()  # type: ignore[no-untyped-call]  # mitmproxy's own
-        self._mode: ReverseMode | None = None
-        self._server: asyncio.Server | None = None
-
-    async def setup_servers(self) -> bool:
-        """Listen. An error is logged, and ErrorCheck ends the process."""
-        mode = ProxyMode.parse(ctx.options.mode[0])
-        if not isinstance(mode, ReverseMode):
-            raise TypeError("serve is a reverse proxy")
-        self._mode = mode
-        host, port = mode.listen_host(ctx.options.listen_host), mode.listen_port(ctx.options.listen_port)
-        try:
-            self._server = await asyncio.start_server(self._accept, host, port)
-        except OSError as error:
-            logger.error("can't listen on %s:%s: %s", host, port, error)
-            return False
-        return True
-
-    def listen_addrs(self) -> list[Address]:
-        """Return the addresses that connections are accepted on."""
-        return [] if self._server is None else [socket.getsockname() for socket in self._server.sockets]
-
-    def done(self) -> None:
-        """Accept no more connections."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handler = ClientConnection(ctx.master, reader, writer, ctx.options, self._mode)
-        handler.layer = ReverseProxy(LeanContext(handler.layer.context))
-        with self.register_connection(handler.client.id, handler):
-            await handler.handle_client()
-
-    def server_connect(self, data: ServerConnectionHookData) -> None:
-        """Refuse to connect to ourselves."""
-        if data.server.sockname is None:
-            data.server.sockname = self._connect_addr
-        if data.server.address is None:
-            return
-        host, port = data.server.address[:2]
-        for address in self.listen_addrs():
-            if port == address[1] and host in ("localhost", "127.0.0.1", "::1", address[0]):
-                data.server.error = f"{format_address(address)} is the gateway itself"
 
 
 class AltSvc(UpdateAltSvc):
@@ -109,9 +46,10 @@ class LeanMaster(Master):
     the deprecated `add_log` hook.
     """
 
-    def __init__(self, options: Options) -> None:
-        """options: mitmproxy's options. Must be made in a running event loop."""
+    def __init__(self, options: Options, bound: socket.socket | None = None) -> None:
+        """options: mitmproxy's. bound: the socket to accept on; None: as the options say. Wants a running loop."""
         super().__init__(options)
+        self.listener = Listener(bound)
         self._legacy_log_events.uninstall()
         self.addons = HookTable(self)
-        self.addons.add(Core(), Listener(), NoGuess(), AltSvc(), ErrorCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own
+        self.addons.add(Core(), self.listener, NoGuess(), AltSvc(), ErrorCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own

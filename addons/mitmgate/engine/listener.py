@@ -1,0 +1,116 @@
+"""The listener of `serve`: it accepts connections, and ends them when the host shuts down."""
+
+import asyncio
+import logging
+import socket
+from typing import ClassVar, Protocol
+
+from mitmproxy import ctx
+from mitmproxy.addonmanager import traverse
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Address
+from mitmproxy.proxy.layers.modes import ReverseProxy
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from mitmproxy.utils.human import format_address
+
+from mitmgate.engine.connection import ClientConnection, LeanContext
+from mitmgate.engine.layer import ProtocolLayer
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+
+
+class Listening(Protocol):
+    """What a host that shuts down asks of its listener."""
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        ...
+
+    def retire(self) -> None:
+        """Take no further request on any connection: idle ones end now, the others with their response."""
+        ...
+
+
+class Listener(Proxyserver):
+    """mitmproxy's proxyserver, listening for one reverse proxy mode itself, so that it makes our ClientConnections."""
+
+    name: ClassVar[str] = "proxyserver"
+
+    def __init__(self, bound: socket.socket | None = None) -> None:
+        """bound: the socket to accept on, bound already; None: one is made for the address in mitmproxy's mode."""
+        super().__init__()  # type: ignore[no-untyped-call]  # mitmproxy's own
+        self._bound = bound
+        self._mode: ReverseMode | None = None
+        self._server: asyncio.Server | None = None
+
+    async def setup_servers(self) -> bool:
+        """Listen. An error is logged, and ErrorCheck ends the process."""
+        mode = ProxyMode.parse(ctx.options.mode[0])
+        if not isinstance(mode, ReverseMode):
+            raise TypeError("serve is a reverse proxy")
+        self._mode = mode
+        host, port = mode.listen_host(ctx.options.listen_host), mode.listen_port(ctx.options.listen_port)
+        try:
+            if self._bound is not None:
+                self._server = await asyncio.start_server(self._accept, sock=self._bound, backlog=BACKLOG)
+            else:
+                self._server = await asyncio.start_server(self._accept, host, port, backlog=BACKLOG)
+        except OSError as error:
+            logger.error("can't listen on %s:%s: %s", host, port, error)
+            return False
+        return True
+
+    def listen_addrs(self) -> list[Address]:
+        """Return the addresses that connections are accepted on."""
+        return [] if self._server is None else [endpoint.getsockname() for endpoint in self._server.sockets]
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        protocol = self._protocol()
+        return 0 if protocol is None else protocol.connected
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    done = close
+
+    def retire(self) -> None:
+        """Take no further request on any connection: idle ones end now, the others with their response."""
+        protocol = self._protocol()
+        if protocol is not None:
+            protocol.retire()
+
+    @staticmethod
+    def _protocol() -> ProtocolLayer | None:
+        addons = traverse(ctx.master.addons.chain)
+        return next((addon for addon in addons if isinstance(addon, ProtocolLayer)), None)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = ClientConnection(ctx.master, reader, writer, ctx.options, self._mode)
+        handler.layer = ReverseProxy(LeanContext(handler.layer.context))
+        with self.register_connection(handler.client.id, handler):
+            await handler.handle_client()
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Refuse to connect to ourselves."""
+        if data.server.sockname is None:
+            data.server.sockname = self._connect_addr
+        if data.server.address is None:
+            return
+        host, port = data.server.address[:2]
+        for address in self.listen_addrs():
+            if port == address[1] and host in ("localhost", "127.0.0.1", "::1", address[0]):
+                data.server.error = f"{format_address(address)} is the gateway itself"

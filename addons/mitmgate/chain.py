@@ -15,6 +15,7 @@ from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
 from mitmgate.policy.compiler import compile_policy
+from mitmgate.policy.history import History
 from mitmgate.policy.loader import PolicyError, load
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.policy.unsupported import unsupported
@@ -115,12 +116,14 @@ class Gateway:
         """policy: the policy file; None: the option `mitmgate_policy` names it. observers: addons after the chain."""
         self.addons: list[object] = []
         self.policy = InForce()
+        self.history = History()
         self.services: Services | None = None
         self._protocol = protocol
         self._path = policy
         self._observers = observers
         self._environ = environ
         self.audit: Audit | None = None
+        self.breaker: CircuitBreaker | None = None
         self._watch: asyncio.Task[None] | None = None
 
     def load(self, loader: Loader) -> None:
@@ -156,9 +159,10 @@ class Gateway:
         except (PolicyError, UserError) as error:
             raise exceptions.OptionsError(str(error)) from error
         chain = stages(self.policy, services)
-        breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
+        self.breaker = breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
+        self.history.first(time.time())
         self.addons = [
             self._protocol(self.policy, breaker.fail_over),
             *chain,
@@ -223,8 +227,10 @@ class Gateway:
             texts = [str(problem) for problem in problems]
             logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
             services.trail.emit(policy_rejected(time.time(), before.digest, texts))
+            self.history.reject(time.time(), texts)
             return False
         source.activate(loaded)
+        self.history.accept(time.time())
         result = source.snapshot
         services.ring.configure(result.issuers)
         fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]

@@ -52,5 +52,10 @@ def _without_credentials(_: Any, __: str, event: MutableMapping[str, Any]) -> Mu
     """Cut tokens and passwords out of every text, wherever a library may have put them."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = _URL_SECRET.sub("[redacted]@", _JWT.sub("[redacted]", value))
+            event[key] = without_credentials(value)
     return event
+
+
+def without_credentials(text: str) -> str:
+    """Cut tokens, and passwords of URLs, out of a text."""
+    return _URL_SECRET.sub("[redacted]@", _JWT.sub("[redacted]", text))

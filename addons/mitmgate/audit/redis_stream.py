@@ -79,12 +79,8 @@ class StreamAppender:
                 return sent
             self._put_off(error)
             records = records[sent:]
-            spill.append(records)
-            self._missed += len(records)
-            return sent + len(records)
-        spill.append(records)
-        self._missed += len(records)
-        return len(records)
+            return sent + self._put_by(spill, records)
+        return self._put_by(spill, records)
 
     def idle(self) -> float | None:
         """Send what is spilled, when it is time to try."""
@@ -113,6 +109,12 @@ class StreamAppender:
         self._client.close()
         if self._spill is not None:
             self._spill.close()
+
+    def _put_by(self, spill: Spill, records: Sequence[bytes]) -> int:
+        spill.append(records)
+        self._missed += len(records)
+        self._health.spilled += len(records)
+        return len(records)
 
     def _put_off(self, error: str) -> None:
         self._health.failed(error, spilling=True)

@@ -54,6 +54,7 @@ class Health:
         self.failures = 0
         self.failing = False
         self.spilling = False  # the sink itself says when it has recovered
+        self.spilled = 0  # records that a spill file had to take, ever
         self._sink = sink
         self._emit = emit
         self._since = 0.0

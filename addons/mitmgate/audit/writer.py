@@ -55,6 +55,7 @@ class SinkState(NamedTuple):
     dropped: int
     failures: int
     failing: bool
+    spilled: int
 
 
 class AuditTrail:
@@ -175,6 +176,7 @@ class AuditTrail:
                 thread.dropped,
                 thread.health.failures,
                 thread.health.failing,
+                thread.health.spilled,
             )
             for thread in self._queues.threads
         ]

@@ -1,5 +1,6 @@
 """The verdict: what each stage said of one request, append-only, the first deny or answer final."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -66,6 +67,11 @@ class Verdict:
     def steps(self) -> tuple[Step, ...]:
         """All steps so far, with their times."""
         return tuple(step._replace(seconds=seconds) for step, seconds in zip(self._steps, self._seconds, strict=True))
+
+    @property
+    def said(self) -> Sequence[Step]:
+        """All steps so far, without their times: for whoever counts them on every request."""
+        return self._steps
 
     @property
     def seconds(self) -> float:

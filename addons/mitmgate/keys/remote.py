@@ -49,6 +49,8 @@ class RemoteKeys:
         self._keys: KeySet | None = None
         self._fetched = 0.0
         self._failures = 0
+        self.failed = 0
+        """Fetches that have failed, ever."""
         self._attempted = 0.0
         self._fetching: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -59,6 +61,10 @@ class RemoteKeys:
         if keys is None or not keys.keys or now - self._fetched > self.source.max_stale:
             return None
         return keys
+
+    def age(self, now: float) -> float | None:
+        """Return the seconds since the key set was fetched; None where it never was."""
+        return None if self._keys is None else max(0.0, now - self._fetched)
 
     def refetch(self) -> asyncio.Task[None] | None:
         """Return the fetch that may bring a key that is not known: the one under way, or a new one.
@@ -112,6 +118,7 @@ class RemoteKeys:
             self._failures = 0
         except Exception as error:  # whatever a server or a document does, the next refresh must come
             self._failures += 1
+            self.failed += 1
             kept = "those that are kept serve" if self.current(asked) is not None else "there are none to verify with"
             expected = isinstance(error, FetchError | ValueError)
             logger.warning("keys of %s not fetched: %s; %s", self._shown, error, kept, exc_info=not expected)

@@ -32,6 +32,15 @@ class _Edition(NamedTuple):
     allowed: dict[tuple[str, ...], dict[str, Verifier]]
 
 
+class KeySetState(NamedTuple):
+    """An issuer's keys. age: seconds since they were fetched, None: never, or they came with the policy."""
+
+    issuer: str  # the policy's name of it
+    usable: bool
+    age: float | None
+    failed: int  # fetches, ever
+
+
 class KeyRing:
     """Authenticates tokens for the issuers of a policy.
 
@@ -102,6 +111,15 @@ class KeyRing:
         """Stop fetching."""
         self._started = False
         await asyncio.gather(*(remote.close() for remote in self._remotes.values()), *self._closing)
+
+    def states(self, now: float) -> list[KeySetState]:
+        """Say of each issuer of the policy in force whether tokens could be verified now, for readiness and metrics."""
+        states = []
+        for name, verifier in self._edition.verifiers.items():
+            keys, usable = verifier.keys, verifier.keys.current(now) is not None
+            age, failed = (keys.age(now), keys.failed) if isinstance(keys, RemoteKeys) else (None, 0)
+            states.append(KeySetState(name, usable, age, failed))
+        return states
 
     def authenticate(
         self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float

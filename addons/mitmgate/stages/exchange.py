@@ -65,6 +65,7 @@ class Exchange:
     body_in: int | None = None  # the protocol layer: bytes of the request body that were read, where they were streamed
     body_out: int | None = None  # the protocol layer: bytes of the response body that were sent, the same
     audited: bool = False  # Audit
+    counted: bool = False  # the admin listener's Metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,219 @@
+"""The metrics: THE table of what is exported, each with its labels and with how several workers' values become one.
+
+No label can be made by a client: routes, limits, upstreams, endpoints, issuers and sinks are the policy's names, all
+others come from closed lists. "-" stands where there is none, such as the route of a request that found none.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.openmetrics.exposition import generate_latest
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+Value = float | list[float]
+Series = dict[tuple[str, ...], Value]
+"""Values by their labels' values. A histogram's value is a list: its buckets, not cumulative, and at last the sum."""
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SHORT = (0.00005, 0.0001, 0.00025, *SECONDS[:-3])
+
+NONE = "-"
+
+
+class Family(NamedTuple):
+    """One metric. name: without the `_total` and `_info` that its kind adds. merge: of several workers' values."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    merge: Literal["sum", "max", "min"] = "sum"
+    bounds: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name under which it is queried; a histogram has `_bucket`, `_sum` and `_count` behind it."""
+        return self.name + {"counter": "_total", "info": "_info"}.get(self.kind, "")
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "mitmgate_requests",
+        "counter",
+        "Requests that have ended, as the audit trail counts them.",
+        ("route", "method", "status", "reason"),
+    ),
+    Family("mitmgate_decisions", "counter", "Steps that stages have taken.", ("stage", "outcome")),
+    Family(
+        "mitmgate_request_duration_seconds",
+        "histogram",
+        "From a request's arrival to its end, bodies included.",
+        ("route",),
+        bounds=SECONDS,
+    ),
+    Family(
+        "mitmgate_decision_duration_seconds",
+        "histogram",
+        "The gateway's own part: the time that all stages of a request took.",
+        ("route",),
+        bounds=SHORT,
+    ),
+    Family(
+        "mitmgate_upstream_duration_seconds",
+        "histogram",
+        "The upstream's part: up to the head of its response.",
+        ("upstream",),
+        bounds=SECONDS,
+    ),
+    Family("mitmgate_requests_in_flight", "gauge", "Requests that have arrived and not ended."),
+    Family("mitmgate_connections", "gauge", "Clients that are connected."),
+    Family(
+        "mitmgate_rate_limit_decisions",
+        "counter",
+        "What limits have said: admitted, denied, or observed in report mode; degraded: without the store.",
+        ("limit", "outcome", "degraded"),
+    ),
+    Family(
+        "mitmgate_circuit_state",
+        "gauge",
+        "1 for the state that an endpoint's circuit is in; with several workers, how many see it so.",
+        ("upstream", "endpoint", "state"),
+    ),
+    Family("mitmgate_store_available", "gauge", "1 while the counter store can be asked.", merge="min"),
+    Family("mitmgate_key_set_usable", "gauge", "1 while an issuer's keys can verify tokens.", ("issuer",), merge="min"),
+    Family(
+        "mitmgate_key_set_age_seconds",
+        "gauge",
+        "Seconds since an issuer's published key set was fetched.",
+        ("issuer",),
+        merge="max",
+    ),
+    Family(
+        "mitmgate_key_set_refresh_failures",
+        "counter",
+        "Fetches of an issuer's published key set that have failed.",
+        ("issuer",),
+    ),
+    Family("mitmgate_audit_queue_depth", "gauge", "Audit records that wait for a sink.", ("sink",)),
+    Family("mitmgate_audit_written", "counter", "Audit records that a sink has taken.", ("sink",)),
+    Family("mitmgate_audit_dropped", "counter", "Audit records that found no room in the queue.", ("sink",)),
+    Family("mitmgate_audit_spilled", "counter", "Audit records that a sink's spill file took for it.", ("sink",)),
+    Family("mitmgate_audit_sink_failures", "counter", "Attempts to write that a sink has refused.", ("sink",)),
+    Family("mitmgate_policy_reloads", "counter", "Reloads of the policy: ok or rejected.", ("outcome",)),
+    Family("mitmgate_policy", "info", "The digest of the policy in force.", ("digest",), merge="max"),
+    Family(
+        "mitmgate_policy_loaded_timestamp_seconds",
+        "gauge",
+        "When the policy in force was loaded (Unix seconds).",
+        merge="max",
+    ),
+    Family(
+        "mitmgate_shadow_differences",
+        "counter",
+        "Requests that a shadow policy would have decided otherwise.",
+        ("change", "reason"),
+    ),
+    Family("mitmgate_ready", "gauge", "1 while a worker is ready; with several, how many are."),
+    Family("mitmgate_workers", "gauge", "Worker processes that are counted here."),
+    Family("mitmgate_build", "info", "The version.", ("version", "mitmproxy", "python"), merge="max"),
+    Family(
+        "mitmgate_event_loop_lag_seconds",
+        "histogram",
+        "How much later than asked for a timer of the event loop came.",
+        bounds=SHORT,
+    ),
+    Family("process_cpu_seconds", "counter", "CPU time, user and system."),
+    Family("process_resident_memory_bytes", "gauge", "Resident memory."),
+    Family("process_virtual_memory_bytes", "gauge", "Virtual memory."),
+    Family("process_open_fds", "gauge", "Open file descriptors."),
+    Family("process_max_fds", "gauge", "The most file descriptors that one process may have open.", merge="min"),
+    Family("process_start_time_seconds", "gauge", "When the oldest process started (Unix seconds).", merge="min"),
+)
+
+BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}
+
+LASTING: frozenset[str] = frozenset(family.name for family in FAMILIES if family.kind in {"counter", "histogram"})
+"""What a worker that has ended leaves behind: totals never fall."""
+
+_MERGED: Mapping[str, Callable[[float, float], float]] = {"sum": lambda one, other: one + other, "max": max, "min": min}
+
+
+def merged(family: Family, parts: Sequence[Series]) -> Series:
+    """Make one series of several workers'. Histograms are added bucket by bucket."""
+    made: Series = {}
+    merge = _MERGED[family.merge]
+    for part in parts:
+        for labels, value in part.items():
+            known = made.get(labels)
+            if known is None:
+                made[labels] = list(value) if isinstance(value, list) else value
+            elif isinstance(known, list) and isinstance(value, list):
+                made[labels] = [one + other for one, other in zip(known, value, strict=True)]
+            elif not isinstance(known, list) and not isinstance(value, list):
+                made[labels] = merge(known, value)
+            else:
+                raise ValueError(f"{family.name} is a histogram in one worker and none in another")
+    return made
+
+
+def metrics_of(series: Mapping[str, Series]) -> Iterator[Metric]:
+    """Make prometheus_client's metrics of all families, also of those that have no value yet."""
+    for family in FAMILIES:
+        yield _metric(family, series.get(family.name, {}))
+
+
+def open_metrics(series: Mapping[str, Series]) -> bytes:
+    """Write all families as OpenMetrics text."""
+    text: bytes = generate_latest(_Collected(series))  # type: ignore[no-untyped-call]  # prometheus_client's own
+    return text
+
+
+MEDIA_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class _Collected:
+    """The families as prometheus_client asks for them."""
+
+    def __init__(self, series: Mapping[str, Series]) -> None:
+        self._series = series
+
+    def collect(self) -> Iterator[Metric]:
+        return metrics_of(self._series)
+
+
+def _metric(family: Family, series: Series) -> Metric:
+    made: Metric
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for labels, value in series.items():
+            if isinstance(value, list):
+                buckets, total = _cumulative(family.bounds, value)
+                histogram.add_metric(labels, buckets, total)
+        return histogram
+    if family.kind == "info":
+        made = InfoMetricFamily(family.name, family.help)
+        for labels in series:
+            made.add_metric((), dict(zip(family.labels, labels, strict=True)))
+        return made
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    made = kind(family.name, family.help, labels=family.labels)
+    for labels, value in series.items():
+        if not isinstance(value, list):
+            made.add_metric(labels, value)
+    return made
+
+
+def _cumulative(bounds: tuple[float, ...], value: list[float]) -> tuple[list[tuple[str, float]], float]:
+    buckets: list[tuple[str, float]] = []
+    count = 0.0
+    for bound, here in zip((*map(str, bounds), "+Inf"), value[:-1], strict=True):
+        count += here
+        buckets.append((bound, count))
+    return buckets, value[-1]

@@ -1,0 +1,126 @@
+"""Readings: what is looked up when a report is made, rather than counted on the request path."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final
+
+from prometheus_client.process_collector import ProcessCollector
+
+from mitmgate import __version__
+from mitmgate.admin.families import BY_NAME, Series
+from mitmgate.admin.readiness import readiness
+from mitmgate.admin.report import Rejection, Report
+from mitmgate.audit.writer import SinkState
+from mitmgate.core.circuit import State
+from mitmgate.keys.ring import KeySetState
+from mitmgate.policy.history import History
+from mitmgate.policy.snapshot import Snapshot
+from mitmgate.process_log import without_credentials
+
+BUILD: Final = (__version__, version("mitmproxy"), platform.python_version())
+
+
+def _no_differences() -> Mapping[tuple[str, str], int]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a report asks. All are called on the event loop's thread, and none of them may wait.
+
+    policy: the policy in force, None: there is none. connected: clients. circuits: `CircuitBreaker.states`. key_sets:
+    `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow: differences by (change, reason).
+    """
+
+    policy: Callable[[], Snapshot | None]
+    accepting: Callable[[], bool]
+    connected: Callable[[], int]
+    circuits: Callable[[], Mapping[str, State]]
+    key_sets: Callable[[float], Sequence[KeySetState]]
+    store_available: Callable[[], bool]
+    sinks: Callable[[], Sequence[SinkState]]
+    history: History
+    shadow: Callable[[], Mapping[tuple[str, str], int]] = _no_differences
+
+
+def report_of(sources: Sources, counted: Mapping[str, Series], *, draining: bool, now: float | None = None) -> Report:
+    """Make the report of this process. counted: the series of Metrics. now: Unix seconds; None: the clock's."""
+    now = time.time() if now is None else now
+    snapshot, key_sets = sources.policy(), sources.key_sets(now)
+    available = sources.store_available()
+    missing = readiness(
+        draining=draining,
+        accepting=sources.accepting(),
+        snapshot=snapshot,
+        unusable=[state.issuer for state in key_sets if not state.usable],
+        store_available=available,
+    )
+    series: dict[str, Series] = {
+        **counted,
+        **_process(),
+        **_keys(key_sets),
+        **_audit(sources.sinks()),
+        **_policy(snapshot, sources.history),
+        "mitmgate_connections": {(): sources.connected()},
+        "mitmgate_circuit_state": _circuits(snapshot, sources.circuits()),
+        "mitmgate_store_available": {(): int(available)},
+        "mitmgate_shadow_differences": {(*labels,): count for labels, count in sources.shadow().items()},
+        "mitmgate_ready": {(): int(not missing)},
+        "mitmgate_workers": {(): 1},
+        "mitmgate_build": {BUILD: 1},
+    }
+    rejections = tuple(
+        Rejection(one.when, tuple(map(without_credentials, one.problems))) for one in sources.history.rejections
+    )
+    return Report(series, missing, rejections)
+
+
+def _circuits(snapshot: Snapshot | None, states: Mapping[str, State]) -> Series:
+    """Say of every endpoint of the policy in which state its circuit is; one that was never asked is closed."""
+    series: Series = {}
+    for upstream in snapshot.upstreams.values() if snapshot is not None else ():
+        for endpoint in upstream.endpoints:
+            here = states.get(f"{upstream.name} {endpoint.url}", State.CLOSED)
+            for state in State:
+                series[upstream.name, endpoint.url, state.value] = int(state is here)
+    return series
+
+
+def _keys(key_sets: Sequence[KeySetState]) -> dict[str, Series]:
+    fetched = [state for state in key_sets if state.age is not None]
+    return {
+        "mitmgate_key_set_usable": {(state.issuer,): int(state.usable) for state in key_sets},
+        "mitmgate_key_set_age_seconds": {(state.issuer,): state.age for state in fetched if state.age is not None},
+        "mitmgate_key_set_refresh_failures": {(state.issuer,): state.failed for state in key_sets},
+    }
+
+
+def _audit(sinks: Sequence[SinkState]) -> dict[str, Series]:
+    return {
+        "mitmgate_audit_queue_depth": {(sink.name,): sink.backlog for sink in sinks},
+        "mitmgate_audit_written": {(sink.name,): sink.written for sink in sinks},
+        "mitmgate_audit_dropped": {(sink.name,): sink.dropped for sink in sinks},
+        "mitmgate_audit_spilled": {(sink.name,): sink.spilled for sink in sinks},
+        "mitmgate_audit_sink_failures": {(sink.name,): sink.failures for sink in sinks},
+    }
+
+
+def _policy(snapshot: Snapshot | None, history: History) -> dict[str, Series]:
+    return {
+        "mitmgate_policy": {} if snapshot is None else {(snapshot.digest,): 1},
+        "mitmgate_policy_loaded_timestamp_seconds": {} if history.since is None else {(): history.since},
+        "mitmgate_policy_reloads": {("ok",): history.reloaded, ("rejected",): history.rejected},
+    }
+
+
+def _process() -> dict[str, Series]:
+    """Read this process's own figures, as far as prometheus_client knows them here (Linux alone)."""
+    collector = ProcessCollector(registry=None)
+    return {
+        metric.name: {(): metric.samples[0].value}
+        for metric in collector.collect()
+        if metric.name in BY_NAME and metric.samples
+    }

@@ -1,0 +1,43 @@
+"""What became of the policies that this process was given: which one decides since when, which were refused."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_REMEMBERED = 5
+
+
+class Rejected(NamedTuple):
+    """A policy that was refused. when: Unix seconds. problems: one line each."""
+
+    when: float
+    problems: tuple[str, ...]
+
+
+class History:
+    """Counts reloads, for metrics and the status page. Times are Unix seconds, given by the caller."""
+
+    __slots__ = ("rejected", "rejections", "reloaded", "since")
+
+    def __init__(self) -> None:
+        """Start without a policy."""
+        self.since: float | None = None
+        """When the policy in force was put there."""
+        self.reloaded = 0
+        self.rejected = 0
+        self.rejections: deque[Rejected] = deque(maxlen=_REMEMBERED)
+        """The last of them, the newest first."""
+
+    def first(self, now: float) -> None:
+        """Note the policy that the process starts with."""
+        self.since = now
+
+    def accept(self, now: float) -> None:
+        """Note that a reload put another policy in force."""
+        self.since = now
+        self.reloaded += 1
+
+    def reject(self, now: float, problems: Sequence[str]) -> None:
+        """Note that a reload was refused."""
+        self.rejected += 1
+        self.rejections.appendleft(Rejected(now, tuple(problems)))

@@ -21,6 +21,7 @@ VISIBLE = {"addons", "policies", "tests", "bench", "deploy", "run.sh", "pyprojec
 }
 LONG: dict[str, str] = {
     "addons/mitmgate/audit/file_sink.py": "appending, rotation and recovery keep one invariant under one lock",
+    "addons/mitmgate/chain.py": "the order, and the one addon that puts it and each new policy in force",
     "addons/mitmgate/core/http1/reader.py": "one state machine over one buffer",
     "addons/mitmgate/engine/layer_http1_server.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_http2.py": "one connection's states, which mitmproxy wants in one class",

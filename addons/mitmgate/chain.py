@@ -17,7 +17,8 @@ from mitmgate.hostoptions import refuse_weakening, required_options
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.history import History
 from mitmgate.policy.loader import PolicyError, load
-from mitmgate.policy.snapshot import SnapshotSource
+from mitmgate.policy.problem import Stamp
+from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 from mitmgate.policy.unsupported import unsupported
 from mitmgate.policy.watcher import InForce, PolicySource
 from mitmgate.services import Services, open_services
@@ -96,6 +97,14 @@ class ProtocolFactory(Protocol):
         ...
 
 
+class Approve(Protocol):
+    """Asked before a changed policy is put in force."""
+
+    async def __call__(self, candidate: Snapshot, current: Snapshot) -> str | None:
+        """Say why the candidate must not be put in force; None where it may."""
+        ...
+
+
 class Gateway:
     """The addon that a host loads. Its sub-addons are the chain; Enforcer is an entry of its own behind all others.
 
@@ -124,7 +133,10 @@ class Gateway:
         self._environ = environ
         self.audit: Audit | None = None
         self.breaker: CircuitBreaker | None = None
+        self.approve: Approve | None = None
+        """The host's last word on a changed policy: a policy that it refuses, or fails on, is not put in force."""
         self._watch: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
 
     def load(self, loader: Loader) -> None:
         """Declare the options."""
@@ -208,27 +220,27 @@ class Gateway:
         What a process opens once (listen, store, audit, admin) keeps its old value until a restart, and the log says
         so. Returns whether a new policy is in force.
         """
+        async with self._reloading:  # a later file must not be overtaken by an earlier one
+            return await self._reload()
+
+    async def _reload(self) -> bool:
         source, services = self.policy.source, self.services
         if source is None or services is None:
             return False
         before = source.snapshot
         try:
             loaded = load(source.path, self._environ)
-            problems = tuple(unsupported(loaded))
         except PolicyError as error:
-            source.seen(error.stamps)
-            problems = error.problems
-        else:
-            if not problems:
-                # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
-                await services.ring.prepare(compile_policy(loaded).issuers)
-        if problems:
-            source.seen({})
-            texts = [str(problem) for problem in problems]
-            logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
-            services.trail.emit(policy_rejected(time.time(), before.digest, texts))
-            self.history.reject(time.time(), texts)
-            return False
+            return self._refuse(source, services, error.stamps, [str(problem) for problem in error.problems])
+        texts = [str(problem) for problem in unsupported(loaded)]
+        if not texts:
+            candidate = compile_policy(loaded)
+            # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
+            await services.ring.prepare(candidate.issuers)
+            refusal = await self._approved(candidate, before)
+            texts = [] if refusal is None else [f"{source.path}: {refusal}"]
+        if texts:
+            return self._refuse(source, services, loaded.stamps, texts)
         source.activate(loaded)
         self.history.accept(time.time())
         result = source.snapshot
@@ -239,3 +251,20 @@ class Gateway:
         logger.info("policy %s is in force", result.digest)
         services.trail.emit(policy_reloaded(time.time(), result.digest, before.digest))
         return True
+
+    async def _approved(self, candidate: Snapshot, before: Snapshot) -> str | None:
+        if self.approve is None:
+            return None
+        try:
+            return await self.approve(candidate, before)
+        except Exception:
+            logger.exception("the changed policy could not be tried")
+            return "it could not be tried on the last requests"
+
+    def _refuse(self, source: PolicySource, services: Services, stamps: Mapping[Path, Stamp], texts: list[str]) -> bool:
+        """Keep the old policy. stamps: of the files as they were read; what has changed since is another change."""
+        source.seen(stamps)
+        logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
+        services.trail.emit(policy_rejected(time.time(), source.snapshot.digest, texts))
+        self.history.reject(time.time(), texts)
+        return False

@@ -20,7 +20,7 @@ from mitmgate.engine.master import LeanMaster
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.unsupported import unsupported
-from mitmgate.replay.recorder import recorder
+from mitmgate.replay.observing import Observing, observing_options
 from mitmgate.usage import UserError
 
 MODE = TARGET
@@ -59,8 +59,8 @@ def load_for_host(path: str) -> Loaded:
     return loaded
 
 
-async def run(loaded: Loaded, host: str, port: int, record: str | None = None) -> int:
-    """Proxy until SIGTERM or SIGINT. record: the flow file to write. Returns the process's exit status."""
+async def run(loaded: Loaded, host: str, port: int, observing: Observing) -> int:
+    """Proxy until SIGTERM or SIGINT. observing: what stands behind the chain. Returns the process's exit status."""
     opts = options.Options()
     master = LeanMaster(opts)
     addon = gateway(loaded.path)
@@ -69,8 +69,7 @@ async def run(loaded: Loaded, host: str, port: int, record: str | None = None) -
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
     except OptionsError as error:
         raise UserError(str(error)) from error
-    if record is not None and addon.services is not None:
-        addon.addons.append(recorder(record, ring=addon.services.ring))
+    observing.attach(addon)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, master.shutdown)
@@ -108,13 +107,14 @@ async def _announce(master: LeanMaster, addon: Gateway) -> None:
 @click.option("--policy", "policy_path", required=True, help="The policy file.")
 @click.option("--listen", metavar="HOST:PORT", help="Listen here instead of where the policy says.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes; above 1 a redis store is required.")
-@click.option("--record", type=click.Path(dir_okay=False), help="Record traffic to this flow file.")
-def command(policy_path: str, listen: str | None, workers: int | None, record: str | None) -> None:
+@observing_options
+def command(policy_path: str, listen: str | None, workers: int | None, observing: Observing) -> None:
     """Run the gateway."""
     process_log.configure()
     loaded = load_for_host(policy_path)
     if (workers or loaded.policy.listen.workers) > 1:
         raise UserError("--workers: more than one worker is not supported yet")
+    observing.check()
     host, port = listen_address(loaded, listen)
     check_free(host, port)
-    raise SystemExit(asyncio.run(run(loaded, host, port, record)))
+    raise SystemExit(asyncio.run(run(loaded, host, port, observing)))

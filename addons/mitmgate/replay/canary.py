@@ -4,10 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.request import Request
 from mitmgate.core.token import Refusal, read_token
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
@@ -20,12 +21,21 @@ from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Presented, Recorded
 from mitmgate.stages.exchange import Exchange, exchange_of
 
+MOST_BYTES: Final = 64 * 1024 * 1024
+_EXCHANGE_BYTES: Final = 4096
+"""What an exchange takes beside its head: verdict, principal, route; about, and rather more."""
+_FIELD_BYTES: Final = 200
+"""What a header field takes beside its bytes, as the client sent it and as it was forwarded."""
+
 
 class Allowance(NamedTuple):
     """The drift that a new policy may have: parts of the remembered requests, from 0 to 1."""
 
     loosened: float = 0.0
     tightened: float = 0.01
+
+
+DEFAULT: Final = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +75,19 @@ class Drift:
 class Canary:
     """Remember the last requests as they arrived, in memory alone, credentials included; decide them again on demand.
 
-    Stands behind the chain and decides nothing on live requests.
+    Stands behind the chain and decides nothing on live requests. Fewer than `size` are remembered where their heads
+    are so large that all of them would take more than `most_bytes`.
     """
 
     name: ClassVar[str] = "mitmgate-canary"
 
-    def __init__(self, size: int, ring: KeyRing | None = None) -> None:
+    def __init__(self, size: int, ring: KeyRing | None = None, most_bytes: int = MOST_BYTES) -> None:
         """size: requests to remember. ring: the gateway's, to find out about tokens that no stage has looked at."""
+        self.bytes = 0
+        self._size = size
+        self._most_bytes = most_bytes
         self._ring = ring
-        self._recent: deque[Exchange] = deque(maxlen=size)
+        self._recent: deque[tuple[int, Exchange]] = deque()
 
     def __len__(self) -> int:
         """Count the remembered requests."""
@@ -87,12 +101,18 @@ class Canary:
         """Remember a request; one that the protocol layer refused is none."""
         exchange = exchange_of(flow)
         if exchange is not None and exchange.verdict.steps and exchange.verdict.steps[0].stage != "protocol":
-            self._recent.append(exchange)
+            size = _bytes_of(exchange.request)
+            self._recent.append((size, exchange))
+            self.bytes += size
+            while len(self._recent) > self._size or self.bytes > self._most_bytes:
+                self.bytes -= self._recent.popleft()[0]
 
     async def check(self, candidate: Snapshot, current: Snapshot) -> Drift:
         """Decide the remembered requests under both policies, and compare. In a thread, some 200 µs a request."""
         recorded = []
-        for number, exchange in enumerate(sorted(self._recent, key=lambda exchange: exchange.now)):
+        for number, exchange in enumerate(
+            sorted((exchange for _, exchange in self._recent), key=lambda exchange: exchange.now)
+        ):
             recorded.append(self._recorded(exchange))  # here, because the ring belongs to the event loop
             if number % 64 == 63:
                 await asyncio.sleep(0)
@@ -124,6 +144,14 @@ class Canary:
         if isinstance(read, Refusal):
             return Presented(token, found, refusal=read)
         return Presented(token, found, token=read)
+
+
+def _bytes_of(request: Request) -> int:
+    """Estimate what a remembered exchange takes: its head twice, as it came and as it was forwarded."""
+    size = 2 * len(request.target)
+    for name, content in request.headers.fields:
+        size += _FIELD_BYTES + 2 * (len(name) + len(content))
+    return _EXCHANGE_BYTES + size
 
 
 def drift(recorded: Sequence[Recorded], candidate: Snapshot, current: Snapshot) -> Drift:

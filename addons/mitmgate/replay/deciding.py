@@ -102,7 +102,7 @@ class Decider:
                 endpoint = self._breaker.fail_over(exchange)
                 exchange.endpoint = endpoint or exchange.endpoint
             elif exchange.permit is not None:
-                exchange.failure = after.failure
+                exchange.failure, exchange.upstream_seconds = after.failure, after.took
                 self._breaker.conclude(exchange, after.status)
 
     @property

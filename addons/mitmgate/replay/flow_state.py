@@ -166,11 +166,13 @@ def _aftermath(
         settled = [float(each) for each in items(raw, note[b"settled"]) if isinstance(each, int | float)]
         moved = int(number(raw, note[b"moved"]))
         told, then = value(raw, note[b"status"]), text_or_none(raw, note[b"failure"])
+        took = value(raw, note[b"upstream_seconds"]) if b"upstream_seconds" in note else None
         return Aftermath(
             settled[-1] if len(settled) > moved else None,
             told if isinstance(told, int) else None,
             None if then is None else reason_of(then),
             tuple(settled[:moved]),
+            took if isinstance(took, float) else None,
         )
     if failure is not None:
         status = None

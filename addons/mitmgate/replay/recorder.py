@@ -4,7 +4,7 @@ import logging
 import os
 import weakref
 from hashlib import blake2b
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
@@ -45,6 +45,14 @@ def recorder(
     if not 0 < sample <= 1:
         raise UserError(f"a sample of {sample:g}: must be more than 0 and at most 1")
     return Recorder(RecordingFile(path, rotate_at, keep), ring, privacy or Privacy(), sample)
+
+
+class Told(NamedTuple):
+    """What the circuit was told of an exchange: a status, or a failure. settled: the times that it knew of by then."""
+
+    status: int | None
+    failure: Reason | None
+    settled: int
 
 
 class RecordingFile:
@@ -105,7 +113,7 @@ class Recorder:
         self._redactor: Redactor | None = None
         self._begun: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._done: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
-        self._heads: weakref.WeakKeyDictionary[HTTPFlow, tuple[int, Reason | None]] = weakref.WeakKeyDictionary()
+        self._heads: weakref.WeakKeyDictionary[HTTPFlow, Told] = weakref.WeakKeyDictionary()
 
     def use(self, ring: KeyRing) -> None:
         """Take the gateway's ring, where it was made after this addon."""
@@ -116,10 +124,10 @@ class Recorder:
         self._begun.add(flow)
 
     def responseheaders(self, flow: HTTPFlow) -> None:
-        """Note what the circuit was told with the response's head; what fails later is none of its business."""
+        """Note what the circuit was told with the response's head."""
         exchange = exchange_of(flow)
         if exchange is not None and flow.response is not None and flow not in self._heads:
-            self._heads[flow] = flow.response.data.status_code, exchange.failure
+            self._heads[flow] = Told(flow.response.data.status_code, exchange.failure, len(exchange.settled))
 
     def response(self, flow: HTTPFlow) -> None:
         """Write an exchange that ended with its response."""
@@ -166,7 +174,9 @@ class Recorder:
             self._redactor = Redactor(with_policy(self._privacy, redact.headers, redact.query))
         state: dict[str, Any] = flow.get_state()
         state["metadata"] = {METADATA: mirror(exchange)}
-        status, failure = self._heads.get(flow, (None, exchange.failure))
+        told = self._heads.get(flow)
+        if told is None or len(exchange.settled) > told.settled:  # the end had something else to say than the head
+            told = Told(None, exchange.failure, 0)
         route = exchange.route
         moves = route is not None and len(route.upstream.endpoints) > 1
         self._redactor.redact(
@@ -174,8 +184,9 @@ class Recorder:
             lambda token: self._signature(token, exchange),
             settled=list(exchange.settled),
             moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
-            status=status if exchange.admitted else None,
-            failure=None if failure is None else failure.code,
+            status=told.status if exchange.admitted else None,
+            failure=None if told.failure is None else told.failure.code,
+            upstream_seconds=exchange.upstream_seconds,
             sample=self._sample,
         )
         return self._redactor.record(state)

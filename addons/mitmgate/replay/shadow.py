@@ -15,10 +15,11 @@ from mitmgate import chain
 from mitmgate.audit.event import rfc3339
 from mitmgate.audit.opening import AuditSettings, open_trail
 from mitmgate.audit.record import Event
+from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.replay.decision import NO_RULE, Decision, decided
-from mitmgate.replay.differences import Difference, Kind, compare
+from mitmgate.replay.decision import NO_RULE, Decision, decided, is_denial
+from mitmgate.replay.differences import Difference, compare
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 256
 """Requests whose shadow waits for a key; further ones are not shadowed."""
+
+_OPERATIONAL = frozenset({Reason.AUDIT_UNAVAILABLE.code, Reason.STORE_UNAVAILABLE.code, Reason.STAGE_ERROR.code})
+"""Denials of the live gateway that say something of its state, and nothing of either policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,10 @@ class Shadow:
 
     Stands behind the chain. Its counters, circuits and keys are its own, in this process: a limit that several
     processes share counts only this one's requests here. Reads: the exchange as the chain left it. Writes: nothing of
-    it. `compared`, `counts` (by kind) and `failed` are for metrics; each difference is an event `shadow-difference`.
-    On failure: the request goes on, and `failed` counts.
+    it. For metrics, all read on the event loop: `compared` requests; `counts` of differences by (kind, reason), the
+    values of differences.Kind and the code of the denial that only one of the two gives ("ok" where neither denies);
+    `failed`, requests that could not be decided; `missed`, those that were not tried because too many waited for keys.
+    Each difference is an event `shadow-difference`. On failure: the request goes on, and `failed` counts.
     """
 
     name: ClassVar[str] = "mitmgate-shadow"
@@ -62,7 +68,8 @@ class Shadow:
         self.candidate = candidate
         self.compared = 0
         self.failed = 0
-        self.counts: Counter[Kind] = Counter()
+        self.missed = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
         self._emit = emit
         self._ignored = ignored
         self._clock = clock
@@ -106,6 +113,7 @@ class Shadow:
                 self._waiting.add(task)
                 task.add_done_callback(self._waiting.discard)
             else:
+                self.missed += 1
                 _close(at[1])
         except Exception:
             self._fail()
@@ -142,10 +150,12 @@ class Shadow:
     def _compare(self, live: Exchange, exchange: Exchange) -> None:
         exchange.admitted = exchange.verdict.final is None
         before, after = decided(live), decided(exchange)
+        if before.reason in _OPERATIONAL:
+            return
         self.compared += 1
         difference = compare(before, after, self._ignored)
         if difference is not None:
-            self.counts[difference.kind] += 1
+            self.counts[difference.kind.value, after.reason if is_denial(after) else before.reason] += 1
             self._emit(self._event(live, exchange, difference, before, after))
 
     def _event(
@@ -168,25 +178,25 @@ class Shadow:
         return event
 
     def responseheaders(self, flow: HTTPFlow) -> None:
-        """Tell the candidate's circuits what the upstream said."""
-        self._conclude(flow, None if flow.response is None else flow.response.data.status_code)
+        """Tell the candidate's circuits what the upstream's head said."""
+        if flow.response is not None:
+            self._learn(flow, flow.response.data.status_code)
 
     def response(self, flow: HTTPFlow) -> None:
-        """Give back what is still held."""
-        self._conclude(flow, None)
+        """Tell them how the exchange ended; the permit goes back."""
+        self._learn(flow, None)
 
     error = response
 
-    def _conclude(self, flow: HTTPFlow, status: int | None) -> None:
+    def _learn(self, flow: HTTPFlow, status: int | None) -> None:
         live, exchange = exchange_of(flow), self._flows.get(flow)
         if live is None or exchange is None or exchange.permit is None:
             return
         try:
-            if live.admitted:
-                exchange.failure = live.failure
-                self._breaker.conclude(exchange, status)
-            else:
-                # The candidate alone let it in: nobody knows what its endpoint would have said.
+            exchange.failure, exchange.upstream_seconds = live.failure, live.upstream_seconds
+            if live.admitted and status is not None:
+                self._breaker.judge(exchange, status)
+            else:  # where the candidate alone let it in, nobody knows what its endpoint would have said
                 self._breaker.conclude(exchange, None)
         except Exception:
             self._fail()

@@ -78,11 +78,15 @@ class CircuitBreaker(Stage):
         """Record what the response's head says of the endpoint."""
         exchange = exchange_of(flow)
         if exchange is not None and exchange.permit is not None and flow.response is not None:
-            outcome, now = self._outcome(exchange, flow.response.data.status_code), self._clock()
-            if outcome is Outcome.SUCCESS and not exchange.permit.probe:
-                exchange.settled = (*exchange.settled, now)  # unless the end has something else to say
-            else:
-                self._settle(exchange, outcome, now)
+            self.judge(exchange, flow.response.data.status_code)
+
+    def judge(self, exchange: Exchange, status: int) -> None:
+        """Settle the permit where the response's head already says it all."""
+        outcome, now = self._outcome(exchange, status), self._clock()
+        if outcome is Outcome.SUCCESS and (exchange.permit is None or not exchange.permit.probe):
+            exchange.settled = (*exchange.settled, now)  # unless the end has something else to say
+        else:
+            self._settle(exchange, outcome, now)
 
     def response(self, flow: HTTPFlow) -> None:
         """Give back the permit of a request that has ended."""

@@ -98,12 +98,13 @@ class RecordingUpstream:
     reply: the answer to every request, or a function of it. script: answers taken first, one for each request.
     """
 
-    def __init__(self, reply: Script | None = None, port: int = 0) -> None:
+    def __init__(self, reply: Script | None = None, port: int = 0, address: str = "127.0.0.1") -> None:
         self.reply: Script = reply if reply is not None else Reply()
         self.script: deque[Script] = deque()
         self._shared = _Shared()
         self._loop = asyncio.new_event_loop()
-        self._listening = socket.create_server(("127.0.0.1", port), backlog=1024)
+        self._listening = socket.create_server((address, port), backlog=1024)
+        self.address = address
         self.port: int = self._listening.getsockname()[1]
         self._transports: set[asyncio.Transport] = set()
         self._stop = asyncio.Event()
@@ -113,7 +114,7 @@ class RecordingUpstream:
     @property
     def url(self) -> str:
         """The endpoint as a policy names it."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def requests(self) -> list[Recorded]:
@@ -140,7 +141,7 @@ class RecordingUpstream:
 
         A connection of the harness's own is queued behind all others; when it has been read, so have they.
         """
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as fence:
+        with socket.create_connection((self.address, self.port), timeout=PATIENCE) as fence:
             fence.sendall(b"FENCE")
             fence.settimeout(PATIENCE)
             assert fence.recv(16) == b"PASSED"

@@ -1,4 +1,4 @@
-"""A fleet on hosts of its own: HAProxy in front of two gateways, a service, a Redis and a client, as deploy/haproxy says.
+"""A fleet on hosts of its own, as deploy/haproxy has it: HAProxy, two gateways, a service, a Redis and a client.
 
         client ── edge ─┬─ gateway-1 ─┬─ service (and the issuer's JWK set)
       198.51.100.0/24   └─ gateway-2 ─┴─ redis          inside: 10.0.0.0/24
@@ -11,8 +11,6 @@ import csv
 import http.client
 import io
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -175,9 +173,7 @@ class Load:
                 if self._stop.is_set():
                     break
                 try:
-                    answered = request(
-                        80, "GET", "/api/v1/orders/1", token=bearer, connection=link, host="api.example"
-                    )
+                    answered = request(80, "GET", "/api/v1/orders/1", token=bearer, connection=link, host="api.example")
                 except (OSError, http.client.HTTPException) as error:
                     self.statuses.append(repr(error))
                     break
@@ -226,8 +222,3 @@ def fleet(directory: Path) -> Iterator[Fleet]:
                 made.start_gateway(name)
             made.wait_for_rotation(*GATEWAYS)
             yield made
-
-
-def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process that was started on a host, and to those that it started."""
-    os.killpg(process.pid, number)

@@ -22,7 +22,7 @@ CANNOT = (
 
 
 def ip(*words: str) -> None:
-    """Run ip(8); what it says is shown where it fails."""
+    """Run iproute2's command; what it says is shown where it fails."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr.strip()}"
 

@@ -4,7 +4,9 @@ import http.client
 import json
 import re
 import signal
+import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,8 +93,6 @@ def test_an_admission_is_visible_while_the_service_is_waited_for(
 
 def test_a_denial_is_visible_while_the_client_still_sends(web: WebApi, gateway: Gateway) -> None:
     """The head alone decides: the body never comes."""
-    import socket
-
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
         client.sendall(b"POST /api/v1/users HTTP/1.1\r\nHost: gateway.test\r\nContent-Length: 9\r\n\r\n1234")
         wait_for(lambda: bool(web.comments) and bool(web.comments[0]), "the decision")
@@ -208,10 +208,54 @@ def test_a_decided_request_is_not_replayed(web: WebApi, gateway: Gateway, upstre
     assert [request.target for request in upstream.requests] == ["/api/v1/users/8"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "", {"request": {"path": "/api/v1/users/evil", "method": "DELETE", "host": "127.0.0.1"}}),
+        ("PUT", "", {"request": {"headers": [["X-User-ID", "root"]], "content": "evil"}, "comment": "mine"}),
+        ("PUT", "", {"response": {"code": 200}}),
+        ("POST", "/request/content.data", b"evil"),
+        ("POST", "/revert", {}),
+    ],
+)
+def test_a_live_request_is_not_edited(
+    web: WebApi, gateway: Gateway, upstream: RecordingUpstream, method: str, path: str, body: object
+) -> None:
+    """The head is decided on, the body is still to come: what the service gets is what was decided."""
+    head = f"POST /api/v1/users/7 HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer {mint()}\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
+        client.sendall(f"{head}Content-Length: 3\r\n\r\na".encode())
+        wait_for(lambda: any("waiting for" in comment for comment in web.comments), "the decision")
+        (flow,) = web.flows
+        assert web.call(method, f"/flows/{flow['id']}{path}", body)[0] == 409
+        assert web.call("PUT", f"/flows/{flow['id']}", {"comment": "a person's words"})[0] == 200
+        assert web.command("flow.set", f"@{flow['id']}", "path", "/evil") == {"error": "Unknown command: flow.set"}
+        client.sendall(b"bc")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+    seen = upstream.last()
+    assert (seen.method, seen.target, seen.body) == ("POST", "/api/v1/users/7", b"abc")
+    assert (seen.one("host"), seen.one("x-user-id")) == ("gateway.test", "alice")
+    wait_for(lambda: "response" in web.flows[0], "the end of the request")
+    assert web.flows[0]["comment"] == "a person's words"
+
+
+def test_a_finished_request_can_be_edited(web: WebApi, gateway: Gateway, upstream: RecordingUpstream) -> None:
+    gateway.get("/api/v1/users/7", token=mint())
+    wait_for(lambda: " 200 in " in web.comments[0], "the response")
+    (flow,) = web.flows
+    assert web.call("PUT", f"/flows/{flow['id']}", {"request": {"path": "/other"}})[0] == 200
+    assert web.flows[0]["request"]["path"] == "/other"
+    assert web.call("POST", f"/flows/{flow['id']}/revert")[0] == 200
+    assert web.flows[0]["request"]["path"] == "/api/v1/users/7"
+    assert len(upstream.requests) == 1
+
+
 def test_nothing_without_the_password(shared: tuple[Gateway, RecordingUpstream]) -> None:
     stranger = WebApi(shared[0].web_port, "wrong")
     for method, path in [("GET", "/flows"), ("GET", "/options"), ("PUT", "/options"), ("POST", "/commands/set")]:
         assert stranger.call(method, path, {} if method != "GET" else None)[0] == 403
+    for method, path in [("PUT", ""), ("POST", "/revert"), ("POST", "/request/content.data")]:
+        assert stranger.call(method, f"/flows/{uuid.uuid4()}{path}", {"comment": "x"})[0] == 403
 
 
 def test_the_password_is_not_in_the_options(web: WebApi) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mitmproxy.connection import Server
 from mitmproxy.http import Request, Response
 from mitmproxy.proxy import events
-from mitmproxy.proxy.layers.http._base import HttpCommand
+from mitmproxy.proxy.layers.http._base import HttpCommand, HttpEvent
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestHeaders,
@@ -16,6 +16,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmgate.core.http1 import Refusal
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.stages.exchange import Exchange
 
@@ -61,12 +62,16 @@ class BodyRefused(RequestProtocolError):  # noqa: N818  # an event, not an excep
         self.refusal = refusal
 
 
-class RequestForwarded(RequestHeaders):
-    """A request on its way to the upstream. content: the whole body; None: it follows, `length` bytes or unknown."""
+class RequestForwarded(HttpEvent):
+    """A request on its way to the upstream: what was decided, and not the flow, which people and scripts can edit.
 
-    def __init__(self, stream_id: int, request: Request, length: int | None, content: bytes | None) -> None:
+    content: the whole body; None: it follows, `length` bytes or unknown.
+    """
+
+    def __init__(self, stream_id: int, forward: Forward, length: int | None, content: bytes | None) -> None:
         """Say how the request is framed."""
-        super().__init__(stream_id, request, end_stream=length == 0)
+        super().__init__(stream_id)
+        self.forward = forward
         self.length = length
         self.content = content
 

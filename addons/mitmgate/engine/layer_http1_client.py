@@ -83,15 +83,15 @@ class Http1Client(HttpConnection):
             yield from self._end()
 
     def _send_request(self, event: RequestForwarded) -> CommandGenerator[None]:
-        request = event.request
-        method = request.data.method
+        forward = event.forward
+        method = forward.method.encode("latin-1")
         self._phase = _Phase.BUSY
         self._stream_id = event.stream_id
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
         self._chunked = event.length is None
         self._request_done = event.content is not None
-        fields = request.headers.fields
+        fields = forward.fields
         self._tunnelling = b"upgrade" in {name.lower() for name, _ in fields}
         if not self._tunnelling:
             fields = end_to_end(fields)
@@ -99,7 +99,7 @@ class Http1Client(HttpConnection):
                 fields += ((b"Transfer-Encoding", b"chunked"),)
             elif event.length or method in {b"POST", b"PUT", b"PATCH"}:
                 fields += ((b"Content-Length", b"%d" % (event.length or 0)),)
-        raw = request_head(method, request.data.path, fields)
+        raw = request_head(method, forward.target.encode("latin-1"), fields)
         if raw is None:
             yield from self._fail(Refusal(Reason.REWRITE_REFUSED, "The request can't be written safely."))
             return

@@ -33,7 +33,7 @@ from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.engine.layer_events import Cut, ResponseBegun, UpstreamFailed
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import IDEMPOTENT, LARGE, StreamRequest
+from mitmgate.engine.layer_stream_request import LARGE, StreamRequest
 from mitmgate.engine.layer_timers import Expired, Timer
 from mitmgate.engine.layer_websocket import accepts
 
@@ -69,7 +69,7 @@ class GatewayStream(StreamRequest):
             return
         flow, response = self.flow, event.response
         if response.status_code == 101:
-            if not self._upgrade or not accepts(flow.request, response):
+            if not self._upgrade or self._decided is None or not accepts(self._decided, response):
                 yield from self._fail(Reason.UPSTREAM_MALFORMED)
                 return
         else:
@@ -134,14 +134,14 @@ class GatewayStream(StreamRequest):
             yield from self._abort(Reason.CLIENT_CLOSED, ErrorCode.CLIENT_DISCONNECTED)
             return
         failed = event if isinstance(event, UpstreamFailed) else None
-        whole = self._request is RequestPhase.COMPLETE and not self.flow.request.stream
+        whole = self._request is RequestPhase.COMPLETE and not self._streamed
         if (
             failed is not None
             and failed.untouched
             and failed.reason is Reason.UPSTREAM_CLOSED
             and whole
             and self._response is ResponsePhase.WAITING
-            and self.flow.request.data.method in IDEMPOTENT
+            and self._idempotent
         ):
             if failed.stale and not self._replayed:
                 self._replayed = True  # closed between two requests: the same endpoint, on a new connection

@@ -25,6 +25,7 @@ from mitmproxy.websocket import WebSocketData
 
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_events import ResponseBegun
 from mitmgate.engine.layer_timers import Timer, Timers
@@ -108,6 +109,9 @@ class StreamEnding(HttpStream):
         self._retries = 0
         self._replayed = False  # a stale connection was replaced once
         self._upgrade = False
+        self._decided: Forward | None = None  # what the upstream gets: never read from the flow, which can be edited
+        self._streamed = False  # the request's body
+        self._content = b""  # the request's body, where it was read before it is sent
 
     def __repr__(self) -> str:
         """Show the states, for mitmproxy's debug output."""
@@ -205,7 +209,7 @@ class StreamEnding(HttpStream):
         """Say how much of streamed bodies went through, for those that record it."""
         if self.exchange is None:
             return
-        if self.flow.request.stream:
+        if self._streamed:
             self.exchange.body_in = self._received
         if self.flow.response is not None and self.flow.response.stream:
             self.exchange.body_out = self._delivered

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from dataclasses import replace
 from typing import Final
 
 from mitmproxy.http import Headers, HTTPFlow, Response
@@ -19,6 +20,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpReque
 
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.engine.layer_events import (
     BodyRefused,
     GetUpstream,
@@ -33,7 +35,7 @@ from mitmgate.stages.exchange import Exchange, exchange_of, reject
 
 LARGE: Final = 1024 * 1024
 """Bytes above which `stream: auto` streams a body of known length."""
-IDEMPOTENT: Final = frozenset(b"GET HEAD OPTIONS PUT DELETE TRACE".split())  # RFC 9110, section 9.2.2
+IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])  # RFC 9110, section 9.2.2
 
 
 class StreamRequest(StreamEnding):
@@ -74,6 +76,10 @@ class StreamRequest(StreamEnding):
         if self._upgrade and (route is None or not route.websocket):
             yield from self._fail(Reason.UPGRADE_REFUSED)
             return
+        if exchange.forward is None:
+            yield from self._fail(Reason.STAGE_ERROR)
+            return
+        self._decided = _without_expectation(exchange.forward)
         flow.request.headers.pop("expect", None)
         if event.end_stream:
             self._request = RequestPhase.BUFFERING
@@ -83,11 +89,11 @@ class StreamRequest(StreamEnding):
         mode = "auto" if route is None else route.stream
         large = event.length is None or event.length > LARGE
         if mode == "always" or (mode == "auto" and large) or flow.request.stream:
-            flow.request.stream = True
+            flow.request.stream = self._streamed = True
             if (yield from self._connect()):
                 self._request = RequestPhase.STREAMING
                 yield from self._ask_for_body(event)
-                yield SendHttp(RequestForwarded(self.stream_id, flow.request, self._length, None), self.context.server)
+                yield SendHttp(RequestForwarded(self.stream_id, self._decided, self._length, None), self.context.server)
         else:
             self._request = RequestPhase.BUFFERING
             yield from self._ask_for_body(event)
@@ -127,7 +133,7 @@ class StreamRequest(StreamEnding):
         self._timer.clear()
         streaming = self._request is RequestPhase.STREAMING
         if not streaming:
-            flow.request.data.content = bytes(self._request_body)
+            self._content = flow.request.data.content = bytes(self._request_body)
             self._request_body.clear()
         flow.request.timestamp_end = time.time()
         self._request = RequestPhase.COMPLETE
@@ -149,12 +155,14 @@ class StreamRequest(StreamEnding):
 
     def _forward(self) -> CommandGenerator[None]:
         """Send a whole request."""
-        if (yield from self._connect()):
-            content = self.flow.request.raw_content or b""
+        if (yield from self._connect()) and self._decided is not None:
+            content = self._content
             self._await_response()
-            yield SendHttp(
-                RequestForwarded(self.stream_id, self.flow.request, len(content), content), self.context.server
-            )
+            yield SendHttp(RequestForwarded(self.stream_id, self._decided, len(content), content), self.context.server)
+
+    @property
+    def _idempotent(self) -> bool:
+        return self._decided is not None and self._decided.method in IDEMPOTENT
 
     def _await_response(self) -> None:
         self._sent = self._clock()
@@ -174,7 +182,7 @@ class StreamRequest(StreamEnding):
                 upstream.tls,
                 upstream.connect_timeout,
                 fresh=self._replayed,
-                idempotent=self.flow.request.data.method in IDEMPOTENT,
+                idempotent=self._idempotent,
             )
             if self._request is RequestPhase.DROPPED:
                 return False
@@ -201,8 +209,15 @@ class StreamRequest(StreamEnding):
         exchange.endpoint = endpoint
         point_at(self.flow, endpoint)
         if exchange.route is not None and exchange.route.upstream.host == "upstream":
-            self.flow.request.headers["host"] = endpoint.url.partition("://")[2]
+            self._name_host(endpoint.url.partition("://")[2])
         return True
+
+    def _name_host(self, host: str) -> None:
+        """Put another Host into the request, for an upstream whose endpoints have names of their own."""
+        if self._decided is not None:
+            others = tuple(field for field in self._decided.fields if field[0].lower() != b"host")
+            self._decided = replace(self._decided, host=host, fields=((b"Host", host.encode("ascii")), *others))
+            self.flow.request.headers["host"] = host
 
     def _on_client_error(self, event: RequestProtocolError) -> CommandGenerator[None]:
         if self._response is ResponsePhase.DONE or self._request is RequestPhase.DROPPED:
@@ -211,6 +226,12 @@ class StreamRequest(StreamEnding):
             yield from self._fail(event.refusal.reason, event.refusal.detail)
         else:
             yield from self._abort(Reason.CLIENT_CLOSED, ErrorCode.CLIENT_DISCONNECTED)
+
+
+def _without_expectation(forward: Forward) -> Forward:
+    """Leave out `Expect`: the gateway itself has answered it."""
+    kept = tuple(field for field in forward.fields if field[0].lower() != b"expect")
+    return forward if len(kept) == len(forward.fields) else replace(forward, fields=kept)
 
 
 def _unadmitted(exchange: Exchange | None) -> Response:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from mitmproxy.http import Request, Response
+from mitmproxy.http import Response
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.commands import Command
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer
@@ -18,6 +18,7 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.engine.layer_events import Cut
 from mitmgate.engine.layer_timers import Expired
 from mitmgate.stages.exchange import exchange_of
@@ -31,9 +32,9 @@ KEPT_BYTES: Final = 256 * 1024
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def accepts(request: Request, response: Response) -> bool:
+def accepts(forward: Forward, response: Response) -> bool:
     """Tell whether a 101 is the answer to this very handshake (RFC 6455, section 4.1)."""
-    key = request.headers.get("sec-websocket-key", "").encode("latin-1", "replace")
+    key = next((value for name, value in forward.fields if name.lower() == b"sec-websocket-key"), b"")
     expected = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
     connection = {token.strip().lower() for token in response.headers.get("connection", "").split(",")}
     return (

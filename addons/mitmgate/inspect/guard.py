@@ -14,6 +14,9 @@ from typing import ClassVar
 from mitmproxy import ctx, exceptions
 from mitmproxy.command import Command
 from mitmproxy.optmanager import OptManager
+from mitmproxy.tools.web.master import WebMaster
+
+from mitmgate.inspect.live import refuse_live_edits
 
 VIEW_OPTIONS = frozenset(
     {
@@ -51,6 +54,12 @@ REFUSED_COMMANDS = (
     "replay.server",
     "replay.server.add",
     "replay.server.file",
+    # Change flows without asking whether they are live; the browser's editor does ask (`live.py`).
+    "flow.decode",
+    "flow.encode",
+    "flow.encode.toggle",
+    "flow.revert",
+    "flow.set",
     # Read or write files under the gateway's account.
     "cut.save",
     "export.file",
@@ -64,7 +73,7 @@ REFUSED_COMMANDS = (
 
 
 class OptionGuard:
-    """Freeze every option outside VIEW_OPTIONS once mitmproxy runs, and withdraw REFUSED_COMMANDS.
+    """Freeze every option outside VIEW_OPTIONS once mitmproxy runs, withdraw REFUSED_COMMANDS, refuse live edits.
 
     A change is refused with OptionsError, which mitmproxy rolls back and mitmweb answers with 400. `intercept` is
     frozen too: a held request could be edited after it was decided on.
@@ -97,6 +106,8 @@ class OptionGuard:
         ctx.options.subscribe(self._refuse, frozen)
         commands = ctx.master.commands.commands
         self._commands = {name: commands.pop(name) for name in REFUSED_COMMANDS if name in commands}
+        if isinstance(ctx.master, WebMaster):
+            refuse_live_edits(ctx.master.app)
 
     def done(self) -> None:
         """Thaw: the gateway leaves."""

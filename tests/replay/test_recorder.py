@@ -1,7 +1,11 @@
 """The recorder by itself: one record an exchange, rotation, sampling, a full disk; flows that mitmweb saves."""
 
 import errno
-from collections.abc import Callable
+import http.client
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,9 @@ from mitmgate.stages.enforcer import Enforcer
 from mitmgate.stages.exchange import exchange_of, reject
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.usage import UserError
-from tests.live.harness import SECRET, Gateway, mint, policy, write_policy
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness import SECRET, Gateway, mint, policy, route, write_policy
+from tests.live.harness_upstream import Raw, RecordingUpstream, Reply
+from tests.live.harness_upstream import Recorded as Seen
 
 
 class InForce:
@@ -273,3 +278,69 @@ def test_serve_records(tmp_path: Path) -> None:
     stricter = {**made, "routes": [*made["routes"][:2], {**made["routes"][2], "auth": {"issuers": ["dev"]}}]}
     report = replay(open_traffic([str(path)]), load_offline(str(write_policy(tmp_path, stricter, "new.yaml")), {}))
     assert [group.kind for group in report.tally.groups] == ["headers"], "the token on the public route was checked"
+
+
+def test_serve_samples_by_request_id_and_rotates(tmp_path: Path) -> None:
+    """Which requests are in a sample depends on their ids alone, and it is never more than the newest files."""
+    path = tmp_path / "traffic.mitm"
+    with RecordingUpstream() as upstream:
+        made = policy(tmp_path, upstream) | {"trusted_proxies": ["127.0.0.1/32"]}
+        options = ("--record", str(path), "--record-sample", "0.5", "--record-rotate", "20KiB", "--record-keep", "2")
+        with Gateway(write_policy(tmp_path, made), arguments=options) as gateway:
+            for number in range(200):
+                gateway.get("/public", headers={"X-Request-ID": f"request-{number}"})
+    files = [path, tmp_path / "traffic.mitm.1", tmp_path / "traffic.mitm.2"]
+    assert sorted(tmp_path.glob("traffic.mitm*")) == files
+    assert all(file.stat().st_size < 30_000 for file in files) and all(file.stat().st_size for file in files[1:])
+    kept = [entry.request_id for entry in read(path)]
+    chooser = recorder(os.devnull, sample=0.5)
+    chosen = [f"request-{number}" for number in range(200) if chooser._chosen(f"request-{number}")]
+    chooser.done()
+    assert 60 < len(chosen) < 140
+    assert kept == chosen[-len(kept) :] and len(kept) > 10
+
+
+def cut(request: Seen) -> Raw | Reply:
+    """Answer the first paths with a head and half a body, the others in full."""
+    return Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf") if "cut" in request.target else Reply()
+
+
+def test_a_circuit_that_opened_for_broken_bodies_opens_again_in_replay(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.mitm"
+    with RecordingUpstream(cut) as upstream:
+        made = policy(tmp_path, upstream)
+        made["upstreams"]["users"] |= {"circuit": {"failures": 3, "open_for": "60s"}, "retries": 0}
+        route(made, "public", match={"prefix": "/public"})
+        with Gateway(write_policy(tmp_path, made), arguments=("--record", str(path))) as gateway:
+            for number in range(3):
+                with suppress(http.client.IncompleteRead):
+                    gateway.get(f"/public/cut/{number}")
+            assert [gateway.get("/public/whole").status for _ in range(2)] == [503] * 2
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert (report.decided, report.tally.total) == (5, 0), report.tally.groups
+    assert report.answers == {"admit": 3, "deny circuit-open": 2}
+
+
+def test_a_slow_body_of_a_client_is_not_taken_for_a_slow_upstream(tmp_path: Path) -> None:
+    """The rule `slow` asks how long the upstream took; what the recording says of it decides again."""
+
+    def slowly() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.5)
+        yield b"y"
+
+    path = tmp_path / "traffic.mitm"
+    with RecordingUpstream() as upstream:
+        made = policy(tmp_path, upstream)
+        made["upstreams"]["users"] |= {"circuit": {"failures": 1, "slow": "400ms", "open_for": "60s"}}
+        with Gateway(write_policy(tmp_path, made), arguments=("--record", str(path))) as gateway:
+            assert [gateway.request("POST", "/public", body=slowly()).status for _ in range(2)] == [200, 200]
+            upstream.reply = Reply(delay=0.5)
+            assert [gateway.get("/public").status for _ in range(2)] == [200, 503]
+    report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
+    assert (report.decided, report.tally.total) == (4, 0), report.tally.groups
+    made["upstreams"]["users"]["circuit"]["slow"] = "700ms"
+    report = replay(open_traffic([str(path)]), load_offline(str(write_policy(tmp_path, made, "new.yaml")), {}))
+    assert [(group.before, group.after, group.count) for group in report.tally.groups] == [
+        ("deny circuit-open", "admit", 1)
+    ]

@@ -138,6 +138,7 @@ ELSEWHERE = {
     Reason.STAGE_ERROR: "test_fail_closed",
     Reason.POLICY_UNAVAILABLE: "test_fail_closed",
     Reason.CLIENT_CLOSED: "protocol/test_upstream",
+    Reason.GATEWAY_STOPPING: "workers/test_drain",
 }
 
 

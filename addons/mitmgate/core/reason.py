@@ -108,4 +108,5 @@ class Reason(Enum):
     STAGE_ERROR = "stage-error", 503, "Request not admitted"
     POLICY_UNAVAILABLE = "policy-unavailable", 503, "No policy in force"
     AUDIT_UNAVAILABLE = "audit-unavailable", 503, "Audit log unavailable"
+    GATEWAY_STOPPING = "gateway-stopping", 503, "Gateway is shutting down"
     CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"

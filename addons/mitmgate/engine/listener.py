@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import traverse
@@ -14,13 +14,19 @@ from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils.human import format_address
 
+from mitmgate.core.reason import Reason
 from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.engine.layer_events import Retire
+from mitmgate.engine.layer_stream import GatewayStream
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
+LAST_CALL: Final = 0.5
+"""Seconds for which a retired connection that waits for a request is kept: one may be on its way already."""
+_LOOK_EVERY: Final = 0.01
 
 
 class Listening(Protocol):
@@ -36,7 +42,17 @@ class Listening(Protocol):
         ...
 
     def retire(self) -> None:
-        """Take no further request on any connection: idle ones end now, the others with their response."""
+        """Let every connection end: with its next response, which says so, or when it was idle for LAST_CALL seconds.
+
+        A client that sends one request after the other on a connection never meets a closed one.
+        """
+        ...
+
+    def cut(self) -> int:
+        """End what still runs, because patience is over; return how many requests that were.
+
+        What lasts is ended in its protocol's own way: the caller waits a moment for that to be sent.
+        """
         ...
 
 
@@ -51,6 +67,7 @@ class Listener(Proxyserver):
         self._bound = bound
         self._mode: ReverseMode | None = None
         self._server: asyncio.Server | None = None
+        self._retired = False
 
     async def setup_servers(self) -> bool:
         """Listen. An error is logged, and ErrorCheck ends the process."""
@@ -88,10 +105,46 @@ class Listener(Proxyserver):
     done = close
 
     def retire(self) -> None:
-        """Take no further request on any connection: idle ones end now, the others with their response."""
+        """Let every connection end: with its next response, which says so, or idle for LAST_CALL seconds."""
         protocol = self._protocol()
-        if protocol is not None:
-            protocol.retire()
+        if protocol is not None and not self._retired:
+            self._retired = True
+            self._look(protocol, {})
+
+    def _look(self, protocol: ProtocolLayer, idle_since: dict[str, float]) -> None:
+        """Retire each connection whose next response's head can still say so, and each that has been idle too long.
+
+        A response that streams has told the client that the connection goes on: its end, and what then follows, is
+        waited for.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for client_id, seat in list(protocol._seats.items()):
+            streams = seat.layer.streams.values()
+            if not streams:
+                if now - idle_since.setdefault(client_id, now) >= LAST_CALL:
+                    seat.wire.post(Retire())
+                continue
+            idle_since.pop(client_id, None)
+            if not any(isinstance(stream, GatewayStream) and stream.lasts for stream in streams):
+                seat.wire.post(Retire())
+        if protocol.connected:
+            loop.call_later(_LOOK_EVERY, self._look, protocol, idle_since)
+
+    def cut(self) -> int:
+        """End what still runs, because patience is over; return how many requests that were."""
+        protocol = self._protocol()
+        if protocol is None:
+            return 0
+        count = 0
+        for seat in list(protocol._seats.values()):
+            for stream in seat.layer.streams.values():
+                count += 1
+                if isinstance(stream, GatewayStream) and stream.exchange is not None:
+                    stream.exchange.failure = Reason.GATEWAY_STOPPING
+        for exchange in protocol.lasting:
+            protocol.cut(exchange, Reason.GATEWAY_STOPPING)
+        return count
 
     @staticmethod
     def _protocol() -> ProtocolLayer | None:

@@ -1,7 +1,6 @@
 """serve: the production host."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -9,16 +8,19 @@ from pathlib import Path
 
 import click
 from mitmproxy import options
-from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Address
 from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
-from mitmgate.chain import Gateway
-from mitmgate.engine import collector
+from mitmgate.engine.drain import PATIENCE
 from mitmgate.engine.gateway import gateway
+from mitmgate.engine.lifetime import Lifetime
 from mitmgate.engine.master import LeanMaster
+from mitmgate.engine.notify import service_manager
+from mitmgate.engine.worker import Place, Supervised
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.loader import Loaded, PolicyError, load
+from mitmgate.policy.units import UnitError, parse_duration
 from mitmgate.policy.unsupported import unsupported
 from mitmgate.replay.observing import Observing, observing_options
 from mitmgate.usage import UserError
@@ -59,10 +61,21 @@ def load_for_host(path: str) -> Loaded:
     return loaded
 
 
-async def run(loaded: Loaded, host: str, port: int, observing: Observing) -> int:
-    """Proxy until SIGTERM or SIGINT. observing: what stands behind the chain. Returns the process's exit status."""
+async def run(
+    loaded: Loaded,
+    host: str,
+    port: int,
+    observing: Observing,
+    *,
+    patience: float = PATIENCE,
+    place: Place | None = None,
+) -> int:
+    """Proxy until SIGTERM or SIGINT. Returns the process's exit status: 1 where requests or records were lost.
+
+    observing: what stands behind the chain. patience: seconds that running requests get in the end. place: the worker's.
+    """
     opts = options.Options()
-    master = LeanMaster(opts)
+    master = LeanMaster(opts, None if place is None else place.socket())
     addon = gateway(loaded.path)
     master.addons.add(addon)
     try:
@@ -70,46 +83,55 @@ async def run(loaded: Loaded, host: str, port: int, observing: Observing) -> int
     except OptionsError as error:
         raise UserError(str(error)) from error
     observing.attach(addon)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, master.shutdown)
-    reloads: set[asyncio.Task[bool]] = set()
-
-    def reload() -> None:
-        task = asyncio.create_task(addon.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    proxy = asyncio.create_task(master.run())
-    announced = asyncio.create_task(_announce(master, addon))
-    await asyncio.wait({proxy})
-    announced.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await announced
-    proxy.result()
-    return 0
+    supervised = None if place is None else Supervised(place)
+    lifetime = Lifetime(master, addon, patience, supervised or service_manager())
+    master.addons.add(lifetime)
+    loop, drain = asyncio.get_running_loop(), lifetime.drain
+    # Whoever ends all processes of a service tells a worker too, beside its supervisor: that is no second signal.
+    end = drain.signalled if supervised is None else drain.begin
+    for number, action in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, lifetime.reload)):
+        loop.add_signal_handler(number, action)
+    if supervised is None:
+        lifetime.announce = announce
+    else:
+        await supervised.obey({"reload": lifetime.reload, "drain": drain.begin, "cut": drain.hurry})
+    return await lifetime.run()
 
 
-async def _announce(master: LeanMaster, addon: Gateway) -> None:
+def duration(_: click.Context, option: click.Parameter, text: str) -> float:
+    """Read an option such as 30s."""
+    try:
+        return parse_duration(text)
+    except UnitError as error:
+        raise UserError(f"{option.opts[0]} {text}: {error}" + f"; {error.hint}" * bool(error.hint)) from error
+
+
+def announce(address: Address, path: str) -> None:
     """Print one line when connections are accepted."""
-    proxyserver = master.addons.get("proxyserver")
-    if not isinstance(proxyserver, Proxyserver):
-        raise TypeError("this mitmproxy has no proxyserver")
-    while not (addresses := proxyserver.listen_addrs()):  # noqa: ASYNC110 - mitmproxy has no event for it
-        await asyncio.sleep(0.01)
-    collector.settle()
-    host, port = addresses[0][:2]
-    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {addon.policy.snapshot.path}")
+    host, port = address[:2]
+    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {path}")
 
 
 @click.command("serve")
 @click.option("--policy", "policy_path", required=True, help="The policy file.")
 @click.option("--listen", metavar="HOST:PORT", help="Listen here instead of where the policy says.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes; above 1 a redis store is required.")
+@click.option(
+    "--drain-timeout",
+    "patience",
+    default=f"{PATIENCE:g}s",
+    show_default=True,
+    metavar="DURATION",
+    callback=duration,
+    help="How long running requests may take after SIGTERM.",
+)
 @observing_options
-def command(policy_path: str, listen: str | None, workers: int | None, observing: Observing) -> None:
-    """Run the gateway."""
+def command(policy_path: str, listen: str | None, workers: int | None, patience: float, observing: Observing) -> None:
+    """Run the gateway.
+
+    SIGHUP loads the policy again. SIGTERM and Ctrl-C drain: the exit status is 0 where every request could end, 1 where
+    some were cut or audit records were lost. A second signal cuts at once.
+    """
     process_log.configure()
     loaded = load_for_host(policy_path)
     if (workers or loaded.policy.listen.workers) > 1:
@@ -117,4 +139,4 @@ def command(policy_path: str, listen: str | None, workers: int | None, observing
     observing.check()
     host, port = listen_address(loaded, listen)
     check_free(host, port)
-    raise SystemExit(asyncio.run(run(loaded, host, port, observing)))
+    raise SystemExit(asyncio.run(run(loaded, host, port, observing, patience=patience)))

@@ -1,0 +1,87 @@
+"""The lifetime of one gateway process: started, ready, reloading, draining, stopped; and who is told of it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import ClassVar
+
+from mitmproxy.connection import Address
+
+from mitmgate.chain import Gateway
+from mitmgate.engine import collector
+from mitmgate.engine.drain import Drain
+from mitmgate.engine.master import LeanMaster
+from mitmgate.engine.notify import Watching
+
+logger = logging.getLogger(__name__)
+
+
+class Lifetime:
+    """The last addon of `serve`: when it runs, everything before it does, and the process is ready."""
+
+    name: ClassVar[str] = "mitmgate-lifetime"
+
+    def __init__(self, master: LeanMaster, gateway: Gateway, patience: float, watching: Watching) -> None:
+        """patience: seconds that running requests get in the end. watching: who is told."""
+        self.drain = Drain(master.listener, patience, self._begin_drain, master.shutdown)
+        self.announce: Callable[[Address, str], None] | None = None
+        """Called with the address and the policy's path, when the process is ready."""
+        self._master = master
+        self._gateway = gateway
+        self._watching = watching
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Proxy to the end. Returns the exit status: 1 where requests were cut or audit records lost."""
+        tasks = [asyncio.create_task(self._watching.beat(), name="beat")]
+        proxy = asyncio.create_task(self._master.run(), name="proxy")
+        await asyncio.wait({proxy})
+        for task in (*tasks, *self._reloads):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        proxy.result()
+        return 1 if self.drain.cut or self._lost() else 0
+
+    def _lost(self) -> int:
+        """Count the audit records that found no way out."""
+        services = self._gateway.services
+        lost = 0 if services is None else sum(state.backlog + state.dropped for state in services.trail.states())
+        if lost:
+            logger.error("%d audit records are lost", lost)
+        return lost
+
+    def running(self) -> None:
+        """Be ready."""
+        addresses = self._master.listener.listen_addrs()
+        if not addresses or self._gateway.policy.source is None:
+            return
+        collector.settle()
+        if self.announce is not None:
+            self.announce(addresses[0], str(self._gateway.policy.source.path))
+        self._watching.ready(self._status)
+
+    @property
+    def _status(self) -> str:
+        source = self._gateway.policy.source
+        return "no policy is in force" if source is None else f"serving with policy {source.snapshot.digest}"
+
+    def reload(self) -> None:
+        """Load the policy again."""
+        task = asyncio.create_task(self._reload(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        self._watching.reloading()
+        taken = False
+        try:
+            taken = await self._gateway.reload()
+        except Exception:
+            logger.exception("the policy could not be reloaded; the old one stays in force")
+        finally:
+            self._watching.reloaded(taken, self._status)
+
+    def _begin_drain(self) -> None:
+        self._watching.stopping(f"draining: {self._master.listener.connected} clients are connected")

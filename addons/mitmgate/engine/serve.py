@@ -72,7 +72,7 @@ async def run(
 ) -> int:
     """Proxy until SIGTERM or SIGINT. Returns the process's exit status: 1 where requests or records were lost.
 
-    observing: what stands behind the chain. patience: seconds that running requests get in the end. place: the worker's.
+    observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
     """
     opts = options.Options()
     master = LeanMaster(opts, None if place is None else place.socket())

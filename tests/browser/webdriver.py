@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ class Browser:
     def __init__(self, session: str) -> None:
         """session: the session's URL at chromedriver."""
         self._session = session
+
+    def send(self, command: str, body: dict[str, object] | None = None) -> Any:
+        """Send a command of the session, such as "window/new"; without a body it is a GET."""
+        return request(f"{self._session}/{command}", body)
 
     def go(self, url: str) -> None:
         request(f"{self._session}/url", {"url": url})
@@ -86,8 +90,8 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """Start chromedriver and a fresh Chromium; end both."""
+def browser(profile: Path, flags: Sequence[str] = ()) -> Iterator[Browser]:
+    """Start chromedriver and a fresh Chromium; end both. flags: of Chromium, beside FLAGS."""
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if driver is None or chromium is None:
         raise RuntimeError("tests/browser needs chromium and chromedriver (Debian: chromium, chromium-driver)")
@@ -96,7 +100,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     try:
         root = f"http://127.0.0.1:{port}"
         wait(lambda: request(f"{root}/status")["ready"], "chromedriver")
-        options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {"binary": chromium, "args": [*FLAGS, *flags, f"--user-data-dir={profile}"]}
         capabilities: dict[str, object] = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
         identifier = request(f"{root}/session", {"capabilities": capabilities})["sessionId"]
         session = f"{root}/session/{identifier}"

@@ -1,7 +1,8 @@
 """HAR files (HTTP Archive 1.2), as browsers and proxies export them, as recordings.
 
 A HAR is one JSON document and is read as a whole. Chrome leaves cookies and Authorization out unless it is asked for
-"HAR with sensitive data".
+"HAR with sensitive data". It also lists what never left the browser: what the cache had, and what CORS or a connection
+that failed kept from being sent; of those no gateway can decide anything.
 """
 
 import json
@@ -50,6 +51,11 @@ def _recorded(identity: str, entry: Members) -> Entry:
     url = urlsplit(str(request["url"]))
     if url.scheme not in {"http", "https", "ws", "wss"}:
         return Skipped(identity, "no HTTP request")
+    response = _members(entry.get("response") or {})
+    if entry.get("_fromCache"):
+        return Skipped(identity, "answered by the browser's cache")
+    if request.get("httpVersion") == "" and response.get("status") == 0:
+        return Skipped(identity, "never sent by the browser")
     at = _seconds(str(entry["startedDateTime"]))
     listed = request["headers"]
     pairs = [_pair(field) for field in listed] if isinstance(listed, list) else []
@@ -65,7 +71,6 @@ def _recorded(identity: str, entry: Members) -> Entry:
     headers = Headers(fields)
     path = url.path or "/"
     size = request.get("bodySize")
-    response = _members(entry.get("response") or {})
     status = response.get("status")
     status = status if isinstance(status, int) and status > 0 else None
     return Recorded(

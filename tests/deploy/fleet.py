@@ -61,7 +61,7 @@ class Fleet:
         return self.directory / "edge.sock"
 
     def start_gateway(self, name: str) -> None:
-        """Start `serve` on a gateway host, and return when HAProxy sends requests to it."""
+        """Start `serve` on a gateway host."""
         host = self.hosts[name]
         environment = {
             "PYTHONPATH": str(ROOT / "addons"),
@@ -78,6 +78,13 @@ class Fleet:
         }
         words = [sys.executable, "-m", "mitmgate", "serve", "--policy", str(POLICY)]
         self.gateways[name] = host.start(words, environment)
+
+    def mend(self) -> None:
+        """Start the gateways that don't run, and return when all are in the rotation."""
+        for name in GATEWAYS:
+            if name not in self.gateways or self.gateways[name].poll() is not None:
+                self.start_gateway(name)
+        self.wait_for_rotation(*GATEWAYS)
 
     def start_edge(self, environment: dict[str, str]) -> None:
         """Start HAProxy on the edge host."""
@@ -218,7 +225,5 @@ def fleet(directory: Path) -> Iterator[Fleet]:
             redis = ["redis-server", "--bind", REDIS, "--protected-mode", "no", "--save", "", "--appendonly", "no"]
             hosts["redis"].wait_for_log("Ready to accept connections", hosts["redis"].start(redis))
             made.start_edge({"EDGE_SOCKET": str(made.socket_path)})
-            for name in GATEWAYS:
-                made.start_gateway(name)
-            made.wait_for_rotation(*GATEWAYS)
+            made.mend()
             yield made

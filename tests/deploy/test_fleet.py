@@ -43,7 +43,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(autouse=True)
-def quiet(running: Fleet) -> None:
+def whole(running: Fleet) -> None:
+    """Start what an earlier test ended, and forget what the service saw."""
+    running.mend()
     with running.hosts["service"].inside():
         running.service.forget()
 
@@ -188,5 +190,31 @@ def test_a_killed_gateway_costs_no_request_but_those_that_it_had(running: Fleet)
     assert statuses == {200: had["gateway-2"], 502: had["gateway-1"]}
     posted = [seen for seen in running.service.requests if seen.method == "POST"]
     assert len(posted) == 8, "a request that may have been carried out is not sent again"
-    running.start_gateway("gateway-1")
-    running.wait_for_rotation(*GATEWAYS)
+
+
+def test_a_gateway_that_drains_leaves_the_rotation_and_loses_no_request(running: Fleet) -> None:
+    release = threading.Event()
+    running.service.reply = lambda seen: Reply(until=release) if seen.method == "POST" else Reply()
+    with ThreadPoolExecutor(8) as pool:
+        bearer = token("other-writer")
+        posts = [
+            pool.submit(running.ask, "POST", "/api/v1/orders/9", source=CLIENTS[10], token=bearer, body=b"{}")
+            for _ in range(8)
+        ]
+        wait_for(lambda: len([s for s in running.service.requests if s.method == "POST"]) == 8, "the requests")
+        had = {row["svname"]: int(row["scur"]) for row in running.servers()}
+        assert had["gateway-2"] >= 1 and sum(had.values()) == 8
+        with Load(running) as load:
+            load.more(40)
+            running.gateways["gateway-2"].send_signal(signal.SIGTERM)
+            load.more(80)
+            running.wait_for_rotation("gateway-1")
+            before = len([event for event in running.events() if event["gateway"] == "gateway-2"])
+            load.more(80)
+            assert running.gateways["gateway-2"].poll() is None, "it waits for what it has"
+            release.set()
+            assert [post.result(PATIENCE).status for post in posts] == [200] * 8
+            assert running.gateways["gateway-2"].wait(PATIENCE) == 0
+        assert Counter(load.statuses) == {200: len(load.statuses)}
+    after = len([event for event in running.events() if event["gateway"] == "gateway-2"])
+    assert after - before == had["gateway-2"], "it answered what it had, and nothing more came"

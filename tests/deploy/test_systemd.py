@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mitmgate.engine.drain import PATIENCE
 from mitmgate.policy.units import parse_duration
 from tests.live.harness import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "mitmgate.service"
 WITH_CREDENTIALS = UNIT.with_name("with-credentials")
-DRAIN = 30.0  # seconds; what serve's --drain-timeout is where nobody says otherwise
+DRAIN = PATIENCE  # seconds; what serve's --drain-timeout is where nobody says otherwise
 
 
 def value(name: str) -> str:

@@ -175,4 +175,4 @@ def _is_address(name: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -55,7 +55,7 @@ def status_of(report: Report, now: float) -> Row:
 def duration(seconds: object) -> str:
     """Write seconds as people do: 3 d 4 h, 5 min 6 s, 0.25 s."""
     if not isinstance(seconds, int | float):
-        return "–"
+        return "-"
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = int(seconds)

@@ -12,6 +12,7 @@ from mitmproxy.connection import Address
 from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
+from mitmgate.admin.addon import Admin
 from mitmgate.engine.drain import PATIENCE
 from mitmgate.engine.gateway import gateway
 from mitmgate.engine.lifetime import Lifetime
@@ -76,7 +77,8 @@ async def run(
     """
     opts = options.Options()
     master = LeanMaster(opts, None if place is None else place.socket())
-    addon = gateway(loaded.path)
+    admin = Admin()
+    addon = gateway(loaded.path, admin=admin if place is None else None)
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
@@ -87,6 +89,7 @@ async def run(
     lifetime = Lifetime(master, addon, patience, supervised or service_manager())
     master.addons.add(lifetime)
     loop, drain = asyncio.get_running_loop(), lifetime.drain
+    admin.draining = lambda: drain.begun
     # Whoever ends all processes of a service tells a worker too, beside its supervisor: that is no second signal.
     end = drain.signalled if supervised is None else drain.begin
     for number, action in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, lifetime.reload)):

@@ -11,6 +11,7 @@ from mitmproxy.addons.view import View
 from mitmproxy.hooks import ConfigureHook
 
 from mitmgate import chain
+from mitmgate.admin.addon import Admin
 from mitmgate.engine.gateway import gateway as proxying_gateway
 from mitmgate.inspect.annotate import Annotate
 from mitmgate.inspect.bounded import BoundedView
@@ -61,9 +62,12 @@ class Inspection:
 
 
 def gateway(policy: str | None = None) -> chain.Gateway:
-    """Make the gateway addon with its inspection. policy: the file; None: the option `mitmgate_policy` names it."""
+    """Make the gateway addon with its inspection and its admin listener.
+
+    policy: the file; None: the option `mitmgate_policy` names it.
+    """
     inspection = Inspection()
-    made = proxying_gateway(policy, (inspection,))
+    made = proxying_gateway(policy, (inspection,), Admin())
     inspection.policy = lambda: made.policy.snapshot
     return made
 

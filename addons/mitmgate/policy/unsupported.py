@@ -21,7 +21,6 @@ def _when(location: Location, asked: Callable[[Policy], bool]) -> Callable[[Poli
 
 GAPS = (
     Gap("more than one worker", _when(("listen", "workers"), lambda policy: policy.listen.workers > 1)),
-    Gap("the admin listener", _when(("admin",), lambda policy: policy.admin is not None)),
     Gap(
         "the signed identity assertion",
         _when(("identity", "forward", "assertion"), lambda policy: policy.identity.forward.assertion is not None),

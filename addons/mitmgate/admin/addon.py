@@ -1,8 +1,6 @@
-"""Admin: the addon that brings the admin listener into a host with one process. Without `admin` in the policy it rests.
+"""Admin: the addon that brings the admin listener, or its worker's part, into a host. Without `admin` it rests."""
 
-A host with several workers uses Metrics, `workers` and Listener itself; see the package.
-"""
-
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -13,28 +11,42 @@ from mitmgate.admin.listener import Listener, bind
 from mitmgate.admin.metrics import Metrics
 from mitmgate.admin.readings import Sources
 from mitmgate.admin.report import Report
+from mitmgate.admin.workers import Reporter
 from mitmgate.audit.writer import SinkState
 from mitmgate.chain import Gateway
 from mitmgate.core.circuit import State
 from mitmgate.keys.ring import KeySetState
+from mitmgate.policy.model import Policy
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
+
+
+def check_admin(policy: Policy) -> None:
+    """Raise UserError where the policy's admin address can't be listened on; better before a host begins to start."""
+    if policy.admin is not None:
+        for bound in bind(policy.admin.host, policy.admin.port):
+            bound.close()
 
 
 class Admin:
     """Bind the policy's admin address at the first configuration, serve from `running` to `done`.
 
-    An observer of the gateway, behind the chain. On failure to bind: OptionsError, so that the host does not start.
+    An observer of the gateway, behind the chain. One of several workers is given a `link` to its supervisor, which has
+    the listener: it reports over that instead. On failure to bind: OptionsError, so that the host does not start.
     """
 
     name: ClassVar[str] = "mitmgate-admin"
 
-    def __init__(self) -> None:
-        """Wait for the gateway that a host attaches."""
+    def __init__(self, link: socket.socket | None = None) -> None:
+        """link: a worker's end of a socket pair, see workers.Reporter; closed where the policy has no `admin`."""
         self.addons: list[object] = []
+        self.draining: Callable[[], bool] = bool
+        """Whether the host is on its way to its end; the host sets it."""
+        self._link = link
         self._sources: Sources | None = None
         self._metrics: Metrics | None = None
         self._listener: Listener | None = None
+        self._reporter: Reporter | None = None
 
     def attach(self, sources: Sources) -> None:
         """Take what the report asks; before the host is configured."""
@@ -42,32 +54,41 @@ class Admin:
 
     def configure(self, updated: set[str]) -> None:
         """Bind, once there is a policy that asks for it."""
-        snapshot = None if self._sources is None else self._sources.policy()
-        if self._listener is not None or self._sources is None or snapshot is None or snapshot.policy.admin is None:
+        sources = self._sources
+        snapshot = None if sources is None else sources.policy()
+        if self._metrics is not None or sources is None or snapshot is None:
             return
-        where = snapshot.policy.admin
-        try:
-            sockets = bind(where.host, where.port)
-        except UserError as error:
-            raise exceptions.OptionsError(str(error)) from error
-        self._metrics = Metrics(self._sources)
-        self._listener = Listener(where.host, sockets, self._report)
-        self.addons = [self._metrics]
+        where, link = snapshot.policy.admin, self._link
+        if where is None:
+            if link is not None:
+                link.close()
+            return
+        metrics = Metrics(sources)
+        if link is not None:
+            self._reporter = Reporter(link, metrics.snapshot)
+        else:
+            try:
+                sockets = bind(where.host, where.port)
+            except UserError as error:
+                raise exceptions.OptionsError(str(error)) from error
+            self._listener = Listener(where.host, sockets, self._report)
+        self._metrics, self.addons = metrics, [metrics]
 
-    def running(self) -> None:
-        """Serve."""
+    async def running(self) -> None:
+        """Serve, or report."""
         if self._listener is not None:
             self._listener.start()
+        if self._reporter is not None:
+            await self._reporter.start()
 
     async def done(self) -> None:
-        """Stop serving."""
+        """Count what has not ended, and stop. The chain has ended: its audit events are written."""
+        if self._metrics is not None:
+            self._metrics.conclude()
+        if self._reporter is not None:
+            await self._reporter.close()
         if self._listener is not None:
             await self._listener.close()
-
-    def drain(self) -> None:
-        """Say from now on that no further requests should be sent here."""
-        if self._metrics is not None:
-            self._metrics.draining = True
 
     async def _report(self) -> Report:
         if self._metrics is None:
@@ -80,8 +101,9 @@ def sources_of(
     connected: Callable[[], int],
     accepting: Callable[[], bool] | None = None,
     shadow: Callable[[], Mapping[tuple[str, str], int]] = dict,
+    draining: Callable[[], bool] = bool,
 ) -> Sources:
-    """Name what a gateway's report asks. connected: clients, of all listeners. accepting: None: mitmproxy's own."""
+    """Name what a gateway's report asks, see Sources. accepting: None: mitmproxy's own listener is asked."""
 
     def policy() -> Snapshot | None:
         source = gateway.policy.source
@@ -109,6 +131,7 @@ def sources_of(
         sinks=sinks,
         history=gateway.history,
         shadow=shadow,
+        draining=draining,
     )
 
 

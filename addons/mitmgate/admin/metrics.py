@@ -34,14 +34,13 @@ class Metrics:
     """Count exchanges as they end. An addon behind Audit; it decides nothing, and its failure touches no request.
 
     Reads: the exchange and the response's status. Writes: exchange.counted. `snapshot` is all of it, and what `sources`
-    say, as JSON for `report.merge`; a worker that shuts down says so by `draining`.
+    say, as JSON for `report.merge`.
     """
 
     name: ClassVar[str] = "mitmgate-metrics"
 
     def __init__(self, sources: Sources) -> None:
         """sources: what else is exported; read when a report is made."""
-        self.draining = False
         self._sources = sources
         self._requests: defaultdict[tuple[str, str, str, Reason], int] = defaultdict(int)
         self._decisions: defaultdict[tuple[object, ...], int] = defaultdict(int)
@@ -70,11 +69,14 @@ class Metrics:
         """Start to watch the event loop."""
         self._sampling = asyncio.create_task(self._sample(), name="event loop lag")
 
-    async def done(self) -> None:
-        """Count what has not ended, as Audit does; stop watching."""
+    def conclude(self) -> None:
+        """Count what has not ended, as Audit does."""
         for flow, exchange in exchanges():
             if not exchange.counted:
                 self._end(flow, aborted=True)
+
+    async def done(self) -> None:
+        """Stop watching."""
         if self._sampling is not None:
             self._sampling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -86,7 +88,7 @@ class Metrics:
 
     def report(self) -> Report:
         """Return everything."""
-        return report_of(self._sources, self._series(), draining=self.draining)
+        return report_of(self._sources, self._series())
 
     def _end(self, flow: HTTPFlow, aborted: bool) -> None:
         exchange = exchange_of(flow)

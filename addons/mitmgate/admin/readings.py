@@ -27,12 +27,17 @@ def _no_differences() -> Mapping[tuple[str, str], int]:
     return {}
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
 
     policy: the policy in force, None: there is none. connected: clients. circuits: `CircuitBreaker.states`. key_sets:
     `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow: differences by (change, reason).
+    draining: whether the process is on its way to its end.
     """
 
     policy: Callable[[], Snapshot | None]
@@ -44,15 +49,16 @@ class Sources:
     sinks: Callable[[], Sequence[SinkState]]
     history: History
     shadow: Callable[[], Mapping[tuple[str, str], int]] = _no_differences
+    draining: Callable[[], bool] = _never
 
 
-def report_of(sources: Sources, counted: Mapping[str, Series], *, draining: bool, now: float | None = None) -> Report:
+def report_of(sources: Sources, counted: Mapping[str, Series], now: float | None = None) -> Report:
     """Make the report of this process. counted: the series of Metrics. now: Unix seconds; None: the clock's."""
     now = time.time() if now is None else now
     snapshot, key_sets = sources.policy(), sources.key_sets(now)
     available = sources.store_available()
     missing = readiness(
-        draining=draining,
+        draining=sources.draining(),
         accepting=sources.accepting(),
         snapshot=snapshot,
         unusable=[state.issuer for state in key_sets if not state.usable],

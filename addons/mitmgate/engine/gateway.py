@@ -11,11 +11,18 @@ from mitmgate.replay.observing import shadow_counts
 def gateway(policy: str | None = None, observers: Sequence[object] = (), admin: Admin | None = None) -> Gateway:
     """Make the addon. policy: the policy file; None: mitmproxy's option `mitmgate_policy` names it.
 
-    admin: serves the policy's admin listener; None: another process does, or the host has none.
+    admin: serves the policy's admin listener, or reports to the process that does; None: the host has none.
     """
     made = Gateway(ProtocolLayer, policy, observers if admin is None else (*observers, admin))
     if admin is not None:
-        admin.attach(sources_of(made, lambda: connected(made), shadow=lambda: shadow_counts(made)))
+        admin.attach(
+            sources_of(
+                made,
+                connected=lambda: connected(made),
+                shadow=lambda: shadow_counts(made),
+                draining=lambda: admin.draining(),
+            )
+        )
     return made
 
 

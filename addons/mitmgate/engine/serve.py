@@ -12,7 +12,7 @@ from mitmproxy.connection import Address
 from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
-from mitmgate.admin.addon import Admin
+from mitmgate.admin.addon import Admin, check_admin
 from mitmgate.engine.drain import PATIENCE
 from mitmgate.engine.gateway import gateway
 from mitmgate.engine.lifetime import Lifetime
@@ -142,4 +142,5 @@ def command(policy_path: str, listen: str | None, workers: int | None, patience:
     observing.check()
     host, port = listen_address(loaded, listen)
     check_free(host, port)
+    check_admin(loaded.policy)
     raise SystemExit(asyncio.run(run(loaded, host, port, observing, patience=patience)))

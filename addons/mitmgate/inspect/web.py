@@ -16,6 +16,7 @@ from mitmproxy.options import Options
 from mitmproxy.tools.web.master import WebMaster
 
 from mitmgate import process_log
+from mitmgate.admin.addon import check_admin
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
@@ -94,6 +95,7 @@ def command(
     loaded = load_for_host(policy)
     host, port = listen_address(loaded, listen)
     check_free(host, port)
+    check_admin(loaded.policy)
     check_free(WEB_HOST, web_port)
     settings: dict[str, object] = {
         "web_columns": COLUMNS,

@@ -22,6 +22,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _issuers(document)
     yield from _client_limits(document)
     yield from _stores(document)
+    yield from _listeners(document)
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -220,3 +221,14 @@ def _stores(document: Document) -> Iterator[Problem]:
         if "redis_stream" in _mapping(sink):
             at = ("audit", "sinks", index, "redis_stream")
             yield document.problem(at, "a stream needs a redis store", hint="add store: {url: redis://HOST:6379/0}")
+
+
+def _listeners(document: Document) -> Iterator[Problem]:
+    """Yield an error where the admin listener would be on the data port, on whatever address."""
+    admin, listen = document.at(("admin",)), _mapping(document.at(("listen",)))
+    if not isinstance(admin, dict):
+        return
+    port = str(admin.get("port", 8090))
+    if port == str(listen.get("port", 8080)) != "0":
+        at: Location = ("admin", "port") if "port" in admin else ("admin",)
+        yield document.problem(at, "clients connect to this port", found="", hint="give the admin listener its own")

@@ -1,0 +1,165 @@
+"""When requests should be sent here: each condition on real processes, and what makes a store's absence bearable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmgate.admin.readiness import Condition, denies_without_store, readiness
+from mitmgate.policy.loader import load_snapshot
+from mitmgate.policy.snapshot import Snapshot
+from tests.admin.asking import AdminGateway, admin_gateway
+from tests.keys.jwks_server import JwksServer
+from tests.live.harness import AUDIENCE, policy, route, write_policy
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import RecordingUpstream
+from tests.redis_server import RedisServer
+
+JWK = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "one"}
+KEYS = json.dumps({"keys": [JWK]}).encode()
+SECRETS = {"MITMGATE_TEST_SECRET": "x" * 64}
+DENY = {"limit": 5, "window": "60s", "key": "client_ip", "on_store_failure": "deny"}
+
+
+def snapshot(directory: Path, **members: Any) -> Snapshot:
+    return load_snapshot(write_policy(directory, policy(directory, "http://127.0.0.1:9", **members)), SECRETS)
+
+
+def test_each_condition_is_named(tmp_path: Path) -> None:
+    good = snapshot(tmp_path)
+    assert readiness(draining=False, accepting=True, snapshot=good, unusable=[], store_available=True) == ()
+    assert readiness(draining=False, accepting=True, snapshot=good, unusable=[], store_available=False) == ()
+    missing = readiness(draining=True, accepting=False, snapshot=None, unusable=["corp", "dev"], store_available=False)
+    assert [one.condition for one in missing] == [
+        Condition.NOT_DRAINING,
+        Condition.ACCEPTS,
+        Condition.POLICY,
+        Condition.KEYS,
+    ]
+    assert "corp, dev" in missing[-1].detail
+
+
+def test_a_limit_before_authentication_that_denies_denies_all(tmp_path: Path) -> None:
+    made = {"rate_limits": {"all": DENY}, "client_limits": ["all"]}
+    routes = [{"name": "users", "match": {"prefix": "/"}, "upstream": "users"}]
+    assert denies_without_store(snapshot(tmp_path, **made, routes=routes))
+    made["rate_limits"] = {"all": DENY | {"mode": "report"}}
+    assert not denies_without_store(snapshot(tmp_path, **made, routes=routes))
+    made["rate_limits"] = {"all": DENY | {"on_store_failure": "local"}}
+    assert not denies_without_store(snapshot(tmp_path, **made, routes=routes))
+
+
+def test_one_route_that_goes_on_is_worth_being_ready_for(tmp_path: Path) -> None:
+    def routes(*limited: bool) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": f"r{at}",
+                "match": {"prefix": f"/{at}"},
+                "upstream": "users",
+                "rate_limits": ["all"] if denies else [],
+            }
+            for at, denies in enumerate(limited)
+        ]
+
+    assert denies_without_store(snapshot(tmp_path, rate_limits={"all": DENY}, routes=routes(True, True)))
+    assert not denies_without_store(snapshot(tmp_path, rate_limits={"all": DENY}, routes=routes(True, False)))
+
+
+@pytest.mark.parametrize(("on_failure", "missing"), [("deny", ["store-answers"]), ("local", []), ("allow", [])])
+def test_the_store_goes_and_comes_back(
+    tmp_path: Path, upstream: RecordingUpstream, on_failure: str, missing: list[str]
+) -> None:
+    with RedisServer(tmp_path) as redis:
+        made = policy(
+            tmp_path,
+            upstream,
+            store={"url": redis.url, "timeout": "100ms"},
+            rate_limits={
+                "all": {"limit": 1000, "window": "60s", "key": "client_ip", "on_store_failure": on_failure},
+                "per-user": {"limit": 100, "window": "60s", "key": "principal"},
+            },
+            client_limits=["all"],
+        )
+        with AdminGateway(tmp_path, made) as gateway:
+            assert gateway.missing() == []
+            assert gateway.get("/public").status == 200
+            redis.stop()
+            wait_for(lambda: gateway.get("/public").status == 503 or on_failure != "deny", "the gateway to notice")
+            wait_for(lambda: gateway.value("mitmgate_store_available") == 0, "the store to be known as away")
+            assert gateway.missing() == missing
+            assert gateway.status()["store_available"] is False
+            said = gateway.ask("/readyz").body.decode()
+            assert str(redis.port) not in said
+            outcome = "denied" if on_failure == "deny" else "admitted"
+            labels = {"limit": "all", "outcome": outcome, "degraded": "true"}
+            assert gateway.value("mitmgate_rate_limit_decisions_total", **labels) > 0
+            redis.start()
+            wait_for(lambda: gateway.value("mitmgate_store_available") == 1, "the store to be known as back")
+            assert gateway.missing() == []
+
+
+def with_keys_from(made: dict[str, Any], url: str) -> dict[str, Any]:
+    made["identity"]["issuers"]["corp"] = {
+        "issuer": "https://corp.example",
+        "audience": [AUDIENCE],
+        "algorithms": ["EdDSA"],
+        "keys": {"jwks_url": url, "refresh": "1s", "min_refresh": "1s"},
+    }
+    return route(made, "orders", auth={"issuers": ["corp"]})
+
+
+def test_an_issuer_without_keys_is_named_until_they_are_there(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    with JwksServer(KEYS) as server:
+        server.status = 500
+        with AdminGateway(tmp_path, with_keys_from(policy(tmp_path, upstream), server.url)) as gateway:
+            assert gateway.missing() == ["keys-can-verify"]
+            said = gateway.ask("/readyz").body
+            assert b"corp" in said
+            assert b"127.0.0.1" not in said
+            assert gateway.value("mitmgate_key_set_usable", issuer="corp") == 0
+            assert gateway.value("mitmgate_key_set_usable", issuer="dev") == 1
+            assert ("mitmgate_key_set_age_seconds", frozenset({("issuer", "corp")})) not in gateway.samples()
+            wait_for(
+                lambda: gateway.value("mitmgate_key_set_refresh_failures_total", issuer="corp") >= 2, "a second try"
+            )
+            assert gateway.ask("/livez").status == 200
+            server.status = 200
+            wait_for(lambda: gateway.missing() == [], "the keys")
+            assert 0 <= gateway.value("mitmgate_key_set_age_seconds", issuer="corp") < 60
+            server.status = 500
+            before = gateway.value("mitmgate_key_set_refresh_failures_total", issuer="corp")
+            wait_for(
+                lambda: gateway.value("mitmgate_key_set_refresh_failures_total", issuer="corp") > before, "a failure"
+            )
+            assert gateway.missing() == [], "an outage keeps known keys"
+
+
+def test_a_rejected_policy_shows_and_changes_nothing(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    with admin_gateway(tmp_path, upstream) as gateway:
+        before = gateway.status()
+        (digest,) = before["policy"]
+        assert gateway.value("mitmgate_policy_info", digest=digest) == 1
+        broken = policy(tmp_path, upstream, store={"url": "redis://user:wordpass@[broken", "timeout": "1s"})
+        write_policy(tmp_path, gateway.with_admin(broken))
+        wait_for(lambda: gateway.value("mitmgate_policy_reloads_total", outcome="rejected") == 1, "the rejection")
+        after = gateway.status()
+        assert (after["policy"], after["policy_since"]) == (before["policy"], before["policy_since"])
+        assert "store.url" in after["rejections"][0]["problems"][0]
+        page = gateway.ask("/status").body
+        assert b"store.url" in page
+        assert b"wordpass" not in page
+        assert b"wordpass" not in gateway.ask("/status", Accept="application/json").body
+        assert gateway.missing() == []
+        changed = policy(tmp_path, upstream, endpoints={"health": "/healthy"})
+        write_policy(tmp_path, gateway.with_admin(changed))
+        wait_for(lambda: gateway.value("mitmgate_policy_reloads_total", outcome="ok") == 1, "the reload")
+        (other,) = gateway.status()["policy"]
+        assert other != digest
+        assert gateway.value("mitmgate_policy_info", digest=other) == 1
+        assert gateway.value("mitmgate_policy_info", digest=digest) == 0
+
+
+def test_a_gateway_that_shuts_down_is_not_ready(tmp_path: Path) -> None:
+    missing = readiness(draining=True, accepting=True, snapshot=snapshot(tmp_path), unusable=[], store_available=True)
+    assert [one.condition for one in missing] == ["not-draining"]

@@ -1,6 +1,9 @@
 """When requests should be sent here: each condition on real processes, and what makes a store's absence bearable."""
 
 import json
+import signal
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from tests.admin.asking import AdminGateway, admin_gateway
 from tests.keys.jwks_server import JwksServer
 from tests.live.harness import AUDIENCE, policy, route, write_policy
 from tests.live.harness_http import wait_for
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.redis_server import RedisServer
 
 JWK = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "one"}
@@ -160,6 +163,17 @@ def test_a_rejected_policy_shows_and_changes_nothing(tmp_path: Path, upstream: R
         assert gateway.value("mitmgate_policy_info", digest=digest) == 0
 
 
-def test_a_gateway_that_shuts_down_is_not_ready(tmp_path: Path) -> None:
-    missing = readiness(draining=True, accepting=True, snapshot=snapshot(tmp_path), unusable=[], store_available=True)
-    assert [one.condition for one in missing] == ["not-draining"]
+def test_a_gateway_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
+    held = threading.Event()
+    with RecordingUpstream(Reply(until=held)) as upstream, admin_gateway(tmp_path, upstream) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as link:
+            link.sendall(b"GET /public HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_for(lambda: bool(upstream.requests), "the request upstream")
+            gateway.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: gateway.missing() == ["not-draining", "accepts-connections"], "the drain")
+            assert gateway.ask("/livez").status == 200
+            assert gateway.value("mitmgate_ready") == 0
+            assert gateway.value("mitmgate_connections") == 1
+            held.set()
+            assert link.recv(100).startswith(b"HTTP/1.1 200")
+        assert gateway.process.wait(10) == 0

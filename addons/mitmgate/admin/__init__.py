@@ -1,8 +1,8 @@
 """The admin listener: /livez, /readyz, /metrics, /status. Read-only, on an address of its own.
 
 With one worker it lives in the gateway's own process: `addon.Admin` is an observer of the gateway that binds, counts
-(Metrics) and serves (Listener). `Metrics.report()` adds what is looked up when somebody asks (readings.Sources: callables,
-so that nothing here knows the engine).
+(Metrics) and serves (Listener). `Metrics.report()` adds what is looked up when somebody asks (readings.Sources:
+callables, so that nothing here knows the engine).
 
 With several workers the listener lives in the supervisor, and each worker is given one end of a socket pair:
 

@@ -20,7 +20,7 @@ def gateway(policy: str | None = None, observers: Sequence[object] = (), admin: 
                 made,
                 connected=lambda: connected(made),
                 shadow=lambda: shadow_counts(made),
-                draining=lambda: admin.draining(),
+                draining=lambda: admin.draining(),  # noqa: PLW0108 - the host sets it later
             )
         )
     return made

@@ -96,6 +96,11 @@ class Fleet:
         up = [row for row in self.servers() if row["status"].startswith("UP")]
         return {row["svname"] for row in up if row["check_status"].removeprefix("* ") == "L7OK"}
 
+    def check(self, name: str) -> str:
+        """Return what the last health check of a gateway came to, such as L7OK/200."""
+        (row,) = [row for row in self.servers() if row["svname"] == name]
+        return f"{row['check_status'].removeprefix('* ')}/{row['check_code']}"
+
     def servers(self) -> list[dict[str, str]]:
         """Return HAProxy's word on each gateway; nothing while HAProxy is not up."""
         try:

@@ -209,6 +209,7 @@ def test_a_gateway_that_drains_leaves_the_rotation_and_loses_no_request(running:
             running.gateways["gateway-2"].send_signal(signal.SIGTERM)
             load.more(80)
             running.wait_for_rotation("gateway-1")
+            wait_for(lambda: running.check("gateway-2") == "L7STS/503", "HAProxy to be told that it is not ready")
             before = len([event for event in running.events() if event["gateway"] == "gateway-2"])
             load.more(80)
             assert running.gateways["gateway-2"].poll() is None, "it waits for what it has"

@@ -13,6 +13,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.options import Options
 
 from mitmgate import process_log
+from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Verdict
 from mitmgate.engine import collector
 from mitmgate.engine.layer import ProtocolLayer
@@ -37,7 +38,9 @@ class AdmitAll:
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Admit the request."""
         snapshot, now = self._snapshot, time.time()
-        exchange = Exchange(snapshot, ingress(flow), "", now, time.perf_counter(), Verdict(snapshot.digest))
+        request = ingress(flow)
+        exchange = Exchange(snapshot, request, "", now, time.perf_counter(), Verdict(snapshot.digest))
+        exchange.forward = Forward(request.method, request.target, "", request.headers.fields)
         exchange.route = self._route
         exchange.endpoint = self._route.upstream.endpoints[0]
         exchange.admitted = True

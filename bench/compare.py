@@ -1,112 +1,116 @@
-"""`./run.sh bench`: this gateway beside bare stock mitmdump, in turns, on one core.
+"""`./run.sh bench`: this gateway beside bare stock mitmdump and its peers, in turns, what is measured on one core.
 
-Three subjects in front of the same upstream: `stock` (mitmdump in reverse mode, no addon), `host` (the host and its
-protocol layer, everything admitted) and `gateway` (serve, the whole chain). In every round each is measured once, so
-that whatever else the machine does meets all of them; a ratio is the median of the rounds' own ratios.
+Subjects stand in front of the same upstream: `stock` (mitmdump in reverse mode, no addon), `host` (the host and its
+protocol layer, everything admitted), `gateway` (serve, the whole chain) and the peers. In every round each is measured
+once, so that whatever else the machine does meets all of them; a ratio is the median of the rounds' own ratios.
 """
 
 import json
-import os
-import platform
-import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 
 from rich.console import Console
-from rich.table import Table
 
-from bench import policy
-from bench.load import CONNECTIONS, Sample, measure, wrk
-from bench.processes import Process, free_port, started
-from mitmgate.usage import UserError
+from bench import plot, sheets
+from bench.bars import Bar, bars
+from bench.bodies import Carried, bodies
+from bench.load import CONNECTIONS, wrk
+from bench.machine import Machine, this_machine
+from bench.rig import Rig, beside, rig
+from bench.settings import Settings
+from bench.sheets import Sheet
+from bench.sides import compare
+from bench.stages import Cost, stages
+from bench.turns import Comparison
+from bench.workers import Scaling, workers
 
-HERE = Path(__file__).parent
-MITMDUMP = "from mitmproxy.tools.main import mitmdump; mitmdump()"
-KINDS = {"keep-alive": {}, "connection-per-request": {"Connection": "close"}}
-type Results = dict[str, dict[str, list[Sample]]]
-
-
-def run(seconds: int, rounds: int, output: Path | None) -> None:
-    """Measure, and print the table. output: also write all samples there, as JSON."""
-    wrk()
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise UserError("two cores are needed: one for the gateway, one for the load")
-    results = _measure(seconds, rounds, cores[0], cores[1])
-    ratios = {kind: _ratios(subjects) for kind, subjects in results.items()}
-    machine = f"{platform.machine()}, {len(cores)} cores, Python {platform.python_version()}, {platform.system()}"
-    _print(results, ratios, machine)
-    if output is not None:
-        samples = {
-            kind: {name: [asdict(sample) for sample in found] for name, found in subjects.items()}
-            for kind, subjects in results.items()
-        }
-        made = {"machine": machine, "connections": CONNECTIONS, "seconds": seconds}
-        output.write_text(json.dumps({**made, "ratios": ratios, "samples": samples}, indent=2) + "\n")
+FILE_WIDTH = 130
 
 
-def _measure(seconds: int, rounds: int, core: int, other: int) -> Results:
-    bearer = {"Authorization": f"Bearer {policy.token()}"}
-    environ = {policy.SECRET_NAME: policy.SECRET}
-    with tempfile.TemporaryDirectory(prefix="mitmgate-bench-") as made, ExitStack() as stack:
-        directory = Path(made)
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Files that are written beside the table on the terminal; None: not."""
 
-        def start(label: str, make: Callable[[int], list[str]], on: int = core) -> Process:
-            port = free_port()
-            return stack.enter_context(started(make(port), port, on, directory / f"{label}.log", environ))
-
-        upstream = start("upstream", lambda port: [str(HERE / "upstream.py"), str(port)], other)
-        file = str(policy.write(directory, upstream.port))
-        reverse = f"reverse:http://127.0.0.1:{upstream.port}"
-        stock = ["-q", "--mode", reverse, "--listen-host", "127.0.0.1", "--set", f"confdir={directory}"]
-        serve = ["-O", "-m", "mitmgate", "serve", "--policy", file, "--listen"]
-        subjects = {
-            "stock": start("stock", lambda port: ["-c", MITMDUMP, *stock, "--listen-port", str(port)]),
-            "gateway": start("gateway", lambda port: [*serve, f"127.0.0.1:{port}"]),
-            "host": start("host", lambda port: ["-O", str(HERE / "bare_host.py"), file, str(port)]),
-        }
-        results: Results = {kind: {name: [] for name in subjects} for kind in KINDS}
-        for target in subjects.values():  # nobody pays for first times
-            measure(target, policy.PATH, bearer, 1, other, directory)
-        for _ in range(rounds):
-            for kind, headers in KINDS.items():
-                for name, target in subjects.items():
-                    sample = measure(target, policy.PATH, bearer | headers, seconds, other, directory)
-                    results[kind][name].append(sample)
-        return results
+    json: Path | None = None
+    plot: Path | None = None
+    markdown: Path | None = None
 
 
-def _ratios(subjects: dict[str, list[Sample]]) -> dict[str, float]:
-    pairs = list(zip(subjects["stock"], subjects["gateway"], subjects["host"], strict=True))
-    return {
-        "gateway to stock, requests/s": median(g.requests_per_second / s.requests_per_second for s, g, _ in pairs),
-        "gateway to stock, CPU a request": median(g.cpu_us / s.cpu_us for s, g, _ in pairs),
-        "host to stock, requests/s": median(h.requests_per_second / s.requests_per_second for s, _, h in pairs),
-        "the chain, CPU µs a request": median(g.cpu_us - h.cpu_us for _, g, h in pairs),
-    }
+@dataclass(slots=True)
+class Results:
+    """Everything that one run found; a section that was not asked for is None."""
+
+    machine: Machine
+    settings: Settings
+    comparison: Comparison | None = None
+    stages: list[Cost] | None = None
+    scaling: Scaling | None = None
+    bodies: list[Carried] | None = None
+    bars: list[Bar] = field(default_factory=list)
+
+    def sheets(self) -> list[Sheet]:
+        """Return the tables."""
+        made = [sheets.judged(self.bars)] if self.bars else []
+        if self.comparison is not None:
+            made += sheets.compared(self.comparison)
+        if self.stages is not None:
+            made.append(sheets.costs(self.stages))
+        if self.scaling is not None:
+            made.append(sheets.scaled(self.scaling))
+        if self.bodies is not None:
+            made.append(sheets.carried(self.bodies))
+        return made
 
 
-def _print(results: Results, ratios: dict[str, dict[str, float]], machine: str) -> None:
+def terminal() -> Console:
+    """Return where tables go; wide enough where it is a file."""
     console = Console()
-    console.print(f"{machine}; {CONNECTIONS} connections at saturation; medians; load average {os.getloadavg()[0]:.1f}")
-    for kind, subjects in results.items():
-        table = Table(title=kind, title_justify="left")
-        for heading in ("", "requests/s", "CPU µs", "core", "p50 ms", "p99 ms", "RSS MiB", "failed"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        for name, samples in subjects.items():
-            table.add_row(
-                name,
-                f"{median(s.requests_per_second for s in samples):,.0f}",
-                f"{median(s.cpu_us for s in samples):,.0f}",
-                f"{median(s.core for s in samples):.0%}",
-                f"{median(s.p50_ms for s in samples):.1f}",
-                f"{median(s.p99_ms for s in samples):.1f}",
-                f"{samples[-1].resident_mib:.0f}",
-                str(sum(s.failed for s in samples)),
-            )
-        console.print(table)
-        for name, value in ratios[kind].items():
-            console.print(f"  {name}: {value:.2f}")
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
+
+
+def run(settings: Settings, outputs: Outputs) -> None:
+    """Measure, print the tables, write the files."""
+    wrk()
+    console = terminal()
+    with rig() as made, beside(made.cores):
+        results = Results(this_machine(made.cores), settings)
+        _measure(made, settings, results, console)
+    results.bars = bars(results.comparison, results.scaling)
+    machine = results.machine
+    console.print(machine.words, highlight=False)
+    if not machine.quiet:
+        console.print("the machine was not quiet: don't believe these figures", style="bold")
+    console.print()
+    sheets.show(results.sheets(), console)
+    write(results, outputs)
+
+
+def _measure(made: Rig, settings: Settings, results: Results, console: Console) -> None:
+    with console.status("") as status:
+        if "compare" in settings.sections:
+            status.update("subjects side by side")
+            results.comparison = compare(made, settings)
+        if "stages" in settings.sections:
+            status.update("what each part of a policy costs")
+            results.stages = stages(made, settings)
+        if "workers" in settings.sections:
+            status.update("one worker and two")
+            results.scaling = workers(made, settings)
+        if "bodies" in settings.sections:
+            status.update("bodies")
+            results.bodies = bodies(made, settings)
+
+
+def write(results: Results, outputs: Outputs) -> None:
+    """Write the files that were asked for."""
+    if outputs.json is not None:
+        made = asdict(results) | {"connections": CONNECTIONS}
+        made["bars"] = [asdict(bar) | {"met": bar.met} for bar in results.bars]
+        outputs.json.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+    if outputs.markdown is not None:
+        outputs.markdown.write_text(sheets.markdown(results.sheets(), results.machine.words))
+    if outputs.plot is not None and results.comparison is not None:
+        series = dict(results.comparison.saturation["keep-alive"])
+        series.pop("upstream alone", None)  # its bar would dwarf the others, and it is no gateway
+        title = f"{CONNECTIONS} keep-alive connections at saturation, one core"
+        outputs.plot.write_text(plot.as_svg(series, title, results.machine.words))

@@ -1,49 +1,95 @@
-"""The policy that is measured: a JWT, a limit for each principal that is never reached, a route, headers, a file."""
+"""The policies that are measured: from a bare route to everything, a part at a time; and tokens for them."""
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jwt
 
 SECRET = "only-for-measuring-and-long-enough-for-HS256-to-take-it"
 SECRET_NAME = "MITMGATE_BENCH_SECRET"
-PATH = "/api/v1/users/42"
-_ISSUER, _AUDIENCE = "https://bench.example", "api://bench"
+PREFIX = "/api/v1/users"
+PATH = f"{PREFIX}/42"
+ISSUER, AUDIENCE = "https://bench.example", "api://bench"
+SCOPE, ROLE = "users.read", "user"
+NEVER = 1_000_000_000  # a limit that no run reaches
+WINDOW = 60  # seconds
 
 
-def write(directory: Path, upstream_port: int) -> Path:
-    """Write the policy, for a service on 127.0.0.1."""
-    issuer = {
-        "issuer": _ISSUER,
-        "audience": [_AUDIENCE],
-        "algorithms": ["HS256"],
-        "keys": {"secret_env": SECRET_NAME},
-    }
-    policy = {
-        "version": 1,
-        "identity": {"default": "bench", "issuers": {"bench": issuer}},
-        "upstreams": {"users": {"endpoints": [f"http://127.0.0.1:{upstream_port}"]}},
-        "rate_limits": {"per-user": {"limit": 1_000_000_000, "window": "60s", "key": "principal"}},
-        "routes": [
-            {
-                "name": "users",
-                "match": {"prefix": "/api/v1/users"},
-                "upstream": "users",
-                "require": {"scopes_all": ["users.read"]},
-                "rate_limits": ["per-user"],
-            }
-        ],
-        "response_headers": {"set": {"X-Content-Type-Options": "nosniff"}, "remove": ["Server"]},
-        "audit": {"sinks": [{"file": str(directory / "audit.jsonl"), "fsync": "1s"}]},
-    }
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts a policy has. The defaults are the full policy, as the bars mean it.
+
+    store: the URL of a Redis server; None: memory. stream: audit events to Redis too. admin: a port for /metrics.
+    """
+
+    token: bool = True
+    rules: bool = True
+    limit: int | None = NEVER
+    circuit: bool = True
+    rewrite: bool = True
+    response_headers: bool = True
+    file: bool = True
+    store: str | None = None
+    stream: bool = False
+    admin: int | None = None
+
+
+def document(upstream_port: int, parts: Parts) -> dict[str, Any]:
+    """Make a policy for a service on 127.0.0.1."""
+    upstream: dict[str, Any] = {"endpoints": [f"http://127.0.0.1:{upstream_port}"]}
+    route: dict[str, Any] = {"name": "users", "match": {"prefix": PREFIX}, "upstream": "users"}
+    policy: dict[str, Any] = {"version": 1, "upstreams": {"users": upstream}, "routes": [route]}
+    if parts.token:
+        keys = {"secret_env": SECRET_NAME}
+        issuer = {"issuer": ISSUER, "audience": [AUDIENCE], "algorithms": ["HS256"], "keys": keys}
+        policy["identity"] = {"default": "bench", "issuers": {"bench": issuer}}
+    else:
+        route["auth"] = "none"
+    if parts.rules:
+        condition = 'request.method != "DELETE" || "admin" in principal.roles'
+        route["require"] = {"scopes_all": [SCOPE], "roles_any": [ROLE], "when": condition}
+    if parts.limit is not None:
+        policy["rate_limits"] = {"per-user": {"limit": parts.limit, "window": f"{WINDOW}s", "key": "principal"}}
+        route["rate_limits"] = ["per-user"]
+    if parts.circuit:
+        # Every upstream has a circuit; this one also watches how long answers take. It never opens in a measurement.
+        upstream["circuit"] = {"failures": 10_000, "window": "1s", "slow": "10s"}
+    if parts.rewrite:
+        route["rewrite"] = {"strip_prefix": True, "set": {"X-Caller": "{subject}"}, "remove": ["X-Debug"]}
+    if parts.response_headers:
+        fields = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+        policy["response_headers"] = {"set": fields, "remove": ["Server", "X-Powered-By"]}
+    sinks: list[dict[str, Any]] = []
+    if parts.file:
+        sinks.append({"file": "audit.jsonl", "fsync": "1s", "rotate": "50MiB", "keep": 1})
+    if parts.stream:
+        sinks.append({"redis_stream": "bench:audit", "maxlen": 10_000, "spill": "spill.jsonl"})
+    if sinks:
+        policy["audit"] = {"sinks": sinks}
+    if parts.store is not None:
+        policy["store"] = {"url": parts.store, "timeout": "1s"}
+    if parts.admin is not None:
+        policy["admin"] = {"host": "127.0.0.1", "port": parts.admin}
+    return policy
+
+
+def write(directory: Path, upstream_port: int, parts: Parts) -> Path:
+    """Write a policy as policy.yaml; its audit file goes beside it."""
     path = directory / "policy.yaml"
-    path.write_text(json.dumps(policy))  # JSON is YAML
+    path.write_text(json.dumps(document(upstream_port, parts)))  # JSON is YAML
     return path
 
 
-def token() -> str:
-    """Mint the one token that every request carries."""
+def token(subject: str = "alice", scope: str = SCOPE, lifetime: int = 7200) -> str:
+    """Mint a token; by default one that every request of a measurement carries."""
     now = int(time.time())
-    claims = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": "alice", "iat": now, "exp": now + 3600}
-    return jwt.encode(claims | {"role": "user", "scope": "users.read"}, SECRET, "HS256")
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now - 1, "exp": now + lifetime}
+    return jwt.encode(claims | {"role": ROLE, "scope": scope}, SECRET, "HS256")
+
+
+def bearer(subject: str = "alice", scope: str = SCOPE, lifetime: int = 7200) -> str:
+    """Return the value of Authorization for such a token."""
+    return f"Bearer {token(subject, scope, lifetime)}"

@@ -1,4 +1,4 @@
-"""bench: measure this gateway beside stock mitmdump; the measurements live in bench/ of a checkout."""
+"""bench: measure this gateway beside stock mitmdump and its peers; the measurements live in bench/ of a checkout."""
 
 import importlib
 import sys
@@ -9,15 +9,42 @@ import click
 from mitmgate.usage import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+FILE = click.Path(dir_okay=False, path_type=Path)
+SECTIONS = ("compare", "stages", "workers", "bodies")
 
 
 @click.command("bench")
-@click.option("--seconds", type=click.IntRange(1, 120), default=5, show_default=True, help="Seconds for each run.")
-@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Runs of each subject.")
-@click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path), help="Write all samples here.")
-def command(seconds: int, rounds: int, output: Path | None) -> None:
-    """Measure the gateway beside stock mitmdump on one core; six runs a round."""
+@click.option("--seconds", type=click.IntRange(1, 120), help="Seconds for each measurement; 5 unless --quick.")
+@click.option("--rounds", type=click.IntRange(1, 20), help="Turns of each subject; 3 unless --quick.")
+@click.option("--quick", is_flag=True, help="Under a minute: one round of a second, and a part of the sections.")
+@click.option("--peers", is_flag=True, help="Measure HAProxy and a fastify gateway too, where they are installed.")
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Measure this section alone; repeatable.")
+@click.option(
+    "--soak", is_flag=True, help="Leaks, crashes and reloads under load instead; exit 1 where a bar is missed."
+)
+@click.option("--json", "json_path", type=FILE, help="Write everything here.")
+@click.option("--plot", "plot_path", type=FILE, help="Write requests/s and CPU a request here, as SVG.")
+@click.option("--markdown", "markdown_path", type=FILE, help="Write the tables here, to be pasted into a README.")
+def command(
+    seconds: int | None,
+    rounds: int | None,
+    quick: bool,
+    peers: bool,
+    only: tuple[str, ...],
+    soak: bool,
+    json_path: Path | None,
+    plot_path: Path | None,
+    markdown_path: Path | None,
+) -> None:
+    """Measure the gateway beside stock mitmdump, each on one core, in turns."""
     if not (ROOT / "bench" / "compare.py").is_file():
         raise UserError("bench needs a checkout of mitmgate: the measurements are not installed with it")
     sys.path.insert(0, str(ROOT))
-    importlib.import_module("bench.compare").run(seconds, rounds, output)
+    if soak:
+        if seconds or rounds or peers or only or plot_path:
+            raise UserError("--soak goes with --quick, --json and --markdown alone")
+        raise SystemExit(importlib.import_module("bench.soak").run(quick, json_path, markdown_path))
+    settings = importlib.import_module("bench.settings")
+    chosen = settings.choose(seconds=seconds, rounds=rounds, quick=quick, peers=peers, sections=only)
+    compare = importlib.import_module("bench.compare")
+    compare.run(chosen, compare.Outputs(json_path, plot_path, markdown_path))

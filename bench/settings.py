@@ -1,0 +1,32 @@
+"""How long and what to measure."""
+
+from dataclasses import dataclass, replace
+
+SECTIONS = ("compare", "stages", "workers", "bodies")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. seconds: of each measurement; rounds: how often each subject has its turn; reduced: a part of each."""
+
+    seconds: int = 5
+    rounds: int = 3
+    sections: tuple[str, ...] = SECTIONS
+    peers: bool = False
+    reduced: bool = False
+
+
+QUICK = Settings(seconds=1, rounds=1, reduced=True)
+"""Under a minute: shows that everything works; its figures are rough."""
+
+
+def choose(*, seconds: int | None, rounds: int | None, quick: bool, peers: bool, sections: tuple[str, ...]) -> Settings:
+    """Read what the command line says; what it leaves out is the default, or the quick one."""
+    base = QUICK if quick else Settings()
+    return replace(
+        base,
+        seconds=seconds or base.seconds,
+        rounds=rounds or base.rounds,
+        sections=sections or base.sections,
+        peers=peers,
+    )

@@ -1,0 +1,78 @@
+"""The subjects side by side: saturation with kept and with fresh connections, and a fixed rate below saturation."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+
+from bench import policy
+from bench.conformance import check
+from bench.load import Ask
+from bench.peers import peers
+from bench.processes import Process, StartError
+from bench.rig import Rig
+from bench.settings import Settings
+from bench.subjects import OWN, Subject
+from bench.turns import Comparison, take_turns
+
+DIRECT = "upstream alone"
+KINDS = {"keep-alive": {}, "connection-per-request": {"Connection": "close"}}
+
+
+def compare(rig: Rig, settings: Settings, own: Sequence[Subject] = OWN) -> Comparison:
+    """Ask each subject what it decides, then measure those that pass, in turns.
+
+    The fixed rate is half of the gateway's own saturation, the same for all but stock mitmdump, which gets half of its
+    own: it could not keep up. `upstream alone` has nothing between load and service.
+    """
+    result = Comparison()
+    subjects = [*own]
+    if settings.peers:
+        found, result.absent = peers()
+        subjects += found
+    with ExitStack() as stack:
+        running: dict[str, Process] = {DIRECT: rig.upstream}
+        for subject in subjects:
+            process = _ready(rig, subject, result, stack)
+            if process is not None:
+                running[subject.name] = process
+        _measure(rig, settings, running, result)
+    return result
+
+
+def _ready(rig: Rig, subject: Subject, result: Comparison, stack: ExitStack) -> Process | None:
+    checks = check(rig, subject)
+    result.subjects[subject.name] = subject.what
+    result.lacks[subject.name] = subject.lacks
+    result.conformance[subject.name] = [asdict(one) | {"passed": one.passed} for one in checks]
+    failed = [f"{one.what}: {one.seen} instead of {one.wanted}" for one in checks if not one.passed]
+    if failed:
+        result.absent[subject.name] = f"does not do what is measured: {'; '.join(failed)}"
+        return None
+    try:
+        return stack.enter_context(rig.running(subject.command(rig.upstream.port, policy.NEVER)))
+    except StartError as error:
+        result.absent[subject.name] = error.last_word
+        return None
+
+
+def _measure(rig: Rig, settings: Settings, running: dict[str, Process], result: Comparison) -> None:
+    bearers = (policy.bearer(),)
+    asks = {kind: Ask(policy.PATH, headers, bearers) for kind, headers in KINDS.items()}
+    kept = asks["keep-alive"]
+    # Nobody pays for first times; and what is seen here gives the rates of the paced runs.
+    warm = {name: rig.saturate(process, kept, min(2, settings.seconds)) for name, process in running.items()}
+    half = warm["gateway"].requests_per_second / 2 if "gateway" in warm else 0.0
+    turns = {
+        (kind, name): partial(rig.saturate, process, ask, settings.seconds)
+        for kind, ask in asks.items()
+        for name, process in running.items()
+        if ask is kept or process is not rig.upstream  # which never closes
+    }
+    if half:
+        for name, process in running.items():
+            rate = min(half, warm[name].requests_per_second / 2)
+            turns["half load", name] = partial(rig.pace, process, kept, rate, settings.seconds)
+    for (kind, name), samples in take_turns(settings.rounds, turns).items():
+        series = result.half if kind == "half load" else result.saturation.setdefault(kind, {})
+        series[name] = samples

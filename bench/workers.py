@@ -1,0 +1,53 @@
+"""One worker and two, with their counters in Redis."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+from bench import policy
+from bench.load import Ask
+from bench.policy import Parts
+from bench.processes import Process, StartError
+from bench.rig import Rig
+from bench.settings import Settings
+from bench.subjects import serve
+from bench.turns import Series, take_turns
+
+COUNTS = (1, 2)
+CONNECTIONS = 64  # enough for both workers to be busy, however the kernel deals connections out
+
+
+@dataclass(slots=True)
+class Scaling:
+    """What more workers give. shared: the second worker's core also made the load, so that only CPU can be compared."""
+
+    shared: bool
+    series: Series = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def name(count: int) -> str:
+    """Name a number of workers."""
+    return f"{count} worker" if count == 1 else f"{count} workers"
+
+
+def workers(rig: Rig, settings: Settings) -> Scaling:
+    """Measure both in turns; each has a core a worker."""
+    result = Scaling(rig.cores.shared)
+    ask = Ask(policy.PATH, bearers=(policy.bearer(),), connections=CONNECTIONS)
+    running: dict[str, Process] = {}
+    with ExitStack() as stack:
+        for count in COUNTS:
+            command = serve(rig.upstream.port, Parts(store=rig.redis_url), count)
+            cores = rig.cores.subject if count == 1 else rig.cores.pair
+            try:
+                running[name(count)] = stack.enter_context(rig.running(command, cores))
+            except StartError as error:
+                result.absent[name(count)] = error.last_word
+        for process in running.values():
+            rig.saturate(process, ask, 1)
+        result.series = take_turns(
+            settings.rounds,
+            {key: partial(rig.saturate, process, ask, settings.seconds) for key, process in running.items()},
+        )
+    return result

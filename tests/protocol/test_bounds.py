@@ -10,6 +10,7 @@ import pytest
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.engine import limits as limits_module
+from mitmgate.engine.lane.pool import IDLE_SECONDS
 from mitmgate.engine.limits import Connections, PolicyBounds
 from tests.live.harness_http import raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import RecordingUpstream, Reply
@@ -82,7 +83,7 @@ def test_body_limit_holds_for_declared_and_chunked_bodies(upstream: RecordingUps
         assert (answered.status, answered.reason) == (413, "body-too-large")
         upstream.settle()
         assert len(upstream.requests) == count
-        wait_for(lambda: not upstream._transports, "upstream connections to be closed", 3)
+        wait_for(lambda: not upstream._transports, "upstream connections to be closed", 3 + IDLE_SECONDS)
 
 
 def test_endless_chunked_body_is_cut_at_the_limit(upstream: RecordingUpstream) -> None:

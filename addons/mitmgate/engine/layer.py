@@ -10,7 +10,7 @@ top layer is put in place when the client connects; the `next_layer` hook is the
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import ClassVar, Final, NamedTuple, cast
+from typing import ClassVar, Final, NamedTuple, Protocol, cast
 
 from mitmproxy import ctx
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -37,6 +37,23 @@ LEFT_OVER_SECONDS: Final = 5.0
 """What mitmproxy gets to close upstream connections after their client has gone."""
 
 
+class Beside(Protocol):
+    """Another way that connections of the same listener are served in: the fast lane."""
+
+    @property
+    def lasting(self) -> list[Exchange]:
+        """The exchanges that outlive their decision."""
+        ...
+
+    def cut(self, exchange: Exchange, reason: Reason) -> None:
+        """End an exchange that lasts."""
+        ...
+
+    def retire(self) -> None:
+        """Take no further request on any connection."""
+        ...
+
+
 class _Seat(NamedTuple):
     """A client connection: its sockets and its layer."""
 
@@ -55,12 +72,13 @@ class ProtocolLayer:
 
     def __init__(self, source: SnapshotSource, fail_over: Callable[[Exchange], Endpoint | None]) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used."""
-        self._bounds = PolicyBounds(source)
-        self._fail_over = fail_over
+        self.bounds = PolicyBounds(source)
+        self.fail_over = fail_over
         self._connections = Connections()
         self._seats: dict[str, _Seat] = {}  # by the client connection's id
         self._listener = Listener(source)
         self._retired = False
+        self.lane: Beside | None = None
 
     @property
     def connected(self) -> int:
@@ -70,13 +88,16 @@ class ProtocolLayer:
     @property
     def lasting(self) -> list[Exchange]:
         """The exchanges that outlive their decision: streamed responses and WebSockets."""
-        return [exchange for seat in self._seats.values() for exchange in seat.layer.lasting]
+        beside = [] if self.lane is None else self.lane.lasting
+        return beside + [exchange for seat in self._seats.values() for exchange in seat.layer.lasting]
 
     def cut(self, exchange: Exchange, reason: Reason) -> None:
         """End an exchange that lasts, because what admitted it no longer holds; nothing happens where it has ended."""
         for seat in self._seats.values():
             if exchange in seat.layer.lasting:
                 seat.wire.post(Cut(exchange, reason))
+        if self.lane is not None:
+            self.lane.cut(exchange, reason)
 
     def retire(self) -> None:
         """Take no further request on any connection: idle ones end now, the others with their response.
@@ -86,18 +107,16 @@ class ProtocolLayer:
         self._retired = True
         for seat in list(self._seats.values()):
             seat.wire.post(Retire())
+        if self.lane is not None:
+            self.lane.retire()
 
     def client_connected(self, client: Client) -> None:
         """Put the top layer in place, or turn the client away."""
         if not isinstance(client.proxy_mode, ReverseMode):
             return
         try:
-            bounds, peer = self._bounds(), client.peername[0]
-            total, here = self._connections.enter(peer)
-            excess = total - bounds.connections
-            if here > bounds.per_address and not self._bounds.trusts(peer):
-                excess = max(excess, here - bounds.per_address)
-            if excess > TURNED_AWAY or self._retired:
+            excess = self.enter(client.peername[0])
+            if excess is None:
                 client.error = "too many connections"
                 return
             proxyserver = ctx.master.addons.get("proxyserver")
@@ -112,11 +131,29 @@ class ProtocolLayer:
             logger.exception("no protocol layer for a connection")
             client.error = "no protocol layer"
 
+    @property
+    def secured(self) -> bool:
+        """Whether the listener speaks TLS. Raises where the policy's files are not what they should be."""
+        return self._listener.context() is not None
+
+    def enter(self, peer: str) -> int | None:
+        """Count a client's connection. Returns by how many there are too many; None: close it without a word."""
+        bounds = self.bounds()
+        total, here = self._connections.enter(peer)
+        excess = total - bounds.connections
+        if here > bounds.per_address and not self.bounds.trusts(peer):
+            excess = max(excess, here - bounds.per_address)
+        return None if excess > TURNED_AWAY or self._retired else excess
+
+    def leave(self, peer: str) -> None:
+        """Take a client's connection off the count."""
+        self._connections.leave(peer)
+
     def _seat(self, context: Context, wire: Wire, *, exhausted: bool = False) -> Layer:
         """Make the layers of a client connection, and remember them while it is open."""
-        bounds, tls = self._bounds(), self._listener.context()
+        bounds, tls = self.bounds(), self._listener.context()
         outer = None if tls is None else ClientTls(context, tls, bounds.head_timeout)
-        inner = GatewayLayer(context, bounds, wire, self._fail_over, exhausted)
+        inner = GatewayLayer(context, bounds, wire, self.fail_over, exhausted)
         self._seats[context.client.id] = _Seat(wire, inner)
         if outer is None:
             return inner
@@ -134,7 +171,7 @@ class ProtocolLayer:
         """Take the client off the count, and see to it that its sockets are closed."""
         if not isinstance(client.proxy_mode, ReverseMode):
             return
-        self._connections.leave(client.peername[0])
+        self.leave(client.peername[0])
         seat = self._seats.get(client.id)
         if seat is None:
             return

@@ -54,7 +54,7 @@ class StreamRequest(StreamEnding):
         if flow.response is not None:
             yield from self._answer()
         elif exchange is None or not exchange.admitted or not isinstance(event, RequestBegun):
-            flow.response = _unadmitted(exchange)
+            flow.response = unadmitted(exchange)
             yield from self._answer()
         elif (gone := self._client_error_queued()) is not None:
             yield from self._on_client_error(gone)
@@ -234,7 +234,7 @@ def _without_expectation(forward: Forward) -> Forward:
     return forward if len(kept) == len(forward.fields) else replace(forward, fields=kept)
 
 
-def _unadmitted(exchange: Exchange | None) -> Response:
+def unadmitted(exchange: Exchange | None) -> Response:
     """Answer where nobody admitted and nobody denied: the chain is broken, and broken means closed."""
     detail = "The gateway could not decide on this request."
     if exchange is not None:

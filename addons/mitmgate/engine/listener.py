@@ -16,6 +16,8 @@ from mitmproxy.utils.human import format_address
 
 from mitmgate.core.reason import Reason
 from mitmgate.engine.connection import ClientConnection, LeanContext
+from mitmgate.engine.hooks import HookTable
+from mitmgate.engine.lane.front import Lane
 from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.layer_events import Retire
 from mitmgate.engine.layer_stream import GatewayStream
@@ -68,6 +70,7 @@ class Listener(Proxyserver):
         self._mode: ReverseMode | None = None
         self._server: asyncio.Server | None = None
         self._retired = False
+        self._lane: Lane | None = None
 
     async def setup_servers(self) -> bool:
         """Listen. An error is logged, and ErrorCheck ends the process."""
@@ -76,11 +79,16 @@ class Listener(Proxyserver):
             raise TypeError("serve is a reverse proxy")
         self._mode = mode
         host, port = mode.listen_host(ctx.options.listen_host), mode.listen_port(ctx.options.listen_port)
+        loop, layers = asyncio.get_running_loop(), self._layers()
+        table = ctx.master.addons
+        if layers is not None and not layers.secured and isinstance(table, HookTable):
+            layers.lane = self._lane = Lane(table, layers, mode, self._hand_over)
+        factory = self._layered if self._lane is None else self._lane.protocol
         try:
             if self._bound is not None:
-                self._server = await asyncio.start_server(self._accept, sock=self._bound, backlog=BACKLOG)
+                self._server = await loop.create_server(factory, sock=self._bound, backlog=BACKLOG)
             else:
-                self._server = await asyncio.start_server(self._accept, host, port, backlog=BACKLOG)
+                self._server = await loop.create_server(factory, host, port, backlog=BACKLOG)
         except OSError as error:
             logger.error("can't listen on %s:%s: %s", host, port, error)
             return False
@@ -93,8 +101,8 @@ class Listener(Proxyserver):
     @property
     def connected(self) -> int:
         """How many clients are connected."""
-        protocol = self._protocol()
-        return 0 if protocol is None else protocol.connected
+        layers = self._layers()
+        return 0 if layers is None else layers.connected
 
     def close(self) -> None:
         """Accept no more connections; those that are open go on."""
@@ -102,14 +110,20 @@ class Listener(Proxyserver):
             self._server.close()
             self._server = None
 
-    done = close
+    def done(self) -> None:
+        """Accept no more connections, and end those that are open."""
+        self.close()
+        if self._lane is not None:
+            self._lane.close()
 
     def retire(self) -> None:
         """Let every connection end: with its next response, which says so, or idle for LAST_CALL seconds."""
-        protocol = self._protocol()
+        protocol = self._layers()
         if protocol is not None and not self._retired:
             self._retired = True
             self._look(protocol, {})
+            if self._lane is not None:
+                self._lane.last_call(LAST_CALL)
 
     def _look(self, protocol: ProtocolLayer, idle_since: dict[str, float]) -> None:
         """Retire each connection whose next response's head can still say so, and each that has been idle too long.
@@ -133,7 +147,7 @@ class Listener(Proxyserver):
 
     def cut(self) -> int:
         """End what still runs, because patience is over; return how many requests that were."""
-        protocol = self._protocol()
+        protocol = self._layers()
         if protocol is None:
             return 0
         count = 0
@@ -144,12 +158,23 @@ class Listener(Proxyserver):
                     stream.exchange.failure = Reason.GATEWAY_STOPPING
         for exchange in protocol.lasting:
             protocol.cut(exchange, Reason.GATEWAY_STOPPING)
-        return count
+        return count if self._lane is None else count + self._lane.cut_all(Reason.GATEWAY_STOPPING)
 
     @staticmethod
-    def _protocol() -> ProtocolLayer | None:
+    def _layers() -> ProtocolLayer | None:
         addons = traverse(ctx.master.addons.chain)
         return next((addon for addon in addons if isinstance(addon, ProtocolLayer)), None)
+
+    def _layered(self) -> asyncio.StreamReaderProtocol:
+        """Make the protocol of a connection that is mitmproxy's layers' from its first byte."""
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._accept)
+
+    def _hand_over(self, transport: asyncio.Transport, received: bytes) -> None:
+        """Take a connection from the lane. received: what has come of its current request."""
+        protocol = self._layered()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(received)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = ClientConnection(ctx.master, reader, writer, ctx.options, self._mode)

@@ -39,10 +39,14 @@ class RequestReader:
     before it is answered. After a Refusal it reads nothing more.
     """
 
-    __slots__ = ("_body", "_bounds", "_buffer", "_scanned", "_state")
+    __slots__ = ("_body", "_bounds", "_buffer", "_scanned", "_state", "received")
+
+    received: bytes
+    """All bytes of the current request so far, where it asks for an upgrade: for whoever speaks what comes next."""
 
     def __init__(self, bounds: Bounds) -> None:
         """bounds: head, fields and target are looked at."""
+        self.received = b""
         self._bounds = bounds
         self._buffer = bytearray()
         self._scanned = 0
@@ -119,6 +123,8 @@ class RequestReader:
             self._state = _State.FAILED
             return [head]
         events: list[RequestEvent] = [head]
+        if b"upgrade" in head.headers:
+            self.received = data
         if head.body == 0:
             self._state = _State.DONE
             events.append(END)

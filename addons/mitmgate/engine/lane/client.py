@@ -1,0 +1,429 @@
+"""The client's side: reads requests strictly, writes responses, and ends connections so that answers arrive.
+
+    READING → (answered, and both sides want to go on) → READING
+    READING → (answered before the request was read, or after a refusal) → LINGERING → closed
+    READING → (a request for an upgrade) → handed over to mitmproxy's layers
+
+Lingering is what engine/layer_http1_server.py says it is.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.http import Headers, Response
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from mitmgate.core.headers import Headers as CoreHeaders
+from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1.reader import RequestEvent
+from mitmgate.core.http1.target import split_target
+from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.reason import Reason
+from mitmgate.engine.lane.deadline import Deadline
+from mitmgate.engine.lane.transit import Transit, Ways
+from mitmgate.engine.layer_http1_server import CONTINUE, LINGER_BYTES, LINGER_SECONDS
+from mitmgate.engine.layer_request import new_request
+from mitmgate.engine.layer_wire import FLUSH_SECONDS
+
+logger = logging.getLogger(__name__)
+
+QUEUE: Final = 64 * 1024
+"""Bytes of pipelined requests that may wait for the current response; then the socket is not read."""
+_BODILESS: Final = frozenset({204, 304})
+_PLACEHOLDER: Final = b"-"
+_NO_HEADERS: Final = CoreHeaders(())
+
+
+class Front(Protocol):
+    """What a connection asks of the lane."""
+
+    ways: Ways
+    mode: ReverseMode
+    buffer: memoryview
+
+    def enter(self, client: "LaneClient", peer: str) -> int | None:
+        """Count the connection. Returns by how many there are too many; None: close it."""
+        ...
+
+    def leave(self, client: "LaneClient", peer: str) -> None:
+        """Take the connection off the count."""
+        ...
+
+    def hand_over(self, client: "LaneClient", transport: asyncio.Transport, received: bytes) -> None:
+        """Give the connection to mitmproxy's layers, with what was received of its current request."""
+        ...
+
+
+class Phase(Enum):
+    """What is done with bytes that come."""
+
+    READING = auto()
+    LINGERING = auto()
+    CLOSED = auto()
+
+
+class Hold:
+    """Why a client's socket is not read; several can hold at once."""
+
+    TRANSIT: Final = 1  # the current request can't take more of its body
+    PIPELINE: Final = 2  # enough of the next requests is there
+    STALLED: Final = 4  # the client does not read its answers
+
+
+class LaneClient(asyncio.BufferedProtocol):
+    """A client's connection. One request at a time; what is pipelined waits in the reader."""
+
+    def __init__(self, front: Front, bounds: Bounds) -> None:
+        """bounds: of the policy in force when the client connected."""
+        self._front = front
+        self._buffer = front.buffer
+        self._bounds = bounds
+        self._reader = RequestReader(bounds)
+        self._deadline = Deadline(front.ways.loop, self._expired)
+        self._transport: asyncio.Transport | None = None
+        self._peer = ""
+        self._phase = Phase.READING
+        self._head: RequestHead | None = None
+        self._responding = False  # a final head was sent for the current request
+        self._close = False  # the connection ends with the current response
+        self._chunked = False
+        self._until_close = False
+        self._bodiless = False
+        self._gone = False
+        self._discarded = 0
+        self._holds = 0
+        self._stalled = False  # the next request waits until the client has read the last answer
+        self.congested = False
+        self.connection: Client
+        self.transit: Transit | None = None
+
+    # What the transport does.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, or turn the client away."""
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a stream transport is wanted")
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if peer is None or own is None:  # reset before it was accepted
+            self._phase = Phase.CLOSED
+            transport.abort()
+            return
+        self._transport = transport
+        self._peer = peer[0]
+        self.connection = Client(
+            peername=peer,
+            sockname=own,
+            timestamp_start=time.time(),
+            state=ConnectionState.OPEN,
+            proxy_mode=self._front.mode,
+        )
+        excess = self._front.enter(self, self._peer)
+        if excess is None:
+            self.end()
+        elif excess > 0:
+            self._guarded(self._refuse, Refusal(Reason.CONNECTIONS_EXHAUSTED, "Too many clients are connected."))
+        else:
+            self._deadline.set(self._bounds.idle_timeout)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the shared buffer."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take bytes of requests."""
+        try:
+            if self._phase is Phase.READING:
+                reader = self._reader
+                idle = reader.idle
+                self._take(reader.feed(bytes(self._buffer[:nbytes])))
+                if self._phase is not Phase.READING:
+                    return
+                if self._head is None:
+                    if idle and not reader.idle:
+                        self._deadline.set(self._bounds.head_timeout)
+                elif reader.pending > QUEUE:
+                    self._hold(Hold.PIPELINE)
+            elif self._phase is Phase.LINGERING:
+                self._discarded += nbytes
+                if self._discarded > LINGER_BYTES:
+                    self._end()
+        except Exception:
+            self._broken()
+
+    def eof_received(self) -> bool:
+        """Take the end of what the client sends. It may still read: an answer that is owed is sent."""
+        self._gone = True
+        self._guarded(self._closed)
+        return self._phase is not Phase.CLOSED
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        self._gone = True
+        transit = self.transit
+        if transit is not None:
+            self._guarded(transit.client_gone)
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        self.connection.state = ConnectionState.CLOSED
+        self.connection.timestamp_end = time.time()
+        self._front.leave(self, self._peer)
+
+    def pause_writing(self) -> None:
+        """Slow down what is written: the client does not read."""
+        self.congested = True
+        if self.transit is not None:
+            self.transit.client_congested(True)
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self.congested = False
+        if self.transit is not None:
+            self.transit.client_congested(False)
+        elif self._stalled:
+            self._stalled = False
+            self._release(Hold.STALLED)
+            self._guarded(self._next)
+
+    # Reading.
+
+    def hold_for_transit(self, held: bool) -> None:
+        """Stop, or go on, reading the current request's body."""
+        if held:
+            self._hold(Hold.TRANSIT)
+        else:
+            self._release(Hold.TRANSIT)
+
+    def _hold(self, reason: int) -> None:
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._holds |= reason
+
+    def _release(self, reason: int) -> None:
+        if self._holds & reason:
+            self._holds &= ~reason
+            if not self._holds and self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def _guarded[**P](self, action: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            action(*arguments, **named)
+        except Exception:
+            self._broken()
+
+    def _broken(self) -> None:
+        """End what a defect of ours has broken."""
+        logger.exception("a connection is closed because of a defect")
+        transit, self.transit = self.transit, None
+        if transit is not None:
+            transit.crashed()
+        self.end()
+
+    def _take(self, taken: list[RequestEvent]) -> None:
+        for event in taken:
+            if self._phase is not Phase.READING:
+                return
+            if isinstance(event, RequestHead):
+                self._begin(event)
+            elif event is END:
+                if self.transit is not None:
+                    self.transit.body_end()
+            elif isinstance(event, bytes):
+                if self.transit is not None:
+                    self.transit.body(event)
+            elif isinstance(event, Refusal):
+                if self._head is None:
+                    self._refuse(event)
+                else:
+                    self._close = True
+                    if self.transit is not None:
+                        self.transit.body_refused(event)
+
+    def _begin(self, head: RequestHead) -> None:
+        if b"upgrade" in head.headers and self._transport is not None:
+            self._leave_lane(self._transport)
+            return
+        self._deadline.clear()
+        target = head.target
+        authority = b""
+        if not target.startswith(b"/"):
+            split = split_target(target)
+            if split.scheme and split.scheme != b"http":
+                detail = "The request target names another scheme than the connection has."
+                self._refuse(Refusal(Reason.TARGET_INVALID, detail, head.method, target))
+                return
+            target, authority = split.path, split.authority
+        self._head = head
+        request = new_request(
+            head.method, target, head.version.encode("ascii"), Headers(head.headers.fields), b"http", authority
+        )
+        self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
+        transit.begin(request, head, None)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Let the chain answer bytes that are no request, and end the connection with that answer."""
+        self._deadline.clear()
+        self._close = True
+        method, target = refusal.method or _PLACEHOLDER, refusal.target or _PLACEHOLDER
+        self._head = RequestHead(method, target, "HTTP/1.1", _NO_HEADERS, 0, False, False)
+        request = new_request(method, target, b"HTTP/1.1", Headers(refusal.fields), b"http")
+        self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
+        transit.begin(request, None, refusal)
+
+    def _leave_lane(self, transport: asyncio.Transport) -> None:
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        self._transport = None
+        if self._holds:
+            transport.resume_reading()
+        self._front.leave(self, self._peer)
+        self._front.hand_over(self, transport, self._reader.received)
+
+    def _closed(self) -> None:
+        missing = self._reader.eof() if self._phase is Phase.READING else None
+        if self._head is None and missing is not None:
+            self._refuse(missing)
+        elif self._head is None or self._phase is not Phase.READING:
+            self._end()
+        elif self.transit is not None:
+            self.transit.client_gone()
+
+    def _expired(self) -> None:
+        if self.transit is not None:
+            self._guarded(self.transit.expired)
+        elif self._phase is Phase.LINGERING or self._reader.idle or self._stalled:
+            self._end()
+        elif self._head is None:
+            seconds = self._bounds.head_timeout
+            self._guarded(self._refuse, Refusal(Reason.HEAD_TIMEOUT, f"The head did not arrive within {seconds:g} s."))
+
+    def retire(self) -> None:
+        """End the connection: now where it waits for a request, else with the response."""
+        self._close = True
+        if self._phase is Phase.READING and self._head is None and self._reader.idle:
+            self._end()
+
+    # Writing.
+
+    def ask_for_body(self) -> None:
+        """Send the 100 that the client waits for."""
+        if self._transport is not None:
+            self._transport.write(CONTINUE)
+
+    def send_head(self, response: Response, length: int | None, body: bytes | None, *, close: bool = False) -> None:
+        """Send a response's head. length: of its body; None: not known. body: the whole body; None: it follows."""
+        head, transport = self._head, self._transport
+        if head is None or transport is None:
+            return
+        status = response.data.status_code
+        self._responding = True
+        self._bodiless = bodiless = head.method == b"HEAD" or status in _BODILESS
+        self._chunked = length is None and head.version == "HTTP/1.1" and not bodiless
+        self._until_close = length is None and not self._chunked and not bodiless
+        if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
+            self._close = True
+        received = response.data.headers.fields
+        fields = end_to_end(received)
+        if bodiless:
+            if status != 204:
+                fields += tuple(field for field in received if field[0].lower() == b"content-length")[:1]
+        elif self._chunked:
+            fields += ((b"Transfer-Encoding", b"chunked"),)
+        elif length is not None:
+            fields += ((b"Content-Length", b"%d" % length),)
+        if self._close:
+            fields += ((b"Connection", b"close"),)
+        raw = response_head(status, fields)
+        if raw is None:  # an addon put a line end into a field: nothing of it leaves
+            self._close = True
+            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
+            self._bodiless, self._chunked, body = True, False, None
+        transport.write(raw + body if body and not self._bodiless else raw)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        if data and not self._bodiless and self._transport is not None:
+            self._transport.write(chunk(data) if self._chunked else data)
+
+    def finish(self) -> None:
+        """End the response, and go on with the next request or end the connection so that the answer can be read."""
+        if self._chunked and not self._bodiless and self._transport is not None:
+            self._transport.write(chunk(b""))
+        self._chunked = False
+        self.transit = None
+        if self._phase is not Phase.READING:
+            return
+        reader, transport = self._reader, self._transport
+        if not self._close and reader.complete:
+            self._head = None
+            self._responding = False
+            self._deadline.set(self._bounds.idle_timeout)
+            if self.congested:
+                self._stalled = True
+                self._hold(Hold.STALLED)
+            elif reader.pending or self._holds:
+                self._front.ways.loop.call_soon(self._next_soon)
+            else:
+                reader.next()
+            return
+        unread = not reader.complete or reader.pending
+        if self._gone or not unread or transport is None or transport.is_closing():
+            self._end()
+            return
+        self._phase = Phase.LINGERING
+        if self._holds:
+            self._holds = 0
+            transport.resume_reading()
+        self._deadline.set(LINGER_SECONDS)
+        transport.write_eof()
+
+    def break_off(self) -> None:
+        """End the connection inside a response, so that the client can't take it for complete."""
+        transport = self._transport
+        self.transit = None
+        if self._responding and self._until_close and transport is not None:
+            endpoint = transport.get_extra_info("socket")
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.end()
+        else:
+            self._end()
+
+    def _next_soon(self) -> None:
+        if self._phase is Phase.READING and self._head is None and not self._stalled:
+            self._guarded(self._next)
+
+    def _next(self) -> None:
+        """Go on to the next request, of which bytes may be there."""
+        self._take(self._reader.next())
+        if self._phase is Phase.READING:
+            self._release(Hold.PIPELINE)
+            if self._head is None and not self._reader.idle:
+                self._deadline.set(self._bounds.head_timeout)
+
+    def end(self) -> None:
+        """End the connection, now; what the current request came to is recorded when the socket is closed."""
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        transport = self._transport
+        if transport is None:
+            return
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._front.ways.loop.call_later(FLUSH_SECONDS, transport.abort)

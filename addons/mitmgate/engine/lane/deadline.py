@@ -1,0 +1,60 @@
+"""A deadline that is moved at every request, on a timer that is not."""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+SLACK: Final = 0.002  # seconds; a timer may fire this much early, for want of finer clocks
+
+
+class Deadline:
+    """Call `action` once, when the time that was set last has come.
+
+    A timer of the event loop is made only where none fires early enough; one that fires too early looks when it is
+    wanted next. So a connection that is kept busy costs no timer a request.
+    """
+
+    __slots__ = ("_action", "_due", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+        """action: called without arguments; it may set the deadline anew."""
+        self._loop = loop
+        self._action = action
+        self._due = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        """Expire in so many seconds, instead of when it was to expire."""
+        self.at(self._loop.time() + seconds)
+
+    def at(self, due: float) -> None:
+        """Expire at a time of the loop's clock."""
+        self._due = due
+        timer = self._timer
+        if timer is None:
+            self._timer = self._loop.call_at(due, self._fire)
+        elif timer.when() > due:
+            timer.cancel()
+            self._timer = self._loop.call_at(due, self._fire)
+
+    def clear(self) -> None:
+        """Don't expire."""
+        self._due = inf
+
+    def close(self) -> None:
+        """Don't expire, and let go of the timer: the owner has ended."""
+        self._due = inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._due == inf:
+            return
+        if self._due > self._loop.time() + SLACK:
+            self._timer = self._loop.call_at(self._due, self._fire)
+            return
+        self._due = inf
+        self._action()

@@ -1,0 +1,80 @@
+"""The lane of one process: its clients, its pool, and the way out to mitmproxy's layers."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from mitmgate.core.reason import Reason
+from mitmgate.engine.hooks import HookTable
+from mitmgate.engine.lane.client import LaneClient
+from mitmgate.engine.lane.pool import UpstreamPool
+from mitmgate.engine.lane.transit import Ways
+from mitmgate.engine.lane.upstream import READ_BYTES
+from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.stages.exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+
+class Lane:
+    """Makes the protocol of every connection that is accepted, and knows those that are open."""
+
+    def __init__(
+        self,
+        table: HookTable,
+        layers: ProtocolLayer,
+        mode: ReverseMode,
+        hand_over: Callable[[asyncio.Transport, bytes], None],
+    ) -> None:
+        """layers: counts clients, and has the bounds. hand_over: gives a connection to them, with its first bytes."""
+        self.mode = mode
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.clients: set[LaneClient] = set()
+        self._layers = layers
+        self._hand_over = hand_over
+        pool = UpstreamPool(table, layers.bounds, self.buffer)
+        self.ways = Ways(asyncio.get_running_loop(), table, pool, layers.fail_over)
+
+    def protocol(self) -> LaneClient:
+        """Make the protocol of a new connection."""
+        return LaneClient(self, self._layers.bounds())
+
+    def enter(self, client: LaneClient, peer: str) -> int | None:
+        """Count the connection. Returns by how many there are too many; None: close it."""
+        self.clients.add(client)
+        return self._layers.enter(peer)
+
+    def leave(self, client: LaneClient, peer: str) -> None:
+        """Take the connection off the count."""
+        self.clients.discard(client)
+        self._layers.leave(peer)
+
+    def hand_over(self, client: LaneClient, transport: asyncio.Transport, received: bytes) -> None:
+        """Give the connection to mitmproxy's layers, with what was received of its current request."""
+        self._hand_over(transport, received)
+
+    @property
+    def lasting(self) -> list[Exchange]:
+        """The exchanges that outlive their decision: streamed responses."""
+        transits = [client.transit for client in self.clients if client.transit is not None and client.transit.lasts]
+        return [transit.exchange for transit in transits if transit.exchange is not None]
+
+    def cut(self, exchange: Exchange, reason: Reason) -> None:
+        """End an exchange that lasts, because what admitted it no longer holds."""
+        for client in list(self.clients):
+            if client.transit is not None and client.transit.exchange is exchange:
+                client.transit.cut(reason)
+
+    def retire(self) -> None:
+        """Take no further request on any connection: idle ones end now, the others with their response."""
+        self.ways.pool.close()
+        for client in list(self.clients):
+            client.retire()
+
+    def close(self) -> None:
+        """End every connection now."""
+        self.ways.pool.close()
+        for client in list(self.clients):
+            client.end()

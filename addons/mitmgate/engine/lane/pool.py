@@ -1,0 +1,136 @@
+"""The pool of upstream connections, shared by all clients of a process."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHookData
+
+from mitmgate.core.http1 import Bounds
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.engine.hooks import HookTable
+from mitmgate.engine.lane.tls import server_name, upstream_context
+from mitmgate.engine.lane.upstream import Key, LaneUpstream
+from mitmgate.engine.layer_connection import FRESH_SECONDS
+
+IDLE_SECONDS: Final = 4.0
+"""How long an idle connection is kept where the upstream does not say: many servers close theirs after 5 s."""
+LONGEST_IDLE: Final = 60.0
+"""How long it is kept at most, whatever the upstream says."""
+MARGIN: Final = 1.0
+"""So much earlier than the upstream says, so that it does not close a connection while a request is on its way."""
+KEPT: Final = 256
+"""Idle connections to one endpoint."""
+
+
+class Unreachable(Exception):  # noqa: N818  # the requester asks another endpoint: no error of the program
+    """The endpoint could not be connected to; the reason is UPSTREAM_UNREACHABLE or UPSTREAM_TIMEOUT."""
+
+    def __init__(self, reason: Reason) -> None:
+        """reason: for the response, and the audit event."""
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class UpstreamPool:
+    """Idle connections by endpoint, the one used last first.
+
+    A connection is here only where the exchange before was complete on both sides and nothing has come since: it is
+    read all the time, and one that is closed, or says anything, is dropped at that moment.
+    """
+
+    def __init__(self, table: HookTable, bounds: Callable[[], Bounds], buffer: memoryview) -> None:
+        """table: `server_connect` may refuse an address. buffer: what sockets are read into."""
+        self._table = table
+        self._bounds = bounds
+        self._buffer = buffer
+        self._idle: dict[Key, list[LaneUpstream]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> LaneUpstream | None:
+        """Return an idle connection. One that may be stale is only for a request that can be sent again."""
+        idle = self._idle.get((endpoint, tls))
+        if not idle:
+            return None
+        if not idempotent and idle[-1].idle_since < time.monotonic() - FRESH_SECONDS:
+            return None
+        return idle.pop()
+
+    async def open(self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client) -> LaneUpstream:
+        """Open a connection in `within` seconds, TLS included. Raises Unreachable."""
+        server = Server(address=(endpoint.host, endpoint.port))
+        asked = self._table.start(ServerConnectHook(ServerConnectionHookData(server, client)))
+        if asked is not None:
+            await asked
+        if server.error is not None:
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE)
+        loop = asyncio.get_running_loop()
+        connection = LaneUpstream(self, (endpoint, tls), self._bounds(), self._buffer, server)
+        secured = endpoint.scheme == "https"
+        server.timestamp_start = time.time()
+        try:
+            async with asyncio.timeout(within):
+                transport, _ = await loop.create_connection(
+                    lambda: connection,
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=upstream_context(tls) if secured else None,
+                    server_hostname=server_name(endpoint, tls) if secured else None,
+                )
+        except TimeoutError as error:
+            raise Unreachable(Reason.UPSTREAM_TIMEOUT) from error
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE) from error
+        server.timestamp_tcp_setup = time.time()
+        server.state = ConnectionState.OPEN
+        server.peername, server.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        server.tls = secured
+        return connection
+
+    def keep(self, connection: LaneUpstream) -> None:
+        """Take a connection on which both messages are complete."""
+        idle = self._idle.setdefault(connection.key, [])
+        if len(idle) >= KEPT:
+            idle.pop(0).abandon()
+        idle.append(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old)
+
+    def drop(self, connection: LaneUpstream) -> None:
+        """Forget a connection that is closed."""
+        idle = self._idle.get(connection.key)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for idle in list(self._idle.values()):
+            for connection in list(idle):
+                connection.abandon()
+        self._idle.clear()
+
+    @property
+    def size(self) -> int:
+        """How many connections are idle."""
+        return sum(map(len, self._idle.values()))
+
+    def _close_old(self) -> None:
+        now = time.monotonic()
+        for key, idle in list(self._idle.items()):
+            for connection in [one for one in idle if one.idle_since + _kept(one) <= now]:
+                connection.abandon()
+            if not idle:
+                del self._idle[key]
+        self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old) if self._idle else None
+
+
+def _kept(connection: LaneUpstream) -> float:
+    said = connection.keep_seconds
+    return IDLE_SECONDS if said is None else min(LONGEST_IDLE, max(0.0, said - MARGIN))

@@ -1,0 +1,253 @@
+"""A connection to an endpoint: one request, then its response, then perhaps another client's next."""
+
+import asyncio
+import logging
+import time
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from mitmproxy.connection import Server
+
+from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk
+from mitmgate.core.http1.reader import ResponseEvent
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint, UpstreamTls
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES: Final = 64 * 1024
+"""What is read from a socket at once."""
+
+
+type Key = tuple[Endpoint, UpstreamTls | None]
+"""What a connection can be used for again."""
+
+
+class Phase(Enum):
+    """IDLE: another request can be sent. OPENED: not used yet, and already somebody's."""
+
+    OPENED = auto()
+    IDLE = auto()
+    BUSY = auto()
+    CLOSED = auto()
+
+
+class Recipient(Protocol):
+    """Who sent the request, and takes what comes back. Nothing is called after `upstream_failed` or `response_end`."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Take the head."""
+        ...
+
+    def response_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+        ...
+
+    def response_end(self) -> None:
+        """Take the end of the response."""
+        ...
+
+    def upstream_failed(self, reason: Reason, *, untouched: bool, stale: bool) -> None:
+        """Take the failure. untouched: no byte of a response came. stale: the connection had served before."""
+        ...
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Stop, or go on, sending the request's body."""
+        ...
+
+    def broken(self) -> None:
+        """End because of a defect."""
+        ...
+
+
+class Keeper(Protocol):
+    """The pool that a connection goes back to."""
+
+    def keep(self, connection: "LaneUpstream") -> None:
+        """Take a connection on which both messages are complete."""
+        ...
+
+    def drop(self, connection: "LaneUpstream") -> None:
+        """Forget a connection that is closed."""
+        ...
+
+
+class LaneUpstream(asyncio.BufferedProtocol):
+    """HTTP/1.1 towards an endpoint."""
+
+    def __init__(self, pool: Keeper, key: Key, bounds: Bounds, buffer: memoryview, server: Server) -> None:
+        """buffer: shared by all connections; what is read into it is taken out at once."""
+        self.key = key
+        self.server = server
+        self.idle_since = 0.0
+        self.keep_seconds: float | None = None  # what the upstream says it waits for a next request
+        self.phase = Phase.OPENED
+        self._pool = pool
+        self._bounds = bounds
+        self._buffer = buffer
+        self._transport: asyncio.Transport | None = None
+        self._recipient: Recipient | None = None
+        self._reader = ResponseReader(b"GET", bounds)
+        self._served = 0
+        self._chunked = False
+        self._request_done = False
+        self._keep_alive = True
+        self._held = False
+        self.congested = False
+
+    # What the transit does.
+
+    def send(self, recipient: Recipient, method: bytes, head: bytes, content: bytes | None, *, chunked: bool) -> None:
+        """Send a request. content: the whole body; None: it follows in parts."""
+        self.phase = Phase.BUSY
+        self._recipient = recipient
+        self._reader = ResponseReader(method, self._bounds)
+        self._served += 1
+        self._chunked = chunked
+        self._request_done = content is not None
+        if self._transport is not None:
+            self._transport.write(head + content if content else head)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        if self.phase is Phase.BUSY and self._transport is not None:
+            self._transport.write(chunk(data) if self._chunked else data)
+
+    def end_body(self) -> None:
+        """Send the end of the body."""
+        self._request_done = True
+        if self._chunked and self.phase is Phase.BUSY and self._transport is not None:
+            self._transport.write(chunk(b""))
+
+    def abandon(self) -> None:
+        """Close the connection, which has an unfinished exchange on it."""
+        self._recipient = None
+        self._end()
+
+    def hold(self, held: bool) -> None:
+        """Stop, or go on, reading the response: its client is slow."""
+        if held is not self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = held
+            if held:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # What the transport does.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the shared buffer."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take bytes of the response."""
+        if self.phase is Phase.BUSY:
+            self._take(self._reader.feed(bytes(self._buffer[:nbytes])))
+        else:
+            self._end()  # bytes that answer nothing: nobody can say what comes next
+
+    def eof_received(self) -> bool:
+        """Take the end of what the upstream sends; the connection is of no more use."""
+        self._lost()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection."""
+        self._lost()
+        self._transport = None
+
+    def pause_writing(self) -> None:
+        """Slow the request's body down."""
+        self.congested = True
+        if self._recipient is not None:
+            self._recipient.upstream_congested(True)
+
+    def resume_writing(self) -> None:
+        """Let the request's body go on."""
+        self.congested = False
+        if self._recipient is not None:
+            self._recipient.upstream_congested(False)
+
+    def _take(self, taken: list[ResponseEvent]) -> None:
+        recipient = None
+        try:
+            for event in taken:
+                recipient = self._recipient
+                if self.phase is not Phase.BUSY or recipient is None:
+                    return
+                if isinstance(event, bytes):
+                    recipient.response_body(event)
+                elif isinstance(event, ResponseHead):
+                    if event.status == 101:  # whoever asks for an upgrade is not in this lane
+                        self._fail(Reason.UPSTREAM_MALFORMED)
+                        return
+                    self._keep_alive = event.keep_alive
+                    if b"keep-alive" in event.headers:
+                        self.keep_seconds = _timeout(event.headers.one(b"keep-alive") or b"")
+                    recipient.response_head(event)
+                elif event is END:
+                    self._finish()
+                elif isinstance(event, Refusal):
+                    self._fail(event.reason)
+        except Exception:
+            logger.exception("an upstream connection is closed because of a defect")
+            self.abandon()
+            if recipient is not None:
+                recipient.broken()
+
+    def _finish(self) -> None:
+        """Keep the connection only where both messages are complete and nothing follows them."""
+        recipient, self._recipient = self._recipient, None
+        transport = self._transport
+        if (
+            self._keep_alive
+            and self._request_done
+            and not self._reader.pending
+            and transport is not None
+            and not transport.is_closing()
+        ):
+            self.hold(False)
+            self.phase = Phase.IDLE
+            self.idle_since = time.monotonic()
+            self._pool.keep(self)
+        else:
+            self._end()
+        if recipient is not None:
+            recipient.response_end()
+
+    def _lost(self) -> None:
+        if self.phase is Phase.BUSY:
+            self._take(self._reader.eof())
+        self._end()
+
+    def _fail(self, reason: Reason) -> None:
+        recipient, self._recipient = self._recipient, None
+        self._end()
+        if recipient is not None:
+            recipient.upstream_failed(reason, untouched=not self._reader.started, stale=self._served > 1)
+
+    def _end(self) -> None:
+        idle = self.phase is Phase.IDLE
+        self.phase = Phase.CLOSED
+        if idle:
+            self._pool.drop(self)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            if transport.get_write_buffer_size():
+                transport.abort()
+            else:
+                transport.close()
+
+
+def _timeout(value: bytes) -> float | None:
+    """Read `Keep-Alive: timeout=N` (RFC 2068, section 19.7.1.1, which everybody still sends)."""
+    for part in value.split(b","):
+        name, _, number = part.strip().partition(b"=")
+        if name.lower() == b"timeout" and number.isdigit() and len(number) < 7:
+            return float(number)
+    return None

@@ -9,34 +9,29 @@ Lingering is what engine/layer_http1_server.py says it is.
 
 import asyncio
 import logging
-import socket
-import struct
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Final, Protocol
 
 from mitmproxy.connection import Client, ConnectionState
-from mitmproxy.http import Headers, Response
+from mitmproxy.http import Headers
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from mitmgate.core.headers import Headers as CoreHeaders
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, chunk
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
-from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.deadline import Deadline
-from mitmgate.engine.lane.transit import Transit, Ways
-from mitmgate.engine.layer_http1_server import CONTINUE, LINGER_BYTES, LINGER_SECONDS
+from mitmgate.engine.lane.answering import Answering, Hold, Phase
+from mitmgate.engine.lane.transit import Transit
+from mitmgate.engine.lane.waiting import Ways
+from mitmgate.engine.layer_http1_server import LINGER_BYTES, LINGER_SECONDS
 from mitmgate.engine.layer_request import new_request
-from mitmgate.engine.layer_wire import FLUSH_SECONDS
 
 logger = logging.getLogger(__name__)
 
 QUEUE: Final = 64 * 1024
 """Bytes of pipelined requests that may wait for the current response; then the socket is not read."""
-_BODILESS: Final = frozenset({204, 304})
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 
@@ -61,50 +56,18 @@ class Front(Protocol):
         ...
 
 
-class Phase(Enum):
-    """What is done with bytes that come."""
-
-    READING = auto()
-    LINGERING = auto()
-    CLOSED = auto()
-
-
-class Hold:
-    """Why a client's socket is not read; several can hold at once."""
-
-    TRANSIT: Final = 1  # the current request can't take more of its body
-    PIPELINE: Final = 2  # enough of the next requests is there
-    STALLED: Final = 4  # the client does not read its answers
-
-
-class LaneClient(asyncio.BufferedProtocol):
+class LaneClient(Answering):
     """A client's connection. One request at a time; what is pipelined waits in the reader."""
 
     def __init__(self, front: Front, bounds: Bounds) -> None:
         """bounds: of the policy in force when the client connected."""
+        super().__init__(front.ways.loop, bounds)
         self._front = front
         self._buffer = front.buffer
-        self._bounds = bounds
-        self._reader = RequestReader(bounds)
-        self._deadline = Deadline(front.ways.loop, self._expired)
-        self._transport: asyncio.Transport | None = None
         self._peer = ""
-        self._phase = Phase.READING
-        self._head: RequestHead | None = None
-        self._responding = False  # a final head was sent for the current request
-        self._close = False  # the connection ends with the current response
-        self._chunked = False
-        self._until_close = False
-        self._bodiless = False
-        self._gone = False
         self._discarded = 0
-        self._holds = 0
         self._stalled = False  # the next request waits until the client has read the last answer
         self.congested = False
-        self.connection: Client
-        self.transit: Transit | None = None
-
-    # What the transport does.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or turn the client away."""
@@ -194,25 +157,12 @@ class LaneClient(asyncio.BufferedProtocol):
             self._release(Hold.STALLED)
             self._guarded(self._next)
 
-    # Reading.
-
     def hold_for_transit(self, held: bool) -> None:
         """Stop, or go on, reading the current request's body."""
         if held:
             self._hold(Hold.TRANSIT)
         else:
             self._release(Hold.TRANSIT)
-
-    def _hold(self, reason: int) -> None:
-        if not self._holds and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-        self._holds |= reason
-
-    def _release(self, reason: int) -> None:
-        if self._holds & reason:
-            self._holds &= ~reason
-            if not self._holds and self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
 
     def _guarded[**P](self, action: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         try:
@@ -312,48 +262,6 @@ class LaneClient(asyncio.BufferedProtocol):
         if self._phase is Phase.READING and self._head is None and self._reader.idle:
             self._end()
 
-    # Writing.
-
-    def ask_for_body(self) -> None:
-        """Send the 100 that the client waits for."""
-        if self._transport is not None:
-            self._transport.write(CONTINUE)
-
-    def send_head(self, response: Response, length: int | None, body: bytes | None, *, close: bool = False) -> None:
-        """Send a response's head. length: of its body; None: not known. body: the whole body; None: it follows."""
-        head, transport = self._head, self._transport
-        if head is None or transport is None:
-            return
-        status = response.data.status_code
-        self._responding = True
-        self._bodiless = bodiless = head.method == b"HEAD" or status in _BODILESS
-        self._chunked = length is None and head.version == "HTTP/1.1" and not bodiless
-        self._until_close = length is None and not self._chunked and not bodiless
-        if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
-            self._close = True
-        received = response.data.headers.fields
-        fields = end_to_end(received)
-        if bodiless:
-            if status != 204:
-                fields += tuple(field for field in received if field[0].lower() == b"content-length")[:1]
-        elif self._chunked:
-            fields += ((b"Transfer-Encoding", b"chunked"),)
-        elif length is not None:
-            fields += ((b"Content-Length", b"%d" % length),)
-        if self._close:
-            fields += ((b"Connection", b"close"),)
-        raw = response_head(status, fields)
-        if raw is None:  # an addon put a line end into a field: nothing of it leaves
-            self._close = True
-            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
-            self._bodiless, self._chunked, body = True, False, None
-        transport.write(raw + body if body and not self._bodiless else raw)
-
-    def send_body(self, data: bytes) -> None:
-        """Send a part of the body."""
-        if data and not self._bodiless and self._transport is not None:
-            self._transport.write(chunk(data) if self._chunked else data)
-
     def finish(self) -> None:
         """End the response, and go on with the next request or end the connection so that the answer can be read."""
         if self._chunked and not self._bodiless and self._transport is not None:
@@ -371,7 +279,7 @@ class LaneClient(asyncio.BufferedProtocol):
                 self._stalled = True
                 self._hold(Hold.STALLED)
             elif reader.pending or self._holds:
-                self._front.ways.loop.call_soon(self._next_soon)
+                self._loop.call_soon(self._next_soon)
             else:
                 reader.next()
             return
@@ -386,17 +294,6 @@ class LaneClient(asyncio.BufferedProtocol):
         self._deadline.set(LINGER_SECONDS)
         transport.write_eof()
 
-    def break_off(self) -> None:
-        """End the connection inside a response, so that the client can't take it for complete."""
-        transport = self._transport
-        self.transit = None
-        if self._responding and self._until_close and transport is not None:
-            endpoint = transport.get_extra_info("socket")
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.end()
-        else:
-            self._end()
-
     def _next_soon(self) -> None:
         if self._phase is Phase.READING and self._head is None and not self._stalled:
             self._guarded(self._next)
@@ -408,22 +305,3 @@ class LaneClient(asyncio.BufferedProtocol):
             self._release(Hold.PIPELINE)
             if self._head is None and not self._reader.idle:
                 self._deadline.set(self._bounds.head_timeout)
-
-    def end(self) -> None:
-        """End the connection, now; what the current request came to is recorded when the socket is closed."""
-        self._phase = Phase.CLOSED
-        self._deadline.close()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _end(self) -> None:
-        if self._phase is Phase.CLOSED:
-            return
-        self._phase = Phase.CLOSED
-        self._deadline.close()
-        transport = self._transport
-        if transport is None:
-            return
-        transport.close()
-        if transport.get_write_buffer_size():
-            self._front.ways.loop.call_later(FLUSH_SECONDS, transport.abort)

@@ -10,8 +10,8 @@ from mitmgate.core.reason import Reason
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.client import LaneClient
 from mitmgate.engine.lane.pool import UpstreamPool
-from mitmgate.engine.lane.transit import Ways
 from mitmgate.engine.lane.upstream import READ_BYTES
+from mitmgate.engine.lane.waiting import Ways
 from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.stages.exchange import Exchange
 

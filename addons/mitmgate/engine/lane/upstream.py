@@ -35,6 +35,8 @@ class Phase(Enum):
 class Recipient(Protocol):
     """Who sent the request, and takes what comes back. Nothing is called after `upstream_failed` or `response_end`."""
 
+    __slots__ = ()
+
     def response_head(self, head: ResponseHead) -> None:
         """Take the head."""
         ...

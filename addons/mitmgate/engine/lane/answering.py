@@ -1,0 +1,143 @@
+"""The writing half of a client's connection: responses, and the end of the connection."""
+
+import asyncio
+import socket
+import struct
+from enum import Enum, auto
+from typing import Final
+
+from mitmproxy.connection import Client
+from mitmproxy.http import Response
+
+from mitmgate.core.http1 import Bounds, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1.writer import end_to_end
+from mitmgate.engine.lane.deadline import Deadline
+from mitmgate.engine.lane.transit import Transit
+from mitmgate.engine.layer_http1_server import CONTINUE
+from mitmgate.engine.layer_wire import FLUSH_SECONDS
+
+_BODILESS: Final = frozenset({204, 304})
+
+
+class Phase(Enum):
+    """What is done with bytes that come."""
+
+    READING = auto()
+    LINGERING = auto()
+    CLOSED = auto()
+
+
+class Hold:
+    """Why a client's socket is not read; several can hold at once."""
+
+    TRANSIT: Final = 1  # the current request can't take more of its body
+    PIPELINE: Final = 2  # enough of the next requests is there
+    STALLED: Final = 4  # the client does not read its answers
+
+
+class Answering(asyncio.BufferedProtocol):
+    """Writes responses, and ends connections so that answers arrive. What reads requests is in client.py."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
+        """bounds: of the policy in force when the client connected."""
+        self._loop = loop
+        self._bounds = bounds
+        self._reader = RequestReader(bounds)
+        self._deadline = Deadline(loop, self._expired)
+        self._transport: asyncio.Transport | None = None
+        self._phase = Phase.READING
+        self._head: RequestHead | None = None
+        self._responding = False  # a final head was sent for the current request
+        self._close = False  # the connection ends with the current response
+        self._chunked = False
+        self._until_close = False
+        self._bodiless = False
+        self._gone = False  # the client sends nothing more
+        self._holds = 0
+        self.connection: Client
+        self.transit: Transit | None = None
+
+    def _expired(self) -> None:
+        """Take the passing of the deadline."""
+        raise NotImplementedError
+
+    def _hold(self, reason: int) -> None:
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._holds |= reason
+
+    def _release(self, reason: int) -> None:
+        if self._holds & reason:
+            self._holds &= ~reason
+            if not self._holds and self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def ask_for_body(self) -> None:
+        """Send the 100 that the client waits for."""
+        if self._transport is not None:
+            self._transport.write(CONTINUE)
+
+    def send_head(self, response: Response, length: int | None, body: bytes | None, *, close: bool = False) -> None:
+        """Send a response's head. length: of its body; None: not known. body: the whole body; None: it follows."""
+        head, transport = self._head, self._transport
+        if head is None or transport is None:
+            return
+        status = response.data.status_code
+        self._responding = True
+        self._bodiless = bodiless = head.method == b"HEAD" or status in _BODILESS
+        self._chunked = length is None and head.version == "HTTP/1.1" and not bodiless
+        self._until_close = length is None and not self._chunked and not bodiless
+        if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
+            self._close = True
+        received = response.data.headers.fields
+        fields = end_to_end(received)
+        if bodiless:
+            if status != 204:
+                fields += tuple(field for field in received if field[0].lower() == b"content-length")[:1]
+        elif self._chunked:
+            fields += ((b"Transfer-Encoding", b"chunked"),)
+        elif length is not None:
+            fields += ((b"Content-Length", b"%d" % length),)
+        if self._close:
+            fields += ((b"Connection", b"close"),)
+        raw = response_head(status, fields)
+        if raw is None:  # an addon put a line end into a field: nothing of it leaves
+            self._close = True
+            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
+            self._bodiless, self._chunked, body = True, False, None
+        transport.write(raw + body if body and not self._bodiless else raw)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        if data and not self._bodiless and self._transport is not None:
+            self._transport.write(chunk(data) if self._chunked else data)
+
+    def break_off(self) -> None:
+        """End the connection inside a response, so that the client can't take it for complete."""
+        transport = self._transport
+        self.transit = None
+        if self._responding and self._until_close and transport is not None:
+            endpoint = transport.get_extra_info("socket")
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.end()
+        else:
+            self._end()
+
+    def end(self) -> None:
+        """End the connection, now; what the current request came to is recorded when the socket is closed."""
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        transport = self._transport
+        if transport is None:
+            return
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._loop.call_later(FLUSH_SECONDS, transport.abort)

@@ -1,0 +1,218 @@
+"""The state of a transit, and how it waits.
+
+A hook that has to wait (a counter in Redis) suspends the transit: what comes meanwhile is queued, in order, and the
+sockets are not read beyond a bound.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mitmproxy import hooks
+from mitmproxy.connection import Client
+from mitmproxy.http import HTTPFlow, Response
+
+from mitmgate.core.http1 import Bounds
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint
+from mitmgate.engine.hooks import HookTable
+from mitmgate.engine.lane.deadline import Deadline
+from mitmgate.engine.lane.pool import UpstreamPool
+from mitmgate.engine.lane.upstream import LaneUpstream, Recipient
+from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
+from mitmgate.stages.exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What transits share. fail_over: the next endpoint after one that could not be used; None: there is none."""
+
+    loop: asyncio.AbstractEventLoop
+    table: HookTable
+    pool: UpstreamPool
+    fail_over: Callable[[Exchange], Endpoint | None]
+
+
+class Requester(Protocol):
+    """The client's side of a transit."""
+
+    connection: Client
+    congested: bool
+
+    def hold_for_transit(self, held: bool) -> None:
+        """Stop, or go on, reading the request's body."""
+        ...
+
+    def ask_for_body(self) -> None:
+        """Send the 100 that the client waits for."""
+        ...
+
+    def send_head(self, response: Response, length: int | None, body: bytes | None, *, close: bool = False) -> None:
+        """Send a response's head. length: of its body; None: not known. body: the whole body; None: it follows."""
+        ...
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        ...
+
+    def finish(self) -> None:
+        """Take the end of the response: the transit is done."""
+        ...
+
+    def break_off(self) -> None:
+        """End the connection inside a response, or before it: the transit is done."""
+        ...
+
+
+class TransitState(Recipient):
+    """What a transit knows, and its suspension."""
+
+    __slots__ = (
+        "_bounds",
+        "_client",
+        "_deadline",
+        "_delivered",
+        "_expects",
+        "_gone",
+        "_head_sent",
+        "_held",
+        "_length",
+        "_lifetime",
+        "_limit",
+        "_moved",
+        "_overdue",
+        "_queue",
+        "_queued",
+        "_quiet",
+        "_received",
+        "_replayed",
+        "_request",
+        "_request_body",
+        "_response",
+        "_response_body",
+        "_response_length",
+        "_retries",
+        "_sent",
+        "_started",
+        "_upstream",
+        "_waiting",
+        "_ways",
+        "exchange",
+        "flow",
+    )  # fmt: skip
+
+    def __init__(self, ways: Ways, client: Requester, bounds: Bounds, deadline: Deadline) -> None:
+        """deadline: the connection's, which is the transit's as long as it lasts."""
+        self._ways = ways
+        self._client = client
+        self._bounds = bounds
+        self._deadline = deadline
+        self.flow: HTTPFlow
+        self.exchange: Exchange | None = None
+        self._request = RequestPhase.WAITING
+        self._response = ResponsePhase.WAITING
+        self._request_body: list[bytes] = []
+        self._response_body: list[bytes] = []
+        self._upstream: LaneUpstream | None = None
+        self._length: int | None = 0  # of the request's body
+        self._received = 0
+        self._limit = 0  # bytes of the request's body; 0: none
+        self._started = 0.0  # when the body began
+        self._response_length: int | None = 0
+        self._quiet = 0.0  # seconds that a streamed response may pause
+        self._head_sent = False
+        self._sent = 0.0  # when the request was complete at the upstream
+        self._delivered = 0
+        self._retries = 0
+        self._moved = False  # to another endpoint than the one that the request was made for
+        self._replayed = False  # a stale connection was replaced once
+        self._expects = False
+        self._gone = False  # the client's connection has ended
+        self._waiting = False  # for a hook, or for a connection
+        self._overdue = False  # the deadline passed meanwhile
+        self._queue: deque[Callable[[], None]] | None = None
+        self._queued = 0
+        self._held = False
+        self._lifetime: asyncio.TimerHandle | None = None
+
+    def expired(self) -> None:
+        """Take the passing of the deadline."""
+        raise NotImplementedError
+
+    def _abort(self, reason: Reason) -> None:
+        raise NotImplementedError
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the response is being streamed, and so outlives its decision."""
+        return self._response is ResponsePhase.STREAMING
+
+    @property
+    def _over(self) -> bool:
+        return self._response is ResponsePhase.DONE or self._request is RequestPhase.DROPPED
+
+    def _hook(self, hook: hooks.Hook, then: Callable[[], None]) -> None:
+        """Run a hook, then go on: at once, unless something in it has to wait."""
+        pending = self._ways.table.start(hook)
+        if pending is None:
+            then()
+        else:
+            self._wait(_ended(pending, then))
+
+    def _wait(self, pending: Coroutine[Any, Any, Callable[[], None]]) -> None:
+        self._waiting = True
+        task = self._ways.loop.create_task(pending)
+        task.add_done_callback(self._go_on)
+
+    def _go_on(self, task: "asyncio.Task[Callable[[], None]]") -> None:
+        self._waiting = False
+        try:
+            if task.cancelled():
+                self._abort(Reason.STAGE_ERROR)
+                return
+            task.result()()
+            queue = self._queue
+            while queue and not self._waiting:
+                queue.popleft()()
+            if self._waiting:
+                return
+            self._queue = None
+            self._queued = 0
+            if self._held and (self._upstream is None or not self._upstream.congested):
+                self._hold_client(False)
+            if self._upstream is not None and not (self.lasts and self._client.congested):
+                self._upstream.hold(False)
+            if self._gone and not self._over:
+                self._abort(Reason.CLIENT_CLOSED)
+            elif self._overdue:
+                self._overdue = False
+                self.expired()
+        except Exception:
+            logger.exception("a request is broken off because of a defect")
+            self.broken()
+
+    def _later(self, action: Callable[[], None]) -> None:
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(action)
+
+    def _hold_upstream(self, action: Callable[[], None]) -> None:
+        """Queue what came from the upstream, and let no more come."""
+        self._later(action)
+        if self._upstream is not None:
+            self._upstream.hold(True)
+
+    def _hold_client(self, held: bool) -> None:
+        if held is not self._held:
+            self._held = held
+            self._client.hold_for_transit(held)
+
+
+async def _ended(pending: Coroutine[Any, Any, None], then: Callable[[], None]) -> Callable[[], None]:
+    await pending
+    return then

@@ -150,7 +150,7 @@ class Listener(Proxyserver):
         protocol = self._layers()
         if protocol is None:
             return 0
-        count = 0
+        count = 0 if self._lane is None else self._lane.cut_all(Reason.GATEWAY_STOPPING)
         for seat in list(protocol._seats.values()):
             for stream in seat.layer.streams.values():
                 count += 1
@@ -158,7 +158,7 @@ class Listener(Proxyserver):
                     stream.exchange.failure = Reason.GATEWAY_STOPPING
         for exchange in protocol.lasting:
             protocol.cut(exchange, Reason.GATEWAY_STOPPING)
-        return count if self._lane is None else count + self._lane.cut_all(Reason.GATEWAY_STOPPING)
+        return count
 
     @staticmethod
     def _layers() -> ProtocolLayer | None:

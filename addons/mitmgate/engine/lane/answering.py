@@ -57,6 +57,11 @@ class Answering(asyncio.BufferedProtocol):
         self.connection: Client
         self.transit: Transit | None = None
 
+    @property
+    def _last(self) -> bool:
+        """Whether the connection ends with this response."""
+        raise NotImplementedError
+
     def _expired(self) -> None:
         """Take the passing of the deadline."""
         raise NotImplementedError
@@ -84,6 +89,8 @@ class Answering(asyncio.BufferedProtocol):
             return
         status = response.data.status_code
         self._responding = True
+        if self._last:
+            self._close = True
         self._bodiless = bodiless = head.method == b"HEAD" or status in _BODILESS
         self._chunked = length is None and head.version == "HTTP/1.1" and not bodiless
         self._until_close = length is None and not self._chunked and not bodiless

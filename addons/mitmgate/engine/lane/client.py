@@ -68,6 +68,7 @@ class LaneClient(Answering):
         self._discarded = 0
         self._stalled = False  # the next request waits until the client has read the last answer
         self.congested = False
+        self._last_call: float | None = None  # seconds for which a next request is waited for; it is the last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or turn the client away."""
@@ -183,7 +184,7 @@ class LaneClient(Answering):
             if self._phase is not Phase.READING:
                 return
             if isinstance(event, RequestHead):
-                self._begin(event)
+                self._begin(event, more=len(taken) > 1)
             elif event is END:
                 if self.transit is not None:
                     self.transit.body_end()
@@ -198,7 +199,8 @@ class LaneClient(Answering):
                     if self.transit is not None:
                         self.transit.body_refused(event)
 
-    def _begin(self, head: RequestHead) -> None:
+    def _begin(self, head: RequestHead, *, more: bool) -> None:
+        """Begin a request. more: a part of its body is there as well."""
         if b"upgrade" in head.headers and self._transport is not None:
             self._leave_lane(self._transport)
             return
@@ -217,7 +219,7 @@ class LaneClient(Answering):
             head.method, target, head.version.encode("ascii"), Headers(head.headers.fields), b"http", authority
         )
         self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
-        transit.begin(request, head, None)
+        transit.begin(request, head, None, more=more)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Let the chain answer bytes that are no request, and end the connection with that answer."""
@@ -256,6 +258,19 @@ class LaneClient(Answering):
             seconds = self._bounds.head_timeout
             self._guarded(self._refuse, Refusal(Reason.HEAD_TIMEOUT, f"The head did not arrive within {seconds:g} s."))
 
+    @property
+    def _last(self) -> bool:
+        return self._last_call is not None
+
+    def last_call(self, seconds: float) -> None:
+        """Take one more request, if it comes within so many seconds: its response says that it is the last.
+
+        A response that streams has told the client that the connection goes on, so what follows it is waited for.
+        """
+        self._last_call = seconds
+        if self._phase is Phase.READING and self._head is None and self._reader.idle:
+            self._deadline.set(seconds)
+
     def retire(self) -> None:
         """End the connection: now where it waits for a request, else with the response."""
         self._close = True
@@ -274,7 +289,7 @@ class LaneClient(Answering):
         if not self._close and reader.complete:
             self._head = None
             self._responding = False
-            self._deadline.set(self._bounds.idle_timeout)
+            self._deadline.set(self._bounds.idle_timeout if self._last_call is None else self._last_call)
             if self.congested:
                 self._stalled = True
                 self._hold(Hold.STALLED)

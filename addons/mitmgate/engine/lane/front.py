@@ -73,6 +73,18 @@ class Lane:
         for client in list(self.clients):
             client.retire()
 
+    def last_call(self, seconds: float) -> None:
+        """Let every connection end: with its next response, which says so, or when it was idle for so long."""
+        for client in list(self.clients):
+            client.last_call(seconds)
+
+    def cut_all(self, reason: Reason) -> int:
+        """End what still runs, and return how many requests that were; `close` is to follow."""
+        running = [client.transit for client in self.clients if client.transit is not None]
+        for transit in running:
+            transit.stop(reason)
+        return len(running)
+
     def close(self) -> None:
         """End every connection now."""
         self.ways.pool.close()

@@ -35,8 +35,12 @@ class TransitRequest(TransitEnding):
 
     __slots__ = ()
 
-    def begin(self, request: Request, head: RequestHead | None, refusal: Refusal | None) -> None:
-        """Have the chain decide. head: None where the bytes never became a request, and `refusal` says why."""
+    def begin(self, request: Request, head: RequestHead | None, refusal: Refusal | None, *, more: bool = False) -> None:
+        """Have the chain decide.
+
+        head: None where the bytes never became a request, and `refusal` says why. more: a part of the body is there, so
+        that no client waits to be asked for it.
+        """
         connection = self._client.connection
         self.flow = flow = HTTPFlow(connection, _NOWHERE)
         flow.request = request
@@ -47,6 +51,7 @@ class TransitRequest(TransitEnding):
         else:
             self._length = head.body
             self._expects = head.expects_continue
+            self._asked = more
         self._hook(HttpRequestHeadersHook(flow), self._decided if head is not None else self._refused)
 
     def _refused(self) -> None:
@@ -103,7 +108,7 @@ class TransitRequest(TransitEnding):
 
     def _ask_for_body(self) -> None:
         """Send the 100 that an admitted client waits for, unless the body is there (RFC 9110, section 10.1.1)."""
-        if self._expects and not self._queue:
+        if self._expects and not self._asked and not self._queue:
             self._client.ask_for_body()
 
     def body(self, data: bytes) -> None:
@@ -152,7 +157,7 @@ class TransitRequest(TransitEnding):
         if request is RequestPhase.STREAMING:
             self._hook(HttpRequestHook(flow), self._streamed)
         else:
-            flow.request.data.content = b"".join(self._request_body)
+            flow.request.data.content = self._content = b"".join(self._request_body)
             self._request_body.clear()
             self._hook(HttpRequestHook(flow), self._buffered)
 
@@ -179,10 +184,10 @@ class TransitRequest(TransitEnding):
     def _forward(self, upstream: LaneUpstream) -> None:
         """Send a whole request."""
         self._await_response()
-        self._send_request(upstream, self.flow.request.data.content or b"")
+        self._send_request(upstream, self._content)
 
     def _send_request(self, upstream: LaneUpstream, content: bytes | None) -> None:
-        """Send the request that Rewrite made, whatever the flow says by now. content: None: the body follows."""
+        """Send the request that was decided on, whatever the flow says by now. content: None: the body follows."""
         exchange = self.exchange
         made = None if exchange is None else exchange.forward
         if exchange is None or made is None:
@@ -234,8 +239,7 @@ class TransitRequest(TransitEnding):
             return
         upstream = exchange.route.upstream
         if not self._replayed:
-            idempotent = self.flow.request.data.method in IDEMPOTENT
-            connection = self._ways.pool.take(exchange.endpoint, upstream.tls, idempotent=idempotent)
+            connection = self._ways.pool.take(exchange.endpoint, upstream.tls, idempotent=self._idempotent)
             if connection is not None:
                 self._reached(connection, then)
                 return
@@ -274,6 +278,12 @@ class TransitRequest(TransitEnding):
             self._connect(then)
         else:
             self._fail(reason)
+
+    @property
+    def _idempotent(self) -> bool:
+        """Whether the request may be sent twice (RFC 9110, section 9.2.2)."""
+        made = None if self.exchange is None else self.exchange.forward
+        return made is not None and made.method in IDEMPOTENT
 
     def _next_endpoint(self) -> bool:
         """Point the request at another endpoint, where the policy still allows one."""

@@ -25,7 +25,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.layer_stream import BUFFER, QUIET_SECONDS
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import IDEMPOTENT, LARGE
+from mitmgate.engine.layer_stream_request import LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Transit(TransitRequest):
             and self._request is RequestPhase.COMPLETE
             and not self.flow.request.stream
             and self._response is ResponsePhase.WAITING
-            and self.flow.request.data.method in IDEMPOTENT
+            and self._idempotent
         ):
             if stale and not self._replayed:
                 self._replayed = True  # closed between two requests: the same endpoint, on a new connection
@@ -185,3 +185,10 @@ class Transit(TransitRequest):
         """End a streamed response: what admitted it no longer holds."""
         if self.lasts:
             self._abort(reason)
+
+    def stop(self, reason: Reason) -> None:
+        """End the exchange, because the gateway ends: with a problem while that can still be said."""
+        if self._waiting:
+            self._blame(reason, "")
+        elif not self._over:
+            self._fail(reason)

@@ -73,8 +73,10 @@ class TransitState(Recipient):
     """What a transit knows, and its suspension."""
 
     __slots__ = (
+        "_asked",
         "_bounds",
         "_client",
+        "_content",
         "_deadline",
         "_delivered",
         "_expects",
@@ -118,6 +120,7 @@ class TransitState(Recipient):
         self._response = ResponsePhase.WAITING
         self._request_body: list[bytes] = []
         self._response_body: list[bytes] = []
+        self._content = b""  # the request's whole body, as it came
         self._upstream: LaneUpstream | None = None
         self._length: int | None = 0  # of the request's body
         self._received = 0
@@ -131,7 +134,8 @@ class TransitState(Recipient):
         self._retries = 0
         self._moved = False  # to another endpoint than the one that the request was made for
         self._replayed = False  # a stale connection was replaced once
-        self._expects = False
+        self._expects = False  # the request holds `Expect: 100-continue`
+        self._asked = False  # and the client has been told, or does not wait
         self._gone = False  # the client's connection has ended
         self._waiting = False  # for a hook, or for a connection
         self._overdue = False  # the deadline passed meanwhile

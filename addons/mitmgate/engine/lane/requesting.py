@@ -83,6 +83,8 @@ class TransitRequest(TransitEnding):
             self._fail(Reason.STAGE_ERROR)
             return
         self._retries = route.upstream.retries
+        if self._expects:
+            self.flow.request.headers.pop("expect", None)  # the gateway itself answers it
         if length == 0:
             self._request = RequestPhase.BUFFERING
             return

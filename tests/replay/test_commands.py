@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,48 @@ def test_formats_say_the_same(small: Corpus) -> None:
     assert [failure.get("type") for failure in failures] == ["tightened"]
     assert f"{total:,} requests" in (failures[0].get("message") or "")
     assert suite.find("testsuite[@failures='1']") is not None
+
+
+def test_junit_keeps_to_the_schema_that_ci_servers_read(small: Corpus) -> None:
+    """The order of elements and the attributes are those of Jenkins' JUnit schema; the counts are true."""
+    mutant = small.mutated("junit", lambda made: made["routes"][1]["require"].update(roles_any=["admin", "<&>"]))
+    text = mitmgate("replay", small.path, "--policy", mutant, "--format", "junit", "--min-coverage", "99.5", expect=1)
+    root = ET.fromstring(text)
+    assert (root.tag, [suite.tag for suite in root]) == ("testsuites", ["testsuite"])
+    suite = root[0]
+    cases = suite.findall("testcase")
+    assert [child.tag for child in suite] == ["testcase"] * len(cases) + ["system-out"]
+    assert set(suite.attrib) == {"name", "tests", "failures", "errors"}
+    failed = [case for case in cases if case.find("failure") is not None]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(cases)), str(len(failed)), "0")
+    for case in cases:
+        assert set(case.attrib) == {"classname", "name"}
+        assert [child.tag for child in case] == ["failure"] * len(case.findall("failure")) + ["system-out"]
+        assert all(set(failure.attrib) == {"type", "message"} for failure in case.findall("failure"))
+    assert [case.get("name") for case in failed] == ["route orders", "coverage"]
+    assert "principals: dev/alice (" in str(failed[0].findtext("failure"))
+    assert "is below 99.5 %" in str(failed[1].find("failure").get("message"))  # type: ignore[union-attr]  # it is there
+
+
+def test_a_long_replay_shows_its_progress_on_a_terminal(small: Corpus, tmp_path: Path) -> None:
+    """Three workers' recordings are one recording; the bar goes to stderr, the report does not."""
+    copies = [shutil.copy(small.path, tmp_path / f"traffic.{number}.mitm") for number in range(3)]
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "mitmgate", "replay", *copies, "--policy", str(small.policy), "--format", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "TERM": "xterm"}
+    with subprocess.Popen(
+        [*command, "--fail-on", "none"], stdout=subprocess.PIPE, stderr=follower, env=environment
+    ) as process:
+        os.close(follower)
+        shown = b""
+        with suppress(OSError):  # the terminal is gone when the process is
+            while part := os.read(leader, 65536):
+                shown += part
+        out = process.communicate()[0]
+    os.close(leader)
+    assert process.returncode == 0, shown
+    assert b"deciding" in shown and b"/6000" in shown
+    assert json.loads(out)["decided"] == 6_000
 
 
 @pytest.mark.parametrize(("fail_on", "status"), [("any", 1), ("tightened", 1), ("loosened", 0), ("none", 0)])

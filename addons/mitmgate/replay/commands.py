@@ -113,7 +113,8 @@ def replay(
     if expected is not None and expected.unmet:
         report.notes.append(f"{expected.unmet} expectations are of requests that the recording does not have")
     chosen: FailOn = fail_on or ("none" if what_if else "any")
-    click.echo(_written(report, form, chosen, covered if coverage or min_coverage is not None else None, timeline))
+    shown = covered if coverage or min_coverage is not None else None
+    click.echo(_written(report, form, chosen, shown, timeline, min_coverage or 0.0))
     if annotate is not None and covered is not None:
         _write(annotate, coverage_report.annotated(covered, Path(policy_path).read_text(encoding="utf-8-sig")))
     if plot is not None and timeline is not None:
@@ -135,9 +136,12 @@ def _only(traffic: Sequence[str]) -> str:
     return traffic[0]
 
 
-def _written(report: Report, form: str, fail_on: FailOn, covered: Coverage | None, timeline: Timeline | None) -> str:
+def _written(
+    report: Report, form: str, fail_on: FailOn, covered: Coverage | None, timeline: Timeline | None, wanted: float
+) -> str:
     if form == "junit":
-        return report_junit.as_junit(report, fail_on).rstrip("\n")
+        percent = None if covered is None else covered.percent
+        return report_junit.as_junit(report, fail_on, percent, wanted).rstrip("\n")
     if form == "json":
         more: dict[str, object] = {}
         if covered is not None:

@@ -7,7 +7,7 @@ from mitmgate.audit.rotation import rotated
 from mitmgate.replay.audit_file import AuditFormat
 from mitmgate.replay.flow_file import FlowFormat
 from mitmgate.replay.har import read_har
-from mitmgate.replay.ordered import Format, OrderedFiles
+from mitmgate.replay.ordered import Format, Merged, OrderedFiles
 from mitmgate.replay.traffic import Traffic
 from mitmgate.usage import UserError
 
@@ -29,8 +29,13 @@ def open_traffic(paths: Sequence[str]) -> Traffic:
             raise UserError(f"{name}: one HAR can be read at a time")
         return read_har(name, _content(paths[0]))
     form: Format = AuditFormat() if kind == "audit file" else FlowFormat()
-    every = [file for path in paths for file in (*(old.path for old in rotated(path)), path)]
-    return OrderedFiles(name, dict.fromkeys(every), form)
+    known: set[str] = set()
+    parts = []
+    for path in paths:
+        files = [file for file in (*(old.path for old in rotated(path)), path) if file not in known]
+        known.update(files)
+        parts.append(OrderedFiles(path, files, form))
+    return parts[0] if len(parts) == 1 else Merged(name, parts)
 
 
 def kind_of(path: str) -> str:

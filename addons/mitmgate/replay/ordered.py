@@ -8,10 +8,11 @@ window and of some 150 bytes a straggler, whatever the size of the recording.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
-from mitmgate.replay.traffic import Entry
+from mitmgate.replay.traffic import Entry, Recorded, Traffic
 from mitmgate.usage import UserError
 
 WINDOW: Final = 1024
@@ -45,6 +46,31 @@ class _Place(NamedTuple):
     at: float
     file: int
     offset: int
+
+
+class Merged:
+    """Several recordings as one, such as those of several workers: each is in order, and so is the whole."""
+
+    def __init__(self, name: str, parts: Sequence[Traffic]) -> None:
+        """name: of the whole."""
+        self.name = name
+        self._parts = parts
+
+    def __len__(self) -> int:
+        """Count the records of all."""
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield every record; what is no request comes after the request that it stands behind."""
+        for _, _, _, entry in heapq.merge(*map(_timed, count(), self._parts)):
+            yield entry
+
+
+def _timed(part: int, traffic: Traffic) -> Iterator[tuple[float, int, int, Entry]]:
+    at = float("-inf")
+    for number, entry in enumerate(traffic):
+        at = max(at, entry.at) if isinstance(entry, Recorded) else at
+        yield at, part, number, entry
 
 
 class OrderedFiles:

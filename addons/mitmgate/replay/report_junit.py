@@ -8,8 +8,11 @@ from mitmgate.replay.report_table import summary
 from mitmgate.replay.run import FAILING, FailOn, Report
 
 
-def as_junit(report: Report, fail_on: FailOn) -> str:
-    """Write the report. fail_on: the differences that make a case fail; others are in its output."""
+def as_junit(report: Report, fail_on: FailOn, covered: float | None = None, wanted: float = 0.0) -> str:
+    """Write the report. fail_on: the differences that make a case fail; others are in its output.
+
+    covered: percent of the policy's rules, a case of its own; it fails below `wanted`.
+    """
     failing = FAILING[fail_on]
     suite = Element("testsuite", name=f"replay {_xml(report.traffic)}")
     by_route: dict[str, list[Group]] = {}
@@ -23,7 +26,7 @@ def as_junit(report: Report, fail_on: FailOn) -> str:
         failed = [group for group in groups if group.kind in failing]
         for group in failed:
             failure = SubElement(case, "failure", type=group.kind.value, message=_xml(_message(group)))
-            failure.text = _xml("\n".join([f"principals: {dict(group.ranked[:20])}", *group.examples]))
+            failure.text = _xml("\n".join([_principals(group), *group.examples]))
         failures += bool(failed)
         others = [_message(group) for group in groups if group.kind not in failing]
         SubElement(case, "system-out").text = _xml("\n".join([f"{report.routes[route]:,} decided", *others]))
@@ -31,8 +34,16 @@ def as_junit(report: Report, fail_on: FailOn) -> str:
         case = SubElement(suite, "testcase", classname=_xml(report.policy), name="something was decided")
         SubElement(case, "failure", type="empty", message="nothing was decided")
         failures += 1
+    if covered is not None:
+        case = SubElement(suite, "testcase", classname=_xml(report.policy), name="coverage")
+        if covered < wanted:
+            message = f"coverage {covered:.1f} % is below {wanted:g} %"
+            SubElement(case, "failure", type="coverage", message=message)
+            failures += 1
+        SubElement(case, "system-out").text = f"coverage {covered:.1f} %"
     suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("failures", str(failures))
+    suite.set("errors", "0")
     SubElement(suite, "system-out").text = _xml("\n".join(summary(report)))
     root = Element("testsuites")
     root.append(suite)
@@ -42,6 +53,12 @@ def as_junit(report: Report, fail_on: FailOn) -> str:
 
 def _message(group: Group) -> str:
     return f"{group.kind.value}: {group.before} → {group.after}, {group.count:,} requests"
+
+
+def _principals(group: Group) -> str:
+    ranked = group.ranked
+    more = f", and {len(ranked) - 20} more" if len(ranked) > 20 else ""
+    return "principals: " + ", ".join(f"{principal} ({count})" for principal, count in ranked[:20]) + more
 
 
 def _xml(text: str) -> str:

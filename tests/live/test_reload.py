@@ -8,7 +8,6 @@ from typing import Any
 from tests.live.harness import Gateway, Host, mint, policy, route, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import RecordingUpstream
-from tests.policy.conftest import make_certificate
 
 
 def events(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -39,10 +38,8 @@ def test_a_member_that_is_not_supported_yet_is_refused_on_reload(
     tmp_path: Path, upstream: RecordingUpstream, host: Host
 ) -> None:
     with Gateway(write_policy(tmp_path, policy(tmp_path, upstream)), host=host) as gateway:
-        made = policy(tmp_path, upstream)
-        make_certificate(tmp_path / "assertion.crt", tmp_path / "assertion.pem")
-        made["identity"]["forward"] = {"assertion": {"key_file": "assertion.pem"}}
-        write_policy(tmp_path, made)
+        store = {"url": "redis://127.0.0.1:6379/0"}
+        write_policy(tmp_path, policy(tmp_path, upstream, listen={"workers": 2}, store=store))
         wait_for(lambda: bool(events(tmp_path / "audit.jsonl", "policy-rejected")), "the event of the rejection")
         assert gateway.get("/public").status == 200
 

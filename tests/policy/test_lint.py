@@ -182,9 +182,7 @@ def test_bad_members_of_a_key_set_are_left_out_with_a_warning(tmp_path: Path) ->
 
 def test_what_is_not_supported_yet(example: Path, environ: Mapping[str, str]) -> None:
     loaded = load(example, environ)
-    assert [(problem.line, problem.column, problem.path) for problem in unsupported(loaded)] == [
-        (44, 5, "identity.forward.assertion"),
-    ]
+    assert unsupported(loaded) == []
     example.write_text(example.read_text().replace("workers: 1", "workers: 2"))
     assert "listen.workers" in {problem.path for problem in unsupported(load(example, environ))}
 

@@ -1,4 +1,4 @@
-"""The admin listener: /livez, /readyz, /metrics, /status. Read-only, on an address of its own.
+"""The admin listener: /livez, /readyz, /metrics, /status, the assertions' keys. Read-only, on an address of its own.
 
 With one worker it lives in the gateway's own process: `addon.Admin` is an observer of the gateway that binds, counts
 (Metrics) and serves (Listener). `Metrics.report()` adds what is looked up when somebody asks (readings.Sources:

@@ -1,8 +1,9 @@
 """Admin: the addon that brings the admin listener, or its worker's part, into a host. Without `admin` it rests."""
 
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -15,10 +16,14 @@ from mitmgate.admin.workers import Reporter
 from mitmgate.audit.writer import SinkState
 from mitmgate.chain import Gateway
 from mitmgate.core.circuit import State
+from mitmgate.keys.assertion import Jwk, signer_of
 from mitmgate.keys.ring import KeySetState
 from mitmgate.policy.model import Policy
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
+
+PUBLISHED: Final = 2
+"""Keys of assertions that are published: after a change of the key, the former one for what is still on its way."""
 
 
 def check_admin(policy: Policy) -> None:
@@ -121,6 +126,15 @@ def sources_of(
     def sinks() -> Sequence[SinkState]:
         return [] if gateway.services is None else gateway.services.trail.states()
 
+    published: deque[Jwk] = deque(maxlen=PUBLISHED)
+
+    def keys() -> Sequence[Jwk]:
+        snapshot = policy()
+        rule = None if snapshot is None else snapshot.forward.assertion
+        if rule is not None and (jwk := signer_of(rule).jwk) not in published:
+            published.appendleft(jwk)
+        return tuple(published)
+
     return Sources(
         policy=policy,
         accepting=accepting or _listens,
@@ -132,6 +146,7 @@ def sources_of(
         history=gateway.history,
         shadow=shadow,
         draining=draining,
+        keys=keys,
     )
 
 

@@ -125,6 +125,17 @@ class MetricsText(Page):
     head = get
 
 
+class Keys(Page):
+    """/.well-known/jwks.json: the keys that upstreams verify identity assertions with (RFC 7517)."""
+
+    async def get(self) -> None:
+        """Answer with the JWK set; without assertions it is empty."""
+        self.set_header("Cache-Control", "public, max-age=60")
+        self.json({"keys": [dict(key) for key in (await self.report()).keys]}, "application/jwk-set+json")
+
+    head = get
+
+
 class Status(Page):
     """/status: for people, and as JSON for those who ask for it."""
 
@@ -144,7 +155,13 @@ class Status(Page):
 def application(ask: Ask, hosts: frozenset[str]) -> Application:
     """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked."""
     return Application(
-        [("/livez", Live), ("/readyz", Ready), ("/metrics", MetricsText), ("/status", Status)],
+        [
+            ("/livez", Live),
+            ("/readyz", Ready),
+            ("/metrics", MetricsText),
+            ("/status", Status),
+            (r"/\.well-known/jwks\.json", Keys),
+        ],
         default_handler_class=Missing,
         ask=ask,
         hosts=hosts,

@@ -15,6 +15,7 @@ from mitmgate.admin.readiness import readiness
 from mitmgate.admin.report import Rejection, Report
 from mitmgate.audit.writer import SinkState
 from mitmgate.core.circuit import State
+from mitmgate.keys.assertion import Jwk
 from mitmgate.keys.ring import KeySetState
 from mitmgate.policy.history import History
 from mitmgate.policy.snapshot import Snapshot
@@ -37,7 +38,7 @@ class Sources:
 
     policy: the policy in force, None: there is none. connected: clients. circuits: `CircuitBreaker.states`. key_sets:
     `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow: differences by (change, reason).
-    draining: whether the process is on its way to its end.
+    draining: whether the process is on its way to its end. keys: the public keys of identity assertions.
     """
 
     policy: Callable[[], Snapshot | None]
@@ -50,6 +51,7 @@ class Sources:
     history: History
     shadow: Callable[[], Mapping[tuple[str, str], int]] = _no_differences
     draining: Callable[[], bool] = _never
+    keys: Callable[[], Sequence[Jwk]] = tuple
 
 
 def report_of(sources: Sources, counted: Mapping[str, Series], now: float | None = None) -> Report:
@@ -81,7 +83,7 @@ def report_of(sources: Sources, counted: Mapping[str, Series], now: float | None
     rejections = tuple(
         Rejection(one.when, tuple(map(without_credentials, one.problems))) for one in sources.history.rejections
     )
-    return Report(series, missing, rejections)
+    return Report(series, missing, rejections, tuple(sources.keys()))
 
 
 def _circuits(snapshot: Snapshot | None, states: Mapping[str, State]) -> Series:

@@ -7,6 +7,7 @@ import orjson
 
 from mitmgate.admin.families import BY_NAME, FAMILIES, LASTING, Series, merged
 from mitmgate.admin.readiness import Condition, Missing, Readiness, merged_readiness
+from mitmgate.keys.assertion import Jwk
 
 
 class Rejection(NamedTuple):
@@ -17,11 +18,12 @@ class Rejection(NamedTuple):
 
 
 class Report(NamedTuple):
-    """series: the values of `families.FAMILIES`, by name. rejections: the newest first."""
+    """series: the values of `families.FAMILIES`, by name. rejections: the newest first. keys: JWKs, of assertions."""
 
     series: Mapping[str, Series]
     readiness: Readiness = ()
     rejections: tuple[Rejection, ...] = ()
+    keys: tuple[Jwk, ...] = ()
 
     def encode(self) -> bytes:
         """Write it as JSON, for another process."""
@@ -30,6 +32,7 @@ class Report(NamedTuple):
                 "series": {name: [[list(labels), value] for labels, value in s.items()] for name, s in _items(self)},
                 "missing": [[one.condition.value, one.detail] for one in self.readiness],
                 "rejections": [[one.when, list(one.problems)] for one in self.rejections],
+                "keys": [dict(key) for key in self.keys],
             }
         )
 
@@ -49,6 +52,7 @@ def decode(snapshot: bytes) -> Report:
         },
         tuple(Missing(Condition(condition), detail) for condition, detail in told["missing"]),
         tuple(Rejection(when, tuple(problems)) for when, problems in told["rejections"]),
+        tuple(told["keys"]),
     )
 
 
@@ -61,7 +65,8 @@ def merge(snapshots: Iterable[bytes], retired: bytes | None = None) -> Report:
     parts = living if retired is None else [*living, decode(retired)]
     series = {family.name: merged(family, [p.series.get(family.name, {}) for p in parts]) for family in FAMILIES}
     rejections = sorted({one for part in living for one in part.rejections}, reverse=True)
-    return Report(series, merged_readiness([one.readiness for one in living]), tuple(rejections))
+    keys = {key["kid"]: key for part in living for key in part.keys}
+    return Report(series, merged_readiness([one.readiness for one in living]), tuple(rejections), tuple(keys.values()))
 
 
 def retire(last: bytes, retired: bytes | None = None) -> bytes:

@@ -19,13 +19,7 @@ def _when(location: Location, asked: Callable[[Policy], bool]) -> Callable[[Poli
     return lambda policy: iter([location] if asked(policy) else [])
 
 
-GAPS = (
-    Gap("more than one worker", _when(("listen", "workers"), lambda policy: policy.listen.workers > 1)),
-    Gap(
-        "the signed identity assertion",
-        _when(("identity", "forward", "assertion"), lambda policy: policy.identity.forward.assertion is not None),
-    ),
-)
+GAPS = (Gap("more than one worker", _when(("listen", "workers"), lambda policy: policy.listen.workers > 1)),)
 """The table. A line goes when its capability comes."""
 
 

@@ -15,6 +15,7 @@ from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import decided
 from mitmgate.replay.differences import Kind, Tally, compare
+from mitmgate.replay.offline import unsigned
 from mitmgate.replay.recorder import checked_signature
 from mitmgate.replay.redaction import found_signature
 from mitmgate.replay.ring import OfflineRing
@@ -159,8 +160,8 @@ def drift(recorded: Sequence[Recorded], candidate: Snapshot, current: Snapshot) 
 
     Counters and circuits of before are not remembered, so the verdicts of then would not do.
     """
-    first = Decider(current, OfflineRing(assume_signed=True))
-    second = Decider(candidate, OfflineRing(assume_signed=True))
+    first = Decider(unsigned(current), OfflineRing(assume_signed=True))
+    second = Decider(unsigned(candidate), OfflineRing(assume_signed=True))
     tally = Tally()
     for entry in recorded:
         before, after = decided(first.decide(entry)), decided(second.decide(entry))

@@ -77,9 +77,7 @@ def load_offline(
     snapshot = compile_policy(loaded)
     assertion = snapshot.forward.assertion
     snapshot = replace(
-        snapshot,
-        # Signing costs more than the whole decision, and two assertions never compare.
-        forward=replace(snapshot.forward, assertion=None),
+        unsigned(snapshot),
         issuers={name: _with_keys(issuer, (jwks or {}).get(name)) for name, issuer in snapshot.issuers.items()},
     )
     for name in jwks or {}:
@@ -87,6 +85,11 @@ def load_offline(
             raise UserError(f"--jwks {name}: {path} has no such issuer; issuers: {', '.join(snapshot.issuers)}")
     ignored = frozenset({assertion.header} if assertion is not None else ())
     return OfflinePolicy(loaded, snapshot, ignored, tuple(notes))
+
+
+def unsigned(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that signs no assertion: it costs more than the whole decision, and no two compare."""
+    return replace(snapshot, forward=replace(snapshot.forward, assertion=None))
 
 
 def put(document: Document, location: Location, changed: object) -> None:

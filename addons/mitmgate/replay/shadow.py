@@ -20,6 +20,7 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.decision import NO_RULE, Decision, decided, is_denial
 from mitmgate.replay.differences import Difference, compare
+from mitmgate.replay.offline import unsigned
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
@@ -77,7 +78,7 @@ class Shadow:
         self._ring = KeyRing()
         self._ring.configure(candidate.issuers)
         services = Services(MemoryStore(), self._ring, open_trail(AuditSettings(on_full="drop")))
-        source = _Candidate(candidate)
+        source = _Candidate(unsigned(candidate))
         self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
@@ -153,7 +154,9 @@ class Shadow:
         if before.reason in _OPERATIONAL:
             return
         self.compared += 1
-        difference = compare(before, after, self._ignored)
+        signed = live.snapshot.forward.assertion
+        ignored = self._ignored if signed is None else self._ignored | {signed.header}
+        difference = compare(before, after, ignored)
         if difference is not None:
             self.counts[difference.kind.value, after.reason if is_denial(after) else before.reason] += 1
             self._emit(self._event(live, exchange, difference, before, after))

@@ -6,6 +6,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rewrite import forwarded_for, header_safe, upstream_fields, upstream_path
 from mitmgate.core.verdict import Step
+from mitmgate.keys.assertion import signer_of
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.stage import Stage
 
@@ -15,7 +16,8 @@ _CREDENTIALS = frozenset({b"authorization"})
 class Rewrite(Stage):
     """Make exchange.forward: path, Host, the client's clean fields, identity and forwarding fields of the gateway.
 
-    Reads: head, route, endpoint, principal, client. Writes: exchange.forward, which Enforcer alone puts on the flow.
+    Reads: head, route, endpoint, principal, client. Writes: exchange.forward, which Enforcer alone puts on the flow;
+    where the policy has an assertion, it is signed here, for a principal alone.
     Authorization is never forwarded, nor is an identity field that a client sent.
     Denies: 400 upgrade-refused (the route takes no WebSocket); 403 rewrite-refused, where the result would not be
     safe: a path that is no longer canonical, a value that no header field can hold. On failure: stage-error.
@@ -36,7 +38,7 @@ class Rewrite(Stage):
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
         received = (head.headers.text("host") or exchange.request.authority).encode("latin-1")
         host = self._host(route.upstream.host, received, endpoint.url.partition("://")[2])
-        own = self._own_fields(exchange)
+        own = self._own_fields(exchange, head.method, path)
         if own is None:
             return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")
         own = (*own, *forwarded_for(client, exchange.scheme, received))
@@ -53,8 +55,8 @@ class Rewrite(Stage):
             return received
         return (endpoint if rule == "upstream" else rule).encode("latin-1")
 
-    def _own_fields(self, exchange: Exchange) -> tuple[tuple[bytes, bytes], ...] | None:
-        """Make the route's and the identity's fields; None where a value is not safe."""
+    def _own_fields(self, exchange: Exchange, method: str, path: str) -> tuple[tuple[bytes, bytes], ...] | None:
+        """Make the route's and the identity's fields; None where a value is not safe. method, path: the upstream's."""
         fields = [
             (b"X-Request-ID", exchange.request_id.encode("ascii")),
             (b"traceparent", exchange.traceparent.encode("ascii")),
@@ -72,6 +74,9 @@ class Rewrite(Stage):
             if value is None:
                 return None
             fields.append((name, value))
+        if principal is not None and names.assertion is not None:
+            made = signer_of(names.assertion).assertion(principal, route.upstream.name, method, path, exchange.now)
+            fields.append((names.assertion.header, made))
         for name, template in route.rewrite.set:
             rendered = template.render(lambda key: _lookup(exchange, key))
             value = None if rendered is None else header_safe(rendered)

@@ -86,10 +86,10 @@ class Fleet:
                 self.start_gateway(name)
         self.wait_for_rotation(*GATEWAYS)
 
-    def start_edge(self, environment: dict[str, str]) -> None:
+    def start_edge(self, environment: dict[str, str], configuration: Path = HAPROXY) -> None:
         """Start HAProxy on the edge host."""
         own = {"EDGE_CLIENTS": "1000", "GATEWAY_1": GATEWAYS["gateway-1"], "GATEWAY_2": GATEWAYS["gateway-2"]}
-        self.hosts["edge"].start(["haproxy", "-db", "-f", str(HAPROXY)], {**own, **environment})
+        self.hosts["edge"].start(["haproxy", "-db", "-f", str(configuration)], {**own, **environment})
 
     def in_rotation(self) -> set[str]:
         """Return the gateways that HAProxy sends requests to; before its first check it takes each to be up."""
@@ -126,17 +126,17 @@ class Fleet:
         except AssertionError as failure:
             raise AssertionError(f"{failure}\n" + "\n".join(host.log[-2000:] for host in self.hosts.values())) from None
 
-    def connect(self, source: str) -> http.client.HTTPConnection:
+    def connect(self, source: str, port: int = 80) -> http.client.HTTPConnection:
         """Connect to the edge from one of the client host's addresses."""
-        link = http.client.HTTPConnection(EDGE_OUTSIDE, 80, timeout=PATIENCE, source_address=(source, 0))
+        link = http.client.HTTPConnection(EDGE_OUTSIDE, port, timeout=PATIENCE, source_address=(source, 0))
         with self.hosts["client"].inside():
             link.connect()
         link.auto_open = 0  # a connection opened again would be opened on another host
         return link
 
-    def ask(self, method: str, target: str, source: str = CLIENTS[0], **options: Any) -> Answered:
+    def ask(self, method: str, target: str, source: str = CLIENTS[0], port: int = 80, **options: Any) -> Answered:
         """Send a request on a connection of its own."""
-        link = self.connect(source)
+        link = self.connect(source, port)
         try:
             return request(80, method, target, host="api.example", connection=link, **options)
         finally:
@@ -205,6 +205,10 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Let each client end with the request that it is waiting for."""
         self._stop.set()
         for thread in self._threads:
             thread.join(PATIENCE)

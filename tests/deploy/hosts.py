@@ -65,6 +65,14 @@ class Host:
         self.processes.append(process)
         return process
 
+    def unplug(self, interface: str = "inside") -> None:
+        """Take the host off a network: what is sent to it gets no answer at all."""
+        ip("-n", self.namespace, "link", "set", interface, "down")
+
+    def plug(self, interface: str = "inside") -> None:
+        """Put it back."""
+        ip("-n", self.namespace, "link", "set", interface, "up")
+
     @property
     def log_path(self) -> Path:
         """Where the words of the host's processes are."""

@@ -16,6 +16,7 @@ from tests.deploy.fleet import (
     EDGE,
     EDGE_OUTSIDE,
     GATEWAYS,
+    HAPROXY,
     OFFICE,
     PER_CLIENT,
     Fleet,
@@ -84,6 +85,32 @@ def test_a_client_gains_nothing_by_what_it_says_of_itself(running: Fleet, claims
     assert seen.all("x-forwarded-for") == [CLIENTS[1]]
     assert seen.all("x-forwarded-proto") == ["http"]
     assert OFFICE.encode() not in seen.raw
+
+
+def test_an_edge_that_appends_is_as_safe_as_one_that_replaces(running: Fleet) -> None:
+    replaced, appended = "http-request set-header X-Forwarded-For %[src]", "option forwardfor"
+    text = HAPROXY.read_text()
+    assert replaced in text
+    text = text.replace(replaced, appended).replace("http-request del-header X-Forwarded-For\n", "\n")
+    configuration = running.directory / "appends.cfg"
+    configuration.write_text(text)
+    ports = {"EDGE_HTTP": ":8082", "EDGE_STATS": "127.0.0.1:8406"}
+    running.start_edge({**ports, "EDGE_SOCKET": str(running.directory / "appends.sock")}, configuration)
+    client = CLIENTS[11]
+    wait_for(lambda: answers(running, client), "the edge that appends to answer")
+    claimed = {"X-Forwarded-For": f"{OFFICE}, 203.0.113.9"}
+    denied = running.ask("GET", "/api/v1/orders/exports", client, 8082, token=token(), headers=claimed)
+    assert denied.reason == "address-denied"
+    assert running.event(str(denied.one("x-request-id")))["client_ip"] == client
+    assert running.ask("GET", "/api/v1/orders/7", client, 8082, token=token(), headers=claimed).status == 200
+    assert running.service.last().all("x-forwarded-for") == [client]
+
+
+def answers(running: Fleet, client: str) -> bool:
+    try:
+        return running.ask("GET", "/health", client, 8082).status == 200
+    except OSError:
+        return False
 
 
 def test_the_address_that_the_policy_allows_is_let_in(running: Fleet) -> None:
@@ -190,6 +217,19 @@ def test_a_killed_gateway_costs_no_request_but_those_that_it_had(running: Fleet)
     assert statuses == {200: had["gateway-2"], 502: had["gateway-1"]}
     posted = [seen for seen in running.service.requests if seen.method == "POST"]
     assert len(posted) == 8, "a request that may have been carried out is not sent again"
+
+
+def test_a_host_that_vanishes_costs_no_request_that_can_be_repeated(running: Fleet) -> None:
+    with Load(running) as load:
+        load.more(40)
+        running.hosts["gateway-2"].unplug()
+        try:
+            running.wait_for_rotation("gateway-1")
+            load.more(40)
+            load.finish()
+        finally:
+            running.hosts["gateway-2"].plug()
+    assert Counter(load.statuses) == {200: len(load.statuses)}
 
 
 def test_a_gateway_that_drains_leaves_the_rotation_and_loses_no_request(running: Fleet) -> None:

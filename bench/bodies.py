@@ -34,8 +34,10 @@ class Carried:
 def bodies(rig: Rig, settings: Settings) -> list[Carried]:
     """Measure stock mitmdump and the gateway, with its counters in memory and in Redis."""
     up = rig.upstream.port
-    stock, shared = mitmdump(up), serve(up, Parts(store=rig.redis_url))
-    return carry(rig, settings, {"stock": stock, "gateway, memory": serve(up), "gateway, Redis": shared})
+    commands = {"stock": mitmdump(up), "gateway, memory": serve(up)}
+    if not settings.reduced:
+        commands["gateway, Redis"] = serve(up, Parts(store=rig.redis_url))
+    return carry(rig, settings, commands)
 
 
 def carry(rig: Rig, settings: Settings, commands: Mapping[str, Command]) -> list[Carried]:

@@ -25,6 +25,7 @@ MOST = 1000.0  # requests a second
 CONNECTIONS = 32
 CLOSE_EVERY = 4  # a quarter of the requests ask to close, so that new connections are made all the time
 PATIENCE = 20.0
+DRAIN = 30.0  # seconds that the last answers may take: who waits for a new worker is late, not lost
 MARK = "X-Bench-Version"
 
 
@@ -72,7 +73,8 @@ def worker_killed(rig: Rig, seconds: int) -> Finding:
         back = _within(lambda: _serving(gateway) and len(gateway.process.tree()) > 2)
         seen = f"{killed} killed with {len(held)} connections: {mine} requests failed on them, {len(others)} others"
         seen += f" ({_kinds(others)})" if others else ""
-        seen += f", of {told['requests']:,}" + ("" if back else "; not started again")
+        seen += f", of {told['requests']:,}, worst latency {told['worst']:,.0f} ms"
+        seen += "" if back else "; not started again"
         return Finding(f"{what}, {told['rate']:.0f} requests/s", seen, bar, killed > 0 and not others and back)
 
     return _under_load(rig, 2, seconds, kill, judge, what, bar)
@@ -153,14 +155,14 @@ def _under_load(
             gateway = Gateway(process, places[0], parts)
             ask = Ask(policy.PATH, bearers=(policy.bearer(),))
             rate = min(MOST, SHARE * rig.saturate(process, ask, 1).requests_per_second)
-            plan = Plan(process.port, rate, seconds, CONNECTIONS, ask.requests(), CLOSE_EVERY)
+            plan = Plan(process.port, rate, seconds, CONNECTIONS, ask.requests(), CLOSE_EVERY, DRAIN)
             running = generator(plan, rig.cores.load)
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0.2:
                 time.sleep(min(every, left))
                 if time.monotonic() < end - 0.2:
                     incident(gateway)
-            out, err = running.communicate(timeout=seconds + 60)
+            out, err = running.communicate(timeout=seconds + 90)
             if running.returncode:
                 return Finding(what, f"the load generator failed: {err.strip()[-200:]}", bar, None)
             return judge(gateway, json.loads(out) | {"rate": rate})

@@ -14,7 +14,7 @@ from mitmgate.usage import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TICK = 1 / os.sysconf("SC_CLK_TCK")
-PATIENCE = 20.0  # seconds for a process to listen
+PATIENCE = 60.0  # seconds for a process to listen; two workers start after their supervisor, on a busy machine
 KIB_A_MIB = 1024
 
 

@@ -44,8 +44,9 @@ def workers(rig: Rig, settings: Settings) -> Scaling:
                 running[name(count)] = stack.enter_context(rig.running(command, cores))
             except StartError as error:
                 result.absent[name(count)] = error.last_word
-        for process in running.values():
-            rig.saturate(process, ask, 1)
+        if not settings.reduced:
+            for process in running.values():
+                rig.saturate(process, ask, 1)
         result.series = take_turns(
             settings.rounds,
             {key: partial(rig.saturate, process, ask, settings.seconds) for key, process in running.items()},

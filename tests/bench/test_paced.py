@@ -96,8 +96,8 @@ def test_a_stall_is_paid_by_all_who_should_have_been_sent_meanwhile() -> None:
 
     with server(answer) as port:
         told = paced(plan(port))
-    # Four connections carry four requests of the 0.8 seconds; 160 were due all the same. Whoever counts from the sending
-    # sees four slow ones of 200: a median of nearly nothing.
+    # Four connections carry four requests of the 0.8 seconds; 160 were due all the same. Whoever counts from the
+    # sending sees four slow ones of 200: a median of nearly nothing.
     assert told["answered"] == 200
     assert told["worst"] >= 800
     assert told["p50"] > 200

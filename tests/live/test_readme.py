@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,11 @@ def blocks(language: str) -> list[str]:
 
 
 def line_with(text: str) -> str:
-    """Return the one line of the README's shell blocks that has the text, with its comment cut off."""
-    found = [line for block in blocks("sh") for line in block.split("\n") if text in line]
+    """Return the one line of the README's shell blocks that is, or has, the text, with its comment cut off."""
+    lines = [line.split(" # ")[0].rstrip() for block in blocks("sh") for line in block.split("\n")]
+    found = [line for line in lines if line == text] or [line for line in lines if text in line]
     assert len(found) == 1, found
-    return found[0].split(" # ")[0].rstrip()
+    return found[0]
 
 
 def words_of(line: str) -> list[str]:
@@ -99,7 +101,9 @@ def walk(port: int, directory: Path, upstream: RecordingUpstream) -> None:
 def test_the_first_policy_with_serve(first_policy: Path, upstream: RecordingUpstream) -> None:
     directory, port = first_policy.parent, free_port()
     run(line_with("./run.sh check"), directory)
-    with running([*words_of(line_with("./run.sh serve")), "--listen", f"127.0.0.1:{port}"], directory, port):
+    with running(
+        [*words_of(line_with("./run.sh serve --policy gateway.yaml")), "--listen", f"127.0.0.1:{port}"], directory, port
+    ):
         walk(port, directory, upstream)
 
 
@@ -111,6 +115,55 @@ def test_the_first_policy_in_stock_mitmweb(first_policy: Path, upstream: Recordi
     own += ["--no-web-open-browser", "--set", f"confdir={directory}"]
     with running([str(Path(sys.executable).with_name(command)), *words, *own], directory, port):
         walk(port, directory, upstream)
+
+
+@pytest.mark.parametrize("option", ["--shadow", "--canary"])
+def test_the_first_policy_with_a_candidate(first_policy: Path, upstream: RecordingUpstream, option: str) -> None:
+    directory, port = first_policy.parent, free_port()
+    (directory / "candidate.yaml").write_text(first_policy.read_text().replace("orders.read", "orders.write"))
+    line = line_with(f"./run.sh serve --policy gateway.yaml {option}")
+    with running([*words_of(line), "--listen", f"127.0.0.1:{port}"], directory, port):
+        walk(port, directory, upstream)
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """A copy of the example project where the README has it, with run.sh two directories above."""
+    (tmp_path / "run.sh").symlink_to(ROOT / "run.sh")
+    copied = shutil.copytree(ROOT / "policies" / "example-tests", tmp_path / "policies" / "example-tests")
+    return Path(copied)
+
+
+def test_the_commands_on_recorded_traffic(example: Path) -> None:
+    """Every line runs; the table that the README shows is what --what-if prints."""
+    (block,) = [block for block in blocks("sh") if block.startswith("cd policies/example-tests\n")]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=example.parents[1],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = [block for block in re.findall(r"```\n(change .*?)```", README, re.DOTALL)]
+    printed = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert [line for line in table.splitlines() if " ".join(line.split()) not in printed] == []
+    assert "no difference, 15 the same" in done.stdout and "deny condition-false (403)" in done.stdout
+    for made in ("what-if.svg", "proposed.yaml", "shared.mitm", "traffic.mitm.expect.yaml"):
+        assert (example / made).stat().st_size > 500, made
+
+
+def test_the_tests_of_a_policy(example: Path) -> None:
+    (code,) = blocks("python")
+    (example / "test_gateway.py").write_text(code)
+    (example / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mitmgate.replay.pytest_plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, cwd=example, env={**environment(), "PYTHONPATH": str(ROOT / "addons")}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_every_command_of_the_table_exists() -> None:

@@ -1,6 +1,7 @@
 """A policy in a test: a request, claims and a time in; the decision out, with a sentence where it is another one."""
 
 from collections.abc import Mapping
+from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -60,39 +61,44 @@ class PolicyCase:
 
 
 class RequestCase:
-    """One request of a test, said step by step; `is_admitted`, `is_denied` and `is_answered` decide it."""
+    """One request of a test, said step by step; `is_admitted`, `is_denied` and `is_answered` decide it.
+
+    Each step returns a request of its own: one that was begun may be gone on with in several ways.
+    """
 
     def __init__(self, policy: PolicyCase, method: str, url: str) -> None:
         """Begin: no token, no fields, from 127.0.0.1."""
         self.method = method
         self.url = url
         self.members: dict[str, Json] | None = None
-        self.fields: list[tuple[str, str]] = []
+        self.fields: tuple[tuple[str, str], ...] = ()
         self.address = "127.0.0.1"
         self.length = 0
         self.time: float | None = None
         self._policy = policy
         self._times = 1
 
+    def _with(self, **members: object) -> Self:
+        other = copy(self)
+        for name, value in members.items():
+            setattr(other, name, value)
+        return other
+
     def claims(self, **members: Json) -> Self:
         """Show a token with these claims; iss, aud, iat and exp are filled in, None leaves one out."""
-        self.members = {**(self.members or {}), **members}
-        return self
+        return self._with(members={**(self.members or {}), **members})
 
     def header(self, name: str, value: str) -> Self:
         """Add a header field."""
-        self.fields.append((name, value))
-        return self
+        return self._with(fields=(*self.fields, (name, value)))
 
     def ip(self, address: str) -> Self:
         """Come from this address."""
-        self.address = address
-        return self
+        return self._with(address=address)
 
     def body(self, size: int) -> Self:
         """Bring a body of this many bytes."""
-        self.length = size
-        return self
+        return self._with(length=size)
 
     def at(self, moment: str | float | datetime) -> Self:
         """Come at this time: RFC 3339 text, Unix seconds, or a datetime with a time zone."""
@@ -102,8 +108,7 @@ class RequestCase:
             if moment.tzinfo is None:
                 raise ValueError(f"{moment}: a time needs its zone, like 2026-01-01T10:00:00Z")
             moment = moment.timestamp()
-        self.time = moment
-        return self
+        return self._with(time=moment)
 
     def after(self, seconds: float) -> Self:
         """Come this long after the request before it."""
@@ -111,8 +116,7 @@ class RequestCase:
 
     def times(self, count: int) -> Self:
         """Come this often, at the same moment; every one of them has to be decided as is expected."""
-        self._times = count
-        return self
+        return self._with(_times=count)
 
     def is_admitted(self, *, route: str | None = None, upstream: str | None = None, target: str | None = None) -> None:
         """Check that the request is let through: by this route, to this endpoint, with this path."""

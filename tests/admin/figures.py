@@ -2,7 +2,8 @@
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from mitmgate.admin.families import Series, open_metrics
+from mitmgate.admin.exposition import open_metrics
+from mitmgate.admin.families import Series
 from mitmgate.admin.readiness import Condition, Missing, Readiness
 from mitmgate.admin.report import Rejection, Report
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mitmgate.admin.families import FAMILIES, SHORT, merged, open_metrics
+from mitmgate.admin.exposition import open_metrics
+from mitmgate.admin.families import FAMILIES, SHORT, merged
 from mitmgate.admin.readiness import merged_readiness
 from mitmgate.admin.report import Rejection, Report, decode, merge, retire
 from tests.admin.figures import DRAINING, NO_POLICY, exported, value, worker

@@ -4,17 +4,8 @@ No label can be made by a client: routes, limits, upstreams, endpoints, issuers 
 others come from closed lists. "-" stands where there is none, such as the route of a request that found none.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
-
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.openmetrics.exposition import generate_latest
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 Value = float | list[float]
@@ -161,59 +152,3 @@ def merged(family: Family, parts: Sequence[Series]) -> Series:
             else:
                 raise ValueError(f"{family.name} is a histogram in one worker and none in another")
     return made
-
-
-def metrics_of(series: Mapping[str, Series]) -> Iterator[Metric]:
-    """Make prometheus_client's metrics of all families, also of those that have no value yet."""
-    for family in FAMILIES:
-        yield _metric(family, series.get(family.name, {}))
-
-
-def open_metrics(series: Mapping[str, Series]) -> bytes:
-    """Write all families as OpenMetrics text."""
-    text: bytes = generate_latest(_Collected(series))  # type: ignore[no-untyped-call]  # prometheus_client's own
-    return text
-
-
-MEDIA_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-
-class _Collected:
-    """The families as prometheus_client asks for them."""
-
-    def __init__(self, series: Mapping[str, Series]) -> None:
-        self._series = series
-
-    def collect(self) -> Iterator[Metric]:
-        return metrics_of(self._series)
-
-
-def _metric(family: Family, series: Series) -> Metric:
-    made: Metric
-    if family.kind == "histogram":
-        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
-        for labels, value in series.items():
-            if isinstance(value, list):
-                buckets, total = _cumulative(family.bounds, value)
-                histogram.add_metric(labels, buckets, total)
-        return histogram
-    if family.kind == "info":
-        made = InfoMetricFamily(family.name, family.help)
-        for labels in series:
-            made.add_metric((), dict(zip(family.labels, labels, strict=True)))
-        return made
-    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    made = kind(family.name, family.help, labels=family.labels)
-    for labels, value in series.items():
-        if not isinstance(value, list):
-            made.add_metric(labels, value)
-    return made
-
-
-def _cumulative(bounds: tuple[float, ...], value: list[float]) -> tuple[list[tuple[str, float]], float]:
-    buckets: list[tuple[str, float]] = []
-    count = 0.0
-    for bound, here in zip((*map(str, bounds), "+Inf"), value[:-1], strict=True):
-        count += here
-        buckets.append((bound, count))
-    return buckets, value[-1]

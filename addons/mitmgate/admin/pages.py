@@ -12,7 +12,7 @@ import orjson
 from tornado.template import Template
 from tornado.web import Application, HTTPError, RequestHandler
 
-from mitmgate.admin.families import MEDIA_TYPE, open_metrics
+from mitmgate.admin.exposition import MEDIA_TYPE, open_metrics
 from mitmgate.admin.report import Report
 from mitmgate.admin.status import duration, status_of
 

@@ -1,7 +1,7 @@
 """OpenMetrics text (openmetrics.io, 1.0), written so fast that a scrape is not felt by the requests beside it.
 
-prometheus_client's own writer takes about eight times as long, which for a hundred routes is 50 ms of the event loop and
-more. A test holds this one to the very bytes that prometheus_client writes.
+prometheus_client's own writer takes about eight times as long, which for a hundred routes is 50 ms of the event loop
+and more. A test holds this one to the very bytes that prometheus_client writes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

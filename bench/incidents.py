@@ -18,13 +18,13 @@ from bench.paced import Plan
 from bench.policy import Parts
 from bench.processes import Process, StartError, links, queued
 from bench.rig import Rig
-from bench.subjects import serve
+from bench.subjects import READY, serve
 
 SHARE = 0.4  # of the saturation that is seen first: busy, and yet with room for what is lost meanwhile
 MOST = 1000.0  # requests a second
 CONNECTIONS = 32
 CLOSE_EVERY = 4  # a quarter of the requests ask to close, so that new connections are made all the time
-PATIENCE = 20.0
+PATIENCE = 60.0  # seconds, for a worker to be back
 DRAIN = 30.0  # seconds that the last answers may take: who waits for a new worker is late, not lost
 MARK = "X-Bench-Version"
 
@@ -151,7 +151,8 @@ def _under_load(
         return serve(rig.upstream.port, parts, workers)(directory, port)
 
     try:
-        with rig.running(command, rig.cores.pair if workers > 1 else rig.cores.subject) as process:
+        cores = rig.cores.pair if workers > 1 else rig.cores.subject
+        with rig.running(command, cores, READY) as process:
             gateway = Gateway(process, places[0], parts)
             ask = Ask(policy.PATH, bearers=(policy.bearer(),))
             rate = min(MOST, SHARE * rig.saturate(process, ask, 1).requests_per_second)

@@ -14,7 +14,7 @@ from mitmgate.usage import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TICK = 1 / os.sysconf("SC_CLK_TCK")
-PATIENCE = 60.0  # seconds for a process to listen; two workers start after their supervisor, on a busy machine
+PATIENCE = 90.0  # seconds for a process to start; two workers start after their supervisor, on a busy machine
 KIB_A_MIB = 1024
 
 
@@ -141,6 +141,14 @@ def free_port() -> int:
         return port
 
 
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def pinned(command: Sequence[str], cores: Iterable[int]) -> list[str]:
     """Return a command that runs on these cores alone, all its threads too."""
     return ["taskset", "-c", ",".join(str(core) for core in sorted(cores)), *command]
@@ -148,11 +156,11 @@ def pinned(command: Sequence[str], cores: Iterable[int]) -> list[str]:
 
 @contextmanager
 def started(
-    command: Sequence[str], port: int, cores: Iterable[int], log: Path, environ: Mapping[str, str]
+    command: Sequence[str], port: int, cores: Iterable[int], log: Path, environ: Mapping[str, str], says: str = ""
 ) -> Iterator[Process]:
     """Run a program on the cores until the block ends; it is entered when the port listens.
 
-    log: where its words go, shown where it fails. Raises StartError.
+    log: where its words go, shown where it fails. says: what it must have said too. Raises StartError.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), **environ}
     with log.open("wb") as words:
@@ -162,14 +170,12 @@ def started(
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            if _listens(port) and says in log.read_text(errors="replace"):
                 break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    last = log.read_text(errors="replace").strip()[-2000:]
-                    raise StartError(last or f"{command[0]} ended without a word") from None
-                time.sleep(0.05)
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = log.read_text(errors="replace").strip()[-2000:]
+                raise StartError(last or f"{command[0]} ended without a word")
+            time.sleep(0.05)
         yield Process(process.pid, port)
     finally:
         process.terminate()

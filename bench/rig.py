@@ -71,14 +71,19 @@ class Rig:
         return f"redis://127.0.0.1:{self.redis.port}/0"
 
     @contextmanager
-    def running(self, command: Callable[[Path, int], list[str]], cores: Collection[int] = ()) -> Iterator[Process]:
-        """Run a subject until the block ends. command: makes its words from a directory of its own and a port."""
+    def running(
+        self, command: Callable[[Path, int], list[str]], cores: Collection[int] = (), says: str = ""
+    ) -> Iterator[Process]:
+        """Run a subject until the block ends. command: makes its words from a directory of its own and a port.
+
+        says: what it must have said before it is measured, beside accepting connections.
+        """
         directory = self.directory / f"subject-{next(self._numbers)}"
         directory.mkdir()
         port = free_port()
         environ = {policy.SECRET_NAME: policy.SECRET}
-        words = command(directory, port)
-        with started(words, port, cores or self.cores.subject, directory / "words.log", environ) as process:
+        words, log = command(directory, port), directory / "words.log"
+        with started(words, port, cores or self.cores.subject, log, environ, says) as process:
             yield process
 
     def _beside(self) -> Witness:

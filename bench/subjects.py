@@ -11,6 +11,8 @@ from bench.policy import Parts
 HERE = Path(__file__).parent
 MITMDUMP = "from mitmproxy.tools.main import mitmdump; mitmdump()"
 FULL = Parts()
+READY = "mitmgate is listening on"
+"""What serve says once all of its workers accept connections."""
 type Command = Callable[[Path, int], list[str]]
 """Makes a program's words from a directory of its own and the port that it shall listen on."""
 

@@ -10,7 +10,7 @@ from bench.policy import Parts
 from bench.processes import Process, StartError
 from bench.rig import Rig
 from bench.settings import Settings
-from bench.subjects import serve
+from bench.subjects import READY, serve
 from bench.turns import Series, take_turns
 
 COUNTS = (1, 2)
@@ -41,7 +41,7 @@ def workers(rig: Rig, settings: Settings) -> Scaling:
             command = serve(rig.upstream.port, Parts(store=rig.redis_url), count)
             cores = rig.cores.subject if count == 1 else rig.cores.pair
             try:
-                running[name(count)] = stack.enter_context(rig.running(command, cores))
+                running[name(count)] = stack.enter_context(rig.running(command, cores, READY))
             except StartError as error:
                 result.absent[name(count)] = error.last_word
         if not settings.reduced:

@@ -107,6 +107,23 @@ def test_totals_do_not_fall_when_a_worker_is_killed_and_replaced() -> None:
     asyncio.run(run())
 
 
+def test_totals_do_not_fall_while_leave_is_taken() -> None:
+    async def run() -> None:
+        workers = Workers()
+        async with started(workers, 10) as one:
+            seen = [requests(await workers.report())]
+            leaving = asyncio.create_task(workers.remove(one.pid))  # it lives: its end is waited for
+            while not leaving.done():
+                seen.append(requests(await workers.report()))
+                await asyncio.sleep(0.01)
+            one.kill()
+            seen.append(requests(await workers.report()))
+            assert seen == sorted(seen)
+            assert len(seen) > 2
+
+    asyncio.run(run())
+
+
 def test_a_worker_that_hangs_is_not_ready_and_holds_nobody_up() -> None:
     async def run() -> None:
         workers = Workers()

@@ -76,18 +76,21 @@ class Workers:
 
     async def remove(self, worker: int) -> None:
         """Take leave of a worker whose process has ended; its totals stay."""
-        link = self._links.pop(worker, None)
+        link = self._links.get(worker)
         if link is None:
             return
         await link.close()
-        if link.last is not None:
-            self._retired = retire(link.last, self._retired)
+        # In one step, so that no report in between misses its totals.
+        if self._links.get(worker) is link:
+            del self._links[worker]
+            if link.last is not None:
+                self._retired = retire(link.last, self._retired)
 
     async def report(self) -> Report:
         """Ask all workers at once, and merge what they say. Takes at most ANSWER_WITHIN seconds."""
-        links = list(self._links.values())
-        await asyncio.gather(*(link.ask() for link in links))
-        return merge([link.last for link in links if link.last is not None], self._retired)
+        await asyncio.gather(*(link.ask() for link in self._links.values()))
+        # Those that are left: who has gone meanwhile is among the retired.
+        return merge([link.last for link in self._links.values() if link.last is not None], self._retired)
 
 
 class _Link:

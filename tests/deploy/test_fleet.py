@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_an_edge_that_appends_is_as_safe_as_one_that_replaces(running: Fleet) ->
     ports = {"EDGE_HTTP": ":8082", "EDGE_STATS": "127.0.0.1:8406"}
     running.start_edge({**ports, "EDGE_SOCKET": str(running.directory / "appends.sock")}, configuration)
     client = CLIENTS[11]
-    wait_for(lambda: answers(running, client), "the edge that appends to answer")
+    wait_for(lambda: responds(running, client), "the edge that appends to answer")
     claimed = {"X-Forwarded-For": f"{OFFICE}, 203.0.113.9"}
     denied = running.ask("GET", "/api/v1/orders/exports", client, 8082, token=token(), headers=claimed)
     assert denied.reason == "address-denied"
@@ -106,7 +107,7 @@ def test_an_edge_that_appends_is_as_safe_as_one_that_replaces(running: Fleet) ->
     assert running.service.last().all("x-forwarded-for") == [client]
 
 
-def answers(running: Fleet, client: str) -> bool:
+def responds(running: Fleet, client: str) -> bool:
     try:
         return running.ask("GET", "/health", client, 8082).status == 200
     except OSError:
@@ -212,11 +213,23 @@ def test_a_killed_gateway_costs_no_request_but_those_that_it_had(running: Fleet)
             load.more(120)
             release.set()
         running.wait_for_rotation("gateway-2")
-        statuses = Counter(post.result(PATIENCE).status for post in posts)
+        answers = [post.result(PATIENCE) for post in posts]
+    statuses = Counter(answered.status for answered in answers)
     assert Counter(load.statuses) == {200: len(load.statuses)}
     assert statuses == {200: had["gateway-2"], 502: had["gateway-1"]}
+    assert {answered.reason for answered in answers if answered.status == 502} == {"edge-bad-gateway"}
     posted = [seen for seen in running.service.requests if seen.method == "POST"]
     assert len(posted) == 8, "a request that may have been carried out is not sent again"
+
+
+def test_what_is_no_request_ends_at_the_edge(running: Fleet) -> None:
+    link = running.connect(CLIENTS[12])
+    link.sock.sendall(b"GET /\x00 HTTP/1.1\r\nHost: api.example\r\n\r\n")
+    assert link.sock.recv(65536).startswith(b"HTTP/1.1 400")
+    link.close()
+    with running.hosts["service"].inside():
+        running.service.assert_saw_nothing()
+    assert [event for event in running.events() if event["client_ip"] == CLIENTS[12]] == []
 
 
 def test_a_host_that_vanishes_costs_no_request_that_can_be_repeated(running: Fleet) -> None:
@@ -250,12 +263,14 @@ def test_a_gateway_that_drains_leaves_the_rotation_and_loses_no_request(running:
             load.more(80)
             running.wait_for_rotation("gateway-1")
             wait_for(lambda: running.check("gateway-2") == "L7STS/503", "HAProxy to be told that it is not ready")
-            before = len([event for event in running.events() if event["gateway"] == "gateway-2"])
+            out = datetime.now(UTC) + timedelta(seconds=0.5)
+            wait_for(lambda: datetime.now(UTC) > out, "half a second")
             load.more(80)
             assert running.gateways["gateway-2"].poll() is None, "it waits for what it has"
             release.set()
             assert [post.result(PATIENCE).status for post in posts] == [200] * 8
             assert running.gateways["gateway-2"].wait(PATIENCE) == 0
         assert Counter(load.statuses) == {200: len(load.statuses)}
-    after = len([event for event in running.events() if event["gateway"] == "gateway-2"])
-    assert after - before == had["gateway-2"], "it answered what it had, and nothing more came"
+    there = [event for event in running.events() if event["gateway"] == "gateway-2"]
+    assert [event for event in there if datetime.fromisoformat(event["time"]) > out] == [], "nothing more came"
+    assert len([event for event in there if event.get("user") == "other-writer"]) == had["gateway-2"]

@@ -50,7 +50,11 @@ class Serving:
 def read_head(link: socket.socket) -> bytes:
     got = b""
     while b"\r\n\r\n" not in got:
-        got += link.recv(65536)
+        part = link.recv(65536)
+        assert part or not got, f"the connection ended after {got!r}"
+        if not part:
+            return b""
+        got += part
     return got
 
 

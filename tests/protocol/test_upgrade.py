@@ -54,7 +54,9 @@ def exchange(link: socket.socket, ws: Connection, text: str) -> str:
     link.sendall(ws.send(TextMessage(text)))
     got = ""
     while True:
-        ws.receive_data(link.recv(65536))
+        data = link.recv(65536)
+        assert data, "the connection ended"
+        ws.receive_data(data)
         for event in ws.events():
             if isinstance(event, TextMessage):
                 got += event.data

@@ -60,6 +60,13 @@ class _Seat(NamedTuple):
     wire: Wire
     layer: GatewayLayer
 
+    def dismantle(self) -> bool:
+        """Take both apart; tells whether that could be done yet."""
+        done = self.layer.dismantle()
+        if done:
+            self.wire.dismantle()
+        return done
+
 
 class ProtocolLayer:
     """Install the gateway's HTTP layers for every reverse proxy connection, and bound how many there are.
@@ -179,11 +186,20 @@ class ProtocolLayer:
         if seat.wire.open:  # upstream connections: mitmproxy ends them after this hook
             asyncio.get_running_loop().call_later(LEFT_OVER_SECONDS, self._release, client.id)
         else:
-            del self._seats[client.id]
+            self._vacate(client.id)
+
+    def _vacate(self, client_id: str) -> bool:
+        """Forget a client connection whose sockets are closed, or are to be; tells whether one had to be closed."""
+        seat = self._seats.pop(client_id, None)
+        if seat is None:
+            return False
+        left_open = seat.wire.release()
+        if not seat.dismantle():
+            asyncio.get_running_loop().call_later(LEFT_OVER_SECONDS, seat.dismantle)
+        return left_open
 
     def _release(self, client_id: str) -> None:
-        seat = self._seats.pop(client_id, None)
-        if seat is not None and seat.wire.release():
+        if self._vacate(client_id):
             logger.warning("an upstream connection had to be closed for mitmproxy")
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
@@ -204,4 +220,4 @@ class ProtocolLayer:
         if seat is not None:
             seat.wire.detach(data.server)
             if not seat.wire.open:
-                del self._seats[data.client.id]
+                self._vacate(data.client.id)

@@ -129,10 +129,13 @@ class GatewayLayer(HttpLayer):
 
     def _expire(self) -> CommandGenerator[None]:
         for timer in self._timers.expire():
+            owner = timer.owner
+            if owner is None:
+                continue
             if timer.action is not None:
-                yield from self._dispatch(timer.owner, timer.action())
+                yield from self._dispatch(owner, timer.action(owner))
             else:
-                yield from self.event_to_child(timer.owner, Expired(timer, timer.generation))
+                yield from self.event_to_child(owner, Expired(timer, timer.generation))
 
     def _swing_gates(self) -> None:
         """Stop reading while a stream that waits has enough queued, or too much is pipelined."""
@@ -152,7 +155,22 @@ class GatewayLayer(HttpLayer):
         """Let go of an upstream connection that is closed."""
         if isinstance(connection, Server) and connection.state is ConnectionState.CLOSED:
             self._upstreams.pop(connection, None)
-            self.connections.pop(connection, None)
+            closed = self.connections.pop(connection, None)
+            if closed is not None:
+                _unlink(closed)
+
+    def dismantle(self) -> bool:
+        """Let go of every layer, when all connections are closed: they refer to one another, and would stay for long.
+
+        False, and nothing is done, where a stream still waits for a hook: it has an audit event to come.
+        """
+        if any(stream.flow.live for stream in self.streams.values() if isinstance(stream, GatewayStream)):
+            return False
+        websockets = [stream.child_layer for stream in self.streams.values() if stream.child_layer is not None]
+        for layer in (*self.connections.values(), *self.streams.values(), *websockets, self):
+            _unlink(layer)
+        self.command_sources.clear()
+        return True
 
     def event_to_child(self, child: Layer | HttpStream, event: events.Event) -> CommandGenerator[None]:
         """Hand an event down and carry out what comes back."""
@@ -175,7 +193,9 @@ class GatewayLayer(HttpLayer):
                 if peer is not None:
                     yield from self.event_to_child(peer, command.event)
             elif isinstance(command, DropStream):
-                self.streams.pop(command.stream_id, None)
+                dropped = self.streams.pop(command.stream_id, None)
+                if dropped is not None:
+                    _unlink(dropped)
             elif isinstance(command, GetUpstream):
                 yield from self._get_upstream(command)
             elif isinstance(command, RegisterHttpConnection):
@@ -237,3 +257,9 @@ class GatewayLayer(HttpLayer):
         child = self.command_sources.pop(command, None)
         if child is not None:
             yield from self.event_to_child(child, GetUpstreamCompleted(command, reached))
+
+
+def _unlink(layer: Layer) -> None:
+    """Take a layer out of the cycles that mitmproxy makes, so that it goes with the last reference to it."""
+    layer.context.layers.clear()
+    vars(layer).pop("_handle_event", None)  # a method of its own, once it was switched

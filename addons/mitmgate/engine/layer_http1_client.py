@@ -1,6 +1,7 @@
 """The upstream's side: a connection to one endpoint, opened within its deadline, and HTTP/1.1 on it."""
 
 import time
+from collections.abc import Iterator
 from enum import Enum, auto
 
 from mitmproxy.http import Headers, Response
@@ -19,11 +20,12 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk, request_head
 from mitmgate.core.http1.reader import ResponseEvent
-from mitmgate.core.http1.writer import PHRASES, end_to_end
+from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.engine.layer_events import RequestForwarded, ResponseBegun, UpstreamFailed
 from mitmgate.engine.layer_timers import Timer, Timers
+from mitmgate.stages.message import make_response
 
 
 class _Phase(Enum):
@@ -125,11 +127,11 @@ class Http1Client(HttpConnection):
                     if not self._tunnelling:
                         yield from self._fail(Refusal(Reason.UPSTREAM_MALFORMED, "A 101 that nobody asked for."))
                         return
-                    yield ReceiveHttp(ResponseBegun(self._stream_id, _response(event), 0))
+                    yield ReceiveHttp(ResponseBegun(self._stream_id, _response_of(event), 0))
                     yield from self._tunnel()
                     return
                 length = None if event.body in {None, -1} else event.body
-                yield ReceiveHttp(ResponseBegun(self._stream_id, _response(event), length))
+                yield ReceiveHttp(ResponseBegun(self._stream_id, _response_of(event), length))
             elif event is END:
                 yield from self._finish()
             elif isinstance(event, Refusal):
@@ -186,7 +188,7 @@ class UpstreamConnection(Layer):
         self.timed_out = False
         self.opened = False
         self.client = Http1Client(context, bounds)
-        self._timer = Timer(timers, self, self._give_up)
+        self._timer = Timer(timers, self, _give_up)
         self._connect_timeout = 0.0
 
     @property
@@ -198,10 +200,6 @@ class UpstreamConnection(Layer):
         """Give up opening after so many seconds."""
         self._timer.set(seconds)
 
-    def _give_up(self) -> CommandGenerator[None]:
-        self.timed_out = True
-        yield commands.CloseConnection(self.context.server)
-
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.Start):
             error = yield commands.OpenConnection(self.context.server)
@@ -211,15 +209,11 @@ class UpstreamConnection(Layer):
             yield RegisterHttpConnection(self.context.server, error)
 
 
-def _response(head: ResponseHead) -> Response:
-    now = time.time()
-    return Response(
-        http_version=b"HTTP/1.1",
-        status_code=head.status,
-        reason=PHRASES.get(head.status, b""),
-        headers=Headers(head.headers.fields),
-        content=None,
-        trailers=None,
-        timestamp_start=now,
-        timestamp_end=None,
-    )
+def _give_up(layer: Layer) -> Iterator[commands.Command]:
+    if isinstance(layer, UpstreamConnection):
+        layer.timed_out = True
+        yield commands.CloseConnection(layer.context.server)
+
+
+def _response_of(head: ResponseHead) -> Response:
+    return make_response(head.status, Headers(head.headers.fields), None, complete=False)

@@ -85,6 +85,8 @@ class StreamEnding(HttpStream):
     def __init__(self, context: Context, stream_id: int, surroundings: Surroundings) -> None:
         """stream_id: of the connection to the client."""
         super().__init__(context, stream_id)
+        # mitmproxy's own states, which are not used here, would make each stream refer to itself.
+        del self.client_state, self.server_state
         self._bounds = surroundings.bounds
         self._wire = surroundings.wire
         self._fail_over = surroundings.fail_over

@@ -32,6 +32,7 @@ from mitmgate.engine.layer_events import (
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase, StreamEnding
 from mitmgate.stages.enforcer import point_at, problem_response
 from mitmgate.stages.exchange import Exchange, exchange_of, reject
+from mitmgate.stages.message import make_response
 
 LARGE: Final = 1024 * 1024
 """Bytes above which `stream: auto` streams a body of known length."""
@@ -101,7 +102,7 @@ class StreamRequest(StreamEnding):
     def _ask_for_body(self, event: RequestBegun) -> CommandGenerator[None]:
         """Send the 100 that an admitted client waits for, unless the body is there (RFC 9110, section 10.1.1)."""
         if event.expects_continue and not self._paused_event_queue:
-            yield SendHttp(ResponseHeaders(self.stream_id, Response.make(100)), self.context.client)
+            yield SendHttp(ResponseHeaders(self.stream_id, make_response(100, Headers(), None)), self.context.client)
 
     def _on_body(self, event: RequestData | RequestEndOfMessage) -> CommandGenerator[None]:
         if self._request in {RequestPhase.DROPPED, RequestPhase.WAITING, RequestPhase.COMPLETE}:
@@ -243,4 +244,4 @@ def unadmitted(exchange: Exchange | None) -> Response:
         return problem_response(exchange, Reason.STAGE_ERROR, detail)
     body = problem_body(Reason.STAGE_ERROR, detail, secrets.token_hex(16))
     fields = Headers(((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store")))
-    return Response.make(Reason.STAGE_ERROR.status, body, fields)
+    return make_response(Reason.STAGE_ERROR.status, fields, body)

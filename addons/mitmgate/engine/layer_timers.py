@@ -5,6 +5,7 @@ wakeup is asked for only where none is under way that comes early enough.
 """
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from math import inf
 
@@ -13,6 +14,10 @@ from mitmproxy.proxy.commands import Command, RequestWakeup
 from mitmproxy.proxy.layer import Layer
 
 SLACK = 0.002  # seconds; a wakeup may come this much before its deadline, for want of finer clocks
+
+
+type Action = Callable[[Layer], Iterator[Command]]
+"""What is run when a deadline has passed; it gets the timer's owner."""
 
 
 class Expired(events.Event):
@@ -32,15 +37,20 @@ class Expired(events.Event):
 class Timer:
     """One deadline of a layer. It is delivered as an Expired event to `owner`, or by calling `action` at once."""
 
-    __slots__ = ("_timers", "action", "due", "generation", "owner")
+    __slots__ = ("__weakref__", "_owner", "_timers", "action", "due", "generation")
 
-    def __init__(self, timers: "Timers", owner: Layer, action: Callable[[], Iterator[Command]] | None = None) -> None:
+    def __init__(self, timers: "Timers", owner: Layer, action: Action | None = None) -> None:
         """action: commands to run at once, even while the owner is paused and would only queue an event."""
         self._timers = timers
-        self.owner = owner
+        self._owner = weakref.ref(owner)  # which owns this timer: no cycle, so that both go at once
         self.action = action
         self.due = inf
         self.generation = 0
+
+    @property
+    def owner(self) -> Layer | None:
+        """The layer that the deadline is of; None where it is gone."""
+        return self._owner()
 
     @property
     def idle(self) -> bool:

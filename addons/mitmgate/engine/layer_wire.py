@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any, Final, Protocol
 
-from mitmproxy.connection import Client, Connection
+from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionIO
 
@@ -39,10 +39,27 @@ class Handler(Protocol):
     transports: MutableMapping[Connection, ConnectionIO]
     max_conns: Any
     drain_writers: Callable[[], Awaitable[None]]
+    layer: Any
+    timeout_watchdog: Any
 
     async def server_event(self, event: events.Event) -> None:
         """Hand an event to the layers."""
         ...
+
+
+class _Gone:
+    """What a handler has in place of its layers when they are gone."""
+
+    def handle_event(self, event: events.Event) -> tuple[()]:
+        """Do nothing."""
+        return ()
+
+
+_GONE: Final = _Gone()
+
+
+async def _rest() -> None:
+    """Stand in for mitmproxy's watchdog, which would refer to its handler."""
 
 
 class Gate:
@@ -75,17 +92,27 @@ class Gate:
 class GatedReader:
     """A reader that waits at a gate."""
 
-    __slots__ = ("_gate", "_reader")
+    __slots__ = ("_connection", "_gate", "_reader")
 
-    def __init__(self, reader: ByteReader, gate: Gate) -> None:
+    def __init__(self, reader: ByteReader, gate: Gate, connection: Connection) -> None:
         """Read through the gate."""
         self._reader = reader
         self._gate = gate
+        self._connection = connection
 
     async def read(self, n: int) -> bytes:
-        """Return up to n bytes, once the gate is open."""
-        await self._gate.passed()
-        return await self._reader.read(n)
+        """Return up to n bytes, once the gate is open; b"" at the end.
+
+        mitmproxy ends a connection by cancelling its task, and keeps the CancelledError in the frame that it has the
+        traceback of: the reader, with what was not read, would wait for the garbage collector. Told as an end of the
+        connection it has the same effect.
+        """
+        try:
+            await self._gate.passed()
+            return await self._reader.read(n)
+        except asyncio.CancelledError:
+            self._connection.state = ConnectionState.CLOSED
+            return b""
 
 
 class Wire:
@@ -111,7 +138,7 @@ class Wire:
             return
         io = self._handler.transports[connection]
         gate = self._gates[connection] = Gate()
-        io.reader = GatedReader(io.reader, gate)  # type: ignore[arg-type, assignment]  # read() is all that is used
+        io.reader = GatedReader(io.reader, gate, connection)  # type: ignore[arg-type, assignment]  # read() is all that is used
         if isinstance(io.writer, asyncio.StreamWriter):
             self._writers[connection] = io.writer
 
@@ -143,6 +170,15 @@ class Wire:
         for connection in left:
             self.detach(connection)
         return bool(left)
+
+    def dismantle(self) -> None:
+        """Let go of the handler and its layers, when every socket is closed; nothing comes from it any more."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.layer = _GONE
+            vars(handler).pop("drain_writers", None)
+            handler.timeout_watchdog.callback = _rest
+            handler.max_conns.clear()
 
     @property
     def open(self) -> bool:

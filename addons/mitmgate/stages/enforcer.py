@@ -17,6 +17,7 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
+from mitmgate.stages.message import make_response
 
 logger = logging.getLogger(__name__)
 
@@ -151,4 +152,4 @@ def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[b
 def _make(status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> Response:
     if status != 204:
         fields = (*fields, (b"Content-Length", b"%d" % len(body)))
-    return Response.make(status, body, Headers(fields))
+    return make_response(status, Headers(fields), body)

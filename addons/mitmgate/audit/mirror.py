@@ -1,8 +1,12 @@
 """The verdict as a plain dict for flow.metadata["mitmgate"], so that a saved flow carries its decision."""
 
+from functools import lru_cache
+
 from mitmgate.audit.decided import Decided
 from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
+from mitmgate.core.verdict import Outcome
 
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 
@@ -12,16 +16,40 @@ def _text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _ingress(request: Request) -> Plain:
-    fields: list[Plain] = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers.fields]
+@lru_cache(maxsize=512)
+def _name(name: bytes) -> str:
+    """Decode a field name, or another word that comes again and again: one text for all flows that are kept."""
+    return name.decode("latin-1")
+
+
+@lru_cache(maxsize=512)
+def _shared(text: str) -> str:
+    """Return a text that is equal: the first such one, for words that come again and again."""
+    return text
+
+
+@lru_cache(maxsize=4096)
+def _step(stage: str, outcome: Outcome, reason: Reason, detail: str, milliseconds: float) -> dict[str, Plain]:
+    """Mirror a step. Most are the same in many flows, which then share one dict: it must not be written to."""
     return {
-        "method": request.method,
+        "stage": stage,
+        "outcome": outcome.value,
+        "reason": reason.code,
+        "detail": _text(detail),
+        "ms": milliseconds,
+    }
+
+
+def _ingress(request: Request) -> Plain:
+    fields: list[Plain] = [[_name(name), value.decode("latin-1")] for name, value in request.headers.fields]
+    return {
+        "method": _shared(request.method),
         "target": request.target,
-        "version": request.version,
+        "version": _shared(request.version),
         "headers": fields,
         "scheme": request.scheme,
         "authority": request.authority,
-        "peer": request.peer,
+        "peer": _shared(request.peer),
         "declared_body": request.declared_body,
         "certificate": None if request.certificate is None else _text(request.certificate),
     }
@@ -48,16 +76,8 @@ def mirror(exchange: Decided) -> dict[str, Plain]:
     verdict = exchange.verdict
     final = verdict.final
     failure = exchange.failure
-    steps: list[Plain] = [
-        {
-            "stage": step.stage,
-            "outcome": step.outcome.value,
-            "reason": step.reason.code,
-            "detail": _text(step.detail),
-            "ms": round(step.seconds * 1000, 3),
-        }
-        for step in verdict.steps
-    ]
+    made = [_step(*step[:4], round(step.seconds * 1000, 3)) for step in verdict.steps]
+    steps: list[Plain] = [*tuple(made)]  # of its exact size
     return {
         "request_id": exchange.request_id,
         "now": float(exchange.now),
@@ -69,7 +89,7 @@ def mirror(exchange: Decided) -> dict[str, Plain]:
         "steps": steps,
         "failure": None if failure is None else failure.code,
         "failure_detail": _text(exchange.failure_detail),
-        "client": None if exchange.client is None else str(exchange.client),
+        "client": None if exchange.client is None else _shared(str(exchange.client)),
         "route": None if exchange.route is None else exchange.route.name,
         "principal": None if exchange.principal is None else _principal(exchange.principal),
         "ingress": _ingress(exchange.request),

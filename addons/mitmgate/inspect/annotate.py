@@ -3,9 +3,11 @@
 import weakref
 from typing import ClassVar
 
+from mitmproxy.connection import Client
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.mirror import mirror
+from mitmgate.inspect.kept import close
 from mitmgate.inspect.summary import summarise
 from mitmgate.stages.exchange import exchange_of
 
@@ -29,14 +31,43 @@ class Annotate:
     def __init__(self) -> None:
         """Remember what was written, to tell it from a person's words."""
         self._written: weakref.WeakKeyDictionary[HTTPFlow, str] = weakref.WeakKeyDictionary()
+        self._ending: list[HTTPFlow] = []  # past their last hook but one: some are still live
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Show the decision, before the service or the client has it."""
+        self._close_ended()
         self._annotate(flow)
 
-    responseheaders = requestheaders
-    response = requestheaders
-    error = requestheaders
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Show that a response begins."""
+        self._annotate(flow)
+
+    def response(self, flow: HTTPFlow) -> None:
+        """Show what became of it; the exchange goes when the flow has ended, which is after its last hook."""
+        self._annotate(flow)
+        if flow.websocket is None:
+            self._ending.append(flow)
+
+    def error(self, flow: HTTPFlow) -> None:
+        """Show what went wrong."""
+        self._annotate(flow)
+        self._ending.append(flow)
+
+    def websocket_end(self, flow: HTTPFlow) -> None:
+        """Note the end of a WebSocket."""
+        self._ending.append(flow)
+
+    def client_disconnected(self, client: Client) -> None:
+        """Let go of the exchanges of flows that have ended."""
+        self._close_ended()
+
+    def _close_ended(self) -> None:
+        still = [flow for flow in self._ending if flow.live]
+        for flow in self._ending:
+            if not flow.live:
+                close(flow)
+                self._written.pop(flow, None)
+        self._ending = still
 
     def _annotate(self, flow: HTTPFlow) -> None:
         exchange = exchange_of(flow)

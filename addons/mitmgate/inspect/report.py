@@ -14,8 +14,8 @@ from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
 from mitmgate.audit.settings import Redact
 from mitmgate.core.reason import Reason
 from mitmgate.inspect.annotate import METADATA
-from mitmgate.inspect.summary import summarise
-from mitmgate.stages.exchange import Exchange, exchange_of
+from mitmgate.inspect.kept import Kept, kept, kept_of
+from mitmgate.stages.exchange import exchange_of
 
 Decision = Mapping[str, Plain]
 Members = dict[str, object]
@@ -36,20 +36,23 @@ def report(flow: Flow | None) -> str:
         return "Not an HTTP request: the gateway decides on nothing else."
     exchange = exchange_of(flow)
     if exchange is not None:
-        return _yaml(_live(exchange, flow))
+        return _yaml(_whole(kept(exchange, flow), mirror(exchange)))
     if METADATA not in flow.metadata:
         return "The gateway has not decided on this flow."
     try:
         saved = flow.metadata[METADATA]
+        finished = kept_of(flow)
+        if finished is not None:
+            return _yaml(_whole(finished, saved))
         return _yaml({"decision": flow.comment, **_decision(saved), "received": _received(saved, Redaction(Redact()))})
     except (AttributeError, KeyError, TypeError, ValueError):
         return "The verdict that was saved with this flow can't be read."
 
 
-def _live(exchange: Exchange, flow: HTTPFlow) -> Members:
-    snapshot, decision = exchange.snapshot, mirror(exchange)
+def _whole(exchange: Kept, decision: Decision) -> Members:
+    snapshot = exchange.snapshot
     redaction = Redaction(Redact(snapshot.policy.audit.redact.headers, snapshot.policy.audit.redact.query))
-    made: Members = {"decision": summarise(exchange, flow).comment, **_decision(decision)}
+    made: Members = {"decision": exchange.comment, **_decision(decision)}
     if exchange.grants:
         made["limits"] = {
             grant.limit.name: f"{grant.remaining} of {grant.limit.limit} left in any {grant.limit.window:g} s"
@@ -60,7 +63,7 @@ def _live(exchange: Exchange, flow: HTTPFlow) -> Members:
         made["endpoint"] = exchange.endpoint.url
     if exchange.permit is not None:
         made["circuit"] = "half-open, and this request a probe" if exchange.permit.probe else "closed"
-    elif exchange.verdict.final is not None and exchange.verdict.final.reason is Reason.CIRCUIT_OPEN:
+    elif decision["reason"] == Reason.CIRCUIT_OPEN.code:
         made["circuit"] = "open"
     made["received"] = _received(decision, redaction)
     if exchange.forward is not None:

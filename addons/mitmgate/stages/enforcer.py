@@ -21,6 +21,8 @@ from mitmgate.stages.message import make_response
 
 logger = logging.getLogger(__name__)
 
+_PROBLEM_FIELDS = ((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store"))
+
 BLACK_HOLE = "upstream.invalid"  # RFC 6761, section 6.4: never resolves
 
 
@@ -145,8 +147,7 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
 
 
 def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[bytes, bytes], ...]) -> Response:
-    fields = ((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store"), *extra)
-    return _make(reason.status, fields, problem_body(reason, detail, request_id))
+    return _make(reason.status, (*_PROBLEM_FIELDS, *extra), problem_body(reason, detail, request_id))
 
 
 def _make(status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> Response:

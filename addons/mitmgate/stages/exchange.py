@@ -90,6 +90,11 @@ def begin(flow: HTTPFlow, exchange: Exchange) -> None:
     _EXCHANGES[flow] = exchange
 
 
+def forget(flow: HTTPFlow) -> Exchange | None:
+    """Detach a flow that has ended from its exchange, which then needs no memory; called where flows are kept."""
+    return _EXCHANGES.pop(flow, None)
+
+
 def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
     """Return every flow that still lives, with its exchange."""
     return list(_EXCHANGES.items())

@@ -24,9 +24,11 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_connection import GatewayLayer
 from mitmgate.engine.layer_events import Cut, Retire
+from mitmgate.engine.layer_leaving import dismantle
 from mitmgate.engine.layer_tls import ClientTls, Listener
 from mitmgate.engine.layer_wire import Handler, Wire
 from mitmgate.engine.limits import TURNED_AWAY, Connections, PolicyBounds
+from mitmgate.engine.turns import Turns
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange
 
@@ -62,7 +64,7 @@ class _Seat(NamedTuple):
 
     def dismantle(self) -> bool:
         """Take both apart; tells whether that could be done yet."""
-        done = self.layer.dismantle()
+        done = dismantle(self.layer)
         if done:
             self.wire.dismantle()
         return done
@@ -86,6 +88,7 @@ class ProtocolLayer:
         self._listener = Listener(source)
         self._retired = False
         self.lane: Beside | None = None
+        self._turns = Turns()
 
     @property
     def connected(self) -> int:
@@ -130,7 +133,7 @@ class ProtocolLayer:
             if not isinstance(proxyserver, Proxyserver):
                 raise TypeError("this mitmproxy has no proxyserver")
             handler = proxyserver.connections[client.id]
-            wire = Wire(cast(Handler, handler), client)
+            wire = Wire(cast(Handler, handler), client, self._turns)
             context = handler.layer.context
             context.layers.clear()
             handler.layer = self._seat(context, wire, exhausted=excess > 0)
@@ -172,7 +175,9 @@ class ProtocolLayer:
         client = nextlayer.context.client
         if nextlayer.layer is None and isinstance(client.proxy_mode, ReverseMode):
             seat = self._seats.get(client.id)
-            nextlayer.layer = self._seat(nextlayer.context, Wire(None, client) if seat is None else seat.wire)
+            nextlayer.layer = self._seat(
+                nextlayer.context, Wire(None, client, self._turns) if seat is None else seat.wire
+            )
 
     def client_disconnected(self, client: Client) -> None:
         """Take the client off the count, and see to it that its sockets are closed."""

@@ -19,6 +19,7 @@ from mitmgate.engine.layer_events import Cut, GetUpstream, GetUpstreamCompleted,
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
 from mitmgate.engine.layer_http2 import GatewayHttp2Server
+from mitmgate.engine.layer_leaving import unlink
 from mitmgate.engine.layer_stream import GatewayStream
 from mitmgate.engine.layer_stream_ending import Surroundings
 from mitmgate.engine.layer_timers import Expired, Timers
@@ -157,20 +158,7 @@ class GatewayLayer(HttpLayer):
             self._upstreams.pop(connection, None)
             closed = self.connections.pop(connection, None)
             if closed is not None:
-                _unlink(closed)
-
-    def dismantle(self) -> bool:
-        """Let go of every layer, when all connections are closed: they refer to one another, and would stay for long.
-
-        False, and nothing is done, where a stream still waits for a hook: it has an audit event to come.
-        """
-        if any(stream.flow.live for stream in self.streams.values() if isinstance(stream, GatewayStream)):
-            return False
-        websockets = [stream.child_layer for stream in self.streams.values() if stream.child_layer is not None]
-        for layer in (*self.connections.values(), *self.streams.values(), *websockets, self):
-            _unlink(layer)
-        self.command_sources.clear()
-        return True
+                unlink(closed)
 
     def event_to_child(self, child: Layer | HttpStream, event: events.Event) -> CommandGenerator[None]:
         """Hand an event down and carry out what comes back."""
@@ -195,7 +183,7 @@ class GatewayLayer(HttpLayer):
             elif isinstance(command, DropStream):
                 dropped = self.streams.pop(command.stream_id, None)
                 if dropped is not None:
-                    _unlink(dropped)
+                    unlink(dropped)
             elif isinstance(command, GetUpstream):
                 yield from self._get_upstream(command)
             elif isinstance(command, RegisterHttpConnection):
@@ -257,9 +245,3 @@ class GatewayLayer(HttpLayer):
         child = self.command_sources.pop(command, None)
         if child is not None:
             yield from self.event_to_child(child, GetUpstreamCompleted(command, reached))
-
-
-def _unlink(layer: Layer) -> None:
-    """Take a layer out of the cycles that mitmproxy makes, so that it goes with the last reference to it."""
-    layer.context.layers.clear()
-    vars(layer).pop("_handle_event", None)  # a method of its own, once it was switched

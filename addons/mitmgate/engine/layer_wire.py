@@ -16,6 +16,8 @@ from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionIO
 
+from mitmgate.engine.turns import Turns
+
 FLUSH_SECONDS: Final = 30.0
 """What a peer gets to take what was written before the connection was closed."""
 UNREAD: Final = 256 * 1024
@@ -92,10 +94,11 @@ class Gate:
 class GatedReader:
     """A reader that waits at a gate."""
 
-    __slots__ = ("_connection", "_gate", "_reader")
+    __slots__ = ("_connection", "_gate", "_reader", "_turns")
 
-    def __init__(self, reader: ByteReader, gate: Gate, connection: Connection) -> None:
-        """Read through the gate."""
+    def __init__(self, reader: ByteReader, gate: Gate, connection: Connection, turns: Turns | None) -> None:
+        """Read through the gate. turns: the end waits for its turn among others."""
+        self._turns = turns
         self._reader = reader
         self._gate = gate
         self._connection = connection
@@ -107,21 +110,28 @@ class GatedReader:
         traceback of: the reader, with what was not read, would wait for the garbage collector. Told as an end of the
         connection it has the same effect.
         """
+        data = b""
         try:
             await self._gate.passed()
-            return await self._reader.read(n)
+            data = await self._reader.read(n)
         except asyncio.CancelledError:
             self._connection.state = ConnectionState.CLOSED
-            return b""
+        except OSError:  # a reset: mitmproxy takes it for an end as well
+            pass
+        if not data and self._turns is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._turns.turn()
+        return data
 
 
 class Wire:
     """The sockets of one client connection and of the upstream connections that were made for it."""
 
-    __slots__ = ("_client", "_gates", "_handler", "_posted", "_writers")
+    __slots__ = ("_client", "_gates", "_handler", "_posted", "_turns", "_writers")
 
-    def __init__(self, handler: Handler | None, client: Client) -> None:
-        """handler: None in tests without sockets; then nothing is held."""
+    def __init__(self, handler: Handler | None, client: Client, turns: Turns | None = None) -> None:
+        """handler: None in tests without sockets; then nothing is held. turns: in which clients' connections end."""
+        self._turns = turns
         self._gates: dict[Connection, Gate] = {}
         self._handler = handler
         self._client = client
@@ -138,7 +148,8 @@ class Wire:
             return
         io = self._handler.transports[connection]
         gate = self._gates[connection] = Gate()
-        io.reader = GatedReader(io.reader, gate, connection)  # type: ignore[arg-type, assignment]  # read() is all that is used
+        turns = self._turns if connection is self._client else None
+        io.reader = GatedReader(io.reader, gate, connection, turns)  # type: ignore[arg-type, assignment]  # read() is all that is used
         if isinstance(io.writer, asyncio.StreamWriter):
             self._writers[connection] = io.writer
 

@@ -29,6 +29,7 @@ LONG: dict[str, str] = {
     "addons/mitmgate/engine/layer_http1_server.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_http2.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_stream_ending.py": "every way in which one exchange may end",
+    "addons/mitmgate/engine/supervisor.py": "the workers, and what each signal does to all of them, are one state",
     "addons/mitmgate/replay/advice.py": "one sentence for each reason code",
     "addons/mitmgate/replay/commands.py": "the options of four commands that share them",
     "addons/mitmgate/replay/evidence.py": "what one pass over a recording counts for a proposal",

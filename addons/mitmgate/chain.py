@@ -19,7 +19,6 @@ from mitmgate.policy.history import History
 from mitmgate.policy.loader import PolicyError, load
 from mitmgate.policy.problem import Stamp
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
-from mitmgate.policy.unsupported import unsupported
 from mitmgate.policy.watcher import InForce, PolicySource
 from mitmgate.services import Services, open_services
 from mitmgate.stages.arrival import Arrival
@@ -135,6 +134,7 @@ class Gateway:
         self.breaker: CircuitBreaker | None = None
         self.approve: Approve | None = None
         """The host's last word on a changed policy: a policy that it refuses, or fails on, is not put in force."""
+        self._failure: exceptions.OptionsError | None = None
         self._watch: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
 
@@ -151,6 +151,8 @@ class Gateway:
         """
         if ctx.master.addons.get(Enforcer.name) is None:
             ctx.master.addons.add(Enforcer(self.policy, REQUIRED))
+        if self._failure is not None:  # mitmproxy takes its options back then, and asks again
+            raise self._failure
         refusal = refuse_weakening(ctx.options, ctx.options.mitmgate_allow_scripts)
         if refusal is not None:
             raise exceptions.OptionsError(refusal)
@@ -169,7 +171,8 @@ class Gateway:
             services = open_services(source.snapshot)
             services.trail.start(source.snapshot.digest)
         except (PolicyError, UserError) as error:
-            raise exceptions.OptionsError(str(error)) from error
+            self._failure = exceptions.OptionsError(str(error))
+            raise self._failure from error
         chain = stages(self.policy, services)
         self.breaker = breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
         self.audit = Audit(services.trail)
@@ -232,15 +235,12 @@ class Gateway:
             loaded = load(source.path, self._environ)
         except PolicyError as error:
             return self._refuse(source, services, error.stamps, [str(problem) for problem in error.problems])
-        texts = [str(problem) for problem in unsupported(loaded)]
-        if not texts:
-            candidate = compile_policy(loaded)
-            # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
-            await services.ring.prepare(candidate.issuers)
-            refusal = await self._approved(candidate, before)
-            texts = [] if refusal is None else [f"{source.path}: {refusal}"]
-        if texts:
-            return self._refuse(source, services, loaded.stamps, texts)
+        candidate = compile_policy(loaded)
+        # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
+        await services.ring.prepare(candidate.issuers)
+        refusal = await self._approved(candidate, before)
+        if refusal is not None:
+            return self._refuse(source, services, loaded.stamps, [f"{source.path}: {refusal}"])
         source.activate(loaded)
         self.history.accept(time.time())
         result = source.snapshot

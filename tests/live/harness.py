@@ -162,7 +162,8 @@ class Gateway:
 
     def start(self) -> Self:
         """Start the process and return when it accepts requests."""
-        command = [sys.executable, "-m", "mitmgate", self.host, "--policy", str(self.policy_path)]
+        flags = ["-O"] if self.host == "serve" else []  # as run.sh starts it
+        command = [sys.executable, *flags, "-m", "mitmgate", self.host, "--policy", str(self.policy_path)]
         command += ["--listen", f"127.0.0.1:{self.port}", *self.arguments]
         if self.host == "web":
             command += ["--web-port", str(self.web_port), "--web-password", WEB_PASSWORD]
@@ -170,7 +171,7 @@ class Gateway:
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
             self._process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
         try:
-            wait_for(self._accepts, f"{self.host} to say that it accepts connections")
+            wait_for(self._accepts, f"{self.host} to say that it accepts connections", 3 * PATIENCE)
         except AssertionError as failure:
             words = self.stdout.read_text(errors="replace") + self.log
             self.kill()

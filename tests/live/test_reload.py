@@ -34,16 +34,6 @@ def test_a_bad_file_keeps_the_old_policy(tmp_path: Path, upstream: RecordingUpst
         assert gateway.get("/api/v1/users", token=mint()).status == 200
 
 
-def test_a_member_that_is_not_supported_yet_is_refused_on_reload(
-    tmp_path: Path, upstream: RecordingUpstream, host: Host
-) -> None:
-    with Gateway(write_policy(tmp_path, policy(tmp_path, upstream)), host=host) as gateway:
-        store = {"url": "redis://127.0.0.1:6379/0"}
-        write_policy(tmp_path, policy(tmp_path, upstream, listen={"workers": 2}, store=store))
-        wait_for(lambda: bool(events(tmp_path / "audit.jsonl", "policy-rejected")), "the event of the rejection")
-        assert gateway.get("/public").status == 200
-
-
 def test_sighup_reloads(tmp_path: Path, upstream: RecordingUpstream) -> None:
     with Gateway(write_policy(tmp_path, policy(tmp_path, upstream))) as gateway:
         write_policy(tmp_path, route(policy(tmp_path, upstream), "public", networks={"deny": ["127.0.0.0/8"]}))

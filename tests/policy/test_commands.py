@@ -117,9 +117,3 @@ def test_our_own_policies(capsys: pytest.CaptureFixture[str]) -> None:
         "routes[4].auth",
         "audit",
     ]
-
-
-def test_members_that_are_not_supported_are_shown(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example.write_text(example.read_text().replace("workers: 1", "workers: 2"))
-    assert main(["check", str(example)]) == 0
-    assert "warning: listen.workers: more than one worker: not supported yet" in capsys.readouterr().out

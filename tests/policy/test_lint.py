@@ -1,13 +1,11 @@
 """Warnings of valid policies, and members whose capability is not there."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
-from mitmgate.policy.unsupported import unsupported
 
 CLEAN = """\
 version: 1
@@ -178,15 +176,3 @@ def test_bad_members_of_a_key_set_are_left_out_with_a_warning(tmp_path: Path) ->
     ((line, _, message),) = warnings(tmp_path, text)
     assert line == 8
     assert "key 2" in message
-
-
-def test_what_is_not_supported_yet(example: Path, environ: Mapping[str, str]) -> None:
-    loaded = load(example, environ)
-    assert unsupported(loaded) == []
-    example.write_text(example.read_text().replace("workers: 1", "workers: 2"))
-    assert "listen.workers" in {problem.path for problem in unsupported(load(example, environ))}
-
-
-def test_a_plain_policy_asks_for_nothing_that_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(CLEAN)
-    assert unsupported(load(tmp_path / "p.yaml", ENVIRON)) == []

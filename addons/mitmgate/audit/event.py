@@ -205,6 +205,11 @@ def gateway_stopped(now: float, **facts: object) -> Event:
     return {"time": rfc3339(now), "event": "gateway-stopped", **facts}
 
 
+def worker_lost(now: float, pid: int, how: str) -> Event:
+    """Say that a worker process crashed: requests that ran in it, the last moment's too, may have no record."""
+    return {"time": rfc3339(now), "event": "worker-lost", "pid": pid, "how": how}
+
+
 def policy_reloaded(now: float, policy: str, previous: str) -> Event:
     """Say that another policy decides from now on. Both are digests."""
     return {"time": rfc3339(now), "event": "policy-reloaded", "policy": policy, "previous": previous}

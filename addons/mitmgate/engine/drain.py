@@ -78,8 +78,9 @@ class Drain:
         """Wait until no client is connected; False where it took too long, or somebody is in a hurry."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while self._listener.connected:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)  # first: who was accepted just now does not count as connected yet
+            if not self._listener.connected:
+                return True
             if self._hurry.is_set() or loop.time() >= until:
                 return False
-            await asyncio.sleep(_LOOK_EVERY)
-        return True

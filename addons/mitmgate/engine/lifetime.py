@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from mitmproxy.connection import Address
 
+from mitmgate.audit.event import worker_lost
 from mitmgate.chain import Gateway
 from mitmgate.engine import collector
 from mitmgate.engine.drain import Drain
@@ -24,18 +26,22 @@ class Lifetime:
 
     def __init__(self, master: LeanMaster, gateway: Gateway, patience: float, watching: Watching) -> None:
         """patience: seconds that running requests get in the end. watching: who is told."""
-        self.drain = Drain(master.listener, patience, self._begin_drain, master.shutdown)
+        self.drain = Drain(master.listener, patience, self._begin_drain, self._stop)
         self.announce: Callable[[Address, str], None] | None = None
         """Called with the address and the policy's path, when the process is ready."""
         self._master = master
         self._gateway = gateway
         self._watching = watching
+        self._stopped = False
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Proxy to the end. Returns the exit status: 1 where requests were cut or audit records lost."""
         tasks = [asyncio.create_task(self._watching.beat(), name="beat")]
         proxy = asyncio.create_task(self._master.run(), name="proxy")
+        await asyncio.sleep(0)  # Master.run begins with forgetting that it was told to shut down
+        if self._stopped:
+            self._stop()
         await asyncio.wait({proxy})
         for task in (*tasks, *self._reloads):
             task.cancel()
@@ -82,6 +88,26 @@ class Lifetime:
             logger.exception("the policy could not be reloaded; the old one stays in force")
         finally:
             self._watching.reloaded(taken, self._status)
+
+    def lost(self, how: str) -> None:
+        """Put on record that another worker has crashed. how: its process id and how it ended."""
+        pid, _, end = how.partition(" ")
+        if self._gateway.services is not None:
+            self._gateway.services.trail.emit(worker_lost(time.time(), int(pid), end))
+
+    @property
+    def commands(self) -> Mapping[str, Callable[[str], None]]:
+        """What a supervisor may ask for."""
+        return {
+            "reload": lambda _: self.reload(),
+            "drain": lambda _: self.drain.begin(),
+            "cut": lambda _: self.drain.hurry(),
+            "lost": self.lost,
+        }
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._master.shutdown()  # type: ignore[no-untyped-call]  # mitmproxy's own
 
     def _begin_drain(self) -> None:
         self._watching.stopping(f"draining: {self._master.listener.connected} clients are connected")

@@ -142,8 +142,8 @@ class Listener(Proxyserver):
             idle_since.pop(client_id, None)
             if not any(isinstance(stream, GatewayStream) and stream.lasts for stream in streams):
                 seat.wire.post(Retire())
-        if protocol.connected:
-            loop.call_later(_LOOK_EVERY, self._look, protocol, idle_since)
+        # Also without any: one may have been accepted that is not seated yet.
+        loop.call_later(_LOOK_EVERY, self._look, protocol, idle_since)
 
     def cut(self) -> int:
         """End what still runs, because patience is over; return how many requests that were."""

@@ -13,16 +13,19 @@ from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
+from mitmgate.admin.listener import Listener, bind
+from mitmgate.admin.workers import Workers
+from mitmgate.engine.child import command_line
 from mitmgate.engine.drain import PATIENCE
 from mitmgate.engine.gateway import gateway
 from mitmgate.engine.lifetime import Lifetime
 from mitmgate.engine.master import LeanMaster
 from mitmgate.engine.notify import service_manager
-from mitmgate.engine.worker import Place, Supervised
+from mitmgate.engine.supervisor import Supervisor
+from mitmgate.engine.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.units import UnitError, parse_duration
-from mitmgate.policy.unsupported import unsupported
 from mitmgate.replay.observing import Observing, observing_options
 from mitmgate.usage import UserError
 
@@ -51,15 +54,11 @@ def check_free(host: str, port: int) -> None:
 
 
 def load_for_host(path: str) -> Loaded:
-    """Load the policy for a host: every error, and every member whose capability is not there, is a UserError."""
+    """Load the policy for a host: every error in it is a UserError."""
     try:
-        loaded = load(Path(path), os.environ)
+        return load(Path(path), os.environ)
     except PolicyError as error:
         raise UserError(str(error)) from error
-    missing = unsupported(loaded)
-    if missing:
-        raise UserError("\n".join(str(problem) for problem in missing))
-    return loaded
 
 
 async def run(
@@ -76,9 +75,9 @@ async def run(
     observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
     """
     opts = options.Options()
-    master = LeanMaster(opts, None if place is None else place.socket())
-    admin = Admin()
-    addon = gateway(loaded.path, admin=admin if place is None else None)
+    master = LeanMaster(opts, None if place is None else place.take())
+    admin = Admin(None if place is None else inherited(place.figures))
+    addon = gateway(loaded.path, admin=admin)
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
@@ -97,8 +96,30 @@ async def run(
     if supervised is None:
         lifetime.announce = announce
     else:
-        await supervised.obey({"reload": lifetime.reload, "drain": drain.begin, "cut": drain.hurry})
+        await supervised.obey(lifetime.commands)
     return await lifetime.run()
+
+
+async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patience: float) -> int:
+    """Run `count` workers with this command's own words, and the admin listener. Returns the exit status."""
+    figures, where = Workers(), loaded.policy.admin
+    admin = None if where is None else Listener(where.host, bind(where.host, where.port), figures.report)
+    supervisor = Supervisor(
+        address,
+        count,
+        command_line(),
+        patience,
+        service_manager(),
+        lambda bound: announce(bound, str(loaded.path), f", {count} worker{'s'[: count > 1]}"),
+        figures,
+    )
+    if admin is not None:
+        admin.start()
+    try:
+        return await supervisor.run()
+    finally:
+        if admin is not None:
+            await admin.close()
 
 
 def duration(_: click.Context, option: click.Parameter, text: str) -> float:
@@ -109,16 +130,16 @@ def duration(_: click.Context, option: click.Parameter, text: str) -> float:
         raise UserError(f"{option.opts[0]} {text}: {error}" + f"; {error.hint}" * bool(error.hint)) from error
 
 
-def announce(address: Address, path: str) -> None:
+def announce(address: Address, path: str, more: str = "") -> None:
     """Print one line when connections are accepted."""
     host, port = address[:2]
-    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {path}")
+    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {path}{more}")
 
 
 @click.command("serve")
 @click.option("--policy", "policy_path", required=True, help="The policy file.")
 @click.option("--listen", metavar="HOST:PORT", help="Listen here instead of where the policy says.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes; above 1 a redis store is required.")
+@click.option("--workers", type=click.IntRange(min=1), help="Run so many worker processes, supervised.")
 @click.option(
     "--drain-timeout",
     "patience",
@@ -128,19 +149,38 @@ def announce(address: Address, path: str) -> None:
     callback=duration,
     help="How long running requests may take after SIGTERM.",
 )
+@click.option("--worker", hidden=True)
 @observing_options
-def command(policy_path: str, listen: str | None, workers: int | None, patience: float, observing: Observing) -> None:
+def command(
+    policy_path: str,
+    listen: str | None,
+    workers: int | None,
+    patience: float,
+    worker: str | None,
+    observing: Observing,
+) -> None:
     """Run the gateway.
 
     SIGHUP loads the policy again. SIGTERM and Ctrl-C drain: the exit status is 0 where every request could end, 1 where
-    some were cut or audit records were lost. A second signal cuts at once.
+    some were cut or audit records were lost. A second signal cuts at once. With --workers, also with --workers 1,
+    SIGUSR2 replaces one process after the other, and no request fails.
     """
     process_log.configure()
     loaded = load_for_host(policy_path)
-    if (workers or loaded.policy.listen.workers) > 1:
-        raise UserError("--workers: more than one worker is not supported yet")
+    count = workers or loaded.policy.listen.workers
+    if count > 1 and loaded.policy.store == "memory":
+        raise UserError(
+            f"--workers {count}: several workers can't share counters in memory, every limit would hold in each of them"
+            "; add store: {url: redis://HOST:6379/0} to the policy"
+        )
+    if worker is not None:
+        place = Place.parse(worker)
+        mine = observing.for_worker(place.slot) if count > 1 else observing
+        raise SystemExit(asyncio.run(run(loaded, *place.address, mine, patience=patience, place=place)))
     observing.check()
-    host, port = listen_address(loaded, listen)
-    check_free(host, port)
+    address = listen_address(loaded, listen)
+    check_free(*address)
     check_admin(loaded.policy)
-    raise SystemExit(asyncio.run(run(loaded, host, port, observing, patience=patience)))
+    if workers is None and count == 1:
+        raise SystemExit(asyncio.run(run(loaded, *address, observing, patience=patience)))
+    raise SystemExit(asyncio.run(supervise(loaded, address, count, patience)))

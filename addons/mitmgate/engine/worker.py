@@ -1,9 +1,10 @@
 """A worker: a gateway process that a supervisor has started, and the link between the two.
 
-The worker inherits a listening socket and one end of a socket pair. Over it, one word a line:
+The worker inherits a listening socket and one end of two socket pairs: one for its figures (admin/workers.py), and the
+link. Over that, a few words a line:
 
     worker → supervisor     ready, beat, reloaded, rejected
-    supervisor → worker     reload, drain, cut
+    supervisor → worker     reload, drain, cut, lost PID HOW
 
 The end of the stream says that the other one is gone: a worker without a supervisor drains.
 """
@@ -23,27 +24,35 @@ BEAT_EVERY: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a supervisor gives to a worker, as `--worker SLOT:LISTENING:LINK`: its number and two file descriptors."""
+    """What a supervisor gives to a worker, as `--worker SLOT:LISTENING:LINK:FIGURES`: a number, file descriptors."""
 
     slot: int
     listening: int
     link: int
+    figures: int
 
     @classmethod
     def parse(cls, text: str) -> "Place":
         """Read what `__str__` has written. Raises UserError."""
         try:
-            slot, listening, link = map(int, text.split(":"))
+            slot, listening, link, figures = map(int, text.split(":"))
         except ValueError:
             raise UserError("--worker is for the supervisor's own use") from None
-        return cls(slot, listening, link)
+        return cls(slot, listening, link, figures)
 
     def __str__(self) -> str:
-        return f"{self.slot}:{self.listening}:{self.link}"
+        return f"{self.slot}:{self.listening}:{self.link}:{self.figures}"
 
-    def socket(self) -> socket.socket:
+    def take(self) -> socket.socket:
         """Take the listening socket over."""
-        return _inherited(self.listening)
+        return inherited(self.listening)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address that the listening socket is bound to."""
+        with socket.socket(fileno=os.dup(self.listening)) as bound:
+            host, port = bound.getsockname()[:2]
+        return host, port
 
 
 class Supervised:
@@ -51,23 +60,24 @@ class Supervised:
 
     def __init__(self, place: Place) -> None:
         """place: what the supervisor gave."""
-        self._socket = _inherited(place.link)
+        self._socket = inherited(place.link)
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
 
-    async def obey(self, commands: Mapping[str, Callable[[], None]]) -> None:
-        """Carry out what the supervisor says, from now on. commands: `reload`, `drain` and `cut`."""
+    async def obey(self, commands: Mapping[str, Callable[[str], None]]) -> None:
+        """Carry out what the supervisor says, from now on. commands: by their first word, given the others."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
 
         async def listen() -> None:
             try:
                 while line := await reader.readline():
-                    command = commands.get(line.decode("ascii", "replace").strip())
+                    word, _, rest = line.decode("ascii", "replace").strip().partition(" ")
+                    command = commands.get(word)
                     if command is not None:  # else: a later version's
-                        command()
+                        command(rest)
             except OSError:
                 pass
-            commands["drain"]()
+            commands["drain"]("")
 
         self._listening = asyncio.create_task(listen(), name="supervisor's words")
 
@@ -96,7 +106,8 @@ class Supervised:
             self._writer.write(f"{word}\n".encode())
 
 
-def _inherited(descriptor: int) -> socket.socket:
+def inherited(descriptor: int) -> socket.socket:
+    """Take over a socket of the supervisor's. Raises UserError where it is none."""
     try:
         taken = socket.socket(fileno=descriptor)
     except OSError:

@@ -12,7 +12,6 @@ from mitmgate.policy.lint import lint
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.loader import load
 from mitmgate.policy.problem import PolicyError, Problem, in_order
-from mitmgate.policy.unsupported import unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def examine(path: str, environ: Mapping[str, str]) -> Report:
         loaded = load(path, environ)
     except PolicyError as error:
         return Report(path, error.problems, None)
-    return Report(path, in_order([*lint(loaded), *unsupported(loaded)]), loaded)
+    return Report(path, in_order(lint(loaded)), loaded)
 
 
 def _as_text(report: Report) -> str:

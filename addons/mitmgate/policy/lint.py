@@ -12,9 +12,6 @@ from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.problem import Location, Problem, in_order
-from mitmgate.policy.unsupported import unsupported
-
-__all__ = ["lint", "unsupported"]
 
 LONGEST_LEEWAY = 300.0  # seconds
 _EVERYONE = frozenset({"0.0.0.0/0", "::/0"})

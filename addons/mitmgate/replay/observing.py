@@ -19,7 +19,6 @@ from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import PolicyError, load
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.units import UnitError, parse_size
-from mitmgate.policy.unsupported import unsupported
 from mitmgate.replay.canary import DEFAULT, Allowance, Canary
 from mitmgate.replay.recorder import KEEP, ROTATE, recorder
 from mitmgate.replay.shadow import Shadow
@@ -105,13 +104,9 @@ class Approval:
 
 def _candidate(path: str) -> Snapshot:
     try:
-        loaded = load(path, os.environ)
+        return compile_policy(load(path, os.environ))
     except PolicyError as error:
         raise UserError(f"--shadow: {error}") from error
-    missing = unsupported(loaded)
-    if missing:
-        raise UserError("--shadow: " + "\n".join(map(str, missing)))
-    return compile_policy(loaded)
 
 
 def _shadow(path: str, services: Services) -> Shadow:

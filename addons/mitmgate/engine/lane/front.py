@@ -33,6 +33,7 @@ class Lane:
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.clients: set[LaneClient] = set()
         self._layers = layers
+        self._last_call: float | None = None
         self._hand_over = hand_over
         pool = UpstreamPool(table, layers.bounds, self.buffer)
         self.ways = Ways(asyncio.get_running_loop(), table, pool, layers.fail_over)
@@ -44,6 +45,8 @@ class Lane:
     def enter(self, client: LaneClient, peer: str) -> int | None:
         """Count the connection. Returns by how many there are too many; None: close it."""
         self.clients.add(client)
+        if self._last_call is not None:  # accepted at the moment when the host began to shut down
+            self.ways.loop.call_soon(client.last_call, self._last_call)
         return self._layers.enter(peer)
 
     def leave(self, client: LaneClient, peer: str) -> None:
@@ -75,6 +78,7 @@ class Lane:
 
     def last_call(self, seconds: float) -> None:
         """Let every connection end: with its next response, which says so, or when it was idle for so long."""
+        self._last_call = seconds
         for client in list(self.clients):
             client.last_call(seconds)
 

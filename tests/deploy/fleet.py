@@ -35,6 +35,7 @@ GATEWAYS = {"gateway-1": "10.0.0.21", "gateway-2": "10.0.0.22"}
 CLIENTS = [f"198.51.100.{number}" for number in range(10, 60)]
 OFFICE = CLIENTS[-1]
 PER_CLIENT = 150
+STARTING = 60.0  # seconds, on a busy machine
 KEY = private_key("ES256")
 
 
@@ -122,7 +123,7 @@ class Fleet:
             return self.in_rotation() == set(names)
 
         try:
-            wait_for(in_rotation, f"{names} to be in the rotation")
+            wait_for(in_rotation, f"{names} to be in the rotation", STARTING)
         except AssertionError as failure:
             raise AssertionError(f"{failure}\n" + "\n".join(host.log[-2000:] for host in self.hosts.values())) from None
 

@@ -46,11 +46,14 @@ def check(rig: Rig, subject: Subject) -> list[Check]:
     """
     try:
         with rig.running(subject.command(rig.upstream.port, LIMIT)) as process:
-            if not subject.judged:
-                return [_status(process, "a request passes", 200, policy.PATH, None)]
             return [*_decisions(process), *_forwarded(process), *_limit(process)]
     except StartError as error:
         return [Check("it starts", "yes", str(error))]
+
+
+def passes(process: Process) -> list[Check]:
+    """Ask one that decides nothing for what it does: let a request through."""
+    return [_status(process, "a request passes", 200, policy.PATH, None)]
 
 
 def _status(process: Process, what: str, wanted: int, path: str, bearer: str | None) -> Check:

@@ -6,24 +6,25 @@ from dataclasses import asdict
 from functools import partial
 
 from bench import policy
-from bench.conformance import check
+from bench.conformance import check, passes
 from bench.load import Ask
 from bench.peers import peers
 from bench.processes import Process, StartError
 from bench.rig import Rig
 from bench.settings import Settings
-from bench.subjects import OWN, Subject
+from bench.subjects import GATEWAY, HOST, OWN, Subject
 from bench.turns import Comparison, take_turns
 
 DIRECT = "upstream alone"
+SAME_RATE = {DIRECT, HOST.name, GATEWAY.name}
 KINDS = {"keep-alive": {}, "connection-per-request": {"Connection": "close"}}
 
 
 def compare(rig: Rig, settings: Settings, own: Sequence[Subject] = OWN) -> Comparison:
     """Ask each subject what it decides, then measure those that pass, in turns.
 
-    The fixed rate is half of the gateway's own saturation, the same for all but stock mitmdump, which gets half of its
-    own: it could not keep up. `upstream alone` has nothing between load and service.
+    The fixed rate is half of the gateway's own saturation, the same for its host and for the upstream alone, which has
+    nothing between load and service. Others whose half is less get that: they could not keep up.
     """
     result = Comparison()
     subjects = [*own]
@@ -41,19 +42,24 @@ def compare(rig: Rig, settings: Settings, own: Sequence[Subject] = OWN) -> Compa
 
 
 def _ready(rig: Rig, subject: Subject, result: Comparison, stack: ExitStack) -> Process | None:
-    checks = check(rig, subject)
+    """Start a subject that does what it should; note what was asked of it, and why it is absent where it is not."""
     result.subjects[subject.name] = subject.what
     result.lacks[subject.name] = subject.lacks
+    checks = check(rig, subject) if subject.judged else []
+    process = None
+    if all(one.passed for one in checks):
+        try:
+            process = stack.enter_context(rig.running(subject.command(rig.upstream.port, policy.NEVER)))
+        except StartError as error:
+            result.absent[subject.name] = error.last_word
+            return None
+        checks = checks or passes(process)
     result.conformance[subject.name] = [asdict(one) | {"passed": one.passed} for one in checks]
     failed = [f"{one.what}: {one.seen} instead of {one.wanted}" for one in checks if not one.passed]
     if failed:
         result.absent[subject.name] = f"does not do what is measured: {'; '.join(failed)}"
         return None
-    try:
-        return stack.enter_context(rig.running(subject.command(rig.upstream.port, policy.NEVER)))
-    except StartError as error:
-        result.absent[subject.name] = error.last_word
-        return None
+    return process
 
 
 def _measure(rig: Rig, settings: Settings, running: dict[str, Process], result: Comparison) -> None:
@@ -71,7 +77,7 @@ def _measure(rig: Rig, settings: Settings, running: dict[str, Process], result: 
     }
     if half:
         for name, process in running.items():
-            rate = min(half, warm[name].requests_per_second / 2)
+            rate = half if name in SAME_RATE else min(half, warm[name].requests_per_second / 2)
             turns["half load", name] = partial(rig.pace, process, kept, rate, settings.seconds)
     for (kind, name), samples in take_turns(settings.rounds, turns).items():
         series = result.half if kind == "half load" else result.saturation.setdefault(kind, {})

@@ -53,7 +53,7 @@ def ladder(redis_url: str | None) -> list[Rung]:
     rungs = [
         Rung(host, None, None, essential=True),
         Rung(chain, host, BARE, essential=True),
-        Rung("+ token", chain, token, essential=True),
+        Rung("+ token", chain, token),
         Rung("+ scope, role, condition", "+ token", rules),
         Rung("+ limit, memory", "+ scope, role, condition", limit),
         Rung("+ slow answers open the circuit", "+ limit, memory", circuit),

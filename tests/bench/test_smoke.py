@@ -55,6 +55,7 @@ def test_side_by_side_with_all_that_is_written(made: Rig, tmp_path: Path) -> Non
     assert all(one["passed"] for one in found.conformance["gateway"])
     everything = [*found.saturation.values(), found.half]
     assert all(whole(sample) for series in everything for samples in series.values() for sample in samples)
+    assert len({samples[0].rate for samples in found.half.values()}) == 1
     assert found.half["gateway"][0].rate > 0
     assert found.half["gateway"][0].failed == 0
 

@@ -8,7 +8,7 @@ from functools import partial
 from bench import policy
 from bench.conformance import check, passes
 from bench.load import Ask
-from bench.peers import peers
+from bench.peer_gateways import peers
 from bench.processes import Process, StartError
 from bench.rig import Rig
 from bench.settings import Settings

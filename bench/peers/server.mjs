@@ -1,5 +1,5 @@
 // A fastify gateway with the policy of bench/policy.py, as far as its plugins can: JWT (HS256), scope, role, a limit for
-// each subject, one route, headers, one log line for each request. bench/peers.py installs and starts it.
+// each subject, one route, headers, one log line for each request. bench/peer_gateways.py installs and starts it.
 import Fastify from 'fastify'
 import proxy from '@fastify/http-proxy'
 import jwt from '@fastify/jwt'

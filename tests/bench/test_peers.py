@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import peers
+from bench import peer_gateways as peers
 from bench.conformance import check
 from bench.rig import Rig, rig
 from bench.subjects import STOCK, Subject

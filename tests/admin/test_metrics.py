@@ -208,5 +208,6 @@ def test_a_request_costs_little(metrics: Metrics) -> None:
         made.counted = False
         metrics.response(flow)
 
-    assert min(timeit.repeat(once, number=1000, repeat=20)) / 1000 < BUDGET
+    # Short runs: the best of them is one that nobody else's load interrupted.
+    assert min(timeit.repeat(once, number=100, repeat=200)) / 100 < BUDGET
     assert cast(int, sum(cast(int, count) for count in requests(metrics).values())) == 20_000

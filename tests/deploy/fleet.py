@@ -78,6 +78,8 @@ class Fleet:
             "MITMGATE_AUDIT_KEY": "a-key-of-the-audit-chain-for-tests-alone",
         }
         words = [sys.executable, "-m", "mitmgate", "serve", "--policy", str(POLICY)]
+        if name == "gateway-2":
+            words += ["--workers", "2"]  # one host with several processes, one with one
         self.gateways[name] = host.start(words, environment)
 
     def mend(self) -> None:

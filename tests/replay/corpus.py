@@ -272,7 +272,11 @@ def running(
     port = free_port()
     out = directory / f"host-{port}.out"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'addons'}:{ROOT}", "MITMGATE_TEST_SECRET": SECRET}
-    command = [sys.executable, "-m", "tests.replay.recording_host", str(policy_path), str(port), str(recording), *more]
+    command = [sys.executable, "-m", "mitmgate", "serve", "--policy", str(policy_path), "--record", str(recording)]
+    command += ["--listen", f"127.0.0.1:{port}"]
+    if more:  # a candidate beside it
+        command = [sys.executable, "-m", "tests.replay.recording_host", str(policy_path), str(port), str(recording)]
+        command += more
     with out.open("wb") as words:
         process = subprocess.Popen(command, stdout=words, stderr=words, env=environment, cwd=ROOT)
         try:

@@ -304,7 +304,10 @@ def later(raw: bytes, seconds: int) -> bytes:
         span = found
     at, end, _ = span
     whole = raw[at:end].partition(b".")[0]
-    return raw[:at] + b"%d" % (int(whole) + seconds) + raw[at + len(whole) :]
+    new = b"%d" % (int(whole) + seconds)
+    moved = raw[:at] + new + raw[at + len(whole) :]
+    assert moved.count(b'"at":' + whole) == 1, "the front says it too"
+    return moved.replace(b'"at":' + whole, b'"at":' + new)
 
 
 MEASURE = """

@@ -15,6 +15,7 @@ from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
+from mitmgate.replay.front import INTACT, REFUSED, read_front
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
@@ -59,6 +60,9 @@ def arrival_of(raw: bytes) -> float | None:
 def read_flow(raw: bytes, tokens: PresentedTokens) -> Entry:
     """Read one flow's record. tokens: reads what stands in Authorization. Raises DamagedError."""
     try:
+        entry = read_front(raw, tokens)
+        if entry is not None:
+            return entry
         raw, flow = current(raw)
         identity = text(raw, flow[b"id"])
         if value(raw, flow[b"type"]) != "http":
@@ -80,7 +84,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
     """Read a flow that went through the gateway."""
     stage = text_or_none(raw, gateway[b"stage"])
     if stage == "protocol":
-        return Skipped(identity, "refused by the protocol layer before there was a request")
+        return Skipped(identity, REFUSED)
     note = members(raw, gateway[_RECORDING]) if _RECORDING in gateway else {}
     ingress = members(raw, gateway[b"ingress"])
     certificate = ingress.get(b"certificate")
@@ -89,7 +93,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
     found = pairs(raw, ingress[b"headers"])
     shown = tokens.show(found, key)
     if shown is None:
-        return Skipped(identity, "a token of the recording is not intact")
+        return Skipped(identity, INTACT)
     fields, presented = shown
     if key is None:  # saved as it was, by mitmweb say: the token is a real one
         signature = found_signature(
@@ -194,7 +198,7 @@ def _foreign(raw: bytes, flow: Spans, identity: str, tokens: PresentedTokens) ->
         note = members(raw, gateway[_RECORDING])
     shown = tokens.show(pairs(raw, request[b"headers"]), text_or_none(raw, note[b"key"]) if b"key" in note else None)
     if shown is None:
-        return Skipped(identity, "a token of the recording is not intact")
+        return Skipped(identity, INTACT)
     fields, presented = shown
     headers = Headers(fields)
     peer = client[b"peername"]

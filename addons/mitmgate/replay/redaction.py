@@ -7,6 +7,7 @@ from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.replay.front import FRONT, front_of
 from mitmgate.replay.privacy import Privacy, Veil
 from mitmgate.replay.resigned import MARK, ReplayKey
 from mitmgate.replay.tnetstring import dumps
@@ -101,9 +102,13 @@ class Redactor:
     @staticmethod
     def record(state: State) -> bytes:
         """Encode a state, with what replay looks for first at the front."""
-        saved = state["metadata"][METADATA]
-        front = {name: saved[name] for name in ("now",) if name in saved}
-        return dumps({"metadata": {METADATA: {**front, **saved}}, **state})
+        saved = {name: value for name, value in state["metadata"][METADATA].items() if name != FRONT}
+        first: State = {name: saved[name] for name in ("now",) if name in saved}
+        front = front_of(state, saved, saved.get(RECORDING, {}))
+        if front is not None:
+            first[FRONT] = front
+        rest = {name: value for name, value in state.items() if name != "metadata"}
+        return dumps({"metadata": {METADATA: {**first, **saved}}, **rest})
 
     def _message(self, message: State) -> None:
         """Redact what request and response have in common; the request's own fields are done."""

@@ -51,7 +51,7 @@ class Live:
 def live(tmp_path: Path) -> Iterator[Live]:
     with RecordingUpstream() as upstream:
         path = write_policy(tmp_path, policy(tmp_path, upstream))
-        with Gateway(path) as gateway:
+        with Gateway(path, arguments=("--drain-timeout", "300ms")) as gateway:
             yield Live(gateway, upstream)
 
 

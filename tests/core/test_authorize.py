@@ -25,6 +25,8 @@ class Says:
         self.answer = answer
         self.seen: Mapping[str, object] | None = None
 
+    reads = None
+
     def holds(self, facts: Mapping[str, object]) -> bool:
         self.seen = facts
         if isinstance(self.answer, BaseException):

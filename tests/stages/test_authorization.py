@@ -60,6 +60,8 @@ def test_a_condition_that_fails_denies(snapshot: Snapshot) -> None:
     class Fails:
         source = "fails"
 
+        reads = None
+
         def holds(self, facts: Any) -> bool:
             raise ValueError(facts["principal"]["claims"]["absent"])
 

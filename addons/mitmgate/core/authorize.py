@@ -1,6 +1,6 @@
 """Authorisation: whether a principal has what a route requires; comparison is exact and knows types."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from mitmgate.core.principal import Principal
@@ -10,6 +10,7 @@ from mitmgate.core.rules import Requirement
 from mitmgate.core.token import Refusal
 
 Facts = Mapping[str, object]
+Wanted = Mapping[str, Iterable[str]] | None
 
 _SCOPE = Refusal(Reason.SCOPE_MISSING, "The token lacks a scope that this route requires.")
 _ROLE = Refusal(Reason.ROLE_MISSING, "None of the roles that this route requires is present.")
@@ -68,31 +69,51 @@ def facts_of(
     client: IPv4Address | IPv6Address | None,
     route: str,
     certificate: str | None = None,
+    wanted: Wanted = None,
 ) -> Facts:
     """Make what a condition may read: `request`, `principal`, `client` and `route`, plain values all.
 
     Header names are lower-case, repeated fields joined by ", "; the credential itself is left out. `query` is the raw
     text, "" where there is none; so is `client.certificate`, the subject of the verified client certificate (RFC 4514).
+    wanted: the members of each variable that are read, the others are not made; None: all.
     """
-    headers = head.headers
-    names = [name.decode("latin-1") for name in headers.names() if name != b"authorization"]
-    return {
-        "request": {
-            "method": head.method,
-            "path": head.path,
-            "query": head.query or "",
-            "host": head.host,
-            "headers": {name: headers.text(name) for name in names},
-        },
-        "principal": None
-        if principal is None
-        else {
-            "subject": principal.subject,
-            "roles": list(principal.roles),
-            "scopes": sorted(principal.scopes),
-            "claims": dict(principal.claims),
-            "issuer": principal.issuer,
-        },
-        "client": {"ip": "" if client is None else str(client), "certificate": certificate or ""},
-        "route": {"name": route},
-    }
+    if wanted is None:
+        wanted = _ALL
+    facts: dict[str, object] = {}
+    for variable, members in wanted.items():
+        if variable == "principal":
+            facts[variable] = None if principal is None else {name: _OF_PRINCIPAL[name](principal) for name in members}
+        elif variable == "request":
+            facts[variable] = {name: _OF_REQUEST[name](head) for name in members}
+        elif variable == "client":
+            facts[variable] = {"ip": "" if client is None else str(client), "certificate": certificate or ""}
+        elif variable == "route":
+            facts[variable] = {"name": route}
+    return facts
+
+
+def _headers(head: Head) -> dict[str, str | None]:
+    names = [name.decode("latin-1") for name in head.headers.names() if name != b"authorization"]
+    return {name: head.headers.text(name) for name in names}
+
+
+_OF_REQUEST: Mapping[str, Callable[[Head], object]] = {
+    "method": lambda head: head.method,
+    "path": lambda head: head.path,
+    "query": lambda head: head.query or "",
+    "host": lambda head: head.host,
+    "headers": _headers,
+}
+_OF_PRINCIPAL: Mapping[str, Callable[[Principal], object]] = {
+    "subject": lambda principal: principal.subject,
+    "roles": lambda principal: list(principal.roles),
+    "scopes": lambda principal: sorted(principal.scopes),
+    "claims": lambda principal: dict(principal.claims),
+    "issuer": lambda principal: principal.issuer,
+}
+_ALL: Mapping[str, Iterable[str]] = {
+    "request": _OF_REQUEST,
+    "principal": _OF_PRINCIPAL,
+    "client": ("ip", "certificate"),
+    "route": ("name",),
+}

@@ -4,7 +4,7 @@ policy/compiler.py makes these from the validated file; stages and core function
 sizes are bytes, names of header fields are lower-case bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -126,6 +126,11 @@ class Condition(Protocol):
     @property
     def source(self) -> str:
         """The expression as the policy writes it."""
+        ...
+
+    @property
+    def reads(self) -> Mapping[str, Iterable[str]] | None:
+        """The members of each variable that the expression can read; None: all."""
         ...
 
     def holds(self, facts: Mapping[str, object]) -> bool:

@@ -15,6 +15,8 @@ from mitmproxy import hooks
 from mitmproxy.addonmanager import AddonManager, traverse
 from mitmproxy.flow import Flow
 
+from mitmgate.stages.stage import fused
+
 logger = logging.getLogger(__name__)
 
 type Callback = Callable[[Any], object]
@@ -72,7 +74,7 @@ class HookTable(AddonManager):
         for kind in hooks.all_hooks.values():
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # Hook.__new__: always a dataclass
             found = (getattr(addon, kind.name, None) for addon in addons)
-            callbacks = tuple(callback for callback in found if callable(callback))
+            callbacks = fused([callback for callback in found if callable(callback)])
             entries[kind] = Entry(kind.name, names[0] if len(names) == 1 else "", callbacks)
         self._updates = entries[hooks.UpdateHook].callbacks
         self._entries = entries
@@ -80,8 +82,13 @@ class HookTable(AddonManager):
 
     def start(self, hook: hooks.Hook) -> Coroutine[Any, Any, None] | None:
         """Run a hook of a connection or a flow. Returns what is left to await, None where nothing had to wait."""
-        entry = (self._entries or self.compile())[type(hook)]
-        data = getattr(hook, entry.argument)
+        kind = type(hook)
+        entry = (self._entries or self.compile())[kind]
+        return self.run(kind, getattr(hook, entry.argument))
+
+    def run(self, kind: type[hooks.Hook], data: Any) -> Coroutine[Any, Any, None] | None:
+        """Run a hook whose single field is `data`, without making the hook. Returns what `start` returns."""
+        entry = (self._entries or self.compile())[kind]
         callbacks = entry.callbacks
         position = 0
         for callback in callbacks:

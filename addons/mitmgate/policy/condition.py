@@ -5,7 +5,7 @@ misspelt name would deny one request in a thousand. All names are therefore chec
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Final, Protocol
 
@@ -48,6 +48,14 @@ _MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-
 _SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
 
 
+_FEW_VALUES: Final = frozenset(
+    {"request.method", "principal.roles", "principal.scopes", "principal.issuer", "route.name"}
+)
+"""Members with few values in practice: a condition on these alone is remembered, since it is a function of them."""
+KNOWN: Final = 1024
+"""Answers that a condition remembers; when it knows so many, further ones are evaluated every time."""
+
+
 class ConditionError(ValueError):
     """An expression that can't be a condition. hint: what would be right, or ""."""
 
@@ -70,14 +78,17 @@ class _Program(Protocol):
 class CelCondition:
     """A compiled condition (core.rules.Condition). variables: the facts that it reads; only those are needed."""
 
-    __slots__ = ("_program", "_reads", "source", "variables")
+    __slots__ = ("_few", "_known", "_program", "_reads", "reads", "source", "variables")
 
     def __init__(self, source: str, program: _Program, reads: Mapping[str, frozenset[str]]) -> None:
         """Take a program that compile_condition has checked. reads: the members that it reads of each variable."""
         self.source = source
         self.variables = frozenset(reads)
         self._program = program
+        self.reads: Mapping[str, Iterable[str]] = {name: tuple(members) for name, members in reads.items()}
         self._reads = tuple((name, tuple(members)) for name, members in reads.items())
+        self._few = all(f"{name}.{member}" in _FEW_VALUES for name, members in self._reads for member in members)
+        self._known: dict[tuple[object, ...], bool] = {}
 
     def holds(self, facts: Mapping[str, object]) -> bool:
         """Evaluate over facts, shaped as FACTS says.
@@ -86,6 +97,18 @@ class CelCondition:
         that does not fit, a result that is no bool. Never anything else, a panic in the evaluator included, so that
         the caller's denial is the only other outcome.
         """
+        asked: tuple[object, ...] | None = None
+        if self._few:
+            asked = tuple([_value(facts[name], member) for name, members in self._reads for member in members])
+            known = self._known.get(asked)
+            if known is not None:
+                return known
+        result = self._evaluate(facts)
+        if asked is not None and len(self._known) < KNOWN:
+            self._known[asked] = result
+        return result
+
+    def _evaluate(self, facts: Mapping[str, object]) -> bool:
         try:
             result = self._program.execute({name: _some(facts[name], members) for name, members in self._reads})
         except (KeyboardInterrupt, SystemExit):
@@ -158,6 +181,14 @@ def _refuse_other_types(program: _Program) -> None:
         return
     if not isinstance(result, bool):
         raise ConditionError(f"the value is {type(result).__name__}, and must be bool", "compare it with something")
+
+
+def _value(fact: object, member: str) -> object:
+    """Take a member as a key; raises ValueError where it is not there, as evaluating it would."""
+    if not isinstance(fact, Mapping) or member not in fact:
+        raise ValueError("the fact is not there")
+    value = fact[member]
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _some(fact: object, members: tuple[str, ...]) -> dict[str, object]:

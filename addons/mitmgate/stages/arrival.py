@@ -16,7 +16,7 @@ from mitmgate.core.request import Request
 from mitmgate.core.trace import new_traceparent, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import SnapshotSource
-from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of
+from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of, taken
 from mitmgate.stages.stage import Stage
 
 Pressure = Denial | Awaitable[Denial | None] | None
@@ -48,7 +48,7 @@ class Arrival(Stage):
         if not flow.live or (exchange_of(flow) is not None and flow.is_replay is None):
             # A flow that was loaded from a file has been decided on, and is going nowhere.
             return None
-        exchange = self.begin(ingress(flow))
+        exchange = self.begin(taken(flow) or ingress(flow))
         begin(flow, exchange)
         rejection = rejection_of(flow)
         if rejection is not None:

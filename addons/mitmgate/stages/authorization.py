@@ -38,7 +38,14 @@ class Authorization(Stage):
         refusal = authorize(
             route.require,
             principal,
-            lambda: facts_of(head, principal, exchange.client, route.name, certificate),
+            lambda: facts_of(
+                head,
+                principal,
+                exchange.client,
+                route.name,
+                certificate,
+                None if route.require.when is None else route.require.when.reads,
+            ),
         )
         if refusal is None:
             return self.admitted

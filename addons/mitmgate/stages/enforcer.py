@@ -111,7 +111,8 @@ def forward(flow: HTTPFlow, exchange: Exchange) -> None:
         fields = (*fields, (b"Transfer-Encoding", b"chunked"))
     elif declared or b"content-length" in exchange.request.headers:
         fields = (*fields, (b"Content-Length", b"%d" % declared))
-    request.headers = Headers(fields)
+    request.headers = Headers()
+    request.headers.fields = fields  # pairs of bytes, which the constructor would look at one by one
     request.method = made.method.encode("latin-1")
     request.path = made.target.encode("latin-1")
     request.authority = b""

@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from mitmproxy.http import HTTPFlow
 
@@ -76,18 +77,24 @@ class Rejection:
     detail: str
 
 
-_EXCHANGES: weakref.WeakKeyDictionary[HTTPFlow, Exchange] = weakref.WeakKeyDictionary()
-_REJECTIONS: weakref.WeakKeyDictionary[HTTPFlow, Rejection] = weakref.WeakKeyDictionary()
+_EXCHANGE: Final = "mitmgate_exchange"
+_REJECTION: Final = "mitmgate_rejection"
+_INGRESS: Final = "mitmgate_ingress"
+_LIVE: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
+
+# An exchange is an attribute of its flow, since every stage and every hook asks for it. What mitmproxy makes of a flow
+# (a copy, a saved state) has none of these attributes, and so nothing that was decided.
 
 
 def exchange_of(flow: HTTPFlow) -> Exchange | None:
     """Return the flow's exchange; None where Arrival has not seen the flow (nothing may be admitted then)."""
-    return _EXCHANGES.get(flow)
+    return flow.__dict__.get(_EXCHANGE)
 
 
 def begin(flow: HTTPFlow, exchange: Exchange) -> None:
     """Attach an exchange to a flow. Called by Arrival alone."""
-    _EXCHANGES[flow] = exchange
+    flow.__dict__[_EXCHANGE] = exchange
+    _LIVE.add(flow)
 
 
 def forget(flow: HTTPFlow) -> Exchange | None:
@@ -97,14 +104,26 @@ def forget(flow: HTTPFlow) -> Exchange | None:
 
 def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
     """Return every flow that still lives, with its exchange."""
-    return list(_EXCHANGES.items())
+    found = [(flow, exchange_of(flow)) for flow in _LIVE]
+    return [(flow, exchange) for flow, exchange in found if exchange is not None]
 
 
 def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:
     """Mark a flow as refused by the protocol layer; Arrival turns the mark into a final step `protocol`."""
-    _REJECTIONS[flow] = Rejection(reason, detail)
+    flow.__dict__[_REJECTION] = Rejection(reason, detail)
 
 
 def rejection_of(flow: HTTPFlow) -> Rejection | None:
     """Return the protocol layer's mark, if there is one."""
-    return _REJECTIONS.get(flow)
+    return flow.__dict__.get(_REJECTION)
+
+
+def received(flow: HTTPFlow, request: Request) -> None:
+    """Keep the ingress snapshot of a flow whose head the protocol layer has parsed itself; Arrival need not again."""
+    flow.__dict__[_INGRESS] = request
+
+
+def taken(flow: HTTPFlow) -> Request | None:
+    """Hand over the ingress snapshot that `received` has kept, once."""
+    request: Request | None = flow.__dict__.pop(_INGRESS, None)
+    return request

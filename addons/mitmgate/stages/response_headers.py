@@ -3,7 +3,7 @@
 import time
 from typing import ClassVar
 
-from mitmproxy.http import Headers, HTTPFlow
+from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
 from mitmgate.stages.exchange import Exchange, exchange_of
@@ -16,6 +16,7 @@ _CORS = frozenset(
     b"access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
     b"access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
+_GIVEN = _OWN | _CORS | {b"vary"}
 
 
 class ResponseHeaders:
@@ -26,23 +27,35 @@ class ResponseHeaders:
 
     name: ClassVar[str] = "response-headers"
 
+    def __init__(self) -> None:
+        """Start without a rule: each request brings its policy's, and it is the same for most."""
+        self._rule: object = None
+        self._told: frozenset[bytes] = frozenset()
+        self._dropped: frozenset[bytes] = frozenset()
+
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Rebuild the response's fields in one pass."""
         exchange = exchange_of(flow)
         if exchange is None or flow.response is None:
             return
         rule = exchange.snapshot.response_headers
-        # What the policy sets or removes is the policy's, also where the gateway would write it; but a response that
-        # depends on Origin says so whatever the policy thinks of Vary, or caches would mix origins up.
-        told = rule.remove.union([name for name, _ in rule.set])
-        own = [field for field in own_fields(exchange) if field[0] == b"Vary" or field[0].lower() not in told]
-        dropped = _OWN | told
+        if rule is not self._rule:
+            self._rule = rule
+            self._told = rule.remove.union([name.lower() for name, _ in rule.set])
+            self._dropped = _OWN | self._told
+        own = own_fields(exchange)
+        if not self._told.isdisjoint(_GIVEN):
+            # What the policy sets or removes is the policy's, also where the gateway would write it; but a response
+            # that depends on Origin says so whatever the policy thinks of Vary, or caches would mix origins up.
+            own = [field for field in own if field[0] == b"Vary" or field[0].lower() not in self._told]
+        dropped = self._dropped
         if exchange.cors is not None and exchange.admitted:
             dropped |= _CORS
-        fields = [field for field in flow.response.data.headers.fields if field[0].lower() not in dropped]
+        headers = flow.response.data.headers
+        fields = [field for field in headers.fields if field[0].lower() not in dropped]
         fields += own
         fields += rule.set
-        flow.response.data.headers = Headers(fields)
+        headers.fields = tuple(fields)  # pairs of bytes, which `Headers` would look at one by one
 
 
 def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:

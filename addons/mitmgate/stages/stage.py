@@ -1,7 +1,7 @@
 """The base of every stage: run once, time it, turn anything unexpected into a denial."""
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from inspect import isawaitable
 from time import perf_counter
 from typing import ClassVar
@@ -61,6 +61,9 @@ class Stage:
             step = self.decide(exchange)
         except Exception as error:
             step = self._failed(error)
+        if step is self.admitted or step is self.skipped:  # its own, and neither denies
+            exchange.verdict.record(step, perf_counter() - started)
+            return None
         if isinstance(step, Step):
             self._record(exchange, step, started)
             return None
@@ -94,6 +97,56 @@ class Stage:
     def _failed(self, error: Exception) -> Step:
         logger.error("stage %s failed: %r", self.name, error, exc_info=error)
         return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
+
+
+type Hook = Callable[[HTTPFlow], object]
+
+
+class _Row:
+    """Stages that follow one another, as one hook: the same steps in the same order, with less between them."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        """stages: none of which has a `requestheaders` or a `run` of its own."""
+        self._stages = tuple(stages)
+
+    def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
+        """Run the stages; one that waits makes an awaitable of the rest."""
+        exchange = exchange_of(flow)
+        return None if exchange is None else self._run(exchange, 0)
+
+    def _run(self, exchange: Exchange, first: int) -> Awaitable[None] | None:
+        verdict = exchange.verdict
+        for position in range(first, len(self._stages)):
+            if verdict.final is not None:
+                return None
+            pending = self._stages[position].run(exchange)
+            if pending is not None:
+                return self._wait(exchange, position + 1, pending)
+        return None
+
+    async def _wait(self, exchange: Exchange, first: int, pending: Awaitable[None]) -> None:
+        await pending
+        rest = self._run(exchange, first)
+        if rest is not None:
+            await rest
+
+
+def fused(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
+    """Put each row of plain stages among the hooks into one; a host that compiles its hooks calls this."""
+    made: list[Hook] = []
+    row: list[Stage] = []
+    for hook in hooks:
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Stage) and hook == Stage.requestheaders.__get__(owner):
+            row.append(owner)
+            continue
+        if row:
+            made.append(_Row(row).requestheaders)
+            row = []
+        made.append(hook)
+    if row:
+        made.append(_Row(row).requestheaders)
+    return tuple(made)
 
 
 def reports(exchange: Exchange) -> bool:

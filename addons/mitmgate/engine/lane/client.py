@@ -215,9 +215,9 @@ class LaneClient(Answering):
                 return
             target, authority = split.path, split.authority
         self._head = head
-        request = new_request(
-            head.method, target, head.version.encode("ascii"), Headers(head.headers.fields), b"http", authority
-        )
+        headers = Headers()
+        headers.fields = head.headers.fields
+        request = new_request(head.method, target, head.version.encode("ascii"), headers, b"http", authority)
         self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
         transit.begin(request, head, None, more=more)
 

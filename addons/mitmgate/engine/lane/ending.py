@@ -37,7 +37,7 @@ class TransitEnding(TransitState):
         self._blame(Reason.STAGE_ERROR, "The gateway failed.")
         self.flow.error = Error("The gateway failed.")
         self.flow.live = False
-        self._hook(HttpErrorHook(self.flow), lambda: None)
+        self._hook(HttpErrorHook, lambda: None)
 
     def _answer(self) -> None:
         """Send a response that the gateway made, at once: what is still to come of the request is not waited for."""
@@ -50,7 +50,7 @@ class TransitEnding(TransitState):
             raise ValueError("no response")
         response.stream = False
         self._response = ResponsePhase.BUFFERING
-        self._hook(HttpResponseHeadersHook(self.flow), lambda: self._respond(streamed=False))
+        self._hook(HttpResponseHeadersHook, lambda: self._respond(streamed=False))
 
     def _respond(self, *, streamed: bool) -> None:
         """Fire the response hook, and send what was not sent yet."""
@@ -60,7 +60,7 @@ class TransitEnding(TransitState):
         self._stop()
         response.data.timestamp_end = time.time()
         self._count()
-        self._hook(HttpResponseHook(self.flow), self._end_streamed if streamed else self._end_buffered)
+        self._hook(HttpResponseHook, self._end_streamed if streamed else self._end_buffered)
 
     def _end_buffered(self) -> None:
         if self._killed(hook=False):
@@ -109,7 +109,7 @@ class TransitEnding(TransitState):
         self._response_body.clear()
         self.flow.error = Error(detail)
         self._count()
-        self._hook(HttpErrorHook(self.flow), self._gone_for_good)
+        self._hook(HttpErrorHook, self._gone_for_good)
 
     def _gone_for_good(self) -> None:
         self.flow.live = False
@@ -125,7 +125,7 @@ class TransitEnding(TransitState):
         self._response = ResponsePhase.DONE
         self._leave_upstream()
         if hook:
-            self._hook(HttpErrorHook(self.flow), self._gone_for_good)
+            self._hook(HttpErrorHook, self._gone_for_good)
         else:
             self._gone_for_good()
         return True

@@ -14,6 +14,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmgate.core.http1 import Refusal, RequestHead, request_head
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.lane.ending import TransitEnding
 from mitmgate.engine.lane.pool import Unreachable
@@ -21,7 +22,7 @@ from mitmgate.engine.lane.upstream import LaneUpstream
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
 from mitmgate.engine.layer_stream_request import IDEMPOTENT, LARGE, unadmitted
 from mitmgate.stages.enforcer import point_at
-from mitmgate.stages.exchange import Exchange, exchange_of, reject
+from mitmgate.stages.exchange import Exchange, exchange_of, received, reject
 
 QUEUE: Final = 64 * 1024
 """Bytes of a request's body that may wait while the transit waits; then the client is not read."""
@@ -45,14 +46,14 @@ class TransitRequest(TransitEnding):
         self.flow = flow = HTTPFlow(connection, _NOWHERE)
         flow.request = request
         flow.live = True
-        if head is None:
-            if refusal is not None:
-                reject(flow, refusal.reason, refusal.detail)
-        else:
+        if head is not None:
+            received(flow, _ingress(connection.peername[0], request, head))
             self._length = head.body
             self._expects = head.expects_continue
             self._asked = more
-        self._hook(HttpRequestHeadersHook(flow), self._decided if head is not None else self._refused)
+        elif refusal is not None:
+            reject(flow, refusal.reason, refusal.detail)
+        self._hook(HttpRequestHeadersHook, self._decided if head is not None else self._refused)
 
     def _refused(self) -> None:
         self.exchange = exchange_of(self.flow)
@@ -157,11 +158,11 @@ class TransitRequest(TransitEnding):
         flow.request.data.timestamp_end = time.time()
         self._request = RequestPhase.COMPLETE
         if request is RequestPhase.STREAMING:
-            self._hook(HttpRequestHook(flow), self._streamed)
+            self._hook(HttpRequestHook, self._streamed)
         else:
             flow.request.data.content = self._content = b"".join(self._request_body)
             self._request_body.clear()
-            self._hook(HttpRequestHook(flow), self._buffered)
+            self._hook(HttpRequestHook, self._buffered)
 
     def _streamed(self) -> None:
         if self._killed():
@@ -302,6 +303,21 @@ class TransitRequest(TransitEnding):
             self._moved = True
             self.flow.request.headers["host"] = endpoint.url.partition("://")[2]
         return True
+
+
+def _ingress(peer: str, request: Request, head: RequestHead) -> Ingress:
+    """Take the request as it arrived, as `stages.arrival.ingress` does, without parsing its fields again."""
+    data = request.data
+    return Ingress(
+        method=data.method.decode("latin-1"),
+        target=data.path.decode("latin-1"),
+        version=head.version,
+        headers=head.headers,
+        scheme="http",
+        authority=data.authority.decode("latin-1"),
+        peer=peer,
+        declared_body=head.body,
+    )
 
 
 def _with_host(fields: tuple[tuple[bytes, bytes], ...], endpoint: Endpoint) -> tuple[tuple[bytes, bytes], ...]:

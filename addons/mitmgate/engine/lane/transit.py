@@ -49,9 +49,10 @@ class Transit(TransitRequest):
         fields = end_to_end(received)
         if fields is not received and head.status != 204 and _LENGTH in head.headers:
             fields += tuple(field for field in received if field[0].lower() == _LENGTH)
-        flow.response = response = Response(
-            b"HTTP/1.1", head.status, PHRASES.get(head.status, b""), Headers(fields), None, None, time.time(), None
-        )
+        headers = Headers()
+        headers.fields = fields  # pairs of bytes, which the constructor would look at one by one
+        phrase = PHRASES.get(head.status, b"")
+        flow.response = response = Response(b"HTTP/1.1", head.status, phrase, headers, None, None, time.time(), None)
         if exchange is not None and self._sent:
             exchange.upstream_seconds = self._ways.loop.time() - self._sent
         length = head.body
@@ -65,7 +66,7 @@ class Transit(TransitRequest):
         self._quiet = QUIET_SECONDS if quiet else self._bounds.idle_timeout
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._deadline.set(self._quiet)
-        self._hook(HttpResponseHeadersHook(flow), self._response_decided)
+        self._hook(HttpResponseHeadersHook, self._response_decided)
 
     def _response_decided(self) -> None:
         if self._killed():

@@ -160,9 +160,9 @@ class TransitState(Recipient):
     def _over(self) -> bool:
         return self._response is ResponsePhase.DONE or self._request is RequestPhase.DROPPED
 
-    def _hook(self, hook: hooks.Hook, then: Callable[[], None]) -> None:
+    def _hook(self, hook: type[hooks.Hook], then: Callable[[], None]) -> None:
         """Run a hook, then go on: at once, unless something in it has to wait."""
-        pending = self._ways.table.start(hook)
+        pending = self._ways.table.run(hook, self.flow)
         if pending is None:
             then()
         else:

@@ -99,7 +99,9 @@ def begin(flow: HTTPFlow, exchange: Exchange) -> None:
 
 def forget(flow: HTTPFlow) -> Exchange | None:
     """Detach a flow that has ended from its exchange, which then needs no memory; called where flows are kept."""
-    return _EXCHANGES.pop(flow, None)
+    exchange: Exchange | None = flow.__dict__.pop(_EXCHANGE, None)
+    _LIVE.discard(flow)
+    return exchange
 
 
 def exchanges() -> list[tuple[HTTPFlow, Exchange]]:

@@ -73,6 +73,11 @@ def test_a_limit_is_exact_over_the_workers(running: Running) -> None:
     assert len({event["id"].partition("-")[0] for event in requests}) == 2
 
 
+def test_workers_run_as_their_supervisor_does(running: Running) -> None:
+    pids = [running.gateway.process.pid, *workers(running.gateway, 2)]
+    assert [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1] for pid in pids] == [b"-O"] * 3
+
+
 def figures(running: Running, name: str) -> dict[str, float]:
     """Return the samples of a metric by their labels, as the admin listener has them."""
     text = request(running.admin, "GET", "/metrics", host="localhost").body.decode()

@@ -1,5 +1,6 @@
 """Recorder: the addon that writes traffic as redacted flows, to be replayed."""
 
+import fcntl
 import logging
 import os
 import weakref
@@ -56,13 +57,17 @@ class Told(NamedTuple):
 
 
 class RecordingFile:
-    """A flow file that is appended to and rotated. It is readable by its owner alone."""
+    """A flow file that is appended to and rotated. It is readable by its owner alone.
+
+    In a rolling restart the old worker still writes when the new one begins: its file then has a rotated name, it goes
+    on there, and leaves rotation to whoever has the name now. The lock (flock) tells an empty file from one in use.
+    """
 
     def __init__(self, path: str, rotate_at: int, keep: int) -> None:
         """Begin a new file; what was there is rotated away: behind a torn end nothing could be read."""
         self._path, self._rotate_at, self._keep = path, rotate_at, keep
         try:
-            if os.path.exists(path) and os.path.getsize(path):
+            if os.path.exists(path) and (os.path.getsize(path) or _is_locked(path)):
                 rotate(path, keep)
             self._file = self._open()
         except OSError as error:
@@ -70,7 +75,17 @@ class RecordingFile:
         self._size = 0
 
     def _open(self) -> BinaryIO:
-        return os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", 0)
+        file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", 0)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return file
+
+    def _has_the_name(self) -> bool:
+        try:
+            named = os.stat(self._path)
+        except FileNotFoundError:
+            return True  # somebody took it away: a new one is due
+        held = os.fstat(self._file.fileno())
+        return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
 
     def append(self, record: bytes) -> None:
         """Write a whole record. Raises OSError, and leaves no part of a record behind."""
@@ -82,15 +97,26 @@ class RecordingFile:
             self._file.seek(self._size)
             raise
         self._size += len(record)
-        if self._size >= self._rotate_at:
+        if self._size >= self._rotate_at and self._has_the_name():
             self._file.close()
-            rotate(self._path, self._keep)
+            if os.path.exists(self._path):
+                rotate(self._path, self._keep)
             self._file = self._open()
             self._size = 0
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_locked(path: str) -> bool:
+    """Tell whether a process writes the file."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class Recorder:

@@ -17,6 +17,7 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
+from mitmgate.stages.fields import headers_of
 from mitmgate.stages.message import make_response
 
 logger = logging.getLogger(__name__)
@@ -111,8 +112,7 @@ def forward(flow: HTTPFlow, exchange: Exchange) -> None:
         fields = (*fields, (b"Transfer-Encoding", b"chunked"))
     elif declared or b"content-length" in exchange.request.headers:
         fields = (*fields, (b"Content-Length", b"%d" % declared))
-    request.headers = Headers()
-    request.headers.fields = fields  # pairs of bytes, which the constructor would look at one by one
+    request.headers = headers_of(fields)
     request.method = made.method.encode("latin-1")
     request.path = made.target.encode("latin-1")
     request.authority = b""

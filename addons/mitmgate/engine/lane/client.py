@@ -27,6 +27,7 @@ from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
 from mitmgate.engine.layer_http1_server import LINGER_BYTES, LINGER_SECONDS
 from mitmgate.engine.layer_request import new_request
+from mitmgate.stages.fields import headers_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +216,8 @@ class LaneClient(Answering):
                 return
             target, authority = split.path, split.authority
         self._head = head
-        headers = Headers()
-        headers.fields = head.headers.fields
-        request = new_request(head.method, target, head.version.encode("ascii"), headers, b"http", authority)
+        fields = headers_of(head.headers.fields)
+        request = new_request(head.method, target, head.version.encode("ascii"), fields, b"http", authority)
         self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
         transit.begin(request, head, None, more=more)
 

@@ -14,7 +14,7 @@ import logging
 import time
 from typing import Final
 
-from mitmproxy.http import Headers, Response
+from mitmproxy.http import Response
 from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHeadersHook,
 )
@@ -26,6 +26,7 @@ from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.layer_stream import BUFFER, QUIET_SECONDS
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
 from mitmgate.engine.layer_stream_request import LARGE
+from mitmgate.stages.fields import headers_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,9 @@ class Transit(TransitRequest):
         fields = end_to_end(received)
         if fields is not received and head.status != 204 and _LENGTH in head.headers:
             fields += tuple(field for field in received if field[0].lower() == _LENGTH)
-        headers = Headers()
-        headers.fields = fields  # pairs of bytes, which the constructor would look at one by one
-        phrase = PHRASES.get(head.status, b"")
-        flow.response = response = Response(b"HTTP/1.1", head.status, phrase, headers, None, None, time.time(), None)
+        flow.response = response = Response(
+            b"HTTP/1.1", head.status, PHRASES.get(head.status, b""), headers_of(fields), None, None, time.time(), None
+        )
         if exchange is not None and self._sent:
             exchange.upstream_seconds = self._ways.loop.time() - self._sent
         length = head.body

@@ -4,6 +4,7 @@ Run: .venv/bin/python bench/bounds.py [serve|web]. Starts a gateway and an upstr
 line a measurement. Bounded: about a minute.
 """
 
+import asyncio
 import json
 import socket
 import statistics
@@ -12,13 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "addons")]
 
-from tests.live.harness import Gateway, mint, policy, write_policy
+from tests.live.harness import Gateway, Host, mint, policy, write_policy
 from tests.live.harness_http import request
 from tests.live.harness_upstream import (
     HANG,
@@ -27,6 +29,7 @@ from tests.live.harness_upstream import (
 
 MB = 1 << 20
 HUGE = 200 * MB
+HEAD_TIMEOUT = 3
 
 
 def memory(pid: int, member: str = "VmRSS") -> float:
@@ -172,43 +175,68 @@ def download(port: int, target: str, token: str) -> int:
     return got
 
 
+@dataclass
+class Crowd:
+    """What became of the slow clients: seconds from the first byte of a head to its 408, and other ends."""
+
+    timeouts: list[float] = field(default_factory=list)
+    others: list[bytes] = field(default_factory=list)
+
+
+async def slow_client(port: int, crowd: Crowd) -> None:
+    """Send a byte of a head each second until the answer comes, note when it came, and begin again."""
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        began = time.perf_counter()
+        writer.write(b"GET / HTTP/1.1\r\nA: ")
+        answer = asyncio.ensure_future(reader.read(64))
+        try:
+            while not (await asyncio.wait([answer], timeout=1))[0]:
+                writer.write(b"X")
+            got = answer.result()
+            if got.startswith(b"HTTP/1.1 408 "):
+                crowd.timeouts.append(time.perf_counter() - began)
+            else:
+                crowd.others.append(got)
+        except OSError as error:
+            crowd.others.append(repr(error).encode())
+        finally:
+            answer.cancel()
+            writer.close()
+
+
+async def idle_client(port: int) -> None:
+    """Say nothing for as long as the gateway lets one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        await reader.read()
+    finally:
+        writer.close()
+
+
 @contextmanager
-def slow_clients(port: int, count: int) -> Iterator[list[float]]:
-    """Hold `count` clients that send a byte of a head now and then, and as many that say nothing."""
-    stop, timeouts, links = threading.Event(), [], []
+def slow_clients(port: int, count: int) -> Iterator[Crowd]:
+    """Hold `count` clients that send a byte of a head each second, and as many that say nothing."""
+    crowd, loop = Crowd(), asyncio.new_event_loop()
 
-    def drip() -> None:
-        while not stop.is_set():
-            for at, (link, since) in enumerate(links):
-                try:
-                    link.send(b"X")
-                    link.setblocking(False)
-                    if link.recv(64, socket.MSG_PEEK).startswith(b"HTTP/1.1 408"):
-                        timeouts.append(time.perf_counter() - since)
-                    raise OSError
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    link.close()
-                    links[at] = fresh()
-            stop.wait(1)
+    async def run() -> None:
+        clients = [slow_client(port, crowd) for _ in range(count)]
+        await asyncio.gather(*clients, *(idle_client(port) for _ in range(count)))
 
-    def fresh() -> tuple[socket.socket, float]:
-        link = socket.create_connection(("127.0.0.1", port), timeout=10)
-        link.send(b"GET / HTTP/1.1\r\nA: ")
-        return link, time.perf_counter()
+    task = loop.create_task(run())
 
-    links += [fresh() for _ in range(count)]
-    idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(count)]
-    thread = threading.Thread(target=drip)
+    def serve() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield timeouts
+        yield crowd
     finally:
-        stop.set()
+        loop.call_soon_threadsafe(task.cancel)
         thread.join()
-        for link in [*idle, *(link for link, _ in links)]:
-            link.close()
 
 
 def throughput(gateway: Gateway, seconds: float = 3.0) -> float:
@@ -226,16 +254,24 @@ def throughput(gateway: Gateway, seconds: float = 3.0) -> float:
 
 
 def crowd(gateway: Gateway) -> None:
-    ratios, timeouts = [], []
+    ratios: list[float] = []
+    timeouts: list[float] = []
+    others: list[bytes] = []
     for _ in range(3):
         alone = throughput(gateway)
-        with slow_clients(gateway.port, 500) as times:
+        with slow_clients(gateway.port, 500) as seen:
             time.sleep(1)
             ratios.append(throughput(gateway, 5.0) / alone)
-        timeouts += times
+        timeouts += seen.timeouts
+        others += seen.others
     say("throughput beside 500 slow heads and 500 idle clients, of that without", [round(ratio, 2) for ratio in ratios])
-    if timeouts:
-        say("… seconds until 408 (first, last) at head_timeout 3 s", (round(min(timeouts), 2), round(max(timeouts), 2)))
+    spread = (min(timeouts), statistics.median(timeouts), max(timeouts)) if timeouts else ()
+    say(
+        f"… seconds until 408 (first, median, last) of {len(timeouts)} slow heads at head_timeout {HEAD_TIMEOUT} s",
+        [round(seconds, 3) for seconds in spread],
+    )
+    if others:
+        say("… ends other than 408", (len(others), repr(others[0])))
 
 
 def deadlines(gateway: Gateway, upstream: RecordingUpstream) -> None:
@@ -251,12 +287,12 @@ def deadlines(gateway: Gateway, upstream: RecordingUpstream) -> None:
 
 
 def main() -> None:
-    host = "web" if sys.argv[1:] == ["web"] else "serve"
+    host: Host = "web" if sys.argv[1:] == ["web"] else "serve"
     sink = Sink()
     with tempfile.TemporaryDirectory() as name, RecordingUpstream() as upstream:
         directory = Path(name)
         made = policy(directory, upstream)
-        made["limits"] = {"head_timeout": "3s", "connections": 10000, "body": "300MiB"}
+        made["limits"] = {"head_timeout": f"{HEAD_TIMEOUT}s", "connections": 10000, "body": "300MiB"}
         made["upstreams"]["sink"] = {"endpoints": [sink.url]}
         made["upstreams"]["slow"] = {
             "endpoints": [upstream.url],

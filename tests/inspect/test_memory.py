@@ -1,5 +1,6 @@
-"""What a flow costs that mitmweb keeps, and that the start is out of the collector's way."""
+"""What mitmweb costs: a flow that it keeps, the garbage collector, its hooks."""
 
+import asyncio
 import gc
 import json
 import os
@@ -7,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mitmproxy.test import taddons
+from mitmproxy.http import HTTPFlow
+from mitmproxy.options import Options
+from mitmproxy.proxy.layers.http import HttpRequestHeadersHook
+from mitmproxy.test import taddons, tflow
 
+from mitmgate.engine.hooks import HookTable
 from mitmgate.inspect import Inspection
+from mitmgate.inspect.web import InspectMaster
 from tests.live.harness import ROOT, SECRET, mint, policy, write_policy
 from tests.live.harness_http import free_port
 from tests.live.harness_upstream import RecordingUpstream
@@ -45,3 +51,29 @@ def test_the_start_is_frozen() -> None:
             assert gc.get_freeze_count() > before
         finally:
             gc.unfreeze()
+
+
+def test_the_host_runs_compiled_hooks_and_configures_once() -> None:
+    configured: list[set[str]] = []
+    shown: list[HTTPFlow] = []
+
+    class Witness:
+        def configure(self, updated: set[str]) -> None:
+            configured.append(updated)
+
+        def requestheaders(self, flow: HTTPFlow) -> None:
+            shown.append(flow)
+
+    async def run() -> int:
+        master = InspectMaster(Options(), with_termlog=False)
+        master.addons.add(Witness())
+        configured.clear()
+        master.options.update(showhost=True)
+        flow = tflow.tflow()
+        await master.addons.handle_lifecycle(HttpRequestHeadersHook(flow))
+        assert isinstance(master.addons, HookTable)
+        assert shown == [flow]
+        return len(master.view)
+
+    assert asyncio.run(run()) == 1
+    assert configured == [{"showhost"}]

@@ -1,6 +1,7 @@
 """What only the fast lane has: a pool that all clients share, a shared buffer, and the way out to the layers."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,9 @@ from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.reason import Reason
 from mitmgate.engine.lane import pool as pool_module
+from mitmgate.engine.lane.client import LaneClient
+from mitmgate.engine.lane.transit import Transit
+from mitmgate.engine.lane.upstream import LaneUpstream
 from tests.live.harness_http import request, status_of, wait_for
 from tests.live.harness_upstream import HANG, Raw, RecordingUpstream, Reply
 from tests.protocol.harness import Gate, connect, receive, route
@@ -202,3 +206,34 @@ def test_hung_upstream_holds_one_connection_until_its_time_is_over(upstream: Rec
         assert request(gate.port, "GET", "/p").status == 504
         assert idle(gate) == 0
         assert request(gate.port, "GET", "/p").status == 200
+
+
+def test_what_has_ended_is_freed_without_the_garbage_collector(upstream: RecordingUpstream) -> None:
+    kinds = (LaneClient, LaneUpstream, Transit)
+
+    def alive() -> int:
+        return sum(isinstance(one, kinds) for one in gc.get_objects())
+
+    with Gate(route(upstream.url, response_timeout=0.3)) as gate:
+        for path in ("/p", "/deny", "/lost"):
+            request(gate.port, "GET", path)
+        wait_for(lambda: gate.layer.connected == 0, "the clients to be gone")
+        gate.hooks.seen.clear()
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            for _ in range(5):
+                request(gate.port, "GET", "/p")
+                request(gate.port, "GET", "/deny")
+                request(gate.port, "POST", "/deny", body=b"x" * 100_000)
+                upstream.script.append(HANG)
+                assert request(gate.port, "GET", "/hang").status == 504
+                with connect(gate.port) as link:
+                    link.sendall(b"nonsense\r\n\r\n")
+                    receive(link)
+            wait_for(lambda: gate.layer.connected == 0, "the clients to be gone")
+            gate.hooks.seen.clear()
+            wait_for(lambda: alive() <= before + 1, "what has ended to be freed", 3)
+        finally:
+            gc.enable()

@@ -8,7 +8,7 @@ until it has that, the flow points to a name that can't be resolved.
 import logging
 from typing import ClassVar
 
-from mitmproxy.http import Headers, HTTPFlow, Response
+from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
@@ -17,8 +17,7 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
-from mitmgate.stages.fields import headers_of
-from mitmgate.stages.message import make_response
+from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
 
@@ -154,4 +153,4 @@ def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[b
 def _make(status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> Response:
     if status != 204:
         fields = (*fields, (b"Content-Length", b"%d" % len(body)))
-    return make_response(status, Headers(fields), body)
+    return make_response(status, headers_of(fields), body)

@@ -10,6 +10,8 @@ import time
 from mitmproxy.http import Headers, Request, RequestData, Response, ResponseData
 from mitmproxy.net.http import status_codes
 
+from mitmgate.core.headers import Fields
+
 
 class _RequestData(RequestData):
     def __post_init__(self) -> None:
@@ -64,3 +66,10 @@ def make_response(status: int, headers: Headers, content: bytes | None, *, compl
 
 
 _PHRASES = {status: phrase.encode("ascii") for status, phrase in status_codes.RESPONSES.items()}
+
+
+def headers_of(fields: Fields) -> Headers:
+    """Make Headers without the constructor, which looks at every pair and takes keyword arguments: 2 µs a time."""
+    made = Headers.__new__(Headers)
+    made.fields = fields
+    return made

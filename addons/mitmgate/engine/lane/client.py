@@ -27,7 +27,7 @@ from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
 from mitmgate.engine.layer_http1_server import LINGER_BYTES, LINGER_SECONDS
 from mitmgate.engine.layer_request import new_request
-from mitmgate.stages.fields import headers_of
+from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
 

@@ -43,8 +43,9 @@ class Deadline:
         self._due = inf
 
     def close(self) -> None:
-        """Don't expire, and let go of the timer: the owner has ended."""
+        """Don't expire, and let go of the timer and of the owner, which has ended and can so be freed at once."""
         self._due = inf
+        self._action = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -58,3 +59,7 @@ class Deadline:
             return
         self._due = inf
         self._action()
+
+
+def _nothing() -> None:
+    """Do nothing."""

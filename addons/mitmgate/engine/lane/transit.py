@@ -20,13 +20,13 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from mitmgate.core.http1 import ResponseHead
-from mitmgate.core.http1.writer import PHRASES, end_to_end
+from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.layer_stream import BUFFER, QUIET_SECONDS
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
 from mitmgate.engine.layer_stream_request import LARGE
-from mitmgate.stages.fields import headers_of
+from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,7 @@ class Transit(TransitRequest):
         fields = end_to_end(received)
         if fields is not received and head.status != 204 and _LENGTH in head.headers:
             fields += tuple(field for field in received if field[0].lower() == _LENGTH)
-        flow.response = response = Response(
-            b"HTTP/1.1", head.status, PHRASES.get(head.status, b""), headers_of(fields), None, None, time.time(), None
-        )
+        flow.response = response = make_response(head.status, headers_of(fields), None, complete=False)
         if exchange is not None and self._sent:
             exchange.upstream_seconds = self._ways.loop.time() - self._sent
         length = head.body

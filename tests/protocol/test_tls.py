@@ -19,6 +19,7 @@ from tests.live.harness_http import raw_request, request, status_of
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.test_streaming import Serving
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +241,20 @@ def test_upstream_gets_our_certificate(secure_upstream: SecureUpstream, authorit
     assert secure_upstream.peers[0]["subject"] == ((("commonName", "gateway"),),)
 
 
-def test_upstream_that_speaks_no_tls_is_a_502(upstream: RecordingUpstream) -> None:
-    with Gate(route(upstream.url.replace("http://", "https://"), retries=0)) as gate:
-        assert request(gate.port, "GET", "/p").status == 502
+def test_upstream_that_says_nothing_where_tls_is_due_is_a_504(upstream: RecordingUpstream) -> None:
+    with Gate(route(upstream.url.replace("http://", "https://"), retries=0, connect_timeout=0.5)) as gate:
+        answered = request(gate.port, "GET", "/p")
+    assert (answered.status, answered.reason) == (504, "upstream-timeout")
+
+
+def test_upstream_that_speaks_no_tls_is_a_502() -> None:
+    def serve(link: socket.socket) -> None:
+        link.recv(4096)
+        link.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with Serving(serve) as plain, Gate(route(plain.url.replace("http://", "https://"), retries=0)) as gate:
+        answered = request(gate.port, "GET", "/p")
+    assert (answered.status, answered.reason) == (502, "upstream-unreachable")
 
 
 def test_renewed_certificate_is_taken_at_a_reload(

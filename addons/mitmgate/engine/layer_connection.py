@@ -153,8 +153,10 @@ class GatewayLayer(HttpLayer):
         wire.swing(self.context.client, queued < QUEUE)
 
     def _forget(self, connection: Connection) -> None:
-        """Let go of an upstream connection that is closed."""
-        if isinstance(connection, Server) and connection.state is ConnectionState.CLOSED:
+        """Let go of an upstream connection that is closed; where a stream still waits for it, that is told first."""
+        if not isinstance(connection, Server) or connection in self._waiting:
+            return
+        if connection.state is ConnectionState.CLOSED:
             self._upstreams.pop(connection, None)
             closed = self.connections.pop(connection, None)
             if closed is not None:

@@ -1,5 +1,6 @@
 """haproxy.cfg and its policy, read side by side: HAProxy takes it, and what has to hold between the two holds."""
 
+import os
 import re
 import subprocess
 import sys
@@ -72,7 +73,11 @@ def test_without_the_right_to_make_hosts_the_tests_fail_and_say_why(tmp_path: Pa
     script = f"from pathlib import Path; from tests.deploy.hosts import Network; {made}"
     dropped = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     done = subprocess.run(
-        [*dropped, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        [*dropped, sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "AssertionError: network namespaces can't be made here" in done.stderr

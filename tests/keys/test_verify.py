@@ -318,9 +318,10 @@ def test_unusable_material_changes_nothing() -> None:
     assert outcome(ring, bad, sign("HS256", SECRET)) is Reason.KEYS_UNAVAILABLE
 
 
-RING, NAMED = ring_of(DEV, issuer(KeySource("pem", public_pem(private_key("ES256"))), "ES256", name="es"))
+OTHER = "https://other.example"
+RING, NAMED = ring_of(DEV, issuer(KeySource("pem", public_pem(private_key("ES256"))), "ES256", name="es", issuer=OTHER))
 BOTH = ("corp", "es")
-TOKENS = [sign("HS256", SECRET), sign("ES256", private_key("ES256"))]
+TOKENS = [sign("HS256", SECRET), sign("ES256", private_key("ES256"), CLAIMS | {"iss": OTHER})]
 FOREIGN = [bytes([byte]) for byte in range(256)]
 
 
@@ -330,6 +331,10 @@ FOREIGN = [bytes([byte]) for byte in range(256)]
 @example(b"\xff" * (MAX_TOKEN + 1))
 def test_no_bytes_make_it_raise(token: bytes) -> None:
     assert isinstance(RING.authenticate(NAMED, BOTH, token, NOW), Refusal)
+
+
+def test_tokens_as_they_are_are_accepted() -> None:
+    assert not any(isinstance(RING.authenticate(NAMED, BOTH, token, NOW), Refusal) for token in TOKENS)
 
 
 @given(st.sampled_from(TOKENS), st.data())

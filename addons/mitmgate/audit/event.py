@@ -11,6 +11,7 @@ from typing import Literal
 from mitmgate.audit.decided import Decided
 from mitmgate.audit.record import Event
 from mitmgate.audit.redact import REDACTED, Redaction, veil
+from mitmgate.core.address import address_text
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 
@@ -77,7 +78,7 @@ def request_event(
         "request_id": decided.request_id,
         "trace_id": traceparent[3:35],
         "traceparent": traceparent,
-        "client_ip": None if client is None else str(client),
+        "client_ip": None if client is None else address_text(client),
         "peer": decided.request.peer,
     }
     _add_request(event, decided, redaction)

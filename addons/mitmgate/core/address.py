@@ -28,6 +28,12 @@ def parse_address(text: str) -> Address | None:
 _peer_address = lru_cache(maxsize=4096)(parse_address)  # peers come again; what a header says could be of any length
 
 
+@lru_cache(maxsize=4096)
+def address_text(address: Address) -> str:
+    """Write an address; clients come again, and writing one takes longer than finding it."""
+    return str(address)
+
+
 class CidrSet:
     """A set of networks, asked in O(log n). An empty set contains nothing."""
 

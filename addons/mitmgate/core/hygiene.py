@@ -131,7 +131,8 @@ def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refu
     nominated = _nominated(headers)
     if isinstance(nominated, Refusal):
         return nominated
-    kept = []
+    kept: list[tuple[bytes, bytes]] = []
+    index: dict[bytes, list[bytes]] = {}
     for name, value in headers.fields:
         lower = name.lower()
         decided = disposition(lower, identity)
@@ -143,7 +144,11 @@ def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refu
             return Refusal(Reason.HEADER_REPEATED, "A field that may occur once is repeated.")
         if decided is Disposition.KEEP and lower not in nominated:
             kept.append((name, value))
-    return Headers(kept)
+            if lower in index:
+                index[lower].append(value)
+            else:
+                index[lower] = [value]
+    return Headers.indexed(tuple(kept), index)
 
 
 def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:

@@ -9,8 +9,10 @@ told. `Retry-After` goes with the denial itself (stages/quota.py).
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from mitmgate.core.headers import Fields
+from mitmgate.core.rules import Limit
 from mitmgate.core.window import Grant
 
 _LONGEST = 86400 * 365
@@ -28,6 +30,8 @@ def binds(grant: Grant) -> bool:
 
 def tightest(grants: Sequence[Grant]) -> Grant:
     """Return the grant that binds: a refusing one with the longest wait, else the one with the least room."""
+    if len(grants) == 1:
+        return grants[0]
     return min(grants, key=lambda grant: (grant.admitted, -grant.retry_after, grant.remaining))
 
 
@@ -41,7 +45,10 @@ def fields(grants: Sequence[Grant]) -> Fields:
         (b"X-RateLimit-Limit", b"%d" % grant.limit.limit),
         (b"X-RateLimit-Remaining", b"%d" % grant.remaining),
         (b"X-RateLimit-Reset", b"%d" % whole_seconds(grant.reset)),
-        (b"RateLimit-Policy", b", ".join([_policy(given) for given in binding])),
+        (
+            b"RateLimit-Policy",
+            b", ".join([_policy_of(given.limit) for given in binding]),
+        ),
         (b"RateLimit", b", ".join([_state(given) for given in binding])),
     )
 
@@ -52,9 +59,14 @@ def retry_after(grants: Iterable[Grant]) -> int:
     return max(1, whole_seconds(max(waits, default=0.0)))
 
 
-def _policy(grant: Grant) -> bytes:
-    limit = grant.limit  # names are tokens of letters, digits and ".-_", which a quoted string holds as they are
-    return b'"%b";q=%d;w=%d' % (limit.name.encode("ascii"), limit.limit, whole_seconds(limit.window))
+def _policy_of(limit: Limit) -> bytes:
+    return _policy(limit.name, limit.limit, limit.window)
+
+
+@lru_cache(maxsize=1024)
+def _policy(name: str, quota: int, window: float) -> bytes:
+    # Names are tokens of letters, digits and ".-_", which a quoted string holds as they are.
+    return b'"%b";q=%d;w=%d' % (name.encode("ascii"), quota, whole_seconds(window))
 
 
 def _state(grant: Grant) -> bytes:

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
+from mitmgate.core.address import address_text
 from mitmgate.core.headers import Fields
 from mitmgate.core.path import Ambiguous, canonical_path
 from mitmgate.core.request import Head
@@ -31,6 +33,7 @@ def upstream_path(route: Route, path: str) -> str | None:
     return path
 
 
+@lru_cache(maxsize=4096)
 def header_safe(value: str) -> bytes | None:
     """Encode a value for a header field; None for what is not visible ASCII and spaces, or has spaces at its ends."""
     if _SAFE_VALUE.fullmatch(value) is None or value != value.strip():
@@ -40,7 +43,7 @@ def header_safe(value: str) -> bytes | None:
 
 def forwarded_for(client: IPv4Address | IPv6Address, scheme: str, host: bytes) -> Fields:
     """Make the forwarding fields anew: nothing of what the client claimed is left in them."""
-    address = str(client).encode("ascii")
+    address = address_text(client).encode("ascii")
     return (
         (b"X-Forwarded-For", address),
         (b"X-Forwarded-Proto", scheme.encode("ascii")),

@@ -1,6 +1,6 @@
 """The route table: longest segment-prefix wins, then host, then method."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mitmgate.core.rules import Route
@@ -56,16 +56,15 @@ class RouteTable:
             else:
                 self._prefixes.setdefault(route.path.rstrip("/"), []).append(route)
 
-    def candidates(self, path: str) -> list[Route]:
-        """Return the routes whose path takes this canonical path, most specific first."""
-        found = list(self._exact.get(path, ()))
+    def candidates(self, path: str) -> Iterator[Route]:
+        """Yield the routes whose path takes this canonical path, most specific first."""
+        yield from self._exact.get(path, ())
         end = len(path)
         if path.endswith("/") and path != "/":
             end -= 1
         while end >= 0:
-            found += self._prefixes.get(path[:end], ())
+            yield from self._prefixes.get(path[:end], ())
             end = path.rfind("/", 0, end)
-        return found
 
     def match(self, method: str, host: str, path: str) -> Route | NoRoute:
         """Find the route of a request, or why there is none.

@@ -185,7 +185,7 @@ def _refuse_other_types(program: _Program) -> None:
 
 def _value(fact: object, member: str) -> object:
     """Take a member as a key; raises ValueError where it is not there, as evaluating it would."""
-    if not isinstance(fact, Mapping) or member not in fact:
+    if not isinstance(fact, dict) or member not in fact:
         raise ValueError("the fact is not there")
     value = fact[member]
     return tuple(value) if isinstance(value, list) else value

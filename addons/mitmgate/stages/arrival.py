@@ -1,7 +1,7 @@
 """Arrival: the first stage. It takes the ingress snapshot and says who is at the other end."""
 
+import os
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
@@ -13,7 +13,7 @@ from mitmgate.audit.writer import Denial
 from mitmgate.core.address import CidrSet, client_address, parse_address
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
-from mitmgate.core.trace import new_traceparent, valid_request_id, valid_traceparent
+from mitmgate.core.trace import RequestIds, new_traceparent, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of, taken
@@ -42,6 +42,7 @@ class Arrival(Stage):
         self._source = source
         self._pressure = pressure
         self._clock = clock
+        self._request_ids = RequestIds(os.urandom)
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
         """Begin the exchange of a new flow, then run as any stage."""
@@ -66,7 +67,7 @@ class Arrival(Stage):
         return Exchange(
             snapshot=snapshot,
             request=request,
-            request_id=request_id or secrets.token_hex(16),
+            request_id=request_id or self._request_ids(),
             now=self._clock(),
             started=time.perf_counter(),
             verdict=Verdict(snapshot.digest),

@@ -28,9 +28,9 @@ class NetworkAccess(Stage):
             return self.deny(Reason.ADDRESS_UNKNOWN, "The client address could not be determined.")
         decided = False
         for networks in rules:
-            if networks.deny and client in networks.deny:
+            if networks.deny.networks and client in networks.deny:
                 return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed.")
-            if networks.allow and client not in networks.allow:
+            if networks.allow.networks and client not in networks.allow:
                 return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed.")
-            decided = decided or bool(networks.allow) or bool(networks.deny)
+            decided = decided or bool(networks.allow.networks or networks.deny.networks)
         return self.admitted if decided else self.skipped

@@ -36,7 +36,7 @@ class Rewrite(Stage):
         path = upstream_path(route, head.path)
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
-        received = (head.headers.text("host") or exchange.request.authority).encode("latin-1")
+        received = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
         host = self._host(route.upstream.host, received, endpoint.url.partition("://")[2])
         own = self._own_fields(exchange, head.method, path)
         if own is None:

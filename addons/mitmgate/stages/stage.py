@@ -58,18 +58,19 @@ class Stage:
             return None
         started = perf_counter()
         try:
-            step = self.decide(exchange)
+            step: object = self.decide(exchange)
         except Exception as error:
-            step = self._failed(error)
-        if step is self.admitted or step is self.skipped:  # its own, and neither denies
-            exchange.verdict.record(step, perf_counter() - started)
-            return None
+            step = self.failed(error)
+        return self.record(exchange, step, started)
+
+    def record(self, exchange: Exchange, step: object, started: float) -> Awaitable[None] | None:
+        """Record what `decide` has returned, whatever that is. started: when (perf_counter) it was called."""
         if isinstance(step, Step):
             self._record(exchange, step, started)
             return None
         if isawaitable(step):
             return self._run_later(exchange, step, started)
-        self._record(exchange, self._failed(TypeError(f"{self.name} returned {type(step).__name__}")), started)
+        self._record(exchange, self.failed(TypeError(f"{self.name} returned {type(step).__name__}")), started)
         return None
 
     async def _run_later(self, exchange: Exchange, pending: Awaitable[Step], started: float) -> None:
@@ -78,14 +79,14 @@ class Stage:
             if not isinstance(step, Step):
                 raise TypeError(f"{self.name} returned {type(step).__name__}")
         except Exception as error:
-            step = self._failed(error)
+            step = self.failed(error)
         self._record(exchange, step, started)
 
     def _record(self, exchange: Exchange, step: Step, started: float) -> None:
         if step.stage != self.name:
-            step = self._failed(ValueError(f"{self.name} spoke as {step.stage}"))
+            step = self.failed(ValueError(f"{self.name} spoke as {step.stage}"))
         elif type(step.outcome) is not Outcome:
-            step = self._failed(ValueError(f"{self.name} has no outcome {step.outcome!r}"))
+            step = self.failed(ValueError(f"{self.name} has no outcome {step.outcome!r}"))
         elif (
             step.outcome is Outcome.DENY and self.reportable and step.reason not in NEVER_OBSERVED and reports(exchange)
         ):
@@ -94,7 +95,8 @@ class Stage:
             exchange.answer = exchange.challenge = None
         exchange.verdict.record(step, perf_counter() - started)
 
-    def _failed(self, error: Exception) -> Step:
+    def failed(self, error: Exception) -> Step:
+        """Make the denial of a stage that could not decide, and log why."""
         logger.error("stage %s failed: %r", self.name, error, exc_info=error)
         return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
 
@@ -107,7 +109,7 @@ class _Row:
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         """stages: none of which has a `requestheaders` or a `run` of its own."""
-        self._stages = tuple(stages)
+        self._stages = tuple((stage, stage.decide, stage.admitted, stage.skipped) for stage in stages)
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
         """Run the stages; one that waits makes an awaitable of the rest."""
@@ -115,13 +117,27 @@ class _Row:
         return None if exchange is None else self._run(exchange, 0)
 
     def _run(self, exchange: Exchange, first: int) -> Awaitable[None] | None:
+        """Do what `Stage.run` does for each, but for the steps that every stage says of most requests at once."""
         verdict = exchange.verdict
-        for position in range(first, len(self._stages)):
+        if verdict.final is not None:
+            return None
+        before = perf_counter()
+        for position, (stage, decide, admitted, skipped) in enumerate(self._stages[first:], first + 1):
+            try:
+                step: object = decide(exchange)
+            except Exception as error:
+                step = stage.failed(error)
+            if step is admitted or step is skipped:
+                now = perf_counter()
+                verdict.record(step, now - before)
+                before = now
+                continue
+            pending = stage.record(exchange, step, before)
+            if pending is not None:
+                return self._wait(exchange, position, pending)
             if verdict.final is not None:
                 return None
-            pending = self._stages[position].run(exchange)
-            if pending is not None:
-                return self._wait(exchange, position + 1, pending)
+            before = perf_counter()
         return None
 
     async def _wait(self, exchange: Exchange, first: int, pending: Awaitable[None]) -> None:

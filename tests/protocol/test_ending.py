@@ -112,3 +112,17 @@ def test_no_seat_is_left_when_clients_have_gone(gate: Gate, upstream: RecordingU
             link.sendall(GET)
             receive(link, complete=True)
     wait_for(lambda: gate.layer._seats == {} and gate.layer.connected == 0, "the seats to be free", 3)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_client_that_leaves_inside_a_head_is_on_record(gate: Gate, reset: bool) -> None:
+    with connect(gate.port) as link:
+        link.sendall(b"GET /p HTTP/1.1\r\nHos")
+        wait_for(lambda: gate.layer.connected == 1, "the connection")
+        read = threading.Event()
+        on_loop(gate, gate.loop.call_later, 0.1, read.set)
+        assert read.wait(5)
+        if reset:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert gate.hooks.wait_ends(1) == [("response", Reason.HEAD_MALFORMED)]
+    wait_for(lambda: gate.layer.connected == 0, "the connection to end")

@@ -133,10 +133,12 @@ class LaneClient(Answering):
         transport, self._transport = self._transport, None
         if transport is None:
             return
-        self._gone = True
-        transit = self.transit
-        if transit is not None:
-            self._guarded(transit.client_gone)
+        if self.transit is not None:
+            self._gone = True
+            self._guarded(self.transit.client_gone)
+        elif not self._gone:  # reset: what was received of a head is on record all the same
+            self._gone = True
+            self._guarded(self._closed)
         self._phase = Phase.CLOSED
         self._deadline.close()
         self.connection.state = ConnectionState.CLOSED
@@ -283,6 +285,7 @@ class LaneClient(Answering):
             self._transport.write(chunk(b""))
         self._chunked = False
         self.transit = None
+        self._release(Hold.TRANSIT)
         if self._phase is not Phase.READING:
             return
         reader, transport = self._reader, self._transport

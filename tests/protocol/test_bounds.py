@@ -13,7 +13,7 @@ from mitmgate.engine import limits as limits_module
 from mitmgate.engine.lane.pool import IDLE_SECONDS
 from mitmgate.engine.limits import Connections, PolicyBounds
 from tests.live.harness_http import raw_request, request, status_of, wait_for
-from tests.live.harness_upstream import RecordingUpstream, Reply
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
 from tests.protocol.harness import Gate, Source, connect, receive, route
 
 HEAD = b"POST /p HTTP/1.1\r\nHost: x\r\n"
@@ -208,3 +208,19 @@ def _rest(link: socket.socket) -> bytes:
         return link.recv(65536)
     except OSError:
         return b""
+
+
+def test_burst_of_connections_is_queued(gate: Gate) -> None:
+    accepting = threading.Event()
+    gate.loop.call_soon_threadsafe(accepting.wait, PATIENCE)  # the gateway is busy, and accepts nothing
+    links = []
+    try:
+        for _ in range(400):
+            links.append(connect(gate.port, 2))  # the kernel makes a client beyond the queue wait a second and more
+    finally:
+        accepting.set()
+    for link in links:
+        link.sendall(b"GET /deny HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert {status_of(receive(link)) for link in links} == {401}
+    for link in links:
+        link.close()

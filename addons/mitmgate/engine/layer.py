@@ -9,6 +9,8 @@ top layer is put in place when the client connects; the `next_layer` hook is the
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable
 from typing import ClassVar, Final, NamedTuple, Protocol, cast
 
@@ -35,6 +37,8 @@ from mitmgate.stages.exchange import Exchange
 logger = logging.getLogger(__name__)
 
 
+BACKLOG: Final = 1024
+"""Connections that may wait to be accepted."""
 LEFT_OVER_SECONDS: Final = 5.0
 """What mitmproxy gets to close upstream connections after their client has gone."""
 
@@ -119,6 +123,18 @@ class ProtocolLayer:
             seat.wire.post(Retire())
         if self.lane is not None:
             self.lane.retire()
+
+    def running(self) -> None:
+        """Let as many connections wait to be accepted as in `serve`.
+
+        mitmproxy's sockets have asyncio's 100: a burst is more, and what the kernel can't queue it resets later.
+        """
+        proxyserver = ctx.master.addons.get("proxyserver")
+        for instance in getattr(proxyserver, "servers", ()):
+            for server in vars(instance).get("_servers", ()):
+                for listening in getattr(server, "sockets", ()):
+                    with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                        same.listen(BACKLOG)
 
     def client_connected(self, client: Client) -> None:
         """Put the top layer in place, or turn the client away."""

@@ -18,14 +18,12 @@ from mitmgate.core.reason import Reason
 from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.front import Lane
-from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.engine.layer import BACKLOG, ProtocolLayer
 from mitmgate.engine.layer_events import Retire
 from mitmgate.engine.layer_stream import GatewayStream
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 1024
-"""Connections that may wait to be accepted."""
 LAST_CALL: Final = 0.5
 """Seconds for which a retired connection that waits for a request is kept: one may be on its way already."""
 _LOOK_EVERY: Final = 0.01

@@ -133,7 +133,7 @@ def test_a_websocket_is_closed_with_a_close_frame(tmp_path: Path) -> None:
             assert read_head(link).startswith(b"HTTP/1.1 101")
             gateway.process.send_signal(signal.SIGTERM)
             got = link.recv(100)
-            assert got[:2] == b"\x88\x02", got  # a close frame with a code (RFC 6455, section 5.5.1)
+            assert got == b"\x88\x02\x03\xe9", got  # 1001, going away (RFC 6455, section 7.4.1)
             assert link.recv(100) == b""
         assert end(gateway) == 1
     (event,) = audit_events(tmp_path / "audit.jsonl", 1)

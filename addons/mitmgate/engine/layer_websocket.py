@@ -51,9 +51,11 @@ class BoundedWebsocketLayer(WebsocketLayer):
         """Relay, then forget what need not be kept."""
         if isinstance(event, Expired | Cut):
             exchange = exchange_of(self.flow)
+            reason = event.reason if isinstance(event, Cut) else Reason.TOKEN_EXPIRED
             if exchange is not None:
-                exchange.failure = event.reason if isinstance(event, Cut) else Reason.TOKEN_EXPIRED
-            yield from self._end(CloseReason.POLICY_VIOLATION)
+                exchange.failure = reason
+            ends = reason is Reason.GATEWAY_STOPPING
+            yield from self._end(CloseReason.GOING_AWAY if ends else CloseReason.POLICY_VIOLATION)
             return
         try:
             yield from super().relay_messages(event)

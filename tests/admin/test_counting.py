@@ -106,7 +106,10 @@ def test_as_many_requests_as_audit_events_after_a_mixed_load(tmp_path: Path) -> 
                 == expected
             )
             assert gateway.value("mitmgate_requests_in_flight") == 0
-            assert gateway.value("mitmgate_audit_written_total", sink="file:audit.jsonl") >= expected
+            wait_for(  # a record is in the file a moment before its batch is counted
+                lambda: gateway.value("mitmgate_audit_written_total", sink="file:audit.jsonl") >= expected,
+                "the count of what was written",
+            )
 
 
 def test_no_client_makes_a_label(tmp_path: Path, upstream: RecordingUpstream) -> None:

@@ -13,7 +13,7 @@ from mitmgate.audit.record import Event
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # records that are written at once
-LINGER = 0.04  # seconds that a batch may gather: a thread woken for every record would cost the event loop its GIL
+LINGER = 0.01  # seconds that a batch may gather: a thread woken for every record would cost the event loop its GIL
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 2.0
 

@@ -25,7 +25,6 @@ LONG: dict[str, str] = {
     "addons/mitmgate/chain.py": "the order, and the one addon that puts it and each new policy in force",
     "addons/mitmgate/core/http1/reader.py": "one state machine over one buffer",
     "addons/mitmgate/engine/lane/client.py": "one connection's states, read in the order in which they come",
-    "addons/mitmgate/engine/lane/requesting.py": "the request's half of one exchange, from its head to the upstream",
     "addons/mitmgate/engine/lane/upstream.py": "one connection's states, and what it asks of its two neighbours",
     "addons/mitmgate/engine/layer_http1_server.py": "one connection's states, which mitmproxy wants in one class",
     "addons/mitmgate/engine/layer_http2.py": "one connection's states, which mitmproxy wants in one class",

@@ -24,14 +24,6 @@ from mitmgate.process_log import without_credentials
 BUILD: Final = (__version__, version("mitmproxy"), platform.python_version())
 
 
-def _no_differences() -> Mapping[tuple[str, str], int]:
-    return {}
-
-
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
@@ -49,8 +41,8 @@ class Sources:
     store_available: Callable[[], bool]
     sinks: Callable[[], Sequence[SinkState]]
     history: History
-    shadow: Callable[[], Mapping[tuple[str, str], int]] = _no_differences
-    draining: Callable[[], bool] = _never
+    shadow: Callable[[], Mapping[tuple[str, str], int]] = dict
+    draining: Callable[[], bool] = bool
     keys: Callable[[], Sequence[Jwk]] = tuple
 
 

@@ -1,6 +1,6 @@
 """The request as it arrived (ingress) and as it will be forwarded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mitmgate.core.headers import Fields, Headers
 
@@ -53,3 +53,13 @@ class Forward:
     target: str
     host: str  # the Host field's value
     fields: Fields  # complete, Host included
+
+    def without_expectation(self) -> "Forward":
+        """Leave out `Expect`: the gateway itself has answered it."""
+        kept = tuple(field for field in self.fields if field[0].lower() != b"expect")
+        return self if len(kept) == len(self.fields) else replace(self, fields=kept)
+
+    def to_host(self, host: str) -> "Forward":
+        """Name another Host, for an upstream whose endpoints have names of their own."""
+        others = tuple(field for field in self.fields if field[0].lower() != b"host")
+        return replace(self, host=host, fields=((b"Host", host.encode("ascii")), *others))

@@ -30,7 +30,7 @@ from mitmgate.stages.exchange import Exchange
 logger = logging.getLogger(__name__)
 
 QUEUE: Final = 64 * 1024
-"""Bytes that may wait for a stream that waits; then the sockets are not read."""
+"""Bytes that may wait for a stream that waits, or pipelined behind one; then the sockets are not read."""
 FRESH_SECONDS: Final = 1.0
 """An idle upstream connection that is older is not used for a request that can't be repeated: it may be stale."""
 

@@ -19,8 +19,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk, request_head
+from mitmgate.core.http1.framing import frame_request
 from mitmgate.core.http1.reader import ResponseEvent
-from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.engine.layer_events import RequestForwarded, ResponseBegun, UpstreamFailed
@@ -96,11 +96,7 @@ class Http1Client(HttpConnection):
         fields = forward.fields
         self._tunnelling = b"upgrade" in {name.lower() for name, _ in fields}
         if not self._tunnelling:
-            fields = end_to_end(fields)
-            if self._chunked:
-                fields += ((b"Transfer-Encoding", b"chunked"),)
-            elif event.length or method in {b"POST", b"PUT", b"PATCH"}:
-                fields += ((b"Content-Length", b"%d" % (event.length or 0)),)
+            fields = frame_request(method, fields, event.length)
         raw = request_head(method, forward.target.encode("latin-1"), fields)
         if raw is None:
             yield from self._fail(Refusal(Reason.REWRITE_REFUSED, "The request can't be written safely."))

@@ -30,9 +30,9 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
-from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 from mitmgate.engine.layer_events import BodyRefused, RequestBegun, RequestRefused, ResponseBegun
 from mitmgate.engine.layer_request import new_request
@@ -42,7 +42,6 @@ from mitmgate.engine.layer_wire import Wire
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 64 * 1024 * 1024
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BODILESS: Final = frozenset({204, 304})
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 
@@ -233,25 +232,16 @@ class Http1Server(HttpConnection):
         if isinstance(event, ResponseBegun):
             length = event.length
             self._close |= event.close
-        self._bodiless = head.method == b"HEAD" or status in _BODILESS
-        self._chunked = length is None and head.version == "HTTP/1.1" and not self._bodiless
-        self._until_close = length is None and not self._chunked and not self._bodiless
+        fields, self._chunked, self._until_close, self._bodiless = frame_response(
+            status, response.headers.fields, length, head.method, head.version
+        )
         self._close |= not (head.keep_alive and self._reader.complete) or self._until_close or self._client_gone
-        fields = end_to_end(response.headers.fields)
-        if self._bodiless:
-            if status != 204:
-                fields += tuple(field for field in response.headers.fields if field[0].lower() == b"content-length")[:1]
-        elif self._chunked:
-            fields += ((b"Transfer-Encoding", b"chunked"),)
-        elif length is not None:
-            fields += ((b"Content-Length", b"%d" % length),)
         if self._close:
-            fields += ((b"Connection", b"close"),)
+            fields += CLOSE
         raw = response_head(status, fields)
         if raw is None:  # an addon put a line end into a field: nothing of it leaves
             self._close = True
-            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
-            self._bodiless, self._chunked = True, False
+            raw, self._bodiless, self._chunked = UNSENDABLE, True, False
         if response.stream:
             yield commands.SendData(self.conn, raw)
         else:

@@ -30,6 +30,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
 
 from mitmgate.core.http1 import Bounds, Refusal
+from mitmgate.core.http1.framing import BODILESS
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request
 from mitmgate.core.reason import Reason
@@ -42,7 +43,6 @@ STREAMS: Final = 64
 WINDOW: Final = 256 * 1024
 """Bytes that a client may send ahead on a stream; RESETS: streams it may give up before it is taken for an attack."""
 RESETS: Final = 200
-_BODILESS: Final = frozenset({204, 304})
 _CLOSED: Final = "The client closed the connection."
 
 
@@ -244,7 +244,7 @@ class GatewayHttp2Server(Http2Server):
         if status == 100:
             self.h2_conn.send_headers(stream_id, fields)
             return
-        if status in _BODILESS:
+        if status in BODILESS:
             self._bodiless.add(stream_id)
         fields += [(name.lower(), value) for name, value in end_to_end(response.headers.fields)]
         length = event.length if isinstance(event, ResponseBegun) else len(response.raw_content or b"")

@@ -29,11 +29,12 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 
-from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.reason import Reason
+from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.engine.layer_events import Cut, ResponseBegun, UpstreamFailed
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import LARGE, StreamRequest
+from mitmgate.engine.layer_stream_request import StreamRequest
 from mitmgate.engine.layer_timers import Expired, Timer
 from mitmgate.engine.layer_websocket import accepts
 
@@ -73,16 +74,15 @@ class GatewayStream(StreamRequest):
                 yield from self._fail(Reason.UPSTREAM_MALFORMED)
                 return
         else:
-            response.headers = Headers(_received(response.headers.fields, response.status_code))
+            response.headers = Headers(received_fields(response.status_code, response.headers.fields))
         flow.response = response
         if self.exchange is not None and self._sent:
             self.exchange.upstream_seconds = self._clock() - self._sent
         self._response_length = event.length if isinstance(event, ResponseBegun) else None
         mode = "auto" if self.exchange is None or self.exchange.route is None else self.exchange.route.stream
         length = self._response_length
-        quiet = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-        large = length is None or length > LARGE or quiet
-        response.stream = length != 0 and (mode == "always" or (mode == "auto" and large))
+        quiet = is_event_stream(response.headers.get("content-type", "").encode("utf-8", "surrogateescape"))
+        response.stream = streams(mode, length, events=quiet)
         self._quiet = QUIET_SECONDS if quiet else self._bounds.idle_timeout
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._timer.set(self._quiet)
@@ -165,11 +165,3 @@ class GatewayStream(StreamRequest):
             yield from self._abort(Reason.CLIENT_CLOSED, ErrorCode.CLIENT_DISCONNECTED)
         else:
             yield from self._fail(Reason.UPSTREAM_TIMEOUT)
-
-
-def _received(fields: tuple[tuple[bytes, bytes], ...], status: int) -> tuple[tuple[bytes, bytes], ...]:
-    """Take hop-by-hop fields out of an upstream's response; Content-Length stays, as a statement about the content."""
-    kept = end_to_end(fields)
-    if kept is fields or status == 204:
-        return kept
-    return kept + tuple(field for field in fields if field[0].lower() == b"content-length")

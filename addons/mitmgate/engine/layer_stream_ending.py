@@ -32,7 +32,7 @@ from mitmgate.engine.layer_timers import Timer, Timers
 from mitmgate.engine.layer_websocket import BoundedWebsocketLayer
 from mitmgate.engine.layer_wire import Wire
 from mitmgate.stages.enforcer import problem_response
-from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.exchange import Exchange, seconds_left
 
 MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
 """Statuses of the gateway's own after which a client is not read from again."""
@@ -184,10 +184,9 @@ class StreamEnding(HttpStream):
 
     def _limit_lifetime(self) -> None:
         """End what lasts when the token that opened it expires."""
-        exchange = self.exchange
-        if exchange is not None and exchange.principal is not None:
-            elapsed = time.perf_counter() - exchange.started
-            self._lifetime.set(max(0.0, exchange.principal.expires - exchange.now - elapsed))
+        left = None if self.exchange is None else seconds_left(self.exchange)
+        if left is not None:
+            self._lifetime.set(left)
 
     def crashed(self) -> HttpErrorHook | None:
         """End what a defect of ours has broken; returns the hook that still has to fire."""

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from dataclasses import replace
 from typing import Final
 
 from mitmproxy.http import Headers, HTTPFlow, Response
@@ -20,7 +19,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpReque
 
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
-from mitmgate.core.request import Forward
+from mitmgate.core.streaming import streams
 from mitmgate.engine.layer_events import (
     BodyRefused,
     GetUpstream,
@@ -34,8 +33,6 @@ from mitmgate.stages.enforcer import point_at, problem_response
 from mitmgate.stages.exchange import Exchange, exchange_of, reject
 from mitmgate.stages.message import make_response
 
-LARGE: Final = 1024 * 1024
-"""Bytes above which `stream: auto` streams a body of known length."""
 IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])  # RFC 9110, section 9.2.2
 
 
@@ -80,7 +77,7 @@ class StreamRequest(StreamEnding):
         if exchange.forward is None:
             yield from self._fail(Reason.STAGE_ERROR)
             return
-        self._decided = _without_expectation(exchange.forward)
+        self._decided = exchange.forward.without_expectation()
         flow.request.headers.pop("expect", None)
         if event.end_stream:
             self._request = RequestPhase.BUFFERING
@@ -88,8 +85,7 @@ class StreamRequest(StreamEnding):
         self._body_started = self._clock()
         self._set_body_deadline()
         mode = "auto" if route is None else route.stream
-        large = event.length is None or event.length > LARGE
-        if mode == "always" or (mode == "auto" and large) or flow.request.stream:
+        if streams(mode, event.length) or flow.request.stream:
             flow.request.stream = self._streamed = True
             if (yield from self._connect()):
                 self._request = RequestPhase.STREAMING
@@ -126,8 +122,7 @@ class StreamRequest(StreamEnding):
         if exchange is not None and exchange.route is not None and exchange.route.stream == "always":
             self._timer.set(self._bounds.idle_timeout)
             return
-        earned = self._bounds.body_timeout + self._received / self._bounds.body_rate
-        self._timer.at(min(self._body_started + earned, self._clock() + self._bounds.body_timeout))
+        self._timer.at(self._bounds.body_due(self._body_started, self._received, self._clock()))
 
     def _on_body_end(self) -> CommandGenerator[None]:
         flow = self.flow
@@ -216,8 +211,7 @@ class StreamRequest(StreamEnding):
     def _name_host(self, host: str) -> None:
         """Put another Host into the request, for an upstream whose endpoints have names of their own."""
         if self._decided is not None:
-            others = tuple(field for field in self._decided.fields if field[0].lower() != b"host")
-            self._decided = replace(self._decided, host=host, fields=((b"Host", host.encode("ascii")), *others))
+            self._decided = self._decided.to_host(host)
             self.flow.request.headers["host"] = host
 
     def _on_client_error(self, event: RequestProtocolError) -> CommandGenerator[None]:
@@ -227,12 +221,6 @@ class StreamRequest(StreamEnding):
             yield from self._fail(event.refusal.reason, event.refusal.detail)
         else:
             yield from self._abort(Reason.CLIENT_CLOSED, ErrorCode.CLIENT_DISCONNECTED)
-
-
-def _without_expectation(forward: Forward) -> Forward:
-    """Leave out `Expect`: the gateway itself has answered it."""
-    kept = tuple(field for field in forward.fields if field[0].lower() != b"expect")
-    return forward if len(kept) == len(forward.fields) else replace(forward, fields=kept)
 
 
 def unadmitted(exchange: Exchange | None) -> Response:

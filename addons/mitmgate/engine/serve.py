@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from pathlib import Path
 
 import click
@@ -13,7 +12,8 @@ from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
-from mitmgate.admin.listener import Listener, bind
+from mitmgate.admin.listener import Listener
+from mitmgate.admin.listener import bind as bind_admin
 from mitmgate.admin.workers import Workers
 from mitmgate.engine.child import command_line
 from mitmgate.engine.drain import PATIENCE
@@ -21,6 +21,7 @@ from mitmgate.engine.gateway import gateway
 from mitmgate.engine.lifetime import Lifetime
 from mitmgate.engine.master import LeanMaster
 from mitmgate.engine.notify import service_manager
+from mitmgate.engine.slot import bind
 from mitmgate.engine.supervisor import Supervisor
 from mitmgate.engine.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
@@ -44,13 +45,7 @@ def listen_address(loaded: Loaded, listen: str | None) -> tuple[str, int]:
 
 def check_free(host: str, port: int) -> None:
     """Raise UserError where the address can't be listened on; better now than as a traceback later."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise UserError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+    bind(host, port, shared=False).close()
 
 
 def load_for_host(path: str) -> Loaded:
@@ -103,7 +98,7 @@ async def run(
 async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patience: float) -> int:
     """Run `count` workers with this command's own words, and the admin listener. Returns the exit status."""
     figures, where = Workers(), loaded.policy.admin
-    admin = None if where is None else Listener(where.host, bind(where.host, where.port), figures.report)
+    admin = None if where is None else Listener(where.host, bind_admin(where.host, where.port), figures.report)
     supervisor = Supervisor(
         address,
         count,

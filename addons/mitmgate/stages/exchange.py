@@ -1,5 +1,6 @@
 """The state of one request on its way through the chain, keyed by its flow."""
 
+import time
 import weakref
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -108,6 +109,13 @@ def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
     """Return every flow that still lives, with its exchange."""
     found = [(flow, exchange_of(flow)) for flow in _LIVE]
     return [(flow, exchange) for flow, exchange in found if exchange is not None]
+
+
+def seconds_left(exchange: Exchange) -> float | None:
+    """Return how long the token holds that the request was admitted with; None where it needed none."""
+    if exchange.principal is None:
+        return None
+    return max(0.0, exchange.principal.expires - exchange.now - (time.perf_counter() - exchange.started))
 
 
 def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:

@@ -23,3 +23,10 @@ class Bounds:
     body_rate: float = 500.0
     connections: int = 10_000
     per_address: int = 2_500
+
+    def body_due(self, started: float, received: int, now: float) -> float:
+        """Return when a body must have gone on: after a pause's length, and within what its bytes have earned.
+
+        started: when it began; received: bytes of it so far. All times are of one monotonic clock.
+        """
+        return min(started + self.body_timeout + received / self.body_rate, now + self.body_timeout)

@@ -10,13 +10,11 @@ from mitmproxy.connection import Client
 from mitmproxy.http import Response
 
 from mitmgate.core.http1 import Bounds, RequestHead, RequestReader, chunk, response_head
-from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.engine.lane.deadline import Deadline
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.layer_http1_server import CONTINUE
 from mitmgate.engine.layer_wire import FLUSH_SECONDS
-
-_BODILESS: Final = frozenset({204, 304})
 
 
 class Phase(Enum):
@@ -91,27 +89,17 @@ class Answering(asyncio.BufferedProtocol):
         self._responding = True
         if self._last:
             self._close = True
-        self._bodiless = bodiless = head.method == b"HEAD" or status in _BODILESS
-        self._chunked = length is None and head.version == "HTTP/1.1" and not bodiless
-        self._until_close = length is None and not self._chunked and not bodiless
+        fields, self._chunked, self._until_close, self._bodiless = frame_response(
+            status, response.data.headers.fields, length, head.method, head.version
+        )
         if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
             self._close = True
-        received = response.data.headers.fields
-        fields = end_to_end(received)
-        if bodiless:
-            if status != 204:
-                fields += tuple(field for field in received if field[0].lower() == b"content-length")[:1]
-        elif self._chunked:
-            fields += ((b"Transfer-Encoding", b"chunked"),)
-        elif length is not None:
-            fields += ((b"Content-Length", b"%d" % length),)
         if self._close:
-            fields += ((b"Connection", b"close"),)
+            fields += CLOSE
         raw = response_head(status, fields)
         if raw is None:  # an addon put a line end into a field: nothing of it leaves
             self._close = True
-            raw = response_head(502, ((b"Content-Length", b"0"), (b"Connection", b"close"))) or b""
-            self._bodiless, self._chunked, body = True, False, None
+            raw, self._bodiless, self._chunked = UNSENDABLE, True, False
         transport.write(raw + body if body and not self._bodiless else raw)
 
     def send_body(self, data: bytes) -> None:

@@ -25,14 +25,13 @@ from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.answering import Answering, Hold, Phase
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
+from mitmgate.engine.layer_connection import QUEUE
 from mitmgate.engine.layer_http1_server import LINGER_BYTES, LINGER_SECONDS
 from mitmgate.engine.layer_request import new_request
 from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
 
-QUEUE: Final = 64 * 1024
-"""Bytes of pipelined requests that may wait for the current response; then the socket is not read."""
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 
@@ -52,7 +51,7 @@ class Front(Protocol):
         """Take the connection off the count."""
         ...
 
-    def hand_over(self, client: "LaneClient", transport: asyncio.Transport, received: bytes) -> None:
+    def hand_over(self, transport: asyncio.Transport, received: bytes) -> None:
         """Give the connection to mitmproxy's layers, with what was received of its current request."""
         ...
 
@@ -240,7 +239,7 @@ class LaneClient(Answering):
         if self._holds:
             transport.resume_reading()
         self._front.leave(self, self._peer)
-        self._front.hand_over(self, transport, self._reader.received)
+        self._front.hand_over(transport, self._reader.received)
 
     def _closed(self) -> None:
         missing = self._reader.eof() if self._phase is Phase.READING else None

@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import Final
 
-SLACK: Final = 0.002  # seconds; a timer may fire this much early, for want of finer clocks
+from mitmgate.engine.layer_timers import SLACK
 
 
 class Deadline:

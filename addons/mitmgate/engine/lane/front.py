@@ -54,7 +54,7 @@ class Lane:
         self.clients.discard(client)
         self._layers.leave(peer)
 
-    def hand_over(self, client: LaneClient, transport: asyncio.Transport, received: bytes) -> None:
+    def hand_over(self, transport: asyncio.Transport, received: bytes) -> None:
         """Give the connection to mitmproxy's layers, with what was received of its current request."""
         self._hand_over(transport, received)
 

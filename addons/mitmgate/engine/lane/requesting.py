@@ -1,7 +1,6 @@
 """The request's half of a transit: decided before its body is read, and sent to an endpoint that can be reached."""
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 from mitmproxy.connection import Server
@@ -12,26 +11,22 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from mitmgate.core.http1 import Refusal, RequestHead, request_head
-from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.http1.framing import frame_request
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request as Ingress
-from mitmgate.core.rules import Endpoint
-from mitmgate.engine.lane.ending import TransitEnding
-from mitmgate.engine.lane.pool import Unreachable
+from mitmgate.core.streaming import streams
+from mitmgate.engine.lane.reaching import TransitReaching
 from mitmgate.engine.lane.upstream import LaneUpstream
+from mitmgate.engine.layer_connection import QUEUE
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import IDEMPOTENT, LARGE, unadmitted
-from mitmgate.stages.enforcer import point_at
+from mitmgate.engine.layer_stream_request import unadmitted
 from mitmgate.stages.exchange import Exchange, exchange_of, received, reject
 
-QUEUE: Final = 64 * 1024
-"""Bytes of a request's body that may wait while the transit waits; then the client is not read."""
-_WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _NOWHERE: Final = Server(address=None)
 """The server of a flow that has none yet."""
 
 
-class TransitRequest(TransitEnding):
+class TransitRequest(TransitReaching):
     """The request's half."""
 
     __slots__ = ()
@@ -80,12 +75,15 @@ class TransitRequest(TransitEnding):
     def _admitted(self, exchange: Exchange) -> None:
         """Read the body: into memory where it is small, else on its way to the upstream."""
         route, length = exchange.route, self._length
-        if route is None or exchange.forward is None or exchange.endpoint is None:
+        made = exchange.forward
+        if route is None or made is None or exchange.endpoint is None:
             self._fail(Reason.STAGE_ERROR)
             return
+        self._made = made
         self._retries = route.upstream.retries
         if self._expects:
-            self.flow.request.headers.pop("expect", None)  # the gateway itself answers it
+            self._made = made.without_expectation()
+            self.flow.request.headers.pop("expect", None)
         if length == 0:
             self._request = RequestPhase.BUFFERING
             return
@@ -96,8 +94,7 @@ class TransitRequest(TransitEnding):
                 return
         self._started = self._ways.loop.time()
         self._set_body_deadline()
-        large = length is None or length > LARGE
-        if route.stream == "always" or (route.stream == "auto" and large) or self.flow.request.stream:
+        if streams(route.stream, length) or self.flow.request.stream:
             self.flow.request.stream = True
             self._connect(self._stream_request)
         else:
@@ -142,8 +139,7 @@ class TransitRequest(TransitEnding):
         if exchange is not None and exchange.route is not None and exchange.route.stream == "always":
             self._deadline.set(bounds.idle_timeout)
             return
-        earned = bounds.body_timeout + self._received / bounds.body_rate
-        self._deadline.at(min(self._started + earned, self._ways.loop.time() + bounds.body_timeout))
+        self._deadline.at(bounds.body_due(self._started, self._received, self._ways.loop.time()))
 
     def body_end(self) -> None:
         """Take the end of the request."""
@@ -191,23 +187,12 @@ class TransitRequest(TransitEnding):
 
     def _send_request(self, upstream: LaneUpstream, content: bytes | None) -> None:
         """Send the request that was decided on, whatever the flow says by now. content: None: the body follows."""
-        exchange = self.exchange
-        made = None if exchange is None else exchange.forward
-        if exchange is None or made is None:
+        made = self._made
+        if made is None:
             raise ValueError("nothing to forward")
         method = made.method.encode("latin-1")
-        fields = made.fields
-        if self._expects:
-            fields = tuple(field for field in fields if field[0].lower() != b"expect")
-        if self._moved and exchange.endpoint is not None:
-            fields = _with_host(fields, exchange.endpoint)
         length = self._length if content is None else len(content)
-        fields = end_to_end(fields)
-        if length is None:
-            fields += ((b"Transfer-Encoding", b"chunked"),)
-        elif length or method in _WITH_CONTENT:
-            fields += ((b"Content-Length", b"%d" % length),)
-        raw = request_head(method, made.target.encode("latin-1"), fields)
+        raw = request_head(method, made.target.encode("latin-1"), frame_request(method, made.fields, length))
         if raw is None:
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
@@ -232,78 +217,6 @@ class TransitRequest(TransitEnding):
         if not self._waiting and not self._over:
             self._abort(Reason.CLIENT_CLOSED)
 
-    # Reaching an upstream.
-
-    def _connect(self, then: Callable[[LaneUpstream], None]) -> None:
-        """Reach the chosen endpoint, or the next one; nothing was sent yet, so that any request may be tried again."""
-        exchange = self.exchange
-        if exchange is None or exchange.endpoint is None or exchange.route is None:
-            self._fail(Reason.STAGE_ERROR)
-            return
-        upstream = exchange.route.upstream
-        if not self._replayed:
-            connection = self._ways.pool.take(exchange.endpoint, upstream.tls, idempotent=self._idempotent)
-            if connection is not None:
-                self._reached(connection, then)
-                return
-        self._wait(self._dial(exchange, then))
-
-    async def _dial(self, exchange: Exchange, then: Callable[[LaneUpstream], None]) -> Callable[[], None]:
-        """Open a connection. Returns what is to be done with it."""
-        if exchange.endpoint is None or exchange.route is None:
-            return lambda: self._fail(Reason.STAGE_ERROR)
-        upstream = exchange.route.upstream
-        try:
-            connection = await self._ways.pool.open(
-                exchange.endpoint, upstream.tls, upstream.connect_timeout, self._client.connection
-            )
-        except Unreachable as error:
-            reason = error.reason
-            return lambda: self._not_reached(reason, then)
-        return lambda: self._reached(connection, then)
-
-    def _reached(self, connection: LaneUpstream, then: Callable[[LaneUpstream], None]) -> None:
-        if self._gone or self._over:
-            connection.abandon()
-            if not self._over:
-                self._abort(Reason.CLIENT_CLOSED)
-            return
-        self._upstream = connection
-        self.flow.server_conn = connection.server
-        then(connection)
-
-    def _not_reached(self, reason: Reason, then: Callable[[LaneUpstream], None]) -> None:
-        if self._over:
-            return
-        if self._gone:
-            self._abort(Reason.CLIENT_CLOSED)
-        elif self._next_endpoint():
-            self._connect(then)
-        else:
-            self._fail(reason)
-
-    @property
-    def _idempotent(self) -> bool:
-        """Whether the request may be sent twice (RFC 9110, section 9.2.2)."""
-        made = None if self.exchange is None else self.exchange.forward
-        return made is not None and made.method in IDEMPOTENT
-
-    def _next_endpoint(self) -> bool:
-        """Point the request at another endpoint, where the policy still allows one."""
-        exchange = self.exchange
-        if exchange is None or self._retries <= 0:
-            return False
-        self._retries -= 1
-        endpoint = self._ways.fail_over(exchange)
-        if endpoint is None:
-            return False
-        exchange.endpoint = endpoint
-        point_at(self.flow, endpoint)
-        if exchange.route is not None and exchange.route.upstream.host == "upstream":
-            self._moved = True
-            self.flow.request.headers["host"] = endpoint.url.partition("://")[2]
-        return True
-
 
 def _ingress(peer: str, request: Request, head: RequestHead) -> Ingress:
     """Take the request as it arrived, as `stages.arrival.ingress` does, without parsing its fields again."""
@@ -318,9 +231,3 @@ def _ingress(peer: str, request: Request, head: RequestHead) -> Ingress:
         peer=peer,
         declared_body=head.body,
     )
-
-
-def _with_host(fields: tuple[tuple[bytes, bytes], ...], endpoint: Endpoint) -> tuple[tuple[bytes, bytes], ...]:
-    """Put the endpoint that was reached into Host."""
-    host = endpoint.url.partition("://")[2].encode("latin-1")
-    return tuple((name, host) if name.lower() == b"host" else (name, value) for name, value in fields)

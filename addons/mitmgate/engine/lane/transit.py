@@ -11,8 +11,6 @@ The same states as engine/layer_stream.py, in callbacks. The request's half is i
 """
 
 import logging
-import time
-from typing import Final
 
 from mitmproxy.http import Response
 from mitmproxy.proxy.layers.http._hooks import (
@@ -20,17 +18,16 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from mitmgate.core.http1 import ResponseHead
-from mitmgate.core.http1.writer import end_to_end
+from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.reason import Reason
+from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.layer_stream import BUFFER, QUIET_SECONDS
 from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import LARGE
+from mitmgate.stages.exchange import seconds_left
 from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
-
-_LENGTH: Final = b"content-length"
 
 
 class Transit(TransitRequest):
@@ -46,21 +43,15 @@ class Transit(TransitRequest):
         if self._response is not ResponsePhase.WAITING or self._request is RequestPhase.DROPPED:
             return
         flow, exchange = self.flow, self.exchange
-        received = head.headers.fields
-        fields = end_to_end(received)
-        if fields is not received and head.status != 204 and _LENGTH in head.headers:
-            fields += tuple(field for field in received if field[0].lower() == _LENGTH)
+        fields = received_fields(head.status, head.headers.fields)
         flow.response = response = make_response(head.status, headers_of(fields), None, complete=False)
         if exchange is not None and self._sent:
             exchange.upstream_seconds = self._ways.loop.time() - self._sent
         length = head.body
         self._response_length = length = None if length is None or length < 0 else length
         mode = "auto" if exchange is None or exchange.route is None else exchange.route.stream
-        kind = head.headers.one(b"content-type")
-        quiet = kind is not None and kind[:17].lower() == b"text/event-stream"
-        response.stream = length != 0 and (
-            mode == "always" or (mode == "auto" and (length is None or length > LARGE or quiet))
-        )
+        quiet = is_event_stream(head.headers.one(b"content-type"))
+        response.stream = streams(mode, length, events=quiet)
         self._quiet = QUIET_SECONDS if quiet else self._bounds.idle_timeout
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._deadline.set(self._quiet)
@@ -167,10 +158,8 @@ class Transit(TransitRequest):
 
     def _limit_lifetime(self) -> None:
         """End what lasts when the token that opened it expires."""
-        exchange = self.exchange
-        if exchange is not None and exchange.principal is not None:
-            elapsed = time.perf_counter() - exchange.started
-            left = max(0.0, exchange.principal.expires - exchange.now - elapsed)
+        left = None if self.exchange is None else seconds_left(self.exchange)
+        if left is not None:
             self._lifetime = self._ways.loop.call_later(left, self._outlived)
 
     def _outlived(self) -> None:

@@ -17,6 +17,7 @@ from mitmproxy.http import HTTPFlow, Response
 
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.deadline import Deadline
@@ -86,7 +87,7 @@ class TransitState(Recipient):
         "_length",
         "_lifetime",
         "_limit",
-        "_moved",
+        "_made",
         "_overdue",
         "_queue",
         "_queued",
@@ -132,7 +133,7 @@ class TransitState(Recipient):
         self._sent = 0.0  # when the request was complete at the upstream
         self._delivered = 0
         self._retries = 0
-        self._moved = False  # to another endpoint than the one that the request was made for
+        self._made: Forward | None = None  # what is sent, whatever becomes of the flow
         self._replayed = False  # a stale connection was replaced once
         self._expects = False  # the request holds `Expect: 100-continue`
         self._asked = False  # and the client has been told, or does not wait

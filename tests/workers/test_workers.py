@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import links
 from mitmgate.cli import main
 from tests.live.harness import Gateway, mint, policy, policy_file, route, write_policy
 from tests.live.harness_http import free_port, request, wait_for
@@ -135,17 +136,19 @@ def test_a_restart_of_every_worker_fails_no_request(running: Running) -> None:
 
 
 def test_a_killed_worker_takes_only_its_own_requests_along(running: Running) -> None:
-    victim = workers(running.gateway, 2)[0]
-    clients = 8
-    with Load(running.gateway.port, clients=clients) as load:
+    clients, port = 8, running.gateway.port
+    with Load(port, clients=clients) as load:
         load.go_on()
+        # The kernel spreads connections at random, now and then all of them to one worker.
+        held, victim = min((len(links(pid, port)), pid) for pid in workers(running.gateway, 2))
         os.kill(victim, signal.SIGKILL)
         wait_for(lambda: victim not in children(running.gateway.process.pid), "its end")
         workers(running.gateway, 2)
         wait_for(lambda: any(event["event"] == "worker-lost" for event in events(running.audit)), "the record of it")
         load.go_on(200)
     # Each client had one request in flight; those of the other worker, and all later ones, are answered.
-    assert len(load.failures) < clients
+    assert held <= clients / 2
+    assert len(load.failures) <= held
     assert set(load.statuses) == {200}
     (lost,) = [event for event in events(running.audit) if event["event"] == "worker-lost"]
     assert (lost["pid"], lost["how"]) == (victim, "signal 9")

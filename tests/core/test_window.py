@@ -10,21 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mitmgate.core.rules import Limit
-from mitmgate.core.window import (
-    BUCKETS,
-    EXACT_LIMIT,
-    BucketedWindow,
-    Grant,
-    SlidingLog,
-    Take,
-    Window,
-    bucket_width,
-    denies,
-    new_window,
-    settle,
-    ticks,
-)
+from mitmgate.core.limit import BUCKETS, EXACT_LIMIT, Limit, ticks
+from mitmgate.core.sliding import BucketedWindow, SlidingLog, Window
+from mitmgate.core.window import Grant, Take, denies, new_window, settle
 
 START = 1_763_000_000.0
 SECOND = 1_000_000
@@ -35,7 +23,20 @@ def limit_of(units: int, window: float = 1.0, **members: object) -> Limit:
 
 
 def one(limit: Limit, window: Window, now: float, *, spend: bool = True) -> Grant:
-    return settle([Take(limit, "k")], [window], now, spend=spend)[0]
+    """Settle one limit; the short way, on a copy, must do the same or nothing."""
+    twin = copy.deepcopy(window) if spend else None
+    grant = settle([Take(limit, "k")], [window], now, spend=spend)[0]
+    if twin is not None:
+        left = twin.pass_one(ticks(now), limit.length, limit.spare)
+        assert bool(left) == (limit.cost == 1 and grant.admitted and grant.remaining > 0)
+        if left:
+            assert left / 1e6 == grant.reset
+            assert state(twin) == state(window)
+    return grant
+
+
+def state(window: Window) -> dict[str, object]:
+    return {name: getattr(window, name) for name in type(window).__slots__}
 
 
 class Naive:
@@ -228,8 +229,8 @@ def test_large_limits_are_bucketed_and_small_ones_are_not() -> None:
     assert isinstance(new_window(limit_of(EXACT_LIMIT)), SlidingLog)
     large = new_window(limit_of(EXACT_LIMIT + 1, 60.0))
     assert isinstance(large, BucketedWindow)
-    assert large.width == bucket_width(limit_of(EXACT_LIMIT + 1, 60.0)) == 60 * SECOND // BUCKETS
-    assert bucket_width(limit_of(EXACT_LIMIT + 1, 1e-5)) == 1
+    assert large.width == limit_of(EXACT_LIMIT + 1, 60.0).width == 60 * SECOND // BUCKETS
+    assert limit_of(EXACT_LIMIT + 1, 1e-5).width == 1
 
 
 def test_steady_load_loses_no_more_than_documented() -> None:

@@ -8,8 +8,9 @@ import asyncio
 import sys
 import time
 
+from mitmgate.core.limit import EXACT_LIMIT
 from mitmgate.core.rules import Limit
-from mitmgate.core.window import EXACT_LIMIT, Take
+from mitmgate.core.window import Take
 from mitmgate.stores.redis import RedisStore, command
 
 CLIENTS = 8

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mitmgate.core.window import EXACT_LIMIT
+from mitmgate.core.limit import EXACT_LIMIT
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.protocol import CounterStore
 from tests.redis_server import RedisServer

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from mitmgate.core.limit import BUCKETS, EXACT_LIMIT, ticks
 from mitmgate.core.rules import Mode
-from mitmgate.core.window import BUCKETS, EXACT_LIMIT, Grant, Take, Window, bucket_width, new_window, settle, ticks
+from mitmgate.core.sliding import Window
+from mitmgate.core.window import Grant, Take, new_window, settle
 from mitmgate.stores.redis import _grant, command
 from tests.redis_server import RedisServer
 from tests.stores.asking import limit_of
@@ -96,9 +98,7 @@ def test_the_script_decides_as_core_does(shared_server: RedisServer, scale: int)
             changed = replace(first, limit=units * scale, cost=cost * scale, mode=mode)
             limits = [changed, replace(second, limit=units), other] if both else [changed]
             takes = [Take(limit, f"{run_id}{limit.name}") for limit in limits]
-            kept = [
-                windows.setdefault(f"{take.key}/{bucket_width(take.limit)}", new_window(take.limit)) for take in takes
-            ]
+            kept = [windows.setdefault(f"{take.key}/{take.limit.width}", new_window(take.limit)) for take in takes]
             for got, want in zip(clockwork.take(takes, now), settle(takes, kept, now / 1e6), strict=True):
                 assert (got.admitted, got.remaining) == (want.admitted, want.remaining)
                 assert got.reset == pytest.approx(want.reset, abs=2e-6)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from mitmgate.core.rules import Limit
+from mitmgate.core.limit import Limit
 from mitmgate.policy.snapshot import Snapshot
 
 

@@ -7,20 +7,11 @@ request takes the limit's cost. Limits that hold nobody back at the moment, in r
 told. `Retry-After` goes with the denial itself (stages/quota.py).
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.rules import Limit
+from mitmgate.core.limit import whole_seconds
 from mitmgate.core.window import Grant
-
-_LONGEST = 86400 * 365
-
-
-def whole_seconds(seconds: float) -> int:
-    """Round up: who waits that long has waited long enough (RFC 9110, section 10.2.3)."""
-    return math.ceil(min(_LONGEST, seconds)) if seconds > 0 else 0
 
 
 def binds(grant: Grant) -> bool:
@@ -40,16 +31,20 @@ def fields(grants: Sequence[Grant]) -> Fields:
     binding = [grant for grant in grants if binds(grant)]
     if not binding:
         return ()
-    grant = tightest(binding)
+    grant = binding[0] if len(binding) == 1 else tightest(binding)
+    limit = grant.limit
+    remaining, reset = b"%d" % grant.remaining, b"%d" % whole_seconds(grant.reset)
+    if len(binding) == 1:
+        policy, states = limit.policy_field, limit.state + remaining + b";t=" + reset
+    else:
+        policy = (b"RateLimit-Policy", b", ".join([given.limit.policy_field[1] for given in binding]))
+        states = b", ".join([_state(given) for given in binding])
     return (
-        (b"X-RateLimit-Limit", b"%d" % grant.limit.limit),
-        (b"X-RateLimit-Remaining", b"%d" % grant.remaining),
-        (b"X-RateLimit-Reset", b"%d" % whole_seconds(grant.reset)),
-        (
-            b"RateLimit-Policy",
-            b", ".join([_policy_of(given.limit) for given in binding]),
-        ),
-        (b"RateLimit", b", ".join([_state(given) for given in binding])),
+        limit.quota_field,
+        (b"X-RateLimit-Remaining", remaining),
+        (b"X-RateLimit-Reset", reset),
+        policy,
+        (b"RateLimit", states),
     )
 
 
@@ -59,16 +54,5 @@ def retry_after(grants: Iterable[Grant]) -> int:
     return max(1, whole_seconds(max(waits, default=0.0)))
 
 
-def _policy_of(limit: Limit) -> bytes:
-    return _policy(limit.name, limit.limit, limit.window)
-
-
-@lru_cache(maxsize=1024)
-def _policy(name: str, quota: int, window: float) -> bytes:
-    # Names are tokens of letters, digits and ".-_", which a quoted string holds as they are.
-    return b'"%b";q=%d;w=%d' % (name.encode("ascii"), quota, whole_seconds(window))
-
-
 def _state(grant: Grant) -> bytes:
-    name = grant.limit.name.encode("ascii")
-    return b'"%b";r=%d;t=%d' % (name, grant.remaining, whole_seconds(grant.reset))
+    return b"%b%d;t=%d" % (grant.limit.state, grant.remaining, whole_seconds(grant.reset))

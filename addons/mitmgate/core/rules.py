@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.limit import Limit
 from mitmgate.core.template import Template
 
 Mode = Literal["enforce", "report"]
-OnStoreFailure = Literal["deny", "allow", "local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +21,6 @@ class Networks:
 
     allow: CidrSet
     deny: CidrSet
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """At most `limit` units of one key in any `window` seconds.
-
-    key: one or more of "principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME".
-    """
-
-    name: str
-    limit: int
-    window: float
-    key: tuple[str, ...]
-    cost: int = 1
-    on_store_failure: OnStoreFailure = "local"
-    mode: Mode = "enforce"
 
 
 @dataclass(frozen=True, slots=True)

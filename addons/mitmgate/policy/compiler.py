@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
+from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
 from mitmgate.policy.condition import compile_condition
 from mitmgate.policy.loaded import Loaded
@@ -117,8 +118,8 @@ def _absolute(directory: Path, file: str | None) -> str | None:
     return None if file is None else str(directory / file)
 
 
-def _limit(name: str, limit: RateLimit) -> rules.Limit:
-    return rules.Limit(name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode)
+def _limit(name: str, limit: RateLimit) -> Limit:
+    return Limit(name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode)
 
 
 def _cors(cors: Cors) -> rules.Cors:
@@ -168,7 +169,7 @@ def _route(
     route: Route,
     policy: Policy,
     upstreams: Mapping[str, rules.Upstream],
-    limits: Mapping[str, rules.Limit],
+    limits: Mapping[str, Limit],
     cors: Mapping[str, rules.Cors],
     default: tuple[str, ...] | None,
 ) -> rules.Route:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
-from mitmgate.core.rules import ForwardIdentity, Issuer, Limit, Mode, Networks, ResponseHeaders, Upstream
+from mitmgate.core.rules import ForwardIdentity, Issuer, Mode, Networks, ResponseHeaders, Upstream
 from mitmgate.policy.model import Policy
 
 

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.jose import Json
+from mitmgate.core.limit import ticks
 from mitmgate.core.path import Ambiguous, canonical_path
+from mitmgate.core.sliding import SlidingLog
 from mitmgate.core.token import UnverifiedToken, read_token
-from mitmgate.core.window import SlidingLog, ticks
 from mitmgate.replay.decision import ADMIT
 from mitmgate.replay.traffic import Entry, Recorded
 

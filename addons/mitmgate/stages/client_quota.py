@@ -20,4 +20,5 @@ class ClientQuota(Quota):
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""
-        return self.take(exchange, exchange.snapshot.client_limits)
+        limits = exchange.snapshot.client_limits
+        return self.take(exchange, limits) if limits else self.skipped

@@ -17,7 +17,9 @@ nothing of them counts. So a shelf does not grow beyond the keys of one window.
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from mitmgate.core.window import Grant, Take, Window, bucket_width, denies, new_window, settle, ticks
+from mitmgate.core.limit import Limit, ticks
+from mitmgate.core.sliding import Window
+from mitmgate.core.window import Grant, Take, denies, new_window, settle
 
 Shelf = OrderedDict[str, Window]
 
@@ -58,6 +60,15 @@ class MemoryStore:
         """Decide and spend. See `CounterStore.take`."""
         return self._take(takes, now, spend=True)
 
+    def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
+        """Decide at once where the key is known, stays on its shelf, and has room. See `CounterStore.take_one`."""
+        window = self._used.get(key)
+        if window is None or window.width != limit.width or now < self._now:
+            return None
+        left = window.pass_one(round(now * 1e6), limit.length, limit.spare)
+        self._now = now
+        return Grant(limit, True, limit.limit - window.live, left / 1e6) if left else None
+
     def look(self, takes: Sequence[Take], now: float) -> list[Grant]:
         """Decide without spending, where something else has denied the request already."""
         return self._take(takes, now, spend=False)
@@ -86,7 +97,7 @@ class MemoryStore:
         for shelf in (self._used, self._full, self._fresh):
             window = shelf.get(key)
             if window is not None:
-                if window.width == bucket_width(take.limit):
+                if window.width == take.limit.width:
                     return window, shelf
                 del shelf[key]
                 break

@@ -3,13 +3,14 @@
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
+from mitmgate.core.limit import Limit
 from mitmgate.core.window import Grant, Take
 
 
 class CounterStore(Protocol):
     """Counters of limits by key. A limit whose numbers change on reload applies to what was already spent.
 
-    Only a change of the bucket width (`core.window.bucket_width`) starts a key afresh.
+    Only a change of the bucket width (`Limit.width`) starts a key afresh.
     """
 
     @property
@@ -23,6 +24,13 @@ class CounterStore(Protocol):
         A limit in enforce mode that has no room keeps all others from spending; one in report mode is counted and
         reported without affecting others. now: Unix seconds; a shared store uses its own clock instead. Keys in one
         call differ; ValueError otherwise. A failing store is no error: the grants say `degraded`.
+        """
+        ...
+
+    def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
+        """Do what `take` does where that is one limit of cost 1 with room to spare, and nothing to wait for.
+
+        None: it is not, or can't be told; nothing was spent, and `take` has to be asked.
         """
         ...
 

@@ -19,7 +19,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from mitmgate.core.window import NEVER, Grant, Take, bucket_width, length_of
+from mitmgate.core.limit import Limit, length_of
+from mitmgate.core.sliding import NEVER
+from mitmgate.core.window import Grant, Take
 from mitmgate.stores.batches import Batches, Words
 from mitmgate.stores.fallback import Fallback
 
@@ -73,6 +75,10 @@ class RedisStore:
         if not self.available:
             return self._fallback.take(takes, now, self._batches.pause)
         return self._grants(self._batches.ask(words), takes, now)
+
+    def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
+        """Say None: the server has to be asked."""
+        return None
 
     async def _grants(self, asked: asyncio.Future[object | None], takes: Sequence[Take], now: float) -> list[Grant]:
         numbers = await asked
@@ -134,7 +140,7 @@ def command(takes: Sequence[Take]) -> Words:
     arguments: list[int] = []
     for take in takes:
         limit = take.limit
-        width = bucket_width(limit)
+        width = limit.width
         key = take.key if width == 1 else f"{take.key}\0{width}"  # another structure, another key
         keys.append(PREFIX + blake2b(key.encode("utf-8", "surrogatepass"), digest_size=18).hexdigest().encode())
         arguments += (limit.limit, limit.cost, length_of(limit), width, int(limit.mode == "enforce"))

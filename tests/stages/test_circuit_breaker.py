@@ -9,6 +9,7 @@ from mitmproxy.test import taddons
 
 from mitmgate.core.circuit import State
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.circuit_breaker import CircuitBreaker
@@ -221,6 +222,32 @@ def test_circuits_outlive_a_reload_and_go_with_their_endpoint(snapshot: Snapshot
         assert bench.ask()[0] == REFUSED
         assert len(bench.breaker.states()) == kept
     bench.end(late, 500)  # of an endpoint that is gone: nothing to record, and no error
+
+
+def test_an_upstream_of_the_same_name_and_another_address_has_another_circuit(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    assert bench.ask()[0] == ADMITTED  # whatever is remembered of the upstream is remembered now
+    bench.broken()
+    moved = replace(snapshot.upstreams["users"], endpoints=(Endpoint("http", "::1", 9009),))
+    for upstream, expected in ((moved, ADMITTED), (snapshot.upstreams["users"], REFUSED), (moved, ADMITTED)):
+        made = routed(snapshot, path="/near")
+        assert made.route is not None
+        made.route, made.now = replace(made.route, upstream=upstream), bench.now
+        assert said(bench.breaker, made) == expected
+    assert set(bench.breaker.states()) == {USERS, "users http://[::1]:9009"}
+
+
+def test_requests_that_are_let_through_together_end_apart(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    first, second, third = (bench.ask()[1] for _ in range(3))
+    bench.end(first, None)  # the client left
+    assert second.permit is not None and third.permit is not None
+    bench.end(second, 500)
+    assert bench.breaker.states() == {USERS: State.OPEN}
+    bench.now += 30
+    bench.end(bench.ask()[1], 200)  # the probe
+    bench.end(third, 500)
+    assert bench.breaker.states() == {USERS: State.CLOSED}, "it was let through before the circuit opened"
 
 
 def test_fail_over_never_stays_where_it_failed(snapshot: Snapshot) -> None:

@@ -54,7 +54,8 @@ TRANSITIONS = {
 class Permit:
     """Leave to send one request to an endpoint ("UPSTREAM URL"); given back with its outcome, once.
 
-    Compared by identity: each permit is another one.
+    Compared by identity: each probe's permit is another one. All requests of one closed generation share theirs, which
+    has nothing to tell them apart: only whoever holds it knows whether it was given back.
     """
 
     endpoint: str
@@ -65,7 +66,10 @@ class Permit:
 class Breaker:
     """The state of one endpoint. All times are Unix seconds, given by the caller."""
 
-    __slots__ = ("_failures", "_opened", "_probing", "_succeeded", "endpoint", "generation", "state")
+    __slots__ = ("_failures", "_opened", "_probing", "_succeeded", "endpoint", "generation", "leave", "state")
+
+    leave: Permit | None
+    """What `acquire` returns while the circuit is closed, whatever rule and time are; None: it is not closed."""
 
     def __init__(self, endpoint: str) -> None:
         """Start closed."""
@@ -76,6 +80,7 @@ class Breaker:
         self._opened = 0.0
         self._probing: WeakSet[Permit] = WeakSet()
         self._succeeded = 0
+        self.leave = Permit(endpoint, 0, probe=False)
 
     def acquire(self, rule: Circuit, now: float) -> Permit | float:
         """Ask for leave. Returns a permit, or the seconds after which asking again makes sense."""
@@ -88,8 +93,8 @@ class Breaker:
             self._move(Event.WAITED)
         if self.state is State.HALF_OPEN and self._succeeded >= rule.probes:  # a reload asks for fewer
             self._move(Event.PROBES_SUCCEEDED)
-        if self.state is State.CLOSED:
-            return Permit(self.endpoint, self.generation, probe=False)
+        if self.leave is not None:
+            return self.leave
         if len(self._probing) + self._succeeded >= rule.probes:
             # The probes' answers decide; a second is a guess, but a request that asks then loses nothing.
             return 1.0
@@ -129,3 +134,5 @@ class Breaker:
         self._failures.clear()
         self._probing.clear()
         self._succeeded = 0
+        closed = self.state is State.CLOSED
+        self.leave = Permit(self.endpoint, self.generation, probe=False) if closed else None

@@ -50,17 +50,17 @@ class UpstreamTls:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address of an upstream."""
+    """One address of an upstream. url: as the policy writes it; it follows from the rest and is no argument."""
 
     scheme: Literal["http", "https"]
     host: str
     port: int
+    url: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def url(self) -> str:
-        """The endpoint as the policy writes it; also the circuit's key."""
+    def __post_init__(self) -> None:
+        """Write the address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        object.__setattr__(self, "url", f"{self.scheme}://{host}:{self.port}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class CircuitBreaker(Stage):
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
         self._turns: dict[str, int] = {}
+        self._names: dict[str, tuple[Upstream, tuple[str, ...]]] = {}
         self._policy: Snapshot | None = None
 
     def decide(self, exchange: Exchange) -> Step:
@@ -46,7 +47,14 @@ class CircuitBreaker(Stage):
             raise ValueError("no route")
         if exchange.snapshot is not self._policy:
             self._adopt(exchange.snapshot)
-        wait = self._acquire(exchange, route.upstream, exchange.now, ())
+        upstream = route.upstream
+        keys = self._keys(upstream)
+        if len(keys) == 1:
+            breaker = self._breakers.get(keys[0])
+            if breaker is not None and breaker.leave is not None:  # as nearly always; `_acquire` would do the same
+                exchange.endpoint, exchange.permit = upstream.endpoints[0], breaker.leave
+                return self.admitted
+        wait = self._acquire(exchange, upstream, exchange.now, ())
         if wait is None:
             return self.admitted
         if reports(exchange):  # the request goes on all the same; without a permit, it says nothing of the endpoint
@@ -82,7 +90,8 @@ class CircuitBreaker(Stage):
 
     def judge(self, exchange: Exchange, status: int) -> None:
         """Settle the permit where the response's head already says it all."""
-        outcome, now = self._outcome(exchange, status), self._clock()
+        now = self._clock()
+        outcome = self._outcome(exchange, status, now)
         if outcome is Outcome.SUCCESS and (exchange.permit is None or not exchange.permit.probe):
             exchange.settled = (*exchange.settled, now)  # unless the end has something else to say
         else:
@@ -91,29 +100,36 @@ class CircuitBreaker(Stage):
     def response(self, flow: HTTPFlow) -> None:
         """Give back the permit of a request that has ended."""
         exchange = exchange_of(flow)
-        if exchange is not None and exchange.permit is not None:
+        if exchange is None or exchange.permit is None:
+            return
+        if exchange.failure is None and not exchange.permit.probe:
+            exchange.permit = None  # nothing to say that the head has not said
+        else:
             self.conclude(exchange, None)
 
     error = response
 
     def conclude(self, exchange: Exchange, status: int | None) -> None:
         """Settle the permit: status is the upstream's, None where it gave none or has been judged."""
-        self._settle(exchange, self._outcome(exchange, status), self._clock())
+        now = self._clock()
+        self._settle(exchange, self._outcome(exchange, status, now), now)
 
-    def _outcome(self, exchange: Exchange, status: int | None) -> Outcome:
-        if exchange.route is None:
+    def _outcome(self, exchange: Exchange, status: int | None, now: float) -> Outcome:
+        route = exchange.route
+        if route is None:
             raise ValueError("no route")
-        rule = exchange.route.upstream.circuit
+        rule = route.upstream.circuit
         if exchange.failure in _UPSTREAM_FAILURES:
             return Outcome.FAILURE
         if not exchange.admitted or exchange.failure is not None or status is None:
             return Outcome.ABANDONED
         # A client that sends its body slowly must not make the upstream look slow.
-        took = exchange.upstream_seconds
-        if took is None:
-            took = self._clock() - exchange.now
-        slow = rule.slow is not None and took > rule.slow
-        return Outcome.FAILURE if slow or status in rule.statuses else Outcome.SUCCESS
+        slow = rule.slow
+        if slow is not None:
+            took = exchange.upstream_seconds
+            if (now - exchange.now if took is None else took) > slow:
+                return Outcome.FAILURE
+        return Outcome.FAILURE if status in rule.statuses else Outcome.SUCCESS
 
     def _settle(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
         permit, route = exchange.permit, exchange.route
@@ -129,23 +145,24 @@ class CircuitBreaker(Stage):
         """Keep the circuits of this policy, and of the one before it, whose requests may still be on their way."""
         former, self._policy = self._policy, snapshot
         upstreams = [*snapshot.upstreams.values(), *(former.upstreams.values() if former else ())]
-        named = {_key(upstream, endpoint) for upstream in upstreams for endpoint in upstream.endpoints}
+        named = {key for upstream in upstreams for key in _keys_of(upstream)}
+        self._names.clear()
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in named}
 
     def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[Endpoint, ...]) -> float | None:
         """Try each endpoint in turn; returns None, or the shortest wait of those that refused."""
-        endpoints = upstream.endpoints
+        endpoints, keys = upstream.endpoints, self._keys(upstream)
         turn = self._turns.get(upstream.name, 0)
         self._turns[upstream.name] = turn + 1
         waits = []
         for offset in range(len(endpoints)):
-            endpoint = endpoints[(turn + offset) % len(endpoints)]
+            at = (turn + offset) % len(endpoints)
+            endpoint = endpoints[at]
             if endpoint in but:
                 continue
-            key = _key(upstream, endpoint)
-            breaker = self._breakers.get(key)
+            breaker = self._breakers.get(keys[at])
             if breaker is None:
-                breaker = self._breakers[key] = Breaker(key)
+                breaker = self._breakers[keys[at]] = Breaker(keys[at])
             permit = breaker.acquire(upstream.circuit, now)
             if isinstance(permit, Permit):
                 exchange.endpoint, exchange.permit = endpoint, permit
@@ -153,7 +170,14 @@ class CircuitBreaker(Stage):
             waits.append(permit)
         return min(waits, default=1.0)
 
+    def _keys(self, upstream: Upstream) -> tuple[str, ...]:
+        """Name the circuits of an upstream; remembered by its name, and believed of that one object alone."""
+        known = self._names.get(upstream.name)
+        if known is None or known[0] is not upstream:
+            known = self._names[upstream.name] = upstream, _keys_of(upstream)
+        return known[1]
 
-def _key(upstream: Upstream, endpoint: Endpoint) -> str:
-    """Name a circuit. Two upstreams that share an address are two services, each with its own rule and circuit."""
-    return f"{upstream.name} {endpoint.url}"
+
+def _keys_of(upstream: Upstream) -> tuple[str, ...]:
+    """Name circuits. Two upstreams that share an address are two services, each with its own rule and circuit."""
+    return tuple(f"{upstream.name} {endpoint.url}" for endpoint in upstream.endpoints)

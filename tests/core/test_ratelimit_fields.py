@@ -84,3 +84,13 @@ def test_windows_below_a_second_are_still_written_as_whole_ones() -> None:
 def test_retry_after_is_when_all_have_room(waits: list[float], seconds: int) -> None:
     observed = grant_of(0, retry=500.0, mode="report")
     assert retry_after([*(grant_of(0, retry=wait) for wait in waits), observed, grant_of(3, 900.0)]) == seconds
+
+
+def test_two_limits_of_one_name_tell_their_own_numbers() -> None:
+    before, after = grant_of(5), grant_of(5, limit=7, window=9.0)
+    assert [told(grant)["RateLimit-Policy"] for grant in (before, after, before)] == [
+        '"per-user";q=100;w=60',
+        '"per-user";q=7;w=9',
+        '"per-user";q=100;w=60',
+    ]
+    assert told(after)["X-RateLimit-Limit"] == "7"

@@ -136,3 +136,19 @@ def test_what_the_policy_says_of_the_gateways_own_fields_holds(snapshot: Snapsho
     headers = passed(exchange(replace(snapshot, response_headers=rule)), (b"X-Request-ID", b"upstream's"))
     assert headers.get_all("X-Request-ID") == ["hidden"]
     assert "Server-Timing" not in headers
+
+
+def test_one_policys_rule_is_not_anothers(snapshot: Snapshot) -> None:
+    addon = ResponseHeaders()
+    silent = Rule(((b"x-own", b"1"),), frozenset({b"x-request-id", b"x-kept"}))
+    for rule, path in [(silent, "/near"), (Rule(), "/near"), (silent, "/users/7"), (Rule(), "/users/7")] * 2:
+        made = exchange(replace(snapshot, response_headers=rule), path, [ORIGIN])
+        made.admitted = True
+        flow = flow_of()
+        begin(flow, made)
+        flow.response = Response.make(200, b"", Headers([(b"X-Kept", b"1"), (b"Access-Control-Max-Age", b"9")]))
+        addon.responseheaders(flow)
+        headers = flow.response.headers
+        assert ("X-Own" in headers, "X-Kept" in headers) == ((True, False) if rule is silent else (False, True))
+        assert headers.get_all("X-Request-ID") == ([] if rule is silent else [made.request_id])
+        assert ("Access-Control-Max-Age" in headers) is (path == "/near"), "where Cors speaks, the upstream does not"

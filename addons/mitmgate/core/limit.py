@@ -22,7 +22,9 @@ def ticks(seconds: float) -> int:
 
 def whole_seconds(seconds: float) -> int:
     """Round up: who waits that long has waited long enough (RFC 9110, section 10.2.3)."""
-    return math.ceil(min(_LONGEST, seconds)) if seconds > 0 else 0
+    if seconds <= 0:
+        return 0
+    return math.ceil(seconds) if seconds < _LONGEST else _LONGEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """ResponseHeaders: what every response to a client gains and loses, whoever made it."""
 
-import time
+from time import perf_counter
 from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.http1.names import LOWER
 from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
+from mitmgate.core.rules import ResponseHeaders as Rule
 from mitmgate.stages.exchange import Exchange, exchange_of
 
 _OWN = frozenset(
@@ -29,43 +31,44 @@ class ResponseHeaders:
 
     def __init__(self) -> None:
         """Start without a rule: each request brings its policy's, and it is the same for most."""
-        self._rule: object = None
+        self._rule: Rule | None = None
         self._told: frozenset[bytes] = frozenset()
-        self._dropped: frozenset[bytes] = frozenset()
+        self._dropped = self._with_cors = self._told
 
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Rebuild the response's fields in one pass."""
-        exchange = exchange_of(flow)
-        if exchange is None or flow.response is None:
+        exchange, response = exchange_of(flow), flow.response
+        if exchange is None or response is None:
             return
         rule = exchange.snapshot.response_headers
         if rule is not self._rule:
-            self._rule = rule
-            self._told = rule.remove.union([name.lower() for name, _ in rule.set])
-            self._dropped = _OWN | self._told
+            self._adopt(rule)
+        dropped = self._dropped if exchange.cors is None or not exchange.admitted else self._with_cors
+        headers = response.data.headers
+        fields = [field for field in headers.fields if LOWER[field[0]] not in dropped]
         own = own_fields(exchange)
-        if not self._told.isdisjoint(_GIVEN):
+        if self._told:
             # What the policy sets or removes is the policy's, also where the gateway would write it; but a response
             # that depends on Origin says so whatever the policy thinks of Vary, or caches would mix origins up.
-            own = [field for field in own if field[0] == b"Vary" or field[0].lower() not in self._told]
-        dropped = self._dropped
-        if exchange.cors is not None and exchange.admitted:
-            dropped |= _CORS
-        headers = flow.response.data.headers
-        fields = [field for field in headers.fields if field[0].lower() not in dropped]
+            own = [field for field in own if field[0] == b"Vary" or LOWER[field[0]] not in self._told]
         fields += own
         fields += rule.set
         headers.fields = tuple(fields)  # pairs of bytes, which `Headers` would look at one by one
 
+    def _adopt(self, rule: Rule) -> None:
+        """Make of a policy's rule what every response needs of it."""
+        named = rule.remove.union([name.lower() for name, _ in rule.set])
+        self._rule, self._dropped, self._with_cors = rule, _OWN | named, _OWN | _CORS | named
+        self._told = frozenset() if named.isdisjoint(_GIVEN) else named
+
 
 def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     """Make the fields that the gateway adds to the response of this exchange."""
-    total = (time.perf_counter() - exchange.started) * 1000
-    gate = exchange.verdict.seconds * 1000
+    total = b"%.3f" % ((perf_counter() - exchange.started) * 1000)
     fields = [
         (b"X-Request-ID", exchange.request_id.encode("ascii")),
-        (b"X-Response-Time", b"%.3fms" % total),
-        (b"Server-Timing", b"gate;dur=%.3f, total;dur=%.3f" % (gate, total)),
+        (b"X-Response-Time", total + b"ms"),
+        (b"Server-Timing", b"gate;dur=%.3f, total;dur=%b" % (exchange.verdict.seconds * 1000, total)),
     ]
     if exchange.grants:
         fields += ratelimit_fields(exchange.grants)

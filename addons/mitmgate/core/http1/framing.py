@@ -6,7 +6,7 @@ Both ways that a message can take through the gateway, mitmproxy's layers and th
 from typing import Final, NamedTuple
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.http1.writer import end_to_end, response_head
+from mitmgate.core.http1.writer import end_to_end, parted, response_head
 
 BODILESS: Final = frozenset({204, 304})
 """Statuses of responses that have no body (RFC 9110, sections 15.3.5 and 15.4.5)."""
@@ -14,8 +14,7 @@ CLOSE: Final = ((b"Connection", b"close"),)
 UNSENDABLE: Final = response_head(502, ((b"Content-Length", b"0"), *CLOSE)) or b""
 """What is sent in place of a response that an addon has made unsendable: nothing of it leaves."""
 
-_LENGTH: Final = b"content-length"
-_CHUNKED: Final = ((b"Transfer-Encoding", b"chunked"),)
+_CHUNKED: Final = (b"Transfer-Encoding", b"chunked")
 _WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
@@ -30,24 +29,27 @@ class ResponseFraming(NamedTuple):
 
 def frame_response(status: int, fields: Fields, length: int | None, method: bytes, version: str) -> ResponseFraming:
     """Frame a response. length: bytes of its body; None: not known. method, version: of the request that it answers."""
-    kept = end_to_end(fields)
-    if method == b"HEAD" or status in BODILESS:
+    kept, lengths = parted(fields)
+    chunked = until_close = False
+    bodiless = method == b"HEAD" or status in BODILESS
+    if bodiless:
         if status != 204:  # what the body would have: a statement about the content, not about this message
-            kept += tuple(field for field in fields if field[0].lower() == _LENGTH)[:1]
-        return ResponseFraming(kept, chunked=False, until_close=False, bodiless=True)
-    if length is not None:
-        kept += ((b"Content-Length", b"%d" % length),)
-        return ResponseFraming(kept, chunked=False, until_close=False, bodiless=False)
-    if version == "HTTP/1.1":
-        return ResponseFraming(kept + _CHUNKED, chunked=True, until_close=False, bodiless=False)
-    return ResponseFraming(kept, chunked=False, until_close=True, bodiless=False)
+            kept += lengths[:1]
+    elif length is not None:
+        kept.append((b"Content-Length", b"%d" % length))
+    elif version == "HTTP/1.1":
+        chunked = True
+        kept.append(_CHUNKED)
+    else:
+        until_close = True
+    return ResponseFraming(tuple(kept), chunked, until_close, bodiless)
 
 
 def frame_request(method: bytes, fields: Fields, length: int | None) -> Fields:
     """Frame a request. length: bytes of its body; None: not known, it is sent in chunks."""
     kept = end_to_end(fields)
     if length is None:
-        return kept + _CHUNKED
+        return (*kept, _CHUNKED)
     if length or method in _WITH_CONTENT:
         return (*kept, (b"Content-Length", b"%d" % length))
     return kept
@@ -55,7 +57,5 @@ def frame_request(method: bytes, fields: Fields, length: int | None) -> Fields:
 
 def received_fields(status: int, fields: Fields) -> Fields:
     """Take hop-by-hop fields out of an upstream's response; Content-Length stays, as a statement about the content."""
-    kept = end_to_end(fields)
-    if kept is fields or status == 204:
-        return kept
-    return kept + tuple(field for field in fields if field[0].lower() == _LENGTH)
+    kept, lengths = parted(fields)
+    return tuple(kept) if status == 204 else (*kept, *lengths)

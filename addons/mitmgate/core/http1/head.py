@@ -36,7 +36,7 @@ _NAMES: Final = (
     b"X-Forwarded-Proto X-Frame-Options X-Powered-By X-Real-IP X-Request-ID X-Requested-With traceparent "
     b"tracestate".split()
 )
-_LOWER: Final = {spelling: name.lower() for name in _NAMES for spelling in (name, name.lower(), name.title())}
+KNOWN: Final = {spelling: name.lower() for name in _NAMES for spelling in (name, name.lower(), name.title())}
 
 
 class RequestHead(NamedTuple):
@@ -135,7 +135,7 @@ def parse_fields(lines: list[bytes], start: int) -> Headers | str:
     index: dict[bytes, list[bytes]] = {}
     for at in range(start, len(lines)):
         name, colon, value = lines[at].partition(b":")
-        lower = _LOWER.get(name)
+        lower = KNOWN.get(name)
         if lower is None:
             if not colon or TOKEN.fullmatch(name) is None:
                 return "A header field's line is folded, or its name is not a token followed by a colon."

@@ -1,10 +1,12 @@
 """Serialisation: heads and chunks made anew from parts, checked once more on the way out."""
 
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Final
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.head import TARGET, TEXT, TOKEN
+from mitmgate.core.http1.names import LOWER
 
 PHRASES: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 """Reason phrases. An upstream's own are not passed on: they say nothing to a program (RFC 9112, section 4)."""
@@ -16,31 +18,60 @@ HOP_BY_HOP: Final = frozenset(
 """Fields that belong to one connection (RFC 9110, section 7.6.1), or that say how long a message is there."""
 
 
+_STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b" % (status, phrase) for status, phrase in PHRASES.items()}
+_METHODS: Final = frozenset(b"GET HEAD POST PUT DELETE OPTIONS PATCH".split())
+_LENGTH: Final = b"content-length"
+
+
+def _marking(allowed: bytes) -> bytes:
+    """Make a table for `bytes.translate` that changes a text where it holds an octet that is not allowed."""
+    return bytes(octet if octet in allowed else octet ^ 1 for octet in range(256))
+
+
+_ONE_LINE: Final = _marking(TEXT.replace(b"\r", b"").replace(b"\n", b""))
+_ONE_TARGET: Final = _marking(TARGET)
+
+_names: Final = itemgetter(0)
+_lower: Final = LOWER.__getitem__
+
+
 def end_to_end(fields: Fields) -> Fields:
     """Return the fields that are for the other end: without hop-by-hop ones and those that Connection names."""
-    nominated: set[bytes] = set()
-    plain = True
-    for name, value in fields:
-        lower = name.lower()
-        if lower in HOP_BY_HOP:
-            plain = False
-            if lower == b"connection":
-                nominated.update(token.strip().lower() for token in value.split(b","))
-    if plain:
+    if HOP_BY_HOP.isdisjoint(map(_lower, map(_names, fields))):
         return fields
-    return tuple(field for field in fields if (lower := field[0].lower()) not in HOP_BY_HOP and lower not in nominated)
+    return tuple(parted(fields)[0])
+
+
+def parted(fields: Fields) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """Return the fields that are for the other end, and apart from them the Content-Length fields."""
+    kept: list[tuple[bytes, bytes]] = []
+    lengths: list[tuple[bytes, bytes]] = []
+    nominated: set[bytes] = set()
+    for field in fields:
+        lower = LOWER[field[0]]
+        if lower not in HOP_BY_HOP:
+            kept.append(field)
+        elif lower == _LENGTH:
+            lengths.append(field)
+        elif lower == b"connection":
+            nominated.update([token.strip().lower() for token in field[1].split(b",")])
+    if nominated:
+        kept = [field for field in kept if LOWER[field[0]] not in nominated]
+    return kept, lengths
 
 
 def request_head(method: bytes, target: bytes, fields: Fields) -> bytes | None:
     """Serialise a request's head as HTTP/1.1; None where a part would break out of its place."""
-    if TOKEN.fullmatch(method) is None or not target or target.translate(None, TARGET):
+    if method not in _METHODS and TOKEN.fullmatch(method) is None:
+        return None
+    if not target or target.translate(_ONE_TARGET) != target:
         return None
     return _head(b"%b %b HTTP/1.1" % (method, target), fields)
 
 
 def response_head(status: int, fields: Fields) -> bytes | None:
     """Serialise a response's head as HTTP/1.1; None where a part would break out of its place."""
-    return _head(b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, b"")), fields)
+    return _head(_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, fields)
 
 
 def chunk(data: bytes) -> bytes:
@@ -49,11 +80,9 @@ def chunk(data: bytes) -> bytes:
 
 
 def _head(first: bytes, fields: Fields) -> bytes | None:
-    lines = [first]
-    lines += [b"%b: %b" % field for field in fields]
-    lines += (b"", b"")
-    raw = b"\r\n".join(lines)
-    breaks = len(lines) - 1
-    if raw.count(b"\n") != breaks or raw.count(b"\r") != breaks or raw.translate(None, TEXT):
+    lines = [first, *map(b": ".join, fields)]
+    text = b"".join(lines)
+    if text.translate(_ONE_LINE) != text:
         return None
-    return raw
+    lines += (b"", b"")
+    return b"\r\n".join(lines)

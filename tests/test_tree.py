@@ -20,7 +20,6 @@ VISIBLE = {"addons", "policies", "tests", "bench", "deploy", "run.sh", "pyprojec
     "CHANGELOG.md",
 }
 LONG: dict[str, str] = {
-    "addons/mitmgate/audit/event.py": "one event for each kind of thing that an auditor has to know",
     "addons/mitmgate/audit/file_sink.py": "appending, rotation and recovery keep one invariant under one lock",
     "addons/mitmgate/chain.py": "the order, and the one addon that puts it and each new policy in force",
     "addons/mitmgate/core/http1/reader.py": "one state machine over one buffer",

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
+from mitmgate.audit.ended import ended, request_event
+from mitmgate.audit.record import Event
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
@@ -102,3 +105,7 @@ def unread(target: str, *fields: tuple[bytes, bytes], method: str = "GET") -> Fa
     facts = Facts(request=request, head=None, route=None, principal=None, endpoint=None)
     facts.verdict.record(Step("hygiene", Outcome.DENY, Reason.TARGET_INVALID, "The target is not valid."))
     return facts
+
+
+def event_of(facts: Facts, seconds: float, status: int | None, redaction: Redaction = REDACTION, **more: Any) -> Event:
+    return request_event(ended(facts, seconds, status, **more), redaction)

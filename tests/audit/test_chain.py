@@ -260,7 +260,7 @@ def test_a_log_that_grew_beyond_its_head_is_sound(log: Log) -> None:
     line = log.path.read_bytes().splitlines()[-1]
     last = chain.read(line)
     assert last is not None
-    record, _ = chain.link(log.key, Link(last.seq, last.mac), b'{"event":"request"}')
+    (record,), _ = chain.link(log.key, Link(last.seq, last.mac), [b'{"event":"request"}'])
     with log.path.open("ab") as file:
         file.write(record + b"\n")
     assert log.verify().problem is None
@@ -320,7 +320,7 @@ def test_an_old_copy_with_the_old_head_is_not_detected_and_the_docs_say_so(log: 
 
 
 def test_links() -> None:
-    line, first = chain.link(KEY, START, b'{"a":1}')
+    (line,), first = chain.link(KEY, START, [b'{"a":1}'])
     assert line.startswith(b'{"a":1,"seq":1,"prev":"' + GENESIS.encode())
     record = chain.read(line)
     assert record is not None

@@ -9,12 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmgate.audit.commands import audit
-from mitmgate.audit.event import request_event
 from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink
 from mitmgate.audit.reading import events, follow, printable
 from mitmgate.usage import UserError
 from tests.audit.conftest import Open
-from tests.audit.facts import REDACTION, admitted, denied, unread
+from tests.audit.facts import admitted, denied, event_of, unread
 
 KEY = "a key of thirty-two bytes or more"
 
@@ -28,7 +27,7 @@ def log(tmp_path: Path, trail_of: Open) -> Path:
     path = tmp_path / "audit.jsonl"
     trail = trail_of(AuditSettings(sinks=(FileSink(str(path), rotate=3000),), chain=ChainSettings(KEY.encode())))
     for facts, status in ((admitted(), 200), (denied(), 401), (unread("/\x1b[2J\x07\u202e?a=1", method="G\nT"), 400)):
-        trail.emit(request_event(facts, REDACTION, 0.001, status))
+        trail.emit(event_of(facts, 0.001, status))
     assert trail.close()
     assert Path(f"{path}.1").exists()
     return path

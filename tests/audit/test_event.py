@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.audit import event as events
-from mitmgate.audit.event import request_event, rfc3339
+from mitmgate.audit.event import rfc3339
 from mitmgate.audit.record import render
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
@@ -19,11 +19,11 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head
 from mitmgate.core.verdict import Outcome, Step
-from tests.audit.facts import JWT, NOW, REDACTION, REQUEST, Facts, admitted, denied, grant, unread
+from tests.audit.facts import JWT, NOW, REDACTION, REQUEST, Facts, admitted, denied, event_of, grant, unread
 
 
 def written(facts: Facts, status: int | None = 200, redaction: Redaction = REDACTION, **more: Any) -> dict[str, Any]:
-    record = render(request_event(facts, redaction, 0.0123456, status, **more))
+    record = render(event_of(facts, 0.0123456, status, redaction, **more))
     assert b"hidden" not in record and b"eyJ" not in record
     event: dict[str, Any] = orjson.loads(record)
     return event
@@ -254,7 +254,7 @@ def test_any_request_is_one_event(
     )
     if final is not None:
         facts.verdict.record(Step("authentication", Outcome.DENY, final, detail))
-    record = render(request_event(facts, REDACTION, seconds, status, aborted=aborted))
+    record = render(event_of(facts, seconds, status, aborted=aborted))
     assert record.isascii() and len(record.splitlines()) == 1
     assert not any(byte < 0x20 for byte in record)
     event = orjson.loads(record)

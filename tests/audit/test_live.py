@@ -137,3 +137,17 @@ def test_each_request_leaves_one_event(live: Live) -> None:
     assert len(paths) == len(names) + 1  # with the malformed one
     ids = [event["request_id"] for event in live.events()]
     assert len(set(ids)) == len(ids)
+
+
+def test_what_gathers_when_the_gateway_is_told_to_end_is_written(live: Live) -> None:
+    live.upstream.reply = Reply()
+    with live.connect() as client:
+        for number in range(20):
+            client.sendall(head("GET", f"/api/v1/users/{number}", live.token))
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+        assert live.gateway.stop() == 0
+    assert [event["path"] for event in live.events()] == [f"/api/v1/users/{number}" for number in range(20)]
+    assert b"gateway-stopped" in live.path.read_bytes().splitlines()[-1]

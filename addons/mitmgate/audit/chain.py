@@ -64,12 +64,19 @@ def matches(keys: Sequence[bytes | None], covered: bytes, mac: str) -> bool:
     return any(hmac.compare_digest(mark(key, covered).encode("ascii"), given) for key in keys)
 
 
-def link(key: bytes | None, previous: Link, record: bytes) -> tuple[bytes, Link]:
-    """Chain a record, an object with at least one member, to the one before; return it and its link."""
-    seq = previous.seq + 1
-    covered = b'%b,"seq":%d,"prev":"%b"' % (record[:-1], seq, previous.mac.encode("ascii"))
-    mac = mark(key, covered)
-    return _sealed(covered, mac), Link(seq, mac)
+def link(key: bytes | None, previous: Link, records: Sequence[bytes]) -> tuple[list[bytes], Link]:
+    """Chain records, objects with at least one member, to the one before; return them and the last one's link."""
+    seq, mac = previous
+    start = hashlib.sha256() if key is None else hmac.new(key, digestmod="sha256")  # copying costs less than making
+    lines = []
+    for record in records:
+        seq += 1
+        covered = record[:-1] + f',"seq":{seq},"prev":"{mac}"'.encode()
+        marked = start.copy()
+        marked.update(covered)
+        mac = marked.hexdigest()
+        lines.append(covered + f',"mac":"{mac}"}}'.encode())
+    return lines, Link(seq, mac)
 
 
 def _sealed(covered: bytes, mac: str) -> bytes:

@@ -17,16 +17,11 @@ class ChainEnd:
         self._key = key
         self._head = EMPTY
         # What a line has beside its record: seq (of 20 digits at most), prev, mac.
-        self.overhead = len(chain.link(None, Link(10**19, chain.GENESIS), b"{}")[0])
+        self.overhead = len(chain.link(None, Link(10**19, chain.GENESIS), [b"{}"])[0][0])
 
     def chained(self, records: list[bytes]) -> tuple[list[bytes], Link]:
         """Link records to the end; return them and the end that they make, for `advance` once they are written."""
-        at = self._head.last
-        linked = []
-        for record in records:
-            line, at = chain.link(self._key, at, record)
-            linked.append(line)
-        return linked, at
+        return chain.link(self._key, self._head.last, records)
 
     def advance(self, at: Link) -> None:
         """Take the end that `chained` has made, and write the head; where that fails, `is_old` says so."""

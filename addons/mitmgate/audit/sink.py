@@ -13,7 +13,7 @@ from mitmgate.audit.record import Event
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # records that are written at once
-LINGER = 0.01  # seconds that a batch may gather: a thread woken for every record would cost the event loop its GIL
+LINGER = 0.01  # seconds that single records gather: a thread woken for every one would cost the event loop its GIL
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 2.0
 
@@ -115,7 +115,8 @@ class SinkThread:
         self._hand: Sequence[bytes] = ()
         self._asleep = False
         self._wake = threading.Event()
-        self._stop = threading.Event()  # ends lingering and waiting for a retry
+        self._gathered = threading.Event()  # ends lingering
+        self._stop = threading.Event()  # ends waiting for a retry
         self._deadline = float("inf")
         self._dropping = threading.Lock()
         self._settled = threading.Condition()
@@ -130,21 +131,23 @@ class SinkThread:
         """Records that the sink has not taken yet."""
         return len(self._queue) + len(self._hand)
 
-    def put(self, record: bytes) -> None:
-        """Queue a record. Called on the request path; never blocks, never raises."""
-        queue = self._queue
-        if len(queue) >= self._hard_limit:
-            self.drop()
-            return
-        queue.append(record)
+    def put(self, records: Sequence[bytes], gathered: bool) -> None:
+        """Queue records. Never blocks, never raises. gathered: they need not wait for others any more."""
+        room = max(0, self._hard_limit - len(self._queue))
+        if room < len(records):
+            self.drop(len(records) - room)
+            records = records[:room]
+        self._queue.extend(records)
+        if gathered:
+            self._gathered.set()
         if self._asleep:
             self._asleep = False
             self._wake.set()
 
-    def drop(self) -> None:
-        """Count a record that is not written."""
+    def drop(self, count: int = 1) -> None:
+        """Count records that are not written."""
         with self._dropping:
-            self.dropped += 1
+            self.dropped += count
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything queued is written; False where it took too long."""
@@ -155,6 +158,7 @@ class SinkThread:
         """Tell the thread to write what is queued, close the sink and end; by `deadline` (monotonic) at the latest."""
         self._deadline = deadline
         self._stop.set()
+        self._gathered.set()
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
@@ -184,8 +188,9 @@ class SinkThread:
                 self._wake.wait(pause)
             self._asleep = False
             self._wake.clear()
-        if 0 < len(queue) < BATCH:
-            self._stop.wait(LINGER)
+        if 0 < len(queue) < BATCH and not self._stop.is_set():
+            self._gathered.wait(LINGER)
+        self._gathered.clear()
         # In hand before it leaves the queue: in between the backlog is too large, never too small.
         hand = [queue[at] for at in range(min(len(queue), BATCH))]
         self._hand = hand

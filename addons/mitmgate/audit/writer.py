@@ -1,8 +1,10 @@
 """The audit trail: what the gateway says happened, on its way from the request path to the sinks.
 
-Theory of operation. `emit` hands an event to a structlog logger whose chain ends in the serialiser; the record, a line
-of JSON, is appended to one bounded queue a sink. A thread of its own empties each queue in batches, so that neither a
-disk nor a network is waited for on the request path, and a slow sink does not hold up another.
+Theory of operation. An event is serialised, behind structlog's processors where there are any; the record, a line of
+JSON, is appended to one bounded queue a sink. A thread of its own empties each queue in batches, so that neither a disk
+nor a network is waited for on the request path, and a slow sink does not hold up another. `emit` does that at once;
+the facts of requests that have ended (`gather`) wait a moment first (gathering.py), and count as queued. Records are in
+the order of the calls.
 
 A queue that is full is the operator's choice (`on_full`), made where a request arrives, by `pressure`:
   block  requests wait for room, `block_for` seconds at most, and are then denied (503 audit-unavailable);
@@ -25,8 +27,10 @@ from typing import NamedTuple
 
 from structlog.typing import Processor
 
+from mitmgate.audit.ended import Ended, told
 from mitmgate.audit.event import gateway_started, gateway_stopped
-from mitmgate.audit.logger import Queues, audit_logger
+from mitmgate.audit.gathering import Gathering
+from mitmgate.audit.logger import renderer
 from mitmgate.audit.record import Event, render
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import OnFull
@@ -80,27 +84,27 @@ class AuditTrail:
         """
         self.redaction = redaction
         self.failed = 0
+        self.enabled = False
+        """Whether there is any sink; without one, events need not be made."""
         self._capacity = queue
         self._on_full = on_full
         self._takes = True  # without sinks there is nothing to wait for
         self._block_for = block_for
         self._instance = secrets.token_hex(6)
         self._numbers = count(1)
-        self._queues = Queues()
+        self._threads: tuple[SinkThread, ...] = ()
+        self._gathering = Gathering(self._write)
+        self.gather, self.settle = self._gathering.add, self._gathering.settle
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._started = self._closed = self._ended = False
-        self._logger = audit_logger(self._queues, processors)
-
-    @property
-    def enabled(self) -> bool:
-        """Tell whether there is any sink; without one, events need not be made."""
-        return bool(self._queues.threads)
+        self._record = renderer(processors)
 
     def add(self, sink: Sink, health: Health) -> None:
         """Add a sink, before the start."""
         hard_limit = self._capacity if self._on_full == "drop" else 2 * self._capacity
         thread = SinkThread(sink, health, hard_limit, self._rendered, self._room_made)
-        self._queues.threads = (*self._queues.threads, thread)
+        self._threads = (*self._threads, thread)
+        self.enabled = True
         self._takes = self._started
 
     def start(self, policy: str = "", **facts: object) -> None:
@@ -109,27 +113,47 @@ class AuditTrail:
         policy: the digest in force. Raises UserError for a sink that only the user can put right. A Redis that is away
         is not one: its records are spilled.
         """
-        for thread in self._queues.threads:
+        for thread in self._threads:
             thread.sink.open()
-        for thread in self._queues.threads:
+        for thread in self._threads:
             thread.start()
         self._started = self._takes = True
         self.emit(gateway_started(time(), policy, pid=os.getpid(), instance=self._instance, **facts))
 
     def emit(self, event: Event) -> None:
         """Record an event; from any thread. Never blocks, never raises."""
+        if self._gathering.pending:
+            self.settle()
+        record = self._recorded(event)
+        if record is not None:
+            for thread in self._threads:
+                thread.put((record,), gathered=False)
+
+    def _write(self, batch: Sequence[Ended]) -> None:
+        """Record requests that have ended, each for itself: one that can't be told takes no other along."""
+        records = []
+        for one in batch:
+            record = self._recorded(told(one, self.redaction))
+            if record is not None:
+                records.append(record)
+        for thread in self._threads:
+            thread.put(records, gathered=True)
+
+    def _recorded(self, event: Event) -> bytes | None:
+        """Make a record; None where that can't be done, which is counted and told."""
         if self._ended:
             self.failed += 1
             logger.error("an audit event came after the end of the trail and is lost: %s", event.get("event"))
-            return
+            return None
         try:
             event["id"] = f"{self._instance}-{next(self._numbers)}"
-            self._logger.record(event)
+            return self._record(event)
         except Exception:
             self.failed += 1
             logger.exception("an audit event could not be recorded")
-            for thread in self._queues.threads:
+            for thread in self._threads:
                 thread.drop()
+            return None
 
     def pressure(self) -> Denial | Awaitable[Denial | None] | None:
         """Ask whether a new request may come in: None, a denial, or (`block`) an awaitable of either.
@@ -145,8 +169,9 @@ class AuditTrail:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until every sink has taken everything; False where it took too long. Blocks: not for the event loop."""
+        self.settle()
         deadline = monotonic() + timeout
-        return all(thread.flush(max(0.0, deadline - monotonic())) for thread in self._queues.threads)
+        return all(thread.flush(max(0.0, deadline - monotonic())) for thread in self._threads)
 
     def close(self, timeout: float = 10.0) -> bool:
         """Write `gateway-stopped` and everything queued, end the threads; False where records were lost.
@@ -158,27 +183,29 @@ class AuditTrail:
             return True
         self._closed = True
         self._takes = False
+        self._gathering.hurry()
         self.emit(gateway_stopped(time(), pid=os.getpid(), instance=self._instance))
         deadline = monotonic() + timeout
-        for thread in self._queues.threads:
+        for thread in self._threads:
             thread.stop(deadline)
-        ended = [thread.join(max(0.0, deadline - monotonic())) for thread in self._queues.threads]
+        ended = [thread.join(max(0.0, deadline - monotonic())) for thread in self._threads]
         self._ended = True
         return all(ended)
 
     def states(self) -> list[SinkState]:
-        """Return what each sink has done so far."""
+        """Return what each sink has done so far. Its backlog includes what gathers."""
+        gathering = len(self._gathering.pending)
         return [
             SinkState(
                 thread.sink.name,
-                thread.backlog,
+                thread.backlog + gathering,
                 thread.written,
                 thread.dropped,
                 thread.health.failures,
                 thread.health.failing,
                 thread.health.spilled,
             )
-            for thread in self._queues.threads
+            for thread in self._threads
         ]
 
     def _rendered(self, event: Event) -> bytes:
@@ -186,9 +213,9 @@ class AuditTrail:
         return render(event)
 
     def _full(self) -> bool:
-        capacity = self._capacity
-        for thread in self._queues.threads:  # noqa: SIM110 - a generator costs three times as much, on every request
-            if thread.backlog >= capacity:
+        room = self._capacity - len(self._gathering.pending)
+        for thread in self._threads:  # noqa: SIM110 - a generator costs three times as much, on every request
+            if thread.backlog >= room:
                 return True
         return False
 

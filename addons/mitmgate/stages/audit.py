@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow
 
-from mitmgate.audit.event import minimal_event, request_event
-from mitmgate.audit.record import Event
+from mitmgate.audit.ended import Ended, ended
+from mitmgate.audit.event import minimal_event
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.core.reason import Reason
 from mitmgate.stages.exchange import Exchange, exchange_of, exchanges
@@ -51,6 +51,7 @@ class Audit:
         pending = [(flow, exchange) for flow, exchange in exchanges() if not exchange.audited]
         for flow, _ in pending:
             self._write(flow, aborted=True)
+        self._trail.settle()
         return len(pending)
 
     def _write(self, flow: HTTPFlow, aborted: bool) -> None:
@@ -62,43 +63,40 @@ class Audit:
         elif not exchange.audited:
             exchange.audited = True
             try:
-                event = self._event(flow, exchange, aborted)
+                one = _ended(flow, exchange, aborted)
             except Exception:
-                logger.exception("the audit event of %s could not be made", exchange.request_id)
-                event = minimal_event(
-                    exchange.request_id,
-                    exchange.now,
-                    Reason.STAGE_ERROR,
-                    "The event could not be made.",
-                    exchange.verdict.policy_digest,
-                )
-            self._trail.emit(event)
-
-    def _event(self, flow: HTTPFlow, exchange: Exchange, aborted: bool) -> Event:
-        response = flow.response
-        body_in, body_out = exchange.body_in, exchange.body_out
-        if body_in is None:
-            content = flow.request.data.content
-            if content is not None:
-                body_in = len(content)
-            elif exchange.admitted and not aborted:
-                body_in = exchange.request.declared_body
-        if body_out is None and response is not None and response.data.content is not None:
-            body_out = len(response.data.content)
-        return request_event(
-            exchange,
-            self._trail.redaction,
-            perf_counter() - exchange.started,
-            None if response is None else response.data.status_code,
-            aborted=aborted,
-            upgraded=flow.websocket is not None,
-            upstream_seconds=exchange.upstream_seconds,
-            bytes_in=body_in,
-            bytes_out=body_out,
-        )
+                logger.exception("the end of %s could not be recorded", exchange.request_id)
+                detail, digest = "The event could not be made.", exchange.verdict.policy_digest
+                self._trail.emit(minimal_event(exchange.request_id, exchange.now, Reason.STAGE_ERROR, detail, digest))
+            else:
+                self._trail.gather(one)
 
     def _write_unknown(self, flow: HTTPFlow) -> None:
         """Write the event of a flow that Arrival never saw: Enforcer has denied it."""
         if flow not in self._unknown:
             self._unknown.add(flow)
             self._trail.emit(minimal_event("", time(), Reason.POLICY_UNAVAILABLE, "No policy decided on this request."))
+
+
+def _ended(flow: HTTPFlow, exchange: Exchange, aborted: bool) -> Ended:
+    """Take what the event says, now: neither the flow nor the exchange is looked at again."""
+    response = flow.response
+    body_in, body_out = exchange.body_in, exchange.body_out
+    if body_in is None:
+        content = flow.request.data.content
+        if content is not None:
+            body_in = len(content)
+        elif exchange.admitted and not aborted:
+            body_in = exchange.request.declared_body
+    if body_out is None and response is not None and response.data.content is not None:
+        body_out = len(response.data.content)
+    return ended(
+        exchange,
+        perf_counter() - exchange.started,
+        None if response is None else response.data.status_code,
+        aborted,
+        flow.websocket is not None,
+        exchange.upstream_seconds,
+        body_in,
+        body_out,
+    )

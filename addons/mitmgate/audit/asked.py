@@ -1,0 +1,59 @@
+"""What a request asked for, as an event says it: text that the client chose, decoded and redacted."""
+
+from mitmgate.audit.record import Event
+from mitmgate.audit.redact import REDACTED, Redaction, veil
+from mitmgate.core.request import Head, Request
+
+
+def add_asked(event: Event, request: Request, head: Head | None, redaction: Redaction) -> None:
+    """Add method, host, path, query and user agent. head: the request after Hygiene, None where it was refused."""
+    method = request.method
+    event["method"] = method if method.isascii() else wire_text(method)
+    if head is not None:
+        event["host"] = head.host
+        event["path"] = veil(head.path)
+        query = head.query
+    else:
+        event["host"], event["path"], query = _unread(request.target, _host_field(request))
+    if query is not None:
+        event["query"] = redaction.query(wire_text(query))
+    agents = request.headers.all(b"user-agent")
+    if agents:
+        agent = agents[0].decode("utf-8", "backslashreplace")
+        event["user_agent"] = REDACTED if "user-agent" in redaction.headers else veil(agent)
+
+
+def wire_text(text: str) -> str:
+    """Read text that was decoded as ISO-8859-1 as the UTF-8 that it most likely is; stray bytes become escapes."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it is no wire text
+        return text
+
+
+def _host_field(request: Request) -> str:
+    hosts = request.headers.all(b"host")
+    return request.authority or (hosts[0].decode("latin-1") if hosts else "")
+
+
+def _without_userinfo(authority: str) -> str:
+    """Drop `user:password@` (RFC 3986, section 3.2.1)."""
+    return authority.rpartition("@")[2]
+
+
+def _unread(target: str, host: str) -> tuple[str, str, str | None]:
+    """Split a target that Hygiene has not accepted into host, path and query, for people to read."""
+    target = wire_text(target)
+    host = wire_text(_without_userinfo(host))
+    ends = [at for at in (target.find("?"), target.find("#")) if at >= 0]
+    path, query = (target[: min(ends)], target[min(ends) + 1 :]) if ends else (target, None)
+    if not path.startswith("/"):
+        scheme, separator, rest = path.partition("://")
+        if separator:
+            authority, slash, rest = rest.partition("/")
+            path = f"{scheme}://{_without_userinfo(authority)}{slash}{rest}"
+        else:
+            path = _without_userinfo(path)
+    return veil(host), veil(path), query

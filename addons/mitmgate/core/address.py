@@ -93,7 +93,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: CidrSet) ->
     decides can't be parsed: the caller denies. A peer that isn't trusted is the client, whatever it claims.
     """
     address = _peer_address(peer)
-    if address is None or not trusted or address not in trusted:
+    if address is None or not trusted.networks or address not in trusted:
         return address
     hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
     for hop in reversed(hops):

@@ -11,13 +11,20 @@ class Headers:
     Names and values are the bytes of the wire; text look-ups decode as ISO-8859-1, which can't fail.
     """
 
-    __slots__ = ("_index", "fields")
+    __slots__ = ("_index", "fields", "memo")
 
     fields: Fields
+    memo: dict[object, object] | None
+    """What was found out of fields that a connection's requests bring again and again, by whoever found it.
+
+    None for fields that came once: to remember would be work for nothing. What is in it was made of these fields and of
+    what its reader compares again each time, and of nothing else.
+    """
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
         """Index the fields once."""
         self.fields = tuple(fields)
+        self.memo = None
         index: dict[bytes, list[bytes]] = {}
         for name, value in self.fields:
             index.setdefault(name.lower(), []).append(value)
@@ -28,6 +35,7 @@ class Headers:
         """Make headers of fields whose index (lower-case name to values, in order) a parser has built on its way."""
         headers = cls.__new__(cls)
         headers.fields = fields
+        headers.memo = None
         headers._index = index
         return headers
 

@@ -12,10 +12,11 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
+from typing import NamedTuple
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.headers import Headers
-from mitmgate.core.path import Ambiguous, canonical_path, query_is_plain
+from mitmgate.core.path import Ambiguous, canonical_path, is_plain, query_is_plain
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
 
@@ -26,6 +27,7 @@ _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _SHAPE = re.compile(rb"[^a-z0-9]+")
 
+_USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade".split()
 )
@@ -51,6 +53,9 @@ class Refusal:
     detail: str
 
 
+_INVALID_HOST = Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
+
+
 class Disposition(Enum):
     """What becomes of a field on its way in."""
 
@@ -72,58 +77,89 @@ def disposition(name: bytes, identity: frozenset[bytes]) -> Disposition:
     return Disposition.KEEP
 
 
-def clean(request: Request, identity: frozenset[bytes]) -> Head | Refusal:
-    """Read a request once and for all, or say why it can't be read.
+class Screened(NamedTuple):
+    """What a head's fields came to, whatever the request line. size: octets. host: what Host says.
 
-    identity: lower-case names of the fields that carry identity to upstreams.
+    kept: what goes on, or why nothing does.
     """
-    if _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}:
+
+    size: int
+    host: tuple[str, int | None] | Refusal
+    kept: Headers | Refusal
+
+
+def screen(headers: Headers, identity: frozenset[bytes]) -> Screened:
+    """Look at the fields. identity: lower-case names of the fields that carry identity to upstreams."""
+    memo = headers.memo
+    if memo is not None:
+        known = memo.get(identity)
+        if isinstance(known, Screened):
+            return known
+    size = 0
+    for name, value in headers.fields:
+        size += len(name) + len(value) + 4
+    screened = Screened(size, _named_host(headers), _kept_fields(headers, identity))
+    if memo is not None:
+        memo[identity] = screened
+        if isinstance(screened.kept, Headers):
+            screened.kept.memo = {}
+    return screened
+
+
+def clean(request: Request, screened: Screened) -> Head | Refusal:
+    """Read a request once and for all, or say why it can't be read. screened: its fields."""
+    if request.method not in _USUAL and (
+        _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}
+    ):
         return Refusal(Reason.METHOD_INVALID, "The method is not one that this gateway forwards.")
     if len(request.target) > MAX_TARGET:
         return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {MAX_TARGET} octets.")
-    authority = _authority(request)
+    authority = _authority(request, screened.host) if request.authority else screened.host
     if isinstance(authority, Refusal):
         return authority
     raw_path, mark, query = request.target.partition("?")
-    if not query_is_plain(query):
+    if mark and not query_is_plain(query):
         return Refusal(Reason.TARGET_INVALID, "The query holds a character that must be percent-encoded.")
     if not raw_path.startswith("/"):
         return Refusal(Reason.TARGET_INVALID, "The request target must be a path that starts with a slash.")
-    path = canonical_path(raw_path)
-    if isinstance(path, Ambiguous):
-        return Refusal(Reason.PATH_AMBIGUOUS, path.detail)
-    fields = _kept_fields(request.headers, identity)
-    if isinstance(fields, Refusal):
-        return fields
+    encoded_slash = False
+    if not is_plain(raw_path):
+        path = canonical_path(raw_path)
+        if isinstance(path, Ambiguous):
+            return Refusal(Reason.PATH_AMBIGUOUS, path.detail)
+        raw_path, encoded_slash = path
+    kept = screened.kept
+    if isinstance(kept, Refusal):
+        return kept
     upgrade = None
     if b"upgrade" in request.headers:
         upgrade = "websocket" if _is_websocket(request) else None
         if upgrade is None:
             return Refusal(Reason.UPGRADE_REFUSED, "The only upgrade is a well-formed WebSocket handshake.")
     return Head(
-        method=request.method,
-        path=path.text,
-        query=query if mark else None,
-        host=authority[0],
-        port=authority[1],
-        headers=fields,
-        upgrade=upgrade,
-        encoded_slash=path.encoded_slash,
+        request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, encoded_slash
     )
 
 
-def _authority(request: Request) -> tuple[str, int | None] | Refusal:
-    """Find the one host that Host, an absolute-form target and HTTP/2's :authority agree on."""
-    hosts = request.headers.all(b"host")
-    if len(hosts) > 1 or not (hosts or request.authority):
+def _named_host(headers: Headers) -> tuple[str, int | None] | Refusal:
+    """Read Host."""
+    hosts = headers.all(b"host")
+    if len(hosts) != 1:
         return Refusal(Reason.HOST_INVALID, "Exactly one Host is required.")
-    named = hosts[0].decode("latin-1") if hosts else request.authority
-    parsed = parse_authority(named)
-    if parsed is None:
-        return Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
-    if request.authority and named != request.authority and parse_authority(request.authority) != parsed:
+    return parse_authority(hosts[0].decode("latin-1")) or _INVALID_HOST
+
+
+def _authority(request: Request, named: tuple[str, int | None] | Refusal) -> tuple[str, int | None] | Refusal:
+    """Find the one host that Host, an absolute-form target and HTTP/2's :authority agree on. named: what Host says."""
+    hosts = request.headers.all(b"host")
+    if hosts and isinstance(named, Refusal):
+        return named
+    parsed = parse_authority(request.authority)
+    if not hosts:
+        return parsed or _INVALID_HOST
+    if hosts[0].decode("latin-1") != request.authority and parsed != named:
         return Refusal(Reason.HOST_INVALID, "Host and the request target name different hosts.")
-    return parsed
+    return named
 
 
 def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refusal:

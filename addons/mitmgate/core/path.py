@@ -8,6 +8,7 @@ So the harmless differences are folded here (percent-encoded unreserved characte
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+")
@@ -24,8 +25,7 @@ class Ambiguous:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class CanonicalPath:
+class CanonicalPath(NamedTuple):
     """A path that has one reading. encoded_slash: it holds %2F, which a route must have opted in to."""
 
     text: str
@@ -58,6 +58,11 @@ def canonical_path(raw: str) -> CanonicalPath | Ambiguous:
         folded.append(text)
     path = "/" + "/".join(folded)
     return CanonicalPath(path, encoded_slash="%2F" in path)
+
+
+def is_plain(path: str) -> bool:
+    """Tell whether a path is canonical and holds no percent-encoding, as most are."""
+    return _PLAIN.fullmatch(path) is not None
 
 
 def _fold(segment: str) -> str | Ambiguous:

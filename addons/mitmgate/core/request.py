@@ -1,11 +1,12 @@
 """The request as it arrived (ingress) and as it will be forwarded."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mitmgate.core.headers import Fields, Headers
+from mitmgate.core.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Request:
     """The ingress snapshot: what the client sent, before anything was stripped or rewritten.
 
@@ -27,7 +28,7 @@ class Request:
     certificate: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Head:
     """The head after Hygiene: the one reading that routing, authorisation, limits and forwarding share.
 
@@ -45,7 +46,7 @@ class Head:
     encoded_slash: bool = False  # the path holds %2F: only for routes that opted in
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Forward:
     """The request that the upstream gets. Written by Rewrite, put on the flow by Enforcer alone."""
 

@@ -1,14 +1,12 @@
 """Rewrite: the path and the fields that the upstream gets, checked again after every change."""
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from mitmgate.core.address import address_text
 from mitmgate.core.headers import Fields
-from mitmgate.core.path import Ambiguous, canonical_path
-from mitmgate.core.request import Head
+from mitmgate.core.path import Ambiguous, canonical_path, is_plain
 from mitmgate.core.rules import Route
 
 _SAFE_VALUE = re.compile(r"[ -~]*")
@@ -26,6 +24,8 @@ def upstream_path(route: Route, path: str) -> str | None:
     elif rewrite.replace_prefix is not None:
         path = rewrite.replace_prefix.rstrip("/") + path[len(prefix) :] or "/"
     else:
+        return path
+    if is_plain(path):
         return path
     again = canonical_path(path)
     if isinstance(again, Ambiguous) or again.text != path:
@@ -51,19 +51,6 @@ def forwarded_for(client: IPv4Address | IPv6Address, scheme: str, host: bytes) -
     )
 
 
-def upstream_fields(
-    head: Head, host: bytes, own: Fields, removed: frozenset[bytes], keep: Callable[[bytes], bool]
-) -> Fields:
-    """Put the upstream's fields together: Host first, then the client's, then the gateway's own.
-
-    own: fields that the gateway sets; a client's field of the same name is replaced. removed: lower-case names that
-    the route drops. keep: a last say on a lower-case name (credentials are not kept).
-    """
-    replaced = {name.lower() for name, _ in own} | removed
-    fields = [(b"Host", host)]
-    for name, value in head.headers.fields:
-        lower = name.lower()
-        if lower != b"host" and lower not in replaced and keep(lower):
-            fields.append((name, value))
-    fields += own
-    return tuple(fields)
+def client_fields(fields: Fields, replaced: frozenset[bytes]) -> Fields:
+    """Keep the client's fields that go on. replaced: lower-case names that the gateway sets, or drops, itself."""
+    return tuple([field for field in fields if field[0].lower() not in replaced])

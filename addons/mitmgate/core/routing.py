@@ -1,6 +1,6 @@
 """The route table: longest segment-prefix wins, then host, then method."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mitmgate.core.rules import Route
@@ -56,31 +56,38 @@ class RouteTable:
             else:
                 self._prefixes.setdefault(route.path.rstrip("/"), []).append(route)
 
-    def candidates(self, path: str) -> Iterator[Route]:
-        """Yield the routes whose path takes this canonical path, most specific first."""
-        yield from self._exact.get(path, ())
+    def match(self, method: str, host: str, path: str) -> Route | NoRoute:
+        """Find the route of a request, or why there is none. path: canonical.
+
+        The most specific path with a matching host decides; a less specific path is never a way around its methods.
+        """
+        here = self._exact.get(path)
+        found = None if here is None else _among(here, method, host)
+        if found is not None:
+            return found
         end = len(path)
         if path.endswith("/") and path != "/":
             end -= 1
         while end >= 0:
-            yield from self._prefixes.get(path[:end], ())
+            here = self._prefixes.get(path[:end])
+            if here is not None:
+                found = _among(here, method, host)
+                if found is not None:
+                    return found
             end = path.rfind("/", 0, end)
+        return NoRoute()
 
-    def match(self, method: str, host: str, path: str) -> Route | NoRoute:
-        """Find the route of a request, or why there is none.
 
-        The most specific path with a matching host decides; a less specific path is never a way around its methods.
-        """
-        here: list[Route] = []
-        for route in self.candidates(path):
-            if here and (route.exact, route.path.rstrip("/")) != (here[0].exact, here[0].path.rstrip("/")):
-                break
-            if route.hosts and not any(host_matches(pattern, host) for pattern in route.hosts):
-                continue
-            if not route.methods or method in route.methods:
-                return route
-            here.append(route)
-        if not here:
-            return NoRoute()
-        allow = sorted({allowed for route in here for allowed in route.methods})
-        return NoRoute(tuple(allow), all(route.issuers is None for route in here))
+def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | None:
+    """Choose among the routes of one path; None where none of them is for this host."""
+    here: list[Route] = []
+    for route in routes:
+        if route.hosts and not any(host_matches(pattern, host) for pattern in route.hosts):
+            continue
+        if not route.methods or method in route.methods:
+            return route
+        here.append(route)
+    if not here:
+        return None
+    allow = sorted({allowed for route in here for allowed in route.methods})
+    return NoRoute(tuple(allow), all(route.issuers is None for route in here))

@@ -55,12 +55,16 @@ class Endpoint:
     scheme: Literal["http", "https"]
     host: str
     port: int
+    address: str = field(init=False, repr=False, compare=False)
+    """Host and port, as the Host field names it."""
     url: str = field(init=False, repr=False, compare=False)
+    """The endpoint as the policy writes it; also the circuit's key."""
 
     def __post_init__(self) -> None:
-        """Write the address."""
+        """Write the address once."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        object.__setattr__(self, "url", f"{self.scheme}://{host}:{self.port}")
+        object.__setattr__(self, "address", f"{host}:{self.port}")
+        object.__setattr__(self, "url", f"{self.scheme}://{self.address}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 
-_POOL = 16 * 64  # bytes
+_EACH = 16 + 24  # bytes: a request id, a trace id and a span id
+_POOL = _EACH * 64
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{7,127}")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -18,8 +19,8 @@ def valid_traceparent(value: bytes | None) -> str | None:
     return value.decode("ascii") if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
-class RequestIds:
-    """Makes request ids of 128 random bits, which nobody can guess; the system is asked for many at a time."""
+class Identifiers:
+    """Makes request ids of 128 random bits, which nobody can guess, and traces; asks the system for many at once."""
 
     __slots__ = ("_at", "_pool", "_random")
 
@@ -29,16 +30,14 @@ class RequestIds:
         self._pool = b""
         self._at = 0
 
-    def __call__(self) -> str:
-        """Return an id of 32 hexadecimal digits."""
+    def __call__(self) -> tuple[str, str]:
+        """Return an id of 32 hexadecimal digits, and a sampled `traceparent` with a trace and a span of its own.
+
+        The all-zero ids that the format forbids come once in 2**64 calls.
+        """
         at = self._at
         if at >= len(self._pool):
             self._pool, at = self._random(_POOL), 0
-        self._at = at + 16
-        return self._pool[at : at + 16].hex()
-
-
-def new_traceparent(random_bits: int) -> str:
-    """Make a sampled `traceparent` out of 192 random bits."""
-    trace, span = random_bits >> 64 or 1, random_bits & (2**64 - 1) or 1
-    return f"00-{trace:032x}-{span:016x}-01"
+        self._at = end = at + _EACH
+        text = self._pool[at:end].hex()
+        return text[:32], f"00-{text[32:64]}-{text[64:]}-01"

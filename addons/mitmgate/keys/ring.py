@@ -23,6 +23,9 @@ FIRST_FETCH_WAIT = 5.0
 
 Result = Principal | Refusal
 
+Memo = dict[object, object] | None
+"""Of the fields that a token came in (`core.headers.Headers.memo`)."""
+
 
 class _Edition(NamedTuple):
     """The verifiers of one policy by the issuer's name, and for the names that a route allows, by `iss`."""
@@ -30,6 +33,24 @@ class _Edition(NamedTuple):
     issuers: Mapping[str, Issuer]
     verifiers: Mapping[str, Verifier]
     allowed: dict[tuple[str, ...], dict[str, Verifier]]
+
+
+class _Entry(NamedTuple):
+    """A token that was verified: by whom, and what it came to."""
+
+    verifier: Verifier
+    verified: Verified
+
+    def principal(self, allowed: Mapping[str, Verifier], now: float) -> Principal | None:
+        """Return the principal where the entry still counts, for one of these verifiers at this time."""
+        verifier, (principal, keys, earliest, latest) = self
+        if (
+            earliest <= now < latest
+            and allowed.get(verifier.issuer.issuer) is verifier
+            and verifier.keys.current(now) is keys
+        ):
+            return principal
+        return None
 
 
 class KeySetState(NamedTuple):
@@ -46,14 +67,15 @@ class KeyRing:
 
     The cache of verified tokens is keyed by a digest, so that no credential is kept, and an entry counts only for the
     verifier that made it, the key set that it was made with, and the times of the token: a change of the issuer's
-    policy or of its keys makes it void without anyone having to remember to clear it. Refusals are not cached.
+    policy or of its keys makes it void without anyone having to remember to clear it. Refusals are not cached. Where a
+    connection brings the same fields again, the entry is found with them, and asked the same.
     """
 
     def __init__(
         self, *, cached_tokens: int = 10_000, open_keys: Callable[[KeySource], RemoteKeys] = RemoteKeys
     ) -> None:
         """cached_tokens: the most verified tokens to remember (about 2 KB each)."""
-        self._cache: LRUCache[bytes, tuple[Verifier, Verified]] = LRUCache(cached_tokens)
+        self._cache: LRUCache[bytes, _Entry] = LRUCache(cached_tokens)
         self._open_keys = open_keys
         self._remotes: dict[KeySource, RemoteKeys] = {}
         self._started = False
@@ -122,9 +144,11 @@ class KeyRing:
         return states
 
     def authenticate(
-        self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float
+        self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float, memo: Memo = None
     ) -> Result | Awaitable[Result]:
         """Authenticate a token for one of the issuers `names` of a snapshot's `issuers`, at `now` (Unix seconds).
+
+        memo: of the fields that the token came in.
 
         Returns an awaitable only where the token's key is not known and a fetch may bring it; that takes at most
         UNKNOWN_KEY_WAIT seconds.
@@ -138,15 +162,19 @@ class KeyRing:
         if allowed is None:
             named = (edition.verifiers[name] for name in names)
             allowed = edition.allowed[names] = {verifier.issuer.issuer: verifier for verifier in named}
+        if memo is not None:
+            known = memo.get(KeyRing)
+            if isinstance(known, _Entry):
+                principal = known.principal(allowed, now)
+                if principal is not None:
+                    return principal
         digest = blake2b(token, digest_size=32).digest()
         entry = self._cache.get(digest)
         if entry is not None:
-            verifier, (principal, keys, earliest, latest) = entry
-            if (
-                allowed.get(verifier.issuer.issuer) is verifier
-                and earliest <= now < latest
-                and verifier.keys.current(now) is keys
-            ):
+            principal = entry.principal(allowed, now)
+            if principal is not None:
+                if memo is not None:
+                    memo[KeyRing] = entry
                 return principal
         return self._verify(allowed, token, digest, now)
 
@@ -173,7 +201,7 @@ class KeyRing:
         return result if isinstance(result, Refusal) else self._remember(digest, verifier, result)
 
     def _remember(self, digest: bytes, verifier: Verifier, verified: Verified) -> Principal:
-        self._cache[digest] = verifier, verified
+        self._cache[digest] = _Entry(verifier, verified)
         return verified.principal
 
 

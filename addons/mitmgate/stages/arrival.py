@@ -1,9 +1,8 @@
 """Arrival: the first stage. It takes the ingress snapshot and says who is at the other end."""
 
 import os
-import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
 from mitmproxy.connection import Client
@@ -13,7 +12,7 @@ from mitmgate.audit.writer import Denial
 from mitmgate.core.address import CidrSet, client_address, parse_address
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
-from mitmgate.core.trace import RequestIds, new_traceparent, valid_request_id, valid_traceparent
+from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of, taken
@@ -42,7 +41,7 @@ class Arrival(Stage):
         self._source = source
         self._pressure = pressure
         self._clock = clock
-        self._request_ids = RequestIds(os.urandom)
+        self._identifiers = Identifiers(os.urandom)
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
         """Begin the exchange of a new flow, then run as any stage."""
@@ -59,25 +58,25 @@ class Arrival(Stage):
 
     def begin(self, request: Request) -> Exchange:
         """Make the exchange of a request under the policy that is in force now."""
-        snapshot = self._source.snapshot
-        trusted = _is_trusted(request.peer, snapshot.trusted_proxies)
-        headers = request.headers
-        request_id = valid_request_id(headers.one(b"x-request-id")) if trusted else None
-        scheme = headers.text("x-forwarded-proto") if trusted else None
+        snapshot, headers = self._source.snapshot, request.headers
+        request_id, trace = self._identifiers()
+        scheme, proxies = request.scheme, snapshot.trusted_proxies
+        forwarded_for: Sequence[str] = ()
+        if proxies.networks and _is_trusted(request.peer, proxies):
+            request_id = valid_request_id(headers.one(b"x-request-id")) or request_id
+            said = headers.text("x-forwarded-proto")
+            scheme = said if said in {"http", "https"} else scheme
+            forwarded_for = [value.decode("latin-1") for value in headers.all(b"x-forwarded-for")]
         return Exchange(
-            snapshot=snapshot,
-            request=request,
-            request_id=request_id or self._request_ids(),
-            now=self._clock(),
-            started=time.perf_counter(),
-            verdict=Verdict(snapshot.digest),
-            client=client_address(
-                request.peer,
-                [value.decode("latin-1") for value in headers.all(b"x-forwarded-for")] if trusted else (),
-                snapshot.trusted_proxies,
-            ),
-            scheme=scheme if scheme in {"http", "https"} else request.scheme,
-            traceparent=valid_traceparent(headers.one(b"traceparent")) or new_traceparent(random.getrandbits(192)),
+            snapshot,
+            request,
+            request_id,
+            self._clock(),
+            time.perf_counter(),
+            Verdict(snapshot.digest),
+            client_address(request.peer, forwarded_for, proxies),
+            scheme,
+            valid_traceparent(headers.one(b"traceparent")) or trace,
         )
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
@@ -95,8 +94,6 @@ class Arrival(Stage):
 
 
 def _is_trusted(peer: str, trusted: CidrSet) -> bool:
-    if not trusted:
-        return False
     address = parse_address(peer)
     return address is not None and address in trusted
 

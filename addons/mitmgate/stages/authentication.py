@@ -39,15 +39,20 @@ class Authentication(Stage):
             return self.skipped
         if exchange.head is None:
             raise LookupError("the head was not made")
-        credential = exchange.head.headers.one(b"authorization")
+        headers = exchange.head.headers
+        credential = headers.one(b"authorization")
         if credential is None:
             return self._refuse(exchange, _NO_CREDENTIAL)
         scheme, _, token = credential.partition(b" ")
-        if scheme.lower() != b"bearer":
+        if scheme != b"Bearer" and scheme.lower() != b"bearer":
             return self._refuse(exchange, _OTHER_SCHEME)
-        result = self._ring.authenticate(exchange.snapshot.issuers, names, token.strip(b" "), exchange.now)
-        if isinstance(result, Principal | Refusal):
-            return self._conclude(exchange, result)
+        issuers = exchange.snapshot.issuers
+        result = self._ring.authenticate(issuers, names, token.strip(b" "), exchange.now, headers.memo)
+        if isinstance(result, Principal):
+            exchange.principal = result
+            return self.admitted
+        if isinstance(result, Refusal):
+            return self._refuse(exchange, result)
         return self._later(exchange, result)
 
     async def _later(self, exchange: Exchange, pending: Awaitable[Principal | Refusal]) -> Step:

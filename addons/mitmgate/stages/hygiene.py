@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from mitmgate.core.hygiene import Refusal, clean
+from mitmgate.core.hygiene import Refusal, clean, screen
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.stages.exchange import Exchange
@@ -24,10 +24,11 @@ class Hygiene(Stage):
     def decide(self, exchange: Exchange) -> Step:
         """Clean the head."""
         snapshot = exchange.snapshot
-        size = sum(len(name) + len(value) + 4 for name, value in exchange.request.headers.fields)
-        if size > snapshot.max_head:
+        request = exchange.request
+        screened = screen(request.headers, snapshot.identity_headers)
+        if screened.size > snapshot.max_head:
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
-        head = clean(exchange.request, snapshot.identity_headers)
+        head = clean(request, screened)
         if isinstance(head, Refusal):
             return self.deny(head.reason, head.detail)
         exchange.head = head

@@ -19,15 +19,12 @@ class NetworkAccess(Stage):
 
     def decide(self, exchange: Exchange) -> Step:
         """Deny lists first, then allow lists; both of them for every rule that has any."""
-        rules = [exchange.snapshot.networks]
-        if exchange.route is not None:
-            rules.append(exchange.route.networks)
-        client = exchange.client
+        client, route, everywhere = exchange.client, exchange.route, exchange.snapshot.networks
         if client is None:
             # Also without a rule: an address that nobody can name can't be limited or audited either.
             return self.deny(Reason.ADDRESS_UNKNOWN, "The client address could not be determined.")
         decided = False
-        for networks in rules:
+        for networks in (everywhere,) if route is None else (everywhere, route.networks):
             if networks.deny.networks and client in networks.deny:
                 return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed.")
             if networks.allow.networks and client not in networks.allow:

@@ -1,16 +1,34 @@
 """Rewrite: the request that the upstream gets."""
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+from mitmgate.core.address import Address
+from mitmgate.core.headers import Fields
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
-from mitmgate.core.request import Forward
-from mitmgate.core.rewrite import forwarded_for, header_safe, upstream_fields, upstream_path
+from mitmgate.core.request import Forward, Head
+from mitmgate.core.rewrite import client_fields, forwarded_for, header_safe, upstream_path
+from mitmgate.core.rules import ForwardIdentity, Route
 from mitmgate.core.verdict import Step
 from mitmgate.keys.assertion import signer_of
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.stage import Stage
 
-_CREDENTIALS = frozenset({b"authorization"})
+_REPLACED = frozenset({b"host", b"authorization", b"x-request-id", b"traceparent", b"connection", b"upgrade"})
+_CHANGING = frozenset({"request_id", "method"})
+"""Placeholders of what two requests with the same fields may have another of."""
+
+
+class _Lasting(NamedTuple):
+    """The fields that requests with the same ones get, and all else that they were made of."""
+
+    route: Route
+    forward: ForwardIdentity
+    principal: Principal | None
+    client: Address
+    scheme: str
+    received: bytes
+    fields: Fields
 
 
 class Rewrite(Stage):
@@ -37,58 +55,78 @@ class Rewrite(Stage):
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
         received = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
-        host = self._host(route.upstream.host, received, endpoint.url.partition("://")[2])
-        own = self._own_fields(exchange, head.method, path)
-        if own is None:
+        lasting = self._lasting(exchange, head, route, client, received)
+        if lasting is None:
             return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")
-        own = (*own, *forwarded_for(client, exchange.scheme, received))
+        rule = route.upstream.host
+        host = received if rule == "preserve" else (endpoint.address if rule == "upstream" else rule).encode("latin-1")
+        fields = (
+            (b"Host", host),
+            *lasting,
+            (b"X-Request-ID", exchange.request_id.encode("ascii")),
+            (b"traceparent", exchange.traceparent.encode("ascii")),
+        )
+        principal, assertion = exchange.principal, exchange.snapshot.forward.assertion
+        if principal is not None and assertion is not None:
+            made = signer_of(assertion).assertion(principal, route.upstream.name, head.method, path, exchange.now)
+            fields = (*fields, (assertion.header, made))
         if head.upgrade is not None:
-            own = (*own, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
-        fields = upstream_fields(head, host, own, route.rewrite.remove, _is_forwarded)
+            fields = (*fields, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
         target = path if head.query is None else f"{path}?{head.query}"
         exchange.forward = Forward(head.method, target, host.decode("latin-1"), fields)
         return self.admitted
 
-    @staticmethod
-    def _host(rule: str, received: bytes, endpoint: str) -> bytes:
-        if rule == "preserve":
-            return received
-        return (endpoint if rule == "upstream" else rule).encode("latin-1")
-
-    def _own_fields(self, exchange: Exchange, method: str, path: str) -> tuple[tuple[bytes, bytes], ...] | None:
-        """Make the route's and the identity's fields; None where a value is not safe. method, path: the upstream's."""
-        fields = [
-            (b"X-Request-ID", exchange.request_id.encode("ascii")),
-            (b"traceparent", exchange.traceparent.encode("ascii")),
-        ]
-        route, principal, names = exchange.route, exchange.principal, exchange.snapshot.forward
-        if route is None:
-            raise ValueError("no route")
-        identity = [] if principal is None else [(names.subject, principal.subject)]
-        if principal is not None and principal.roles:
-            if any("," in role for role in principal.roles):
-                return None  # one role would be two to the upstream
-            identity.append((names.roles, ",".join(principal.roles)))
-        for name, text in identity:
-            value = header_safe(text)
-            if value is None:
-                return None
-            fields.append((name, value))
-        if principal is not None and names.assertion is not None:
-            made = signer_of(names.assertion).assertion(principal, route.upstream.name, method, path, exchange.now)
-            fields.append((names.assertion.header, made))
-        for name, template in route.rewrite.set:
-            rendered = template.render(lambda key: _lookup(exchange, key))
-            value = None if rendered is None else header_safe(rendered)
-            if rendered is not None and value is None:
-                return None
-            if value is not None:
-                fields.append((name, value))
-        return tuple(fields)
+    def _lasting(self, exchange: Exchange, head: Head, route: Route, client: Address, received: bytes) -> Fields | None:
+        """Make the fields that a next request with the same ones gets, too; None where a value is not safe."""
+        memo = head.headers.memo
+        if memo is None:
+            return _fields(exchange, head, route, client, received)
+        forward, principal, scheme = exchange.snapshot.forward, exchange.principal, exchange.scheme
+        known = memo.get(_Lasting)
+        if (
+            isinstance(known, _Lasting)
+            and known.route is route
+            and known.forward is forward
+            and known.principal is principal
+            and known.client is client
+            and known.scheme == scheme
+            and known.received == received
+        ):
+            return known.fields
+        fields = _fields(exchange, head, route, client, received)
+        if fields is not None and _CHANGING.isdisjoint(
+            [name for _, template in route.rewrite.set for name in template.placeholders]
+        ):
+            memo[_Lasting] = _Lasting(route, forward, principal, client, scheme, received, fields)
+        return fields
 
 
-def _is_forwarded(name: bytes) -> bool:
-    return name not in _CREDENTIALS
+def _fields(exchange: Exchange, head: Head, route: Route, client: Address, received: bytes) -> Fields | None:
+    """Make the client's clean fields, the identity's, the route's, and those of forwarding; None: one is not safe."""
+    principal, names = exchange.principal, exchange.snapshot.forward
+    made: list[tuple[bytes, bytes]] = []
+    identity = [] if principal is None else [(names.subject, principal.subject)]
+    if principal is not None and principal.roles:
+        if any("," in role for role in principal.roles):
+            return None  # one role would be two to the upstream
+        identity.append((names.roles, ",".join(principal.roles)))
+    for name, text in identity:
+        value = header_safe(text)
+        if value is None:
+            return None
+        made.append((name, value))
+    for name, template in route.rewrite.set:
+        rendered = template.render(lambda key: _lookup(exchange, key))
+        value = None if rendered is None else header_safe(rendered)
+        if rendered is not None and value is None:
+            return None
+        if value is not None:
+            made.append((name, value))
+    made += forwarded_for(client, exchange.scheme, received)
+    replaced = _REPLACED | route.rewrite.remove | {name.lower() for name, _ in made}
+    if names.assertion is not None:
+        replaced |= {names.assertion.header.lower()}
+    return client_fields(head.headers.fields, replaced) + tuple(made)
 
 
 def _lookup(exchange: Exchange, key: str) -> str | None:

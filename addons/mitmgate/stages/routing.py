@@ -36,6 +36,9 @@ class Routing(Stage):
                 found = candidate
         if found is None:
             found = table.match(head.method, head.host, head.path)
+        if isinstance(found, Route) and not head.encoded_slash:
+            exchange.route = found
+            return self.admitted
         if head.encoded_slash and not (isinstance(found, Route) and found.allow_encoded_slash):
             return self.deny(Reason.PATH_AMBIGUOUS, "The path holds an encoded slash.")
         if isinstance(found, NoRoute):

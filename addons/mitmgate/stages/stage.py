@@ -61,6 +61,9 @@ class Stage:
             step: object = self.decide(exchange)
         except Exception as error:
             step = self.failed(error)
+        if step is self.admitted:
+            exchange.verdict.record(self.admitted, perf_counter() - started)
+            return None
         return self.record(exchange, step, started)
 
     def record(self, exchange: Exchange, step: object, started: float) -> Awaitable[None] | None:
@@ -102,6 +105,8 @@ class Stage:
 
 
 type Hook = Callable[[HTTPFlow], object]
+type _Entry = tuple[Stage, Callable[[Exchange], object], Step, Step, int]
+"""A stage, what is asked of it on every request, and how many stages have spoken after it."""
 
 
 class _Row:
@@ -109,27 +114,31 @@ class _Row:
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         """stages: none of which has a `requestheaders` or a `run` of its own."""
-        self._stages = tuple((stage, stage.decide, stage.admitted, stage.skipped) for stage in stages)
+        self._stages = tuple(
+            (stage, stage.decide, stage.admitted, stage.skipped, position) for position, stage in enumerate(stages, 1)
+        )
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
         """Run the stages; one that waits makes an awaitable of the rest."""
         exchange = exchange_of(flow)
-        return None if exchange is None else self._run(exchange, 0)
+        return None if exchange is None else self._run(exchange, self._stages)
 
-    def _run(self, exchange: Exchange, first: int) -> Awaitable[None] | None:
+    def _run(self, exchange: Exchange, stages: tuple[_Entry, ...]) -> Awaitable[None] | None:
         """Do what `Stage.run` does for each, but for the steps that every stage says of most requests at once."""
         verdict = exchange.verdict
         if verdict.final is not None:
             return None
+        steps, seconds = verdict.going_on
         before = perf_counter()
-        for position, (stage, decide, admitted, skipped) in enumerate(self._stages[first:], first + 1):
+        for stage, decide, admitted, skipped, position in stages:
             try:
                 step: object = decide(exchange)
             except Exception as error:
                 step = stage.failed(error)
             if step is admitted or step is skipped:
+                steps.append(step)
                 now = perf_counter()
-                verdict.record(step, now - before)
+                seconds.append(now - before)
                 before = now
                 continue
             pending = stage.record(exchange, step, before)
@@ -142,7 +151,7 @@ class _Row:
 
     async def _wait(self, exchange: Exchange, first: int, pending: Awaitable[None]) -> None:
         await pending
-        rest = self._run(exchange, first)
+        rest = self._run(exchange, self._stages[first:])
         if rest is not None:
             await rest
 

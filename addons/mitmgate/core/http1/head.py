@@ -104,6 +104,27 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
     return RequestHead(method, target, version, headers, body, _keep_alive(headers, version), expects_continue)
 
 
+def parse_line(line: bytes, before: RequestHead, bounds: Bounds) -> RequestHead | None:
+    """Parse a request line whose fields are, octet for octet, those of an earlier request of the connection.
+
+    None where anything about the line is not usual: `parse_request` then says what is wrong with the head, if anything.
+    """
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        return None
+    method, target, version = parts
+    if (
+        method not in _METHODS
+        or _VERSIONS.get(version) != before.version
+        or not target
+        or len(target) > bounds.target
+        or target.translate(None, TARGET)
+    ):
+        return None
+    _, _, version_text, headers, body, keep_alive, expects_continue = before
+    return RequestHead(method, target, version_text, headers, body, keep_alive, expects_continue)
+
+
 def parse_response(raw: bytes, method: bytes, bounds: Bounds) -> ResponseHead | Refusal:
     """Parse the head of the response to a request with this method."""
     lines = raw.split(b"\r\n")

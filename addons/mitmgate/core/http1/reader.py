@@ -5,12 +5,14 @@ from typing import Final
 
 from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
-from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_request, parse_response
+from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32
+_REMEMBERED: Final = 4096
+"""Octets of fields that a connection remembers. Most clients send the same ones with each request."""
 
 
 class _End(Enum):
@@ -32,14 +34,20 @@ class _State(Enum):
     FAILED = auto()
 
 
+_NO_BODY: Final = LengthBody(0)
+"""Of a message that has none: it is never fed."""
+
+
 class RequestReader:
     """Reads requests one after the other.
 
     After END it keeps what follows (`pending` bytes) until `next` is called: a request is read only when the one
-    before it is answered. After a Refusal it reads nothing more.
+    before it is answered. After a Refusal it reads nothing more. Fields that are those of the request before are not
+    parsed again: the next head has the same `Headers`, whose `memo` says so. They stay in memory as long as the
+    connection, credentials included.
     """
 
-    __slots__ = ("_body", "_bounds", "_buffer", "_scanned", "_state", "received")
+    __slots__ = ("_before", "_body", "_bounds", "_buffer", "_fields", "_scanned", "_state", "received")
 
     received: bytes
     """All bytes of the current request so far, where it asks for an upgrade: for whoever speaks what comes next."""
@@ -51,7 +59,9 @@ class RequestReader:
         self._buffer = bytearray()
         self._scanned = 0
         self._state = _State.HEAD
-        self._body: LengthBody | ChunkedBody = LengthBody(0)
+        self._body: LengthBody | ChunkedBody = _NO_BODY
+        self._before: RequestHead | None = None
+        self._fields = b""
 
     @property
     def pending(self) -> int:
@@ -118,7 +128,7 @@ class RequestReader:
         if end > self._bounds.head:
             return [self._too_large(data)]
         buffer.clear()
-        head = parse_request(data[:end], self._bounds)
+        head = self._parse(data[:end])
         if isinstance(head, Refusal):
             self._state = _State.FAILED
             return [head]
@@ -135,6 +145,20 @@ class RequestReader:
         if len(data) > end + 4:
             self._read_body(data[end + 4 :], events)
         return events
+
+    def _parse(self, raw: bytes) -> RequestHead | Refusal:
+        line, _, fields = raw.partition(b"\r\n")
+        before = self._before
+        if before is not None and fields == self._fields:
+            again = parse_line(line, before, self._bounds)
+            if again is not None:
+                if again.headers.memo is None:
+                    again.headers.memo = {}
+                return again
+        head = parse_request(raw, self._bounds)
+        if len(fields) <= _REMEMBERED and isinstance(head, RequestHead):
+            self._before, self._fields = head, fields
+        return head
 
     def _read_body(self, data: bytes, events: list[RequestEvent]) -> None:
         body = self._body
@@ -197,7 +221,7 @@ class ResponseReader:
         self._buffer = b""
         self._informational = 0
         self._state = _State.HEAD
-        self._body: LengthBody | ChunkedBody = LengthBody(0)
+        self._body: LengthBody | ChunkedBody = _NO_BODY
 
     @property
     def pending(self) -> int:

@@ -105,7 +105,7 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
 
 
 def parse_line(line: bytes, before: RequestHead, bounds: Bounds) -> RequestHead | None:
-    """Parse a request line whose fields are, octet for octet, those of an earlier request of the connection.
+    """Parse a request line whose fields are, octet for octet, those of an earlier request.
 
     None where anything about the line is not usual: `parse_request` then says what is wrong with the head, if anything.
     """
@@ -119,6 +119,7 @@ def parse_line(line: bytes, before: RequestHead, bounds: Bounds) -> RequestHead 
         or not target
         or len(target) > bounds.target
         or target.translate(None, TARGET)
+        or len(before.headers.fields) > bounds.fields
     ):
         return None
     _, _, version_text, headers, body, keep_alive, expects_continue = before

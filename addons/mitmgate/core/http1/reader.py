@@ -6,13 +6,12 @@ from typing import Final
 from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
+from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32
-_REMEMBERED: Final = 4096
-"""Octets of fields that a connection remembers. Most clients send the same ones with each request."""
 
 
 class _End(Enum):
@@ -42,26 +41,23 @@ class RequestReader:
     """Reads requests one after the other.
 
     After END it keeps what follows (`pending` bytes) until `next` is called: a request is read only when the one
-    before it is answered. After a Refusal it reads nothing more. Fields that are those of the request before are not
-    parsed again: the next head has the same `Headers`, whose `memo` says so. They stay in memory as long as the
-    connection, credentials included.
+    before it is answered. After a Refusal it reads nothing more.
     """
 
-    __slots__ = ("_before", "_body", "_bounds", "_buffer", "_fields", "_scanned", "_state", "received")
+    __slots__ = ("_body", "_bounds", "_buffer", "_known", "_scanned", "_state", "received")
 
     received: bytes
     """All bytes of the current request so far, where it asks for an upgrade: for whoever speaks what comes next."""
 
-    def __init__(self, bounds: Bounds) -> None:
-        """bounds: head, fields and target are looked at."""
+    def __init__(self, bounds: Bounds, known: KnownFields | None = None) -> None:
+        """bounds: head, fields and target are looked at. known: what need not be parsed again."""
         self.received = b""
         self._bounds = bounds
         self._buffer = bytearray()
         self._scanned = 0
         self._state = _State.HEAD
         self._body: LengthBody | ChunkedBody = _NO_BODY
-        self._before: RequestHead | None = None
-        self._fields = b""
+        self._known = known
 
     @property
     def pending(self) -> int:
@@ -147,17 +143,20 @@ class RequestReader:
         return events
 
     def _parse(self, raw: bytes) -> RequestHead | Refusal:
+        known = self._known
+        if known is None:
+            return parse_request(raw, self._bounds)
         line, _, fields = raw.partition(b"\r\n")
-        before = self._before
-        if before is not None and fields == self._fields:
+        before = known.find(fields)
+        if before is not None:
             again = parse_line(line, before, self._bounds)
             if again is not None:
                 if again.headers.memo is None:
                     again.headers.memo = {}
                 return again
         head = parse_request(raw, self._bounds)
-        if len(fields) <= _REMEMBERED and isinstance(head, RequestHead):
-            self._before, self._fields = head, fields
+        if before is None and isinstance(head, RequestHead):
+            known.keep(fields, head)
         return head
 
     def _read_body(self, data: bytes, events: list[RequestEvent]) -> None:

@@ -11,6 +11,7 @@ from mitmproxy.http import Response
 
 from mitmgate.core.http1 import Bounds, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
+from mitmgate.core.http1.known import KnownFields
 from mitmgate.engine.lane.deadline import Deadline
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.layer_http1_server import CONTINUE
@@ -36,11 +37,11 @@ class Hold:
 class Answering(asyncio.BufferedProtocol):
     """Writes responses, and ends connections so that answers arrive. What reads requests is in client.py."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
-        """bounds: of the policy in force when the client connected."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, bounds: Bounds, known: KnownFields) -> None:
+        """bounds: of the policy in force when the client connected. known: fields that need not be parsed again."""
         self._loop = loop
         self._bounds = bounds
-        self._reader = RequestReader(bounds)
+        self._reader = RequestReader(bounds, known)
         self._deadline = Deadline(loop, self._expired)
         self._transport: asyncio.Transport | None = None
         self._phase = Phase.READING

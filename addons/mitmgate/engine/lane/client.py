@@ -19,6 +19,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, chunk
+from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
@@ -42,6 +43,7 @@ class Front(Protocol):
     ways: Ways
     mode: ReverseMode
     buffer: memoryview
+    known: KnownFields
 
     def enter(self, client: "LaneClient", peer: str) -> int | None:
         """Count the connection. Returns by how many there are too many; None: close it."""
@@ -61,7 +63,7 @@ class LaneClient(Answering):
 
     def __init__(self, front: Front, bounds: Bounds) -> None:
         """bounds: of the policy in force when the client connected."""
-        super().__init__(front.ways.loop, bounds)
+        super().__init__(front.ways.loop, bounds, front.known)
         self._front = front
         self._buffer = front.buffer
         self._peer = ""

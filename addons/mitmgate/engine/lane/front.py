@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from mitmproxy.proxy.mode_specs import ReverseMode
 
+from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.reason import Reason
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.client import LaneClient
@@ -16,6 +18,9 @@ from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.stages.exchange import Exchange
 
 logger = logging.getLogger(__name__)
+
+GENERATION: Final = 5.0
+"""Seconds after which fields that did not come again begin to be forgotten; after twice as many they are."""
 
 
 class Lane:
@@ -32,6 +37,8 @@ class Lane:
         self.mode = mode
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.clients: set[LaneClient] = set()
+        self.known = KnownFields()
+        self._ageing: asyncio.TimerHandle | None = None
         self._layers = layers
         self._last_call: float | None = None
         self._hand_over = hand_over
@@ -45,6 +52,8 @@ class Lane:
     def enter(self, client: LaneClient, peer: str) -> int | None:
         """Count the connection. Returns by how many there are too many; None: close it."""
         self.clients.add(client)
+        if self._ageing is None:
+            self._ageing = self.ways.loop.call_later(GENERATION, self._age)
         if self._last_call is not None:  # accepted at the moment when the host began to shut down
             self.ways.loop.call_soon(client.last_call, self._last_call)
         return self._layers.enter(peer)
@@ -53,6 +62,11 @@ class Lane:
         """Take the connection off the count."""
         self.clients.discard(client)
         self._layers.leave(peer)
+
+    def _age(self) -> None:
+        self.known.age()
+        again = len(self.known) or self.clients
+        self._ageing = self.ways.loop.call_later(GENERATION, self._age) if again else None
 
     def hand_over(self, transport: asyncio.Transport, received: bytes) -> None:
         """Give the connection to mitmproxy's layers, with what was received of its current request."""
@@ -91,6 +105,8 @@ class Lane:
 
     def close(self) -> None:
         """End every connection now."""
+        if self._ageing is not None:
+            self._ageing.cancel()
         self.ways.pool.close()
         for client in list(self.clients):
             client.end()

@@ -35,23 +35,37 @@ request = function()
   return wrk.format()
 end
 """
+NUMBER = """
+local number = 0
+request = function()
+  number = number + 1
+  wrk.headers["X-Number"] = number
+  return wrk.format()
+end
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The request that is made again and again. bearers: values of Authorization, taken in turn; body: bytes sent."""
+    """The request that is made again and again. bearers: values of Authorization, taken in turn; body: bytes sent.
+
+    numbered: each request has a field that no other has; not together with several bearers.
+    """
 
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     bearers: tuple[str, ...] = ()
     body: int = 0
     connections: int = CONNECTIONS
+    numbered: bool = False
 
     def script(self) -> str:
         """Write it for wrk, in Lua."""
         text = REPORT
         if len(self.bearers) > 1:
             text += ROTATE % ",".join(f'"{bearer}"' for bearer in self.bearers)
+        elif self.numbered:
+            text += NUMBER
         if self.body:
             text += f'wrk.method = "POST"\nwrk.body = string.rep("x", {self.body})\n'
         return text

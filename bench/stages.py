@@ -18,12 +18,16 @@ BARE = Parts(token=False, rules=False, limit=None, circuit=False, rewrite=False,
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One policy: what it adds to the one of `base`, whose name it gives. parts None: the host without the chain."""
+    """One policy: what it adds to the one of `base`, whose name it gives. parts None: the host without the chain.
+
+    numbered: each request has a field of its own, so that nothing is known of its fields.
+    """
 
     name: str
     base: str | None
     parts: Parts | None
     essential: bool = False
+    numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ def ladder(redis_url: str | None) -> list[Rung]:
         Rung("+ rewriting", "+ slow answers open the circuit", rewrite),
         Rung("+ response headers", "+ rewriting", headers),
         Rung("+ audit file: the full policy", "+ response headers", file, essential=True),
+        Rung("full, no two requests have the same fields", "+ audit file: the full policy", file, numbered=True),
         Rung("full, /metrics served", "+ audit file: the full policy", replace(file, admin=free_port())),
     ]
     if redis_url is not None:
@@ -79,7 +84,8 @@ def stages(rig: Rig, settings: Settings) -> list[Cost]:
 
 def climb(rig: Rig, settings: Settings, rungs: list[Rung]) -> list[Cost]:
     """Measure rungs in turns; differences are taken round by round."""
-    ask = Ask(policy.PATH, bearers=(policy.bearer(),))
+    asks = {one: Ask(policy.PATH, bearers=(policy.bearer(),), numbered=one) for one in (False, True)}
+    numbered = {rung.name: rung.numbered for rung in rungs}
     absent: dict[str, str] = {}
     running: dict[str, Process] = {}
     with ExitStack() as stack:
@@ -92,10 +98,13 @@ def climb(rig: Rig, settings: Settings, rungs: list[Rung]) -> list[Cost]:
                 absent[rung.name] = error.last_word
         if not settings.reduced:
             for process in running.values():
-                rig.saturate(process, ask, 1)
+                rig.saturate(process, asks[False], 1)
         found = take_turns(
             settings.rounds,
-            {name: partial(rig.saturate, process, ask, settings.seconds) for name, process in running.items()},
+            {
+                name: partial(rig.saturate, process, asks[numbered[name]], settings.seconds)
+                for name, process in running.items()
+            },
         )
     return [_cost(rung, found, absent) for rung in rungs]
 

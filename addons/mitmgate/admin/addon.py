@@ -3,12 +3,11 @@
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
 
-from mitmgate.admin.listener import Listener, bind
 from mitmgate.admin.metrics import Metrics
 from mitmgate.admin.readings import Sources
 from mitmgate.admin.report import Report
@@ -22,6 +21,9 @@ from mitmgate.policy.model import Policy
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
 
+if TYPE_CHECKING:
+    from mitmgate.admin.listener import Listener
+
 PUBLISHED: Final = 2
 """Keys of assertions that are published: after a change of the key, the former one for what is still on its way."""
 
@@ -29,6 +31,8 @@ PUBLISHED: Final = 2
 def check_admin(policy: Policy) -> None:
     """Raise UserError where the policy's admin address can't be listened on; better before a host begins to start."""
     if policy.admin is not None:
+        from mitmgate.admin.listener import bind  # noqa: PLC0415 - tornado takes 80 ms to import
+
         for bound in bind(policy.admin.host, policy.admin.port):
             bound.close()
 
@@ -72,6 +76,8 @@ class Admin:
         if link is not None:
             self._reporter = Reporter(link, metrics.snapshot)
         else:
+            from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - as above
+
             try:
                 sockets = bind(where.host, where.port)
             except UserError as error:

@@ -6,7 +6,6 @@ from structlog.typing import Processor
 
 from mitmgate.audit.file_sink import FileAppender
 from mitmgate.audit.redact import Redaction
-from mitmgate.audit.redis_stream import StreamAppender
 from mitmgate.audit.settings import AuditSettings, ChainSettings, FileSink, Redact, RedisStreamSink
 from mitmgate.audit.sink import Health
 from mitmgate.audit.writer import AuditTrail
@@ -31,6 +30,8 @@ def open_trail(settings: AuditSettings, processors: Sequence[Processor] = ()) ->
             file = FileAppender(told, settings.chain, trail.emit)
             trail.add(file, Health(file.name, trail.emit))
         else:
+            from mitmgate.audit.redis_stream import StreamAppender  # noqa: PLC0415 - redis takes 70 ms to import
+
             health = Health(f"redis_stream:{told.stream}", trail.emit)
             trail.add(StreamAppender(told, health, trail.emit), health)
     return trail

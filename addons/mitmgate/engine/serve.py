@@ -12,8 +12,6 @@ from mitmproxy.exceptions import OptionsError
 
 from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
-from mitmgate.admin.listener import Listener
-from mitmgate.admin.listener import bind as bind_admin
 from mitmgate.admin.workers import Workers
 from mitmgate.engine.child import command_line
 from mitmgate.engine.drain import PATIENCE
@@ -97,8 +95,11 @@ async def run(
 
 async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patience: float) -> int:
     """Run `count` workers with this command's own words, and the admin listener. Returns the exit status."""
-    figures, where = Workers(), loaded.policy.admin
-    admin = None if where is None else Listener(where.host, bind_admin(where.host, where.port), figures.report)
+    figures, where, admin = Workers(), loaded.policy.admin, None
+    if where is not None:
+        from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - tornado takes 80 ms to import
+
+        admin = Listener(where.host, bind(where.host, where.port), figures.report)
     supervisor = Supervisor(
         address,
         count,

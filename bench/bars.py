@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bench.load import Sample
 from bench.sides import DIRECT
 from bench.turns import Comparison, Series, Spread, paired
-from bench.workers import Scaling, name
+from bench.workers import HALF, Scaling, name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def bars(comparison: Comparison | None, scaling: Scaling | None) -> list[Bar]:
             _bar("connection-per-request, of stock's", fresh, "gateway", "stock", _rate, "", 2.5, at_least=True),
         ]
     if scaling is not None:
-        found.append(_scaling(scaling))
+        found += [_scaling(scaling, HALF, "32 connections a worker"), _scaling(scaling, name(1), "64 in all")]
     return [bar for bar in found if bar is not None]
 
 
@@ -68,16 +68,18 @@ def _bar(
     return Bar(what, paired(series[first], series[second], figure), unit, bound, at_least)
 
 
-def _scaling(scaling: Scaling) -> Bar | None:
-    one, two = scaling.series.get(name(1)), scaling.series.get(name(2))
+def _scaling(scaling: Scaling, base: str, how: str) -> Bar | None:
+    """Compare two workers with one: with the same load for each worker, or with the same load in all."""
+    what = f"2 workers, of 1, with Redis, {how}"
+    one, two = scaling.series.get(base), scaling.series.get(name(2))
     if one is None or two is None:
         return None
     if not scaling.shared:
-        return Bar("2 workers, of 1, with Redis", paired(two, one, _rate), "", 1.8, at_least=True)
+        return Bar(what, paired(two, one, _rate), "", 1.8, at_least=True)
     # With two cores in all the load takes part of the second worker's core: what two whole cores would do.
     spread = paired(two, one, lambda a, b: 2 * b.cpu_us / a.cpu_us)
     note = "by CPU a request, as the load shares the second worker's core"
-    return Bar("2 workers, of 1, with Redis", spread, "", 1.8, at_least=True, note=note)
+    return Bar(what, spread, "", 1.8, at_least=True, note=note)
 
 
 def _rate(first: Sample, second: Sample) -> float:

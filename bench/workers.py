@@ -1,7 +1,7 @@
 """One worker and two, with their counters in Redis."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bench import policy
@@ -15,6 +15,8 @@ from bench.turns import Series, take_turns
 
 COUNTS = (1, 2)
 CONNECTIONS = 64  # enough for both workers to be busy, however the kernel deals connections out
+HALF = f"1 worker, {CONNECTIONS // 2} connections"
+"""One worker with as many connections as each of two has, so that both find as much to do at once."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ def workers(rig: Rig, settings: Settings) -> Scaling:
     """Measure both in turns; each has a core a worker."""
     result = Scaling(rig.cores.shared)
     ask = Ask(policy.PATH, bearers=(policy.bearer(),), connections=CONNECTIONS)
+    half = replace(ask, connections=CONNECTIONS // 2)
     running: dict[str, Process] = {}
     with ExitStack() as stack:
         for count in COUNTS:
@@ -47,8 +50,8 @@ def workers(rig: Rig, settings: Settings) -> Scaling:
         if not settings.reduced:
             for process in running.values():
                 rig.saturate(process, ask, 1)
-        result.series = take_turns(
-            settings.rounds,
-            {key: partial(rig.saturate, process, ask, settings.seconds) for key, process in running.items()},
-        )
+        subjects = {key: partial(rig.saturate, process, ask, settings.seconds) for key, process in running.items()}
+        if name(1) in running:
+            subjects[HALF] = partial(rig.saturate, running[name(1)], half, settings.seconds)
+        result.series = take_turns(settings.rounds, subjects)
     return result

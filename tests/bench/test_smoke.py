@@ -103,7 +103,11 @@ def test_the_command_runs_one_section(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(written.read_text())
     assert told["comparison"] is told["stages"] is told["bodies"] is None
-    assert {*told["scaling"]["series"], *told["scaling"]["absent"]} == {"1 worker", "2 workers"}
+    assert {*told["scaling"]["series"], *told["scaling"]["absent"]} == {
+        "1 worker",
+        "2 workers",
+        "1 worker, 32 connections",
+    }
     assert "Workers, counters in Redis" in done.stdout
 
 

@@ -85,10 +85,12 @@ def test_a_bar_without_its_subjects_is_left_out() -> None:
 def test_two_workers_by_requests_where_cores_suffice_and_by_cpu_where_not() -> None:
     series = {
         "1 worker": [PLAIN],
+        "1 worker, 32 connections": [replace(PLAIN, requests_per_second=800, cpu_us=520)],
         "2 workers": [replace(PLAIN, requests_per_second=1500, cpu_us=520)],
     }
-    (apart,) = bars(None, Scaling(shared=False, series=series))
-    (shared,) = bars(None, Scaling(shared=True, series=series))
+    apart_each, apart = bars(None, Scaling(shared=False, series=series))
+    shared_each, shared = bars(None, Scaling(shared=True, series=series))
+    assert (apart_each.figure.median, shared_each.figure.median) == (1.875, 2)
     assert (apart.figure.median, apart.met) == (1.5, False)
     assert (round(shared.figure.median, 2), shared.met) == (1.92, True)
     assert "CPU" in shared.note

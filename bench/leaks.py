@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from bench import policy
 from bench.finding import Finding
@@ -16,6 +17,7 @@ from bench.rig import Rig
 from bench.subjects import FULL, serve
 
 PRINCIPALS = 500
+LIMIT = 10_000  # of each in a minute, more than they use: what counts fills the window meanwhile, 8 bytes a request
 GROWTH = 5.0  # MiB that memory may grow
 CLIENTS = 8
 PATIENCE = 30.0  # seconds until everything that ends has ended
@@ -26,7 +28,7 @@ CUT = "cut off"
 def memory(rig: Rig, requests: int, warm: int) -> Finding:
     """Make this many requests of 500 principals; compare resident memory with that after the first `warm`."""
     ask = Ask(policy.PATH, bearers=tuple(policy.bearer(f"user-{number}") for number in range(PRINCIPALS)))
-    with rig.running(serve(rig.upstream.port, FULL)) as gateway:
+    with rig.running(serve(rig.upstream.port, replace(FULL, limit=LIMIT))) as gateway:
         done = failed = 0
         begin: float | None = None
         at = 0

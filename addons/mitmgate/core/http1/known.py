@@ -12,7 +12,7 @@ from mitmgate.core.http1.head import RequestHead
 
 LONGEST: Final = 4096
 """Octets of a field section that is kept."""
-MOST: Final = 512
+MOST: Final = 256
 """Field sections of a generation."""
 
 

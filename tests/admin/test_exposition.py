@@ -48,6 +48,7 @@ def metric(family: Family, series: Series) -> Metric:
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     plain = kind(family.name, family.help, labels=family.labels)
     for labels, value in series.items():
+        assert not isinstance(value, list)
         plain.add_metric(labels, value)
     return plain
 

@@ -1,10 +1,12 @@
 """Snapshots of workers become one report: totals that never fall, gauges merged as the table says."""
 
+from typing import Any
+
 import pytest
 
 from mitmgate.admin.exposition import open_metrics
 from mitmgate.admin.families import FAMILIES, SHORT, merged
-from mitmgate.admin.readiness import merged_readiness
+from mitmgate.admin.readiness import Missing, merged_readiness
 from mitmgate.admin.report import Rejection, Report, decode, merge, retire
 from tests.admin.figures import DRAINING, NO_POLICY, exported, value, worker
 
@@ -28,7 +30,7 @@ def test_counters_and_histograms_are_added() -> None:
 
 
 def test_gauges_are_merged_as_fits() -> None:
-    down = {"mitmgate_key_set_usable": {("corp",): 0}}
+    down: dict[str, Any] = {"mitmgate_key_set_usable": {("corp",): 0}}
     found = exported(merge([worker(3), worker(4, **down)]))
     assert value(found, "mitmgate_connections") == 6
     assert value(found, "mitmgate_workers") == 2
@@ -69,7 +71,9 @@ def test_what_ended_does_not_speak_of_readiness() -> None:
         ([(DRAINING,), (NO_POLICY, DRAINING)], (NO_POLICY,)),
     ],
 )
-def test_ready_is_one_worker_that_is_ready_and_none_without_a_policy(workers: list[tuple], missing: tuple) -> None:
+def test_ready_is_one_worker_that_is_ready_and_none_without_a_policy(
+    workers: list[tuple[Missing, ...]], missing: tuple[Missing, ...]
+) -> None:
     assert merged_readiness(workers) == missing
 
 

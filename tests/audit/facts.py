@@ -10,11 +10,12 @@ from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.headers import Headers
+from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
 from mitmgate.core.routing import NoRoute
-from mitmgate.core.rules import Circuit, Endpoint, Limit, Networks, Requirement, Route, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.core.window import Grant
 

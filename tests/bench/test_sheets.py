@@ -55,7 +55,11 @@ def test_turns_are_interleaved() -> None:
     order: list[str] = []
 
     def turn(name: str) -> Callable[[], Sample]:
-        return lambda: order.append(name) or PLAIN
+        def take() -> Sample:
+            order.append(name)
+            return PLAIN
+
+        return take
 
     found = take_turns(3, {"a": turn("a"), "b": turn("b")})
     assert order == ["a", "b"] * 3

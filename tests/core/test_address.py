@@ -9,6 +9,13 @@ from hypothesis import strategies as st
 from mitmgate.core.address import CidrSet, client_address, parse_address
 
 
+def inside(text: str, networks: CidrSet) -> bool:
+    """Tell whether an address, written as clients' are, is in a set."""
+    address = parse_address(text)
+    assert address is not None
+    return address in networks
+
+
 @pytest.mark.parametrize("text", ["", "1.2.3", "01.2.3.4", "1.2.3.4:80", "::1%eth0", "[::1]", " 1.2.3.4", "x"])
 def test_what_is_no_address_is_none(text: str) -> None:
     assert parse_address(text) is None
@@ -16,16 +23,16 @@ def test_what_is_no_address_is_none(text: str) -> None:
 
 def test_mapped_addresses_are_the_addresses_that_they_map() -> None:
     assert parse_address("::ffff:192.0.2.7") == ip_address("192.0.2.7")
-    assert parse_address("::ffff:c000:207") in CidrSet(["192.0.2.0/24"])
-    assert parse_address("192.0.2.7") in CidrSet(["::ffff:192.0.2.0/120"])
+    assert inside("::ffff:c000:207", CidrSet(["192.0.2.0/24"]))
+    assert inside("192.0.2.7", CidrSet(["::ffff:192.0.2.0/120"]))
 
 
 def test_a_set_matches_networks_not_texts() -> None:
     networks = CidrSet(["192.0.2.0/24", "10.0.0.0/8", "2001:db8::/32", "203.0.113.9"])
-    for inside in ("192.0.2.1", "192.0.2.255", "10.200.1.1", "2001:db8::1", "203.0.113.9"):
-        assert parse_address(inside) in networks
-    for outside in ("192.0.3.0", "11.0.0.0", "2001:db9::1", "203.0.113.8", "::1"):
-        assert parse_address(outside) not in networks
+    for address in ("192.0.2.1", "192.0.2.255", "10.200.1.1", "2001:db8::1", "203.0.113.9"):
+        assert inside(address, networks)
+    for address in ("192.0.3.0", "11.0.0.0", "2001:db9::1", "203.0.113.8", "::1"):
+        assert not inside(address, networks)
 
 
 @pytest.mark.parametrize("bad", ["192.0.2.1/24", "x", "", "10.0.0.0/33", "0.0.0.0/"])

@@ -1,5 +1,7 @@
 """Heads: what is read, and by class of attack what is refused, whole and byte by byte."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, ResponseHead, ResponseReader
@@ -227,11 +229,11 @@ def test_targets_are_taken_apart(target: bytes, parts: tuple[bytes, bytes, bytes
 # Responses.
 
 
-def respond(data: bytes, method: bytes = b"GET", step: int = 0, eof: bool = False) -> list[object]:
+def respond(data: bytes, method: bytes = b"GET", step: int = 0, eof: bool = False) -> Sequence[object]:
     reader = ResponseReader(method, BOUNDS)
     pieces = [data] if not step else [data[at : at + step] for at in range(0, len(data), step)]
     events = [event for piece in pieces for event in reader.feed(piece)]
-    return events + (reader.eof() if eof else [])
+    return [*events, *(reader.eof() if eof else [])]
 
 
 @pytest.mark.parametrize("step", [0, 1])

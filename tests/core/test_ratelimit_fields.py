@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from mitmgate.core.ratelimit_fields import fields, retry_after, whole_seconds
-from mitmgate.core.rules import Limit
+from mitmgate.core.limit import Limit, whole_seconds
+from mitmgate.core.ratelimit_fields import fields, retry_after
 from mitmgate.core.window import Grant
 
 LIMIT = Limit("per-user", 100, 60.0, ("principal",))

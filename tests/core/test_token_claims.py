@@ -34,6 +34,9 @@ def principal(changes: dict[str, Any], issuer: Issuer = ISSUER) -> Principal:
     return made
 
 
+NO_TIMES: tuple[object, ...] = (None, True, False, "1900000000", "", [NOW], {}, -1, -0.5, 1e300, 10**18, NOW * 1000)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -48,11 +51,7 @@ def principal(changes: dict[str, Any], issuer: Issuer = ISSUER) -> Principal:
         ({"iat": NOW + 30}, None),
         ({"iat": NOW + 31}, Reason.TOKEN_NOT_YET_VALID),
         ({"exp": ...}, Reason.TOKEN_CLAIM_INVALID),
-        *(
-            ({name: value}, Reason.TOKEN_CLAIM_INVALID)
-            for name in ("exp", "nbf", "iat")
-            for value in (None, True, False, "1900000000", "", [NOW], {}, -1, -0.5, 1e300, 10**18, NOW * 1000)
-        ),
+        *(({name: value}, Reason.TOKEN_CLAIM_INVALID) for name in ("exp", "nbf", "iat") for value in NO_TIMES),
     ],
 )
 def test_times(changes: dict[str, Any], reason: Reason | None) -> None:

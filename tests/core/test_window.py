@@ -36,7 +36,7 @@ def one(limit: Limit, window: Window, now: float, *, spend: bool = True) -> Gran
 
 
 def state(window: Window) -> dict[str, object]:
-    return {name: getattr(window, name) for name in type(window).__slots__}
+    return {name: getattr(window, name) for name in type(window).__dict__["__slots__"]}
 
 
 class Naive:

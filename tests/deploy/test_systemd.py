@@ -18,8 +18,9 @@ DRAIN = PATIENCE  # seconds; what serve's --drain-timeout is where nobody says o
 
 
 def value(name: str) -> str:
-    (found,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
-    return found
+    found: list[str] = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    (only,) = found
+    return only
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer
-from mitmproxy.proxy.layers.http import HttpRequestHook
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import tflow
 
@@ -76,7 +76,7 @@ async def talk(body: Callable[[], Any], *sent: bytes) -> tuple[bytes, int]:
                 await asyncio.sleep(0.05)
         writer.close()
         await counting.gone.wait()
-        master.shutdown()
+        master.should_exit.set()
         await running
     return got, counting.count
 

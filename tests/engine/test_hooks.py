@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.options import Options
-from mitmproxy.proxy.layers.http import HttpRequestHeadersHook
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.test import tflow
 
 from mitmgate.engine.hooks import HookTable

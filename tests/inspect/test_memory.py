@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mitmproxy.http import HTTPFlow
 from mitmproxy.options import Options
-from mitmproxy.proxy.layers.http import HttpRequestHeadersHook
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.test import taddons, tflow
 
 from mitmgate.engine.hooks import HookTable

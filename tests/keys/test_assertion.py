@@ -3,6 +3,7 @@
 import json
 import timeit
 from base64 import urlsafe_b64decode
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from mitmgate.keys.jwks import parse_jwk_set
 NOW = 1_900_000_000.75  # far enough ahead that PyJWT, which reads the clock, finds it not expired
 ALICE = Principal("alice", "corp", ("user", "admin"), frozenset(), {}, NOW + 60)
 
-KEYS = {
+KEYS: dict[str, Callable[[], Any]] = {
     "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
     "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),

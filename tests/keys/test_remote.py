@@ -31,8 +31,8 @@ OLD_TOKEN, NEW_TOKEN = sign("ES256", OLD, header={"kid": "old"}), sign("ES256", 
 class Gate:
     """A ring with one issuer, whose clocks stand still until a test moves them."""
 
-    def __init__(self, url: str, *, retry: float = 30.0, **timing: float) -> None:
-        self.source = KeySource("jwks_url", url=url, **({"refresh": 300.0, "min_refresh": 10.0} | timing))
+    def __init__(self, url: str, *, retry: float = 30.0, refresh: float = 300.0, max_stale: float = 3600.0) -> None:
+        self.source = KeySource("jwks_url", url=url, refresh=refresh, min_refresh=10.0, max_stale=max_stale)
         self.unix, self.ticks = NOW, 1000.0
         self.ring = KeyRing(
             open_keys=lambda source: RemoteKeys(source, clock=lambda: self.unix, ticks=lambda: self.ticks, retry=retry)

@@ -140,7 +140,7 @@ def test_the_policy_that_a_token_was_minted_for_takes_it(algorithm: str, members
     ring.configure(named)
     result = ring.authenticate(named, ("corp",), minted.encode(), NOW + 1)
     assert isinstance(result, Principal)
-    assert (result.subject, result.roles, result.scopes) == ("alice", ("admin",), {"a", "b"})
+    assert (result.subject, result.roles, result.scopes) == ("alice", ("admin",), frozenset({"a", "b"}))
     assert result.token_id is not None
 
 

@@ -43,7 +43,13 @@ def endpoint(url: str) -> Endpoint:
 
 def route(*urls: str, **members: Any) -> Route:
     """Make a route to upstreams; members replace those of Route, and of its Upstream."""
-    of_upstream = {"connect_timeout": 2.0, "response_timeout": 5.0, "retries": 1, "host": "preserve", "tls": None}
+    of_upstream: dict[str, Any] = {
+        "connect_timeout": 2.0,
+        "response_timeout": 5.0,
+        "retries": 1,
+        "host": "preserve",
+        "tls": None,
+    }
     of_upstream |= {name: members.pop(name) for name in list(members) if name in of_upstream}
     upstream = Upstream("up", tuple(endpoint(url) for url in urls), circuit=Circuit(), **of_upstream)
     empty = Networks(CidrSet(), CidrSet())

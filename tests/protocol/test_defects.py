@@ -19,22 +19,16 @@ def test_exception_in_a_layer_closes_its_connection(
         raise RuntimeError("a defect")
 
     lean = gate.host == "lean"
-    of_upstream, of_client = (
-        ((LaneUpstream, "_finish"), (LaneClient, "_begin"))
-        if lean
-        else (
-            (Http1Client, "_receive"),
-            (Http1Server, "_receive"),
-        )
-    )
+    of_upstream: tuple[type, str] = (LaneUpstream, "_finish") if lean else (Http1Client, "_receive")
+    of_client: tuple[type, str] = (LaneClient, "_begin") if lean else (Http1Server, "_receive")
     with monkeypatch.context() as patch, connect(gate.port) as link:
-        patch.setattr(*of_upstream, fail)
+        patch.setattr(of_upstream[0], of_upstream[1], fail)
         link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n")
         assert receive(link) == b""
         assert gate.hooks.wait_ends(1) == [("error", Reason.STAGE_ERROR)]
     assert request(gate.port, "GET", "/p").status == 200
     with monkeypatch.context() as patch, connect(gate.port) as link:
-        patch.setattr(*of_client, fail)
+        patch.setattr(of_client[0], of_client[1], fail)
         link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n")
         assert receive(link) == b""
     assert request(gate.port, "GET", "/p").status == 200

@@ -293,7 +293,7 @@ def test_rapid_resets_end_the_connection(h2_gate: Gate, authority: Authority) ->
         assert found
 
 
-FRAMES = {
+FRAMES: dict[str, list[Frame]] = {
     "data-on-idle": [DataFrame(1, b"x")],
     "continuation-alone": [ContinuationFrame(1, b"x", flags=["END_HEADERS"])],
     "headers-on-even": [HeadersFrame(2, b"\x82", flags=["END_HEADERS", "END_STREAM"])],

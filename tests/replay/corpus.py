@@ -132,7 +132,7 @@ class Tokens:
     """The tokens of the corpus; few, and used again and again, as clients do."""
 
     def __init__(self) -> None:
-        good = {"roles": "user", "scope": "users.read orders.read", "tenant": "acme", "email": EMAIL}
+        good: dict[str, Any] = {"roles": "user", "scope": "users.read orders.read", "tenant": "acme", "email": EMAIL}
         self.user = mint("alice", **good)
         self.admin = mint("root", **good | {"roles": ["admin", "user"]})
         self.globex = mint("gina", **good | {"tenant": "globex"})

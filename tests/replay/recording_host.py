@@ -65,4 +65,4 @@ async def run(policy: str, port: int, path: str, candidate: str | None) -> None:
 
 if __name__ == "__main__":
     process_log.configure()
-    asyncio.run(run(sys.argv[1], int(sys.argv[2]), sys.argv[3], (sys.argv[4:] or [None])[0]))
+    asyncio.run(run(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] if len(sys.argv) > 4 else None))

@@ -52,9 +52,9 @@ class Live:
         self.ring.configure(snapshot.issuers)
         source = InForce(snapshot)
         services = Services(MemoryStore(), self.ring, open_trail(AuditSettings(on_full="drop")))
-        self.stages = chain.stages(source, services, clock)  # type: ignore[arg-type]  # a snapshot is all that is read
+        self.stages = chain.stages(source, services, clock)
         self.breaker = next(stage for stage in self.stages if isinstance(stage, CircuitBreaker))
-        self.enforcer = Enforcer(source, chain.REQUIRED)  # type: ignore[arg-type]  # the same
+        self.enforcer = Enforcer(source, chain.REQUIRED)
 
     def request(self, method: str, path: str, token: str | None = None, fields: Any = ()) -> HTTPFlow:
         flow = tflow()

@@ -20,8 +20,8 @@ def test_two_workers_record_shadow_and_refuse(tmp_path: Path) -> None:
         kept = json.dumps(made)
         candidate = route(json.loads(kept), "users", require={"scopes_all": ["nobody.has.it"]})
         path = tmp_path / "traffic.mitm"
-        options = ("--workers", "2", "--record", str(path), "--canary", "500", "--shadow")
-        options += (str(write_policy(tmp_path, candidate, "candidate.yaml")),)
+        shadow = str(write_policy(tmp_path, candidate, "candidate.yaml"))
+        options = ("--workers", "2", "--record", str(path), "--canary", "500", "--shadow", shadow)
         with Gateway(write_policy(tmp_path, made), arguments=options) as gateway:
             statuses: list[int] = []
 

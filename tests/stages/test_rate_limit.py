@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mitmgate.core.address import parse_address
+from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Limit
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Exchange

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from mitmgate.core.rules import Limit
+from mitmgate.core.limit import Limit
 from mitmgate.core.window import Grant, Take
 from mitmgate.stores.protocol import CounterStore
 from mitmgate.stores.redis import RedisStore

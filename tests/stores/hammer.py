@@ -8,8 +8,7 @@ import asyncio
 import sys
 import time
 
-from mitmgate.core.limit import EXACT_LIMIT
-from mitmgate.core.rules import Limit
+from mitmgate.core.limit import EXACT_LIMIT, Limit
 from mitmgate.core.window import Take
 from mitmgate.stores.redis import RedisStore, command
 

@@ -18,7 +18,7 @@ KEYS = 4  # so few that keys are forgotten
 def kept(store: MemoryStore) -> list[list[tuple[str, object]]]:
     """Everything that a store remembers, in its order."""
     return [
-        [(key, [getattr(window, name) for name in type(window).__slots__]) for key, window in shelf.items()]
+        [(key, [getattr(window, name) for name in type(window).__dict__["__slots__"]]) for key, window in shelf.items()]
         for shelf in (store._fresh, store._used, store._full)
     ]
 
@@ -92,5 +92,5 @@ def test_a_request_from_before_and_a_limit_that_is_none_go_the_long_way() -> Non
         store.take([take], NOW)
     assert short(store, take, NOW - 1e-6) is None
     for wrong in ({"cost": 0}, {"cost": -1}, {"window": 0.0}, {"window": -1.0}, {"cost": 2}):
-        assert short(store, Take(replace(take.limit, **wrong), take.key)) is None  # type: ignore[arg-type]
+        assert short(store, Take(replace(take.limit, **wrong), take.key)) is None
     assert short(store, take) is not None

@@ -69,5 +69,5 @@ def _labels(names: Sequence[str], values: Sequence[str]) -> str:
 def _number(value: float) -> str:
     if value < _GO_EXPONENT:
         return repr(float(value))
-    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # prometheus_client's own
+    text: str = floatToGoString(value)
     return text

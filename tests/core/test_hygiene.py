@@ -37,7 +37,7 @@ STRIPPED = [
     "X-User-ID", "x-user-id", "X_User_ID", "X.User.ID", "X-User_ID", "X--User--ID", "X_USER_ROLE", "Any_Underscore",
     "Forwarded", "X-Forwarded-For", "X-Forwarded-Uri", "X.Forwarded.Host", "X-Forwarded", "X-Real-IP", "X-Original-URL",
     "X-Rewrite-URL", "X-HTTP-Method-Override", "X-Method-Override", "X-Request-ID", "Proxy-Authorization",
-    "TE", "Keep-Alive", "Trailer", "Proxy-Connection",
+    "TE", "Keep-Alive", "Trailer", "Proxy-Connection", "Expect",
 ]  # fmt: skip
 
 

@@ -32,6 +32,9 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade".split()
 )
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_ANSWERED_HERE = frozenset({b"expect"})
+"""Fields that ask this hop for something. The protocol layer answers an expectation, or, in HTTP/1.0, ignores it
+(RFC 9110, section 10.1.1); a service that was asked as well would answer a client that does not wait."""
 _SPOOFABLE = frozenset(
     b"forwarded via x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
     b"fastly-client-ip x-original-url x-original-uri x-original-host x-original-method x-rewrite-url x-http-method "
@@ -70,7 +73,7 @@ def disposition(name: bytes, identity: frozenset[bytes]) -> Disposition:
     if _TOKEN.fullmatch(name) is None:
         return Disposition.REFUSE
     shape = _SHAPE.sub(b"-", name)
-    if name in _HOP_BY_HOP or name in _FRAMING or b"_" in name:
+    if name in _HOP_BY_HOP or name in _FRAMING or name in _ANSWERED_HERE or b"_" in name:
         return Disposition.DROP
     if shape in _SPOOFABLE or shape.startswith(b"x-forwarded") or shape in {_SHAPE.sub(b"-", i) for i in identity}:
         return Disposition.DROP

@@ -55,11 +55,6 @@ class Forward:
     host: str  # the Host field's value
     fields: Fields  # complete, Host included
 
-    def without_expectation(self) -> "Forward":
-        """Leave out `Expect`: the gateway itself has answered it."""
-        kept = tuple(field for field in self.fields if field[0].lower() != b"expect")
-        return self if len(kept) == len(self.fields) else replace(self, fields=kept)
-
     def to_host(self, host: str) -> "Forward":
         """Name another Host, for an upstream whose endpoints have names of their own."""
         others = tuple(field for field in self.fields if field[0].lower() != b"host")

@@ -77,8 +77,7 @@ class StreamRequest(StreamEnding):
         if exchange.forward is None:
             yield from self._fail(Reason.STAGE_ERROR)
             return
-        self._decided = exchange.forward.without_expectation()
-        flow.request.headers.pop("expect", None)
+        self._decided = exchange.forward
         if event.end_stream:
             self._request = RequestPhase.BUFFERING
             return

@@ -81,9 +81,6 @@ class TransitRequest(TransitReaching):
             return
         self._made = made
         self._retries = route.upstream.retries
-        if self._expects:
-            self._made = made.without_expectation()
-            self.flow.request.headers.pop("expect", None)
         if length == 0:
             self._request = RequestPhase.BUFFERING
             return

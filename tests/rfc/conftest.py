@@ -1,0 +1,29 @@
+"""Fixtures of the tests of both RFCs: each front runs once for all files that a test process has."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.rfc.fronts import KINDS, Front, Kind, running
+
+
+@pytest.fixture(scope="session")
+def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Front]]:
+    """Keep what runs; a front is started when a test first asks for it."""
+    with ExitStack() as stack:
+
+        class Started(dict[Kind, Front]):
+            def __missing__(self, kind: Kind) -> Front:
+                front = stack.enter_context(running(kind, tmp_path_factory.mktemp(kind)))
+                self[kind] = front
+                return front
+
+        yield Started()
+
+
+@pytest.fixture(params=KINDS)
+def front(request: pytest.FixtureRequest, fronts: dict[Kind, Front]) -> Front:
+    """Run the test on each front."""
+    kind: Kind = request.param
+    return fronts[kind]

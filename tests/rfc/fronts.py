@@ -1,0 +1,147 @@
+"""Each way that a client's bytes can take into the gateway, as one thing for tests to ask: real processes and sockets.
+
+lane: `serve`, plain HTTP/1.1, on the fast lane. tls: `serve` with TLS, on mitmproxy's layers. web: `mitmgate web`,
+plain HTTP/1.1 on mitmproxy's layers, in stock mitmweb.
+"""
+
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tests.live.harness import Gateway, mint, policy, write_policy
+from tests.live.harness_http import Answered, wait_for
+from tests.live.harness_upstream import PATIENCE, Recorded, RecordingUpstream
+from tests.protocol.certificates import Authority
+
+Kind = Literal["lane", "tls", "web"]
+KINDS: Final[tuple[Kind, ...]] = ("lane", "tls", "web")
+TRUSTED: Final = "127.0.0.2"
+"""The address of a trusted proxy; every other address of 127.0.0.0/8 is a client's."""
+
+
+@dataclass
+class Front:
+    """A running gateway, and the service behind it."""
+
+    kind: Kind
+    gateway: Gateway
+    upstream: RecordingUpstream
+    authority: Authority
+
+    def connect(self, source: str = "127.0.0.1", *protocols: str) -> socket.socket:
+        """Open a connection from an address; protocols: what ALPN offers where the front speaks TLS."""
+        link = socket.create_connection(("127.0.0.1", self.gateway.port), PATIENCE, source_address=(source, 0))
+        if self.kind != "tls":
+            return link
+        context = ssl.create_default_context(cafile=self.authority.ca)
+        context.set_alpn_protocols(list(protocols) or ["http/1.1"])
+        return context.wrap_socket(link, server_hostname="localhost")
+
+    def raw(self, data: bytes, *, source: str = "127.0.0.1") -> bytes:
+        """Send bytes as they are, and return all that comes back until the connection ends."""
+        got = b""
+        with self.connect(source) as link:
+            try:
+                link.sendall(data)
+                while part := link.recv(65536):
+                    got += part
+            except (ConnectionError, ssl.SSLError):
+                pass
+            except TimeoutError:
+                raise AssertionError(f"no end within {PATIENCE:.0f} s; so far {got!r}") from None
+        return got
+
+    def ask(
+        self,
+        target: str,
+        *lines: str,
+        method: str = "GET",
+        version: str = "HTTP/1.1",
+        host: str | None = "localhost",
+        body: bytes = b"",
+        source: str = "127.0.0.1",
+    ) -> Answered:
+        """Send one request of these header lines, and read its answer; the connection ends with it."""
+        fields = [] if host is None else [f"Host: {host}"]
+        fields += lines
+        if version == "HTTP/1.1" and not any(line.lower().startswith("connection:") for line in lines):
+            fields.append("Connection: close")
+        if body:
+            fields.append(f"Content-Length: {len(body)}")
+        head = "".join(f"{line}\r\n" for line in (f"{method} {target} {version}", *fields))
+        return parse(self.raw(head.encode("latin-1") + b"\r\n" + body, source=source))
+
+    def seen(self, *arguments: Any, **named: Any) -> Recorded:
+        """Send a request as `ask` does, and return what the service saw of it."""
+        self.upstream.forget()
+        answered = self.ask(*arguments, **named)
+        assert answered.status == 200, answered
+        self.upstream.assert_saw_only(1)
+        return self.upstream.last()
+
+    def refused(self, status: int, reason: str, *arguments: Any, **named: Any) -> Answered:
+        """Send a request that must be refused, and check that the service saw nothing and the audit did."""
+        self.upstream.forget()
+        answered = self.ask(*arguments, **named)
+        assert (answered.status, answered.reason) == (status, reason), answered
+        self.upstream.assert_saw_nothing()
+        assert self.event(answered)["reason"] == reason
+        return answered
+
+    def event(self, answered: Answered) -> dict[str, Any]:
+        """Return the audit event of an answer."""
+        path = self.gateway.policy_path.with_name("audit.jsonl")
+        request_id = (answered.one("x-request-id") or "").encode()
+        assert request_id
+
+        def mine() -> list[bytes]:
+            return [line for line in path.read_bytes().split(b"\n")[:-1] if request_id in line]
+
+        wait_for(lambda: bool(mine()), f"the audit event of {request_id!r}")
+        (line,) = mine()
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+
+def parse(got: bytes) -> Answered:
+    """Read the bytes of the last response of a connection; interim ones are left out."""
+    while got.startswith(b"HTTP/1.1 1"):
+        got = got.partition(b"\r\n\r\n")[2]
+    head, separator, body = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 ") and separator, got
+    first, *lines = head.decode("latin-1").split("\r\n")
+    fields = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    return Answered(int(first.split(" ")[1]), fields, body)
+
+
+def bearer(*arguments: Any, **named: Any) -> str:
+    """Return an Authorization line with a token; see `mint`."""
+    return f"Authorization: Bearer {mint(*arguments, **named)}"
+
+
+def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]:
+    """Make the policy of all fronts: that of the live tests, and a route for each subject here."""
+    made = policy(directory, upstream)
+    made["trusted_proxies"] = [TRUSTED]
+    made["upstreams"]["users"]["circuit"] = {"failures": 10000}
+    for name in made["upstreams"]:
+        made["upstreams"][name]["circuit"] = {"failures": 10000}
+    return made
+
+
+@contextmanager
+def running(kind: Kind, directory: Path) -> Iterator[Front]:
+    """Run a front."""
+    authority = Authority(directory)
+    with RecordingUpstream() as upstream:
+        made = front_policy(directory, upstream)
+        if kind == "tls":
+            certificate, key = authority.issue("localhost")
+            made["listen"] = {"tls": {"certificate": certificate, "key": key}}
+        with Gateway(write_policy(directory, made), host="web" if kind == "web" else "serve") as gateway:
+            yield Front(kind, gateway, upstream, authority)

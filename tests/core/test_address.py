@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.address import CidrSet, client_address, parse_address
+from mitmgate.core.address import CidrSet, parse_address
 
 
 def inside(text: str, networks: CidrSet) -> bool:
@@ -50,27 +50,3 @@ def test_bisection_agrees_with_a_list_of_networks(rules: list[tuple[int, int]], 
     address = ip_address(probe)
     expected = any(address in network for network in networks)
     assert (address in CidrSet([str(network) for network in networks])) is expected
-
-
-TRUSTED = CidrSet(["10.0.0.0/8", "127.0.0.1"])
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "client"),
-    [
-        ("198.51.100.1", ["1.1.1.1"], "198.51.100.1"),  # not a trusted peer: its claim is nothing
-        ("10.0.0.1", [], "10.0.0.1"),
-        ("10.0.0.1", ["203.0.113.5"], "203.0.113.5"),
-        ("10.0.0.1", ["9.9.9.9, 203.0.113.5, 10.1.1.1"], "203.0.113.5"),  # from the right, not the leftmost
-        ("10.0.0.1", ["9.9.9.9", "203.0.113.5"], "203.0.113.5"),
-        ("10.0.0.1", ["9.9.9.9, junk"], None),
-        ("10.0.0.1", ["203.0.113.5, "], None),
-        ("", [], None),
-        ("::ffff:10.0.0.1", ["203.0.113.5"], "203.0.113.5"),
-    ],
-)
-def test_the_client_is_the_rightmost_hop_that_is_not_trusted(
-    peer: str, forwarded: list[str], client: str | None
-) -> None:
-    found = client_address(peer, forwarded, TRUSTED)
-    assert found == (None if client is None else ip_address(client))

@@ -122,7 +122,10 @@ def fields(snapshots: list[Snapshot]) -> list[tuple[tuple[bytes, bytes], ...]]:
     tokens = [mint(issuers[name], "alice", now=NOW, lifetime=300.0, claims=claims) for name in ("dev", "ops")]
     host, echo = (b"Host", b"api.example"), (b"X-Echo", b"heard")
     bearers = [(b"Authorization", b"Bearer " + token.encode()) for token in tokens]
-    forwarded = ((b"X-Forwarded-For", b"192.0.2.2"), (b"X-Forwarded-Proto", b"https"))
+    forwarded = (
+        *((b"X-Forwarded-For", b"192.0.2.2:4711"), (b"X-Forwarded-Proto", b"https")),
+        *((b"X-Forwarded-Host", b"shop.example"), (b"X-Forwarded-Port", b"8443")),
+    )
     return [
         (host, bearers[0], echo),
         (host, bearers[1]),

@@ -25,7 +25,8 @@ def parse_address(text: str) -> Address | None:
     return address
 
 
-_peer_address = lru_cache(maxsize=4096)(parse_address)  # peers come again; what a header says could be of any length
+peer_address = lru_cache(maxsize=4096)(parse_address)
+"""Parse the address of a TCP peer: those come again, and are short; what a header says could be of any length."""
 
 
 @lru_cache(maxsize=4096)
@@ -84,20 +85,3 @@ def _merged(ranges: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
             starts.append(start)
             ends.append(end)
     return starts, ends
-
-
-def client_address(peer: str, forwarded_for: Iterable[str], trusted: CidrSet) -> Address | None:
-    """Find the client's address: walk X-Forwarded-For from the right while the hop is a trusted proxy.
-
-    peer: the TCP peer. forwarded_for: the field's values, in order of arrival. Returns None where the address that
-    decides can't be parsed: the caller denies. A peer that isn't trusted is the client, whatever it claims.
-    """
-    address = _peer_address(peer)
-    if address is None or not trusted.networks or address not in trusted:
-        return address
-    hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
-    for hop in reversed(hops):
-        address = parse_address(hop)
-        if address is None or address not in trusted:
-            return address
-    return address

@@ -41,14 +41,18 @@ def header_safe(value: str) -> bytes | None:
     return value.encode("ascii")
 
 
-def forwarded_for(client: IPv4Address | IPv6Address, scheme: str, host: bytes) -> Fields:
-    """Make the forwarding fields anew: nothing of what the client claimed is left in them."""
+def forwarding_fields(client: IPv4Address | IPv6Address, scheme: str, host: bytes, port: str | None) -> Fields:
+    """Make the forwarding fields anew: nothing of what the client claimed is left in them.
+
+    port: where a trusted proxy has told it; otherwise it is in `host`, or the scheme's own.
+    """
     address = address_text(client).encode("ascii")
-    return (
+    fields = (
         (b"X-Forwarded-For", address),
         (b"X-Forwarded-Proto", scheme.encode("ascii")),
         (b"X-Forwarded-Host", host),
     )
+    return fields if port is None else (*fields, (b"X-Forwarded-Port", port.encode("ascii")))
 
 
 def client_fields(fields: Fields, replaced: frozenset[bytes]) -> Fields:

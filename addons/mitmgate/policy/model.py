@@ -173,7 +173,8 @@ class Policy(Section):
     """Without it there is no admin listener."""
     endpoints: Endpoints = Endpoints()
     trusted_proxies: tuple[Cidr, ...] = ()
-    """Networks whose X-Forwarded-For is believed, walked from the right."""
+    """Networks whose X-Forwarded-For (walked from the right), -Proto, -Host and -Port are believed. Such a proxy must
+    set each of these fields or remove a client's."""
     networks: Networks = Networks()
     """Client addresses for every route."""
     limits: Limits = Limits()

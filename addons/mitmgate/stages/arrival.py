@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from mitmproxy.connection import Client
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.writer import Denial
-from mitmgate.core.address import CidrSet, client_address, parse_address
+from mitmgate.core.address import peer_address
+from mitmgate.core.forwarding import told_by
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
@@ -24,7 +25,7 @@ Pressure = Denial | Awaitable[Denial | None] | None
 class Arrival(Stage):
     """Begin an exchange: ingress snapshot, request id, client address, policy in force.
 
-    Reads: the flow's request and peer; X-Request-ID, X-Forwarded-For and X-Forwarded-Proto, believed from
+    Reads: the flow's request and peer; X-Request-ID and X-Forwarded-For, -Proto, -Host and -Port, believed from
     `trusted_proxies` alone.
     Writes: the exchange. Denies: 503 audit-unavailable, where the policy wants each request recorded and
     there is no room; a flow that the protocol layer refused gets its final step `protocol` here.
@@ -61,12 +62,12 @@ class Arrival(Stage):
         snapshot, headers = self._source.snapshot, request.headers
         request_id, trace = self._identifiers()
         scheme, proxies = request.scheme, snapshot.trusted_proxies
-        forwarded_for: Sequence[str] = ()
-        if proxies.networks and _is_trusted(request.peer, proxies):
+        client = peer_address(request.peer)
+        host = port = None
+        if proxies.networks and client is not None and client in proxies:
             request_id = valid_request_id(headers.one(b"x-request-id")) or request_id
-            said = headers.text("x-forwarded-proto")
-            scheme = said if said in {"http", "https"} else scheme
-            forwarded_for = [value.decode("latin-1") for value in headers.all(b"x-forwarded-for")]
+            client, told_scheme, host, port = told_by(client, headers, proxies)
+            scheme = told_scheme or scheme
         return Exchange(
             snapshot,
             request,
@@ -74,9 +75,11 @@ class Arrival(Stage):
             self._clock(),
             time.perf_counter(),
             Verdict(snapshot.digest),
-            client_address(request.peer, forwarded_for, proxies),
+            client,
             scheme,
             valid_traceparent(headers.one(b"traceparent")) or trace,
+            host,
+            port,
         )
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
@@ -91,11 +94,6 @@ class Arrival(Stage):
 
     async def _signed_later(self, pressure: Awaitable[Denial | None]) -> Step:
         return self._signed(await pressure)
-
-
-def _is_trusted(peer: str, trusted: CidrSet) -> bool:
-    address = parse_address(peer)
-    return address is not None and address in trusted
 
 
 def _subject(client: Client) -> str | None:

@@ -33,8 +33,9 @@ class Cors(Stage):
             return self.skipped
         asks = is_preflight(head.method, head.headers)
         if allowed_origin(rule, origin) is None:
-            host = head.headers.text("host") or exchange.request.authority
-            if not asks and is_same_origin(origin, host):
+            host = exchange.public_host or head.headers.text("host") or exchange.request.authority
+            hosts = [host] if exchange.public_port is None else [host, f"{host}:{exchange.public_port}"]
+            if not asks and any(is_same_origin(origin, name) for name in hosts):
                 return self.skipped
             return self.deny(Reason.ORIGIN_NOT_ALLOWED, "The origin is not among those that this route allows.")
         if not asks:

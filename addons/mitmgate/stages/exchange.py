@@ -46,6 +46,8 @@ class Exchange:
     client: IPv4Address | IPv6Address | None = None  # Arrival
     scheme: str = "http"  # Arrival: what the client used, as far as a trusted proxy may tell
     traceparent: str = ""  # Arrival
+    public_host: str | None = None  # Arrival: what the client asked for (`name[:port]`), where a trusted proxy says so
+    public_port: str | None = None  # Arrival: the same
     head: Head | None = None  # Hygiene
     route: Route | None = None  # Routing
     no_route: NoRoute | None = None  # Routing

@@ -7,7 +7,7 @@ from mitmgate.core.headers import Fields
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward, Head
-from mitmgate.core.rewrite import client_fields, forwarded_for, header_safe, upstream_path
+from mitmgate.core.rewrite import client_fields, forwarding_fields, header_safe, upstream_path
 from mitmgate.core.rules import ForwardIdentity, Route
 from mitmgate.core.verdict import Step
 from mitmgate.keys.assertion import signer_of
@@ -26,7 +26,7 @@ class _Lasting(NamedTuple):
     forward: ForwardIdentity
     principal: Principal | None
     client: Address
-    scheme: str
+    told: tuple[str, str | None, str | None]
     received: bytes
     fields: Fields
 
@@ -81,7 +81,8 @@ class Rewrite(Stage):
         memo = head.headers.memo
         if memo is None:
             return _fields(exchange, head, route, client, received)
-        forward, principal, scheme = exchange.snapshot.forward, exchange.principal, exchange.scheme
+        forward, principal = exchange.snapshot.forward, exchange.principal
+        told = exchange.scheme, exchange.public_host, exchange.public_port
         known = memo.get(_Lasting)
         if (
             isinstance(known, _Lasting)
@@ -89,7 +90,7 @@ class Rewrite(Stage):
             and known.forward is forward
             and known.principal is principal
             and known.client is client
-            and known.scheme == scheme
+            and known.told == told
             and known.received == received
         ):
             return known.fields
@@ -97,7 +98,7 @@ class Rewrite(Stage):
         if fields is not None and _CHANGING.isdisjoint(
             [name for _, template in route.rewrite.set for name in template.placeholders]
         ):
-            memo[_Lasting] = _Lasting(route, forward, principal, client, scheme, received, fields)
+            memo[_Lasting] = _Lasting(route, forward, principal, client, told, received, fields)
         return fields
 
 
@@ -122,7 +123,8 @@ def _fields(exchange: Exchange, head: Head, route: Route, client: Address, recei
             return None
         if value is not None:
             made.append((name, value))
-    made += forwarded_for(client, exchange.scheme, received)
+    host = received if exchange.public_host is None else exchange.public_host.encode("latin-1")
+    made += forwarding_fields(client, exchange.scheme, host, exchange.public_port)
     replaced = _REPLACED | route.rewrite.remove | {name.lower() for name, _ in made}
     if names.assertion is not None:
         replaced |= {names.assertion.header.lower()}

@@ -1,0 +1,72 @@
+"""What services are told of the client and of what it asked for; a trusted proxy is believed, nobody else."""
+
+import pytest
+
+from tests.rfc.fronts import TRUSTED, Front
+
+SPOOFED = (
+    "X-Forwarded-For: 203.0.113.9",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Port: 444",
+    "X-Forwarded-Proto: gopher",
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "client"),
+    [
+        ("203.0.113.5:50123", "203.0.113.5"),
+        ("[2001:db8::7]:50123", "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("9.9.9.9, 203.0.113.5:1, 127.0.0.2:80", "203.0.113.5"),
+    ],
+)
+def test_the_address_as_load_balancers_write_it(front: Front, entry: str, client: str) -> None:
+    answered = front.ask("/public", f"X-Forwarded-For: {entry}", source=TRUSTED)
+    assert answered.status == 200
+    assert front.upstream.last().all("x-forwarded-for") == [client]
+    event = front.event(answered)
+    assert (event["client_ip"], event["peer"]) == (client, TRUSTED)
+
+
+@pytest.mark.parametrize("entry", ["203.0.113.5:65536", "[203.0.113.5]", "unknown", "203.0.113.5, "])
+def test_an_address_that_can_not_be_read_is_refused(front: Front, entry: str) -> None:
+    front.refused(403, "address-unknown", "/public", f"X-Forwarded-For: {entry}", source=TRUSTED)
+
+
+def test_what_a_trusted_proxy_says_is_kept(front: Front) -> None:
+    lines = ("X-Forwarded-For: 203.0.113.5", "X-Forwarded-Host: Shop.example:8443", "X-Forwarded-Port: 8443")
+    seen = front.seen("/public", *lines, "X-Forwarded-Proto: HTTPS, http", host="inner.example", source=TRUSTED)
+    assert seen.all("host") == ["inner.example"]
+    assert seen.all("x-forwarded-host") == ["Shop.example:8443"]
+    assert seen.all("x-forwarded-port") == ["8443"]
+    assert seen.all("x-forwarded-proto") == ["http"]
+    seen = front.seen("/public", "X-Forwarded-Proto: HttpS", source=TRUSTED)
+    assert seen.all("x-forwarded-proto") == ["https"]
+    assert seen.all("x-forwarded-host") == ["localhost"]
+    assert seen.all("x-forwarded-port") == []
+
+
+def test_a_client_is_not_believed(front: Front) -> None:
+    seen = front.seen("/public", *SPOOFED, "X_Forwarded_Port: 445", "X.Forwarded.Host: evil.example")
+    assert seen.all("x-forwarded-for") == ["127.0.0.1"]
+    assert seen.all("x-forwarded-host") == ["localhost"]
+    assert seen.all("x-forwarded-port") == []
+    assert seen.all("x-forwarded-proto") == ["https" if front.kind == "tls" else "http"]
+    assert "evil" not in str(seen.headers) and "445" not in str(seen.headers)
+
+
+def test_a_proxy_that_says_nothing_that_can_be_read_is_as_one_that_says_nothing(front: Front) -> None:
+    lines = ("X-Forwarded-Host: a/b", "X-Forwarded-Port: 0", "X-Forwarded-Proto: gopher")
+    seen = front.seen("/public", *lines, source=TRUSTED)
+    assert seen.all("x-forwarded-host") == ["localhost"]
+    assert seen.all("x-forwarded-port") == []
+    assert seen.all("x-forwarded-proto") == ["https" if front.kind == "tls" else "http"]
+
+
+def test_a_page_is_of_the_same_origin_as_the_host_that_it_was_asked_under(front: Front) -> None:
+    """A route with a CORS policy refuses foreign origins; behind a proxy that renames Host, its own is none."""
+    lines = ("Origin: https://shop.example:8443", "X-Forwarded-Host: shop.example", "X-Forwarded-Port: 8443")
+    front.refused(401, "credential-missing", "/api/v1/users", *lines, host="inner.example", source=TRUSTED)
+    front.refused(403, "origin-not-allowed", "/api/v1/users", *lines, host="inner.example")

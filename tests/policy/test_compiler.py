@@ -31,7 +31,7 @@ def test_everything_else_has_a_default(tmp_path: Path) -> None:
     assert (policy.admin, policy.store, policy.audit.sinks) == (None, "memory", ())
     assert (snapshot.mode, snapshot.health_path) == ("enforce", "/health")
     assert (snapshot.default_issuers, snapshot.issuers) == (None, {})
-    assert snapshot.identity_headers == {b"x-user-id", b"x-user-role"}
+    assert snapshot.client_fields.identity == {b"x-user-id", b"x-user-role"}
     (route,) = snapshot.routes.routes
     assert (route.rewrite, route.require, route.limits, route.cors) == (Rewrite(), Requirement(), (), None)
     assert route.upstream.circuit == Circuit()

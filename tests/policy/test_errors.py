@@ -48,6 +48,16 @@ def place(text: str, mark: str) -> tuple[int, int]:
 # What stands in BASE, what stands there instead (¦ marks the place of the error), path, message, hint.
 Case = tuple[str, str, str, str, str]
 CASES: list[Case] = [
+    # Fields of clients that are kept.
+    (
+        "identity:",
+        "identity:\n  keep: [¦X-Real-IP]",
+        "identity.keep[0]",
+        "a client's X-Real-IP is always removed",
+        "only",
+    ),
+    ("identity:", "identity:\n  keep: [¦Accept]", "identity.keep[0]", "Accept goes on as it is", "leave it out"),
+    ("identity:", "identity:\n  keep: ¦[X-User-Role]", "identity.keep", "the gateway's own word", ""),
     # Unknown members and missing ones.
     ("cors:", "¦corse:", "corse", "there is no member corse", "did you mean cors?"),
     ("version: 1\n", "¦listn: {}\nversion: 1\n", "listn", "there is no member", "did you mean listen?"),

@@ -15,6 +15,7 @@ from mitmproxy.master import Master
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
@@ -74,7 +75,7 @@ class Source:
             path="policy.yaml",
             resolve=lambda name: name,
             trusted_proxies=CidrSet(),
-            identity_headers=frozenset({b"x-user-id"}),
+            client_fields=ClientFields({b"x-user-id"}),
             max_head=limits["head"],
             max_body=10 << 20,
             upstreams={},

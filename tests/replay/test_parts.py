@@ -80,7 +80,7 @@ def test_a_policy_loads_without_what_only_production_has(tmp_path: Path) -> None
     found = load_offline(str(write_policy(tmp_path, made)), {})
     assert len(found.notes) == 7
     assert found.ignored == {b"x-gateway-assertion"} and found.snapshot.forward.assertion is None
-    assert b"x-gateway-assertion" in found.snapshot.identity_headers, "a client's own is stripped all the same"
+    assert b"x-gateway-assertion" in found.snapshot.client_fields.identity, "a client's own is stripped all the same"
 
 
 @pytest.mark.parametrize(

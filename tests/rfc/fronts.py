@@ -128,7 +128,8 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
     """Make the policy of all fronts: that of the live tests, and a route for each subject here."""
     made = policy(directory, upstream)
     made["trusted_proxies"] = [TRUSTED]
-    made["upstreams"]["users"]["circuit"] = {"failures": 10000}
+    made["identity"]["keep"] = ["X-User-Agent", "X-JWT-Kept"]
+    made["rate_limits"]["per-user"]["limit"] = 1_000_000
     for name in made["upstreams"]:
         made["upstreams"][name]["circuit"] = {"failures": 10000}
     return made

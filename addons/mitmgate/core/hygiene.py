@@ -1,20 +1,17 @@
 """Hygiene: from the head that arrived to the one head that everything after it reads.
 
-Refuses what different servers could read differently, and strips what a client must not be able to say: hop-by-hop
-fields (RFC 9110, section 7.6.1), identity and forwarding fields in every spelling that an origin may fold together
-(CGI and WSGI turn "-" into "_", so X_User_ID and X.User.ID are X-User-ID to them), and fields that override the path
-or the method.
+Refuses what different servers could read differently, and strips what a client must not be able to say (see
+client_fields.py): hop-by-hop fields, identity and forwarding fields, and those that override the path or the method.
 """
 
 import base64
 import binascii
 import re
 from dataclasses import dataclass
-from enum import Enum, auto
-from functools import lru_cache
 from typing import NamedTuple
 
 from mitmgate.core.authority import parse_authority
+from mitmgate.core.client_fields import FRAMING, ClientFields, Disposition
 from mitmgate.core.headers import Headers
 from mitmgate.core.path import Ambiguous, canonical_path, is_plain, query_is_plain
 from mitmgate.core.reason import Reason
@@ -22,30 +19,16 @@ from mitmgate.core.request import Head, Request
 
 MAX_TARGET = 8192  # octets; RFC 9112, section 3, asks for at least 8000
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_SHAPE = re.compile(rb"[^a-z0-9]+")
 
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-_HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade".split()
-)
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-_ANSWERED_HERE = frozenset({b"expect"})
-"""Fields that ask this hop for something. The protocol layer answers an expectation, or, in HTTP/1.0, ignores it
-(RFC 9110, section 10.1.1); a service that was asked as well would answer a client that does not wait."""
-_SPOOFABLE = frozenset(
-    b"forwarded via x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
-    b"fastly-client-ip x-original-url x-original-uri x-original-host x-original-method x-rewrite-url x-http-method "
-    b"x-http-method-override x-method-override x-host x-scheme x-request-id traceparent x-client-cert".split()
-)
 _SINGLE = frozenset(
     b"host authorization content-type content-length expect origin upgrade sec-websocket-key "
     b"sec-websocket-version access-control-request-method traceparent content-encoding".split()
 )
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
-_NEVER_NOMINATED = _FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
+_NEVER_NOMINATED = FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +42,6 @@ class Refusal:
 _INVALID_HOST = Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
 
 
-class Disposition(Enum):
-    """What becomes of a field on its way in."""
-
-    KEEP = auto()
-    DROP = auto()
-    REFUSE = auto()
-
-
-@lru_cache(maxsize=4096)
-def disposition(name: bytes, identity: frozenset[bytes]) -> Disposition:
-    """Classify a field name (lower-case). identity: lower-case names that carry identity in this policy."""
-    if _TOKEN.fullmatch(name) is None:
-        return Disposition.REFUSE
-    shape = _SHAPE.sub(b"-", name)
-    if name in _HOP_BY_HOP or name in _FRAMING or name in _ANSWERED_HERE or b"_" in name:
-        return Disposition.DROP
-    if shape in _SPOOFABLE or shape.startswith(b"x-forwarded") or shape in {_SHAPE.sub(b"-", i) for i in identity}:
-        return Disposition.DROP
-    return Disposition.KEEP
-
-
 class Screened(NamedTuple):
     """What a head's fields came to, whatever the request line. size: octets. host: what Host says.
 
@@ -91,19 +53,19 @@ class Screened(NamedTuple):
     kept: Headers | Refusal
 
 
-def screen(headers: Headers, identity: frozenset[bytes]) -> Screened:
-    """Look at the fields. identity: lower-case names of the fields that carry identity to upstreams."""
+def screen(headers: Headers, rules: ClientFields) -> Screened:
+    """Look at the fields. rules: the policy's."""
     memo = headers.memo
     if memo is not None:
-        known = memo.get(identity)
+        known = memo.get(rules)
         if isinstance(known, Screened):
             return known
     size = 0
     for name, value in headers.fields:
         size += len(name) + len(value) + 4
-    screened = Screened(size, _named_host(headers), _kept_fields(headers, identity))
+    screened = Screened(size, _named_host(headers), _kept_fields(headers, rules))
     if memo is not None:
-        memo[identity] = screened
+        memo[rules] = screened
         if isinstance(screened.kept, Headers):
             screened.kept.memo = {}
     return screened
@@ -165,7 +127,7 @@ def _authority(request: Request, named: tuple[str, int | None] | Refusal) -> tup
     return named
 
 
-def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refusal:
+def _kept_fields(headers: Headers, rules: ClientFields) -> Headers | Refusal:
     """Drop what must not go on; refuse malformed and repeated fields."""
     nominated = _nominated(headers)
     if isinstance(nominated, Refusal):
@@ -174,7 +136,7 @@ def _kept_fields(headers: Headers, identity: frozenset[bytes]) -> Headers | Refu
     index: dict[bytes, list[bytes]] = {}
     for name, value in headers.fields:
         lower = name.lower()
-        decided = disposition(lower, identity)
+        decided = rules.disposition(lower)
         if decided is Disposition.REFUSE:
             return Refusal(Reason.HEADER_INVALID, "A field name is not a token.")
         if _BAD_VALUE.search(value) is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
+from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
 from mitmgate.policy.condition import compile_condition
@@ -44,7 +45,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         },
         default_issuers=default,
         forward=forward,
-        identity_headers=_identity_headers(forward, routes),
+        client_fields=ClientFields(_identity_headers(forward, routes), map(_field, policy.identity.keep)),
         trusted_proxies=CidrSet(policy.trusted_proxies),
         networks=_networks(policy.networks),
         client_limits=tuple(limits[name] for name in policy.client_limits),

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from mitmgate.core.authority import parse_authority
+from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
@@ -171,6 +172,18 @@ class Forward(Section):
         return self
 
 
+def _kept(name: str) -> str:
+    shaped = shape(name.lower().encode("ascii"))
+    if looks_like_identity(shaped):
+        return name
+    if ClientFields(()).disposition(name.lower().encode("ascii")) is Disposition.KEEP:
+        raise wrong(f"{name} goes on as it is", "leave it out")
+    raise wrong(f"a client's {name} is always removed", "only fields that look like identity can be kept")
+
+
+Kept = Annotated[HeaderName, AfterValidator(_kept)]
+
+
 class Identity(Section):
     """Who may be a principal."""
 
@@ -179,3 +192,16 @@ class Identity(Section):
     issuers: dict[Name, Issuer] = Field(default={})
     """Trusted issuers, by name."""
     forward: Forward = Forward()
+    keep: tuple[Kept, ...] = ()
+    """Header fields of clients that look like identity (docs/headers.md) and go on to services all the same."""
+
+    @model_validator(mode="after")
+    def _keeps_nobodys_word(self) -> Self:
+        assertion = self.forward.assertion
+        own = {self.forward.subject.lower(), self.forward.roles.lower()}
+        if assertion is not None:
+            own.add(assertion.header.lower())
+        for name in self.keep:
+            if shape(name.lower().encode()).decode() in own:
+                raise wrong(f"{name} is the gateway's own word on who asks", at="keep")
+        return self

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mitmgate.core.address import CidrSet
+from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.rules import ForwardIdentity, Issuer, Mode, Networks, ResponseHeaders, Upstream
@@ -32,7 +33,7 @@ class Snapshot:
     issuers: Mapping[str, Issuer]
     default_issuers: tuple[str, ...] | None
     forward: ForwardIdentity
-    identity_headers: frozenset[bytes]  # every lower-case name that carries identity: always stripped from clients
+    client_fields: ClientFields
     trusted_proxies: CidrSet
     networks: Networks
     client_limits: tuple[Limit, ...]

@@ -1,0 +1,115 @@
+"""Which header fields of clients go on to services, and which only the gateway, or nobody, may write.
+
+A name is compared by its shape: CGI and WSGI turn "-" into "_", so X_User_ID and X.User.ID are X-User-ID to services
+behind them. docs/headers.md lists what is here for users; a test holds the two to one another.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Final
+
+HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade "
+    b"http2-settings".split()
+)
+"""Fields of one connection (RFC 9110, section 7.6.1), and of an upgrade to HTTP/2 that is never made."""
+
+FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+ANSWERED_HERE: Final = frozenset({b"expect"})
+"""Fields that ask this hop for something. The protocol layer answers an expectation, or, in HTTP/1.0, ignores it
+(RFC 9110, section 10.1.1); a service that was asked as well would answer a client that does not wait."""
+
+NEVER: Final = frozenset(
+    b"forwarded via x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
+    b"cf-connecting-ipv6 cf-pseudo-ipv4 fastly-client-ip wl-proxy-client-ip x-originating-ip x-proxyuser-ip "
+    b"x-azure-clientip x-azure-socketip x-host x-scheme x-script-name x-method-override x-request-id traceparent "
+    b"proxy x-sendfile-type x-waws-unencoded-url x-middleware-subrequest x-middleware-subrequest-id".split()
+)
+NEVER_FAMILIES: Final = tuple(b"x-forwarded x-envoy- x-original- x-rewrite- x-http-method x-accel-".split())
+"""What is removed whatever the policy says: who the client is and where it came from; other paths, methods and hosts
+than those that were decided on; `Proxy`, which CGI turns into HTTP_PROXY (CVE-2016-5385); fields by which frameworks
+speak to themselves (X-Middleware-Subrequest: CVE-2025-29927; X-Sendfile-Type, X-Accel-Mapping: CVE-2025-61780)."""
+
+IDENTITY: Final = frozenset(
+    b"x-user x-username x-userid x-userinfo x-auth-user x-auth-username x-auth-email x-auth-groups x-auth-roles "
+    b"x-auth-name x-anonymous-consumer x-endpoint-api-userinfo x-apigateway-api-userinfo x-arr-clientcert "
+    b"x-forwarded-user x-forwarded-email x-forwarded-groups x-forwarded-preferred-username "
+    b"x-forwarded-access-token x-gateway-assertion".split()
+)
+IDENTITY_FAMILIES: Final = tuple(
+    b"x-user- x-remote- remote- x-auth-request- x-webauth- x-authenticated- x-authentik- x-consumer- x-credential- "
+    b"x-jwt- x-pomerium- x-vouch- cf-access- tailscale-user- x-goog-authenticated-user- x-goog-iap- x-amzn-oidc- "
+    b"x-amzn-mtls- x-ms-client-principal x-ms-token- x-appengine-user- impersonate- x-client-cert client-cert "
+    b"x-ssl-client- ssl-client-".split()
+)
+"""What other gateways tell services of a verified user, or of its certificate (RFC 9440), and services believe. Removed
+unless the policy keeps one by name (`identity.keep`)."""
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SHAPE: Final = re.compile(rb"[^a-z0-9]+")
+_KNOWN_NAMES: Final = 4096
+_KNOWN_LENGTH: Final = 64
+
+
+class Disposition(Enum):
+    """What becomes of a field on its way in."""
+
+    KEEP = auto()
+    DROP = auto()
+    REFUSE = auto()
+
+
+def shape(name: bytes) -> bytes:
+    """Return what a lower-case name is to a service that folds all that is no letter and no digit."""
+    return _SHAPE.sub(b"-", name)
+
+
+def looks_like_identity(shaped: bytes) -> bool:
+    """Tell whether a name, by its shape, is one of the identity families."""
+    return shaped in IDENTITY or shaped.startswith(IDENTITY_FAMILIES)
+
+
+class ClientFields:
+    """The fields of clients under one policy."""
+
+    __slots__ = ("_identity", "_keep", "_known", "identity")
+
+    identity: frozenset[bytes]
+
+    def __init__(self, identity: Iterable[bytes], keep: Iterable[bytes] = ()) -> None:
+        """identity: lower-case names by which this policy tells services who asks. keep: those that go on all the same.
+
+        A name of `keep` that is in `identity` is removed: the gateway's own word is never a client's.
+        """
+        self.identity = frozenset(identity)
+        self._identity = frozenset(map(shape, self.identity))
+        self._keep = frozenset(keep)
+        self._known: dict[bytes, Disposition] = {}
+
+    def disposition(self, name: bytes) -> Disposition:
+        """Say what becomes of a field, by its lower-case name.
+
+        What was found is remembered of short names alone, up to a number: clients choose them.
+        """
+        known = self._known.get(name)
+        if known is None:
+            known = self._disposition(name)
+            if len(name) <= _KNOWN_LENGTH and len(self._known) < _KNOWN_NAMES:
+                self._known[name] = known
+        return known
+
+    def _disposition(self, name: bytes) -> Disposition:
+        if _TOKEN.fullmatch(name) is None:
+            return Disposition.REFUSE
+        if name in HOP_BY_HOP or name in FRAMING or name in ANSWERED_HERE or b"_" in name:
+            return Disposition.DROP
+        shaped = shape(name)
+        if shaped in self._identity:
+            return Disposition.DROP
+        if looks_like_identity(shaped):
+            return Disposition.KEEP if name in self._keep else Disposition.DROP
+        if shaped in NEVER or shaped.startswith(NEVER_FAMILIES):
+            return Disposition.DROP
+        return Disposition.KEEP

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Client
 
 from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.rules import Endpoint
@@ -88,6 +90,27 @@ REQUIRED = (
 """The signatures that Enforcer asks for. Written out, so that a stage lost from the list above denies everything."""
 
 
+async def _start(services: Services) -> None:
+    """Start the services side by side: what one waits for, the others need not."""
+    for failure in await asyncio.gather(services.store.start(), services.ring.start(), return_exceptions=True):
+        if isinstance(failure, Exception):
+            logger.error("a service could not be started", exc_info=failure)
+
+
+class HeldBack:
+    """Hold what mitmproxy's own listener accepts until the services are started. Ours accepts nothing before."""
+
+    name: ClassVar[str] = "mitmgate-held-back"
+
+    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
+        """start: returns when they are, or have had their time."""
+        self._start = start
+
+    async def client_connected(self, client: Client) -> None:
+        """Let the connection go on; mitmproxy listens before it runs the hook `running`."""
+        await self._start()
+
+
 class ProtocolFactory(Protocol):
     """Makes the addon that replaces mitmproxy's HTTP layers."""
 
@@ -137,6 +160,8 @@ class Gateway:
         self._failure: exceptions.OptionsError | None = None
         self._watch: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
+        self._started: asyncio.Task[None] | None = None
+        self._done = False
 
     def load(self, loader: Loader) -> None:
         """Declare the options."""
@@ -178,7 +203,9 @@ class Gateway:
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
         self.history.first(time.time())
+        held_back = [HeldBack(self.start)] if type(ctx.master.addons.get("proxyserver")) is Proxyserver else []
         self.addons = [
+            *held_back,
             self._protocol(self.policy, breaker.fail_over),
             *chain,
             ResponseHeaders(),
@@ -186,23 +213,41 @@ class Gateway:
             *self._observers,
         ]
 
+    async def start(self) -> None:
+        """Start the services, once: connect to the store, fetch the keys. Awaited before requests are taken.
+
+        What is away does not keep a gateway from its start: each service waits for a bounded time, and goes on in the
+        background. Cancelled, as by a host that ends meanwhile, it closes them: such a host runs no hook `done`.
+        """
+        services = self.services
+        if services is None:
+            return
+        if self._started is None:
+            self._started = asyncio.create_task(_start(services), name="start of the services")
+        try:
+            await asyncio.shield(self._started)
+        except asyncio.CancelledError:
+            await self.done()
+            raise
+
     async def running(self) -> None:
-        """Start the services and watch the policy file."""
-        services, source = self.services, self.policy.source
-        if services is None or source is None:
+        """Start the services, where the host has not, and watch the policy file."""
+        source = self.policy.source
+        if self.services is None or source is None:
             logger.error("no policy is in force; every request is denied")
             return
-        await services.store.start()
-        await services.ring.start()
+        await self.start()
         self._watch = asyncio.create_task(self._watch_policy(source))
 
     async def done(self) -> None:
-        """Stop watching, write what is queued, close what is open."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Stop watching, write what is queued, close what is open; once."""
         services, audit = self.services, self.audit
-        if services is None or audit is None:
+        if self._done or services is None or audit is None:
             return
+        self._done = True
+        for task in (self._watch, self._started):
+            if task is not None:
+                task.cancel()
         audit.conclude()
         await services.ring.close()
         await services.store.close()

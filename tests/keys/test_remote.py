@@ -100,6 +100,21 @@ def test_keys_are_there_when_start_returns(server: JwksServer) -> None:
     run(test)
 
 
+def test_start_waits_for_the_retry_that_brings_the_keys(server: JwksServer) -> None:
+    async def test() -> None:
+        server.status = 503
+        gate = Gate(server.url, retry=0.01)
+        starting = asyncio.create_task(gate.ring.start())
+        await until(lambda: server.fetches > 1)
+        assert not starting.done()
+        server.status = 200
+        await starting
+        assert gate.at_once(OLD_TOKEN) is None
+        await gate.ring.close()
+
+    run(test)
+
+
 def test_a_rotated_key_is_fetched_for_the_request_that_brings_it(server: JwksServer) -> None:
     async def test() -> None:
         async with started(Gate(server.url)) as gate:
@@ -199,7 +214,9 @@ def test_a_server_that_is_gone_is_bridged_too(server: JwksServer) -> None:
     run(test)
 
 
-def test_a_first_fetch_that_fails_is_tried_again(server: JwksServer) -> None:
+def test_a_first_fetch_that_fails_is_tried_again(server: JwksServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "FIRST_FETCH_WAIT", 0.05)
+
     async def test() -> None:
         server.status = 503
         async with started(Gate(server.url, retry=0.01)) as gate:

@@ -22,6 +22,8 @@ ISSUER = "https://dev.example"
 AUDIENCE = "api://test"
 WEB_PASSWORD = "a-password-for-tests"
 Host = Literal["serve", "web"]
+Front = Literal["serve", "web", "stock"]
+"""stock: mitmdump with the gateway's script."""
 
 
 def mint(
@@ -125,7 +127,9 @@ def policy_file(directory: Path, upstream: RecordingUpstream | str, **members: A
 
 
 class Gateway:
-    """`mitmgate serve` or `mitmgate web` as a process of its own, on a free port; use it as a context manager.
+    """`mitmgate serve`, `mitmgate web` or mitmdump with the script, as a process of its own on a free port.
+
+    Use it as a context manager.
 
     Entering returns when it accepts requests; leaving ends it by SIGTERM. Its words go to files beside the policy, and
     are shown where it does not start.
@@ -135,7 +139,7 @@ class Gateway:
         self,
         policy_path: Path,
         *,
-        host: Host = "serve",
+        host: Front = "serve",
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -160,16 +164,36 @@ class Gateway:
         """What the process wrote to stderr so far."""
         return self.stderr.read_text(errors="replace")
 
+    @property
+    def command(self) -> list[str]:
+        """The words that start it."""
+        if self.host == "stock":
+            words = [str(Path(sys.executable).with_name("mitmdump")), "--mode", "reverse:http://upstream.invalid"]
+            words += ["--listen-host", "127.0.0.1", "--listen-port", str(self.port)]
+            words += ["--set", f"confdir={self.policy_path.parent}", "-s", str(ROOT / "addons" / "gateway.py")]
+            return [*words, "--set", f"mitmgate_policy={self.policy_path}", *self.arguments]
+        flags = ["-O"] if self.host == "serve" else []  # as run.sh starts it
+        words = [sys.executable, *flags, "-m", "mitmgate", self.host, "--policy", str(self.policy_path)]
+        words += ["--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        if self.host == "web":
+            words += ["--web-port", str(self.web_port), "--web-password", WEB_PASSWORD]
+        return words
+
+    def launch(self) -> None:
+        """Start the process, and wait for nothing."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "PYTHONUNBUFFERED": "1", **self.environment}
+        with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
+            self._process = subprocess.Popen(
+                self.command, stdout=out, stderr=err, env=environment, start_new_session=True
+            )
+
     def start(self) -> Self:
         """Start the process and return when it accepts requests."""
-        flags = ["-O"] if self.host == "serve" else []  # as run.sh starts it
-        command = [sys.executable, *flags, "-m", "mitmgate", self.host, "--policy", str(self.policy_path)]
-        command += ["--listen", f"127.0.0.1:{self.port}", *self.arguments]
-        if self.host == "web":
-            command += ["--web-port", str(self.web_port), "--web-password", WEB_PASSWORD]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), **self.environment}
-        with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
-            self._process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
+        self.launch()
+        return self.await_start()
+
+    def await_start(self) -> Self:
+        """Return when the process accepts requests."""
         try:
             wait_for(self._accepts, f"{self.host} to say that it accepts connections", 3 * PATIENCE)
         except AssertionError as failure:

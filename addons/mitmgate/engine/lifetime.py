@@ -47,6 +47,7 @@ class Lifetime:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._gateway.done()  # which the master has not run where it was told to end before it listened
         proxy.result()
         return 1 if self.drain.cut or self._lost() else 0
 

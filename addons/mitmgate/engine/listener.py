@@ -14,6 +14,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils.human import format_address
 
+from mitmgate.chain import Gateway
 from mitmgate.core.reason import Reason
 from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.hooks import HookTable
@@ -71,7 +72,10 @@ class Listener(Proxyserver):
         self._lane: Lane | None = None
 
     async def setup_servers(self) -> bool:
-        """Listen. An error is logged, and ErrorCheck ends the process."""
+        """Listen, once the gateway's services are started. An error is logged, and ErrorCheck ends the process."""
+        gateway = ctx.master.addons.get(Gateway.name)
+        if isinstance(gateway, Gateway):
+            await gateway.start()
         mode = ProxyMode.parse(ctx.options.mode[0])
         if not isinstance(mode, ReverseMode):
             raise TypeError("serve is a reverse proxy")

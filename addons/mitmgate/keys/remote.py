@@ -52,6 +52,7 @@ class RemoteKeys:
         self.failed = 0
         """Fetches that have failed, ever."""
         self._attempted = 0.0
+        self._arrived = asyncio.Event()
         self._fetching: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -83,6 +84,10 @@ class RemoteKeys:
             first = self._begin()
             self._refreshing = asyncio.create_task(self._keep_fresh(first), name=f"keys of {self._shown}")
         return self._fetching
+
+    async def arrived(self) -> None:
+        """Wait until there have been keys to verify with; for ever, where there never are."""
+        await self._arrived.wait()
 
     async def close(self) -> None:
         """Stop fetching; the keys that are there serve until they are stale."""
@@ -127,6 +132,8 @@ class RemoteKeys:
 
     def _install(self, keys: KeySet) -> None:
         self._keys = keys
+        if keys.keys:
+            self._arrived.set()
         logger.info("keys of %s: %d usable", self._shown, len(keys.keys))
         for reason in keys.ignored:
             logger.warning("keys of %s: %s", self._shown, reason)

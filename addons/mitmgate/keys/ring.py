@@ -1,6 +1,7 @@
 """The key ring: every issuer of the policy in force with its keys, and the tokens that were verified with them."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
@@ -19,7 +20,8 @@ UNKNOWN_KEY_WAIT = 2.0
 """Seconds that a request with an unknown key id waits for the fetch that may bring it."""
 
 FIRST_FETCH_WAIT = 5.0
-"""Seconds that a start or a reload waits for key sets; requests that need one that is not there yet are denied."""
+"""Seconds that a start or a reload waits for key sets, failed fetches and their retries included. Then what can be
+served is; requests that need a key set that is not there are denied."""
 
 Result = Principal | Refusal
 
@@ -122,12 +124,12 @@ class KeyRing:
         new = [self._open_keys(source) for source in sources.difference(self._remotes)]
         self._remotes |= {remote.source: remote for remote in new}
         if self._started:
-            await _first_fetches(new)
+            await _first_keys(new)
 
     async def start(self) -> None:
-        """Start to fetch published key sets; returns when each was asked for once, or after FIRST_FETCH_WAIT."""
+        """Start to fetch published key sets; returns when every one is there, or after FIRST_FETCH_WAIT."""
         self._started = True
-        await _first_fetches(self._remotes.values())
+        await _first_keys(self._remotes.values())
 
     async def close(self) -> None:
         """Stop fetching."""
@@ -205,7 +207,10 @@ class KeyRing:
         return verified.principal
 
 
-async def _first_fetches(remotes: Iterable[RemoteKeys]) -> None:
-    fetches = {fetch for remote in remotes if (fetch := remote.start()) is not None}
-    if fetches:
-        await asyncio.wait(fetches, timeout=FIRST_FETCH_WAIT)
+async def _first_keys(remotes: Iterable[RemoteKeys]) -> None:
+    remotes = list(remotes)
+    for remote in remotes:
+        remote.start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_FETCH_WAIT):
+            await asyncio.gather(*(remote.arrived() for remote in remotes))

@@ -88,9 +88,11 @@ class Shadow:
     def _time(self) -> float:
         return self._clock() if self._now is None else self._now
 
-    async def running(self) -> None:
-        """Fetch the candidate's keys."""
-        await self._ring.start()
+    def running(self) -> None:
+        """Fetch the candidate's keys. Nobody waits for them: a shadow has no effect."""
+        starting = asyncio.create_task(self._ring.start(), name="keys of the shadow")
+        self._waiting.add(starting)
+        starting.add_done_callback(self._waiting.discard)
 
     async def done(self) -> None:
         """Stop fetching keys."""

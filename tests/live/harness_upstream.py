@@ -301,15 +301,17 @@ def take_request(data: bytes, connection: int) -> tuple[Recorded, bytes] | None:
 
 def take_chunks(data: bytes) -> tuple[bytes, bytes] | None:
     """Take a chunked body with its trailers off the front of data; None where it is not complete yet."""
-    body = b""
+    parts: list[bytes] = []
+    at = 0
     while True:
-        size, separator, rest = data.partition(b"\r\n")
-        if not separator:
+        end = data.find(b"\r\n", at)
+        if end < 0:
             return None
-        length = int(size.split(b";")[0], 16)
+        length = int(data[at:end].split(b";")[0], 16)
         if length == 0:
-            _, end, after = data[len(size) :].partition(b"\r\n\r\n")
-            return (body, after) if end else None
-        if len(rest) < length + 2:
+            last = data.find(b"\r\n\r\n", end)
+            return (b"".join(parts), data[last + 4 :]) if last >= 0 else None
+        at = end + 2 + length + 2
+        if len(data) < at - 2:
             return None
-        body, data = body + rest[:length], rest[length + 2 :]
+        parts.append(data[end + 2 : at - 2])

@@ -215,7 +215,7 @@ class GatewayLayer(HttpLayer):
         context = self.context.fork()
         endpoint = command.endpoint
         context.server = server = Server(address=(endpoint.host, endpoint.port))
-        opened = UpstreamConnection(context, endpoint, command.tls, self._bounds, self._timers)
+        opened = UpstreamConnection(context, endpoint, command.tls, self._bounds, self._timers, self._wire)
         top: Layer = opened
         if endpoint.scheme == "https":
             context.layers.remove(opened)

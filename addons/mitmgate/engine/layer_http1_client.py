@@ -18,13 +18,14 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseEndOfMessage,
 )
 
-from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk, request_head
-from mitmgate.core.http1.framing import frame_request
+from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader
+from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.engine.layer_events import RequestForwarded, ResponseBegun, UpstreamFailed
 from mitmgate.engine.layer_timers import Timer, Timers
+from mitmgate.engine.layer_wire import Wire
 from mitmgate.stages.message import make_response
 
 
@@ -38,16 +39,16 @@ class _Phase(Enum):
 class Http1Client(HttpConnection):
     """HTTP/1.1 towards an endpoint: one request, then its response, then perhaps the next."""
 
-    def __init__(self, context: Context, bounds: Bounds) -> None:
-        """bounds: the head's size is looked at."""
+    def __init__(self, context: Context, bounds: Bounds, wire: Wire) -> None:
+        """bounds: the head's size is looked at. wire: the sockets."""
         super().__init__(context, context.server)
         self._bounds = bounds
+        self._wire = wire
         self._phase = _Phase.IDLE
         self._stream_id = 0
         self._reader = ResponseReader(b"GET", bounds)
         self._served = 0
-        self._chunked = False
-        self._request_done = False
+        self._outgoing = OutgoingRequest()
         self._keep_alive = True
         self._tunnelling = False
         self.idle_since = time.monotonic()
@@ -75,33 +76,36 @@ class Http1Client(HttpConnection):
         elif self._phase not in {_Phase.BUSY, _Phase.TUNNEL} or event.stream_id != self._stream_id:
             return
         elif isinstance(event, RequestData):
-            if event.data:
-                yield commands.SendData(self.conn, chunk(event.data) if self._chunked else event.data)
+            yield from self._write(event.data if self._phase is _Phase.TUNNEL else self._outgoing.body(event.data))
         elif isinstance(event, RequestEndOfMessage):
-            self._request_done = True
-            if self._chunked:
-                yield commands.SendData(self.conn, chunk(b""))
+            yield from self._write(b"" if self._phase is _Phase.TUNNEL else self._outgoing.end())
         elif isinstance(event, RequestProtocolError):
             yield from self._end()
 
+    def _write(self, data: bytes | None) -> CommandGenerator[None]:
+        if data is None:  # not the body that the head declares: whatever comes next would be read as a part of it
+            yield from self._fail(Refusal(Reason.BODY_MALFORMED, "The body is not what the head declares."))
+        elif data:
+            yield commands.SendData(self.conn, data)
+
     def _send_request(self, event: RequestForwarded) -> CommandGenerator[None]:
-        forward = event.forward
+        forward, content, outgoing = event.forward, event.content, self._outgoing
         method = forward.method.encode("latin-1")
         self._phase = _Phase.BUSY
         self._stream_id = event.stream_id
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
-        self._chunked = event.length is None
-        self._request_done = event.content is not None
         fields = forward.fields
         self._tunnelling = b"upgrade" in {name.lower() for name, _ in fields}
-        if not self._tunnelling:
-            fields = frame_request(method, fields, event.length)
-        raw = request_head(method, forward.target.encode("latin-1"), fields)
+        length = event.length if content is None else len(content)
+        raw = outgoing.begin(method, forward.target.encode("latin-1"), fields, length, upgrade=self._tunnelling)
         if raw is None:
             yield from self._fail(Refusal(Reason.REWRITE_REFUSED, "The request can't be written safely."))
             return
-        yield commands.SendData(self.conn, raw + (event.content or b""))
+        if content is not None:
+            raw += outgoing.body(content) or b""
+            outgoing.end()
+        yield commands.SendData(self.conn, raw)
 
     def _receive(self, data: bytes) -> CommandGenerator[None]:
         if self._phase is _Phase.BUSY:
@@ -143,9 +147,19 @@ class Http1Client(HttpConnection):
             yield ReceiveHttp(ResponseData(self._stream_id, leftover))
 
     def _finish(self) -> CommandGenerator[None]:
-        """Keep the connection only where both messages are complete and nothing follows them."""
+        """Keep the connection only where both messages are complete, and gone out, and nothing follows them.
+
+        One that was asked to become something else is not kept either.
+        """
         stream_id = self._stream_id
-        if self._keep_alive and self._request_done and not self._reader.pending and self.conn.connected:
+        if (
+            self._keep_alive
+            and self._outgoing.complete
+            and not self._tunnelling
+            and not self._reader.pending
+            and self.conn.connected
+            and not self._wire.congested(self.conn)
+        ):
             self._phase = _Phase.IDLE
             self.idle_since = time.monotonic()
         else:
@@ -175,7 +189,7 @@ class UpstreamConnection(Layer):
     """Opens the connection, and becomes Http1Client."""
 
     def __init__(
-        self, context: Context, endpoint: Endpoint, tls: UpstreamTls | None, bounds: Bounds, timers: Timers
+        self, context: Context, endpoint: Endpoint, tls: UpstreamTls | None, bounds: Bounds, timers: Timers, wire: Wire
     ) -> None:
         """endpoint, tls: what the connection can be used for again."""
         super().__init__(context)
@@ -183,7 +197,7 @@ class UpstreamConnection(Layer):
         self.tls = tls
         self.timed_out = False
         self.opened = False
-        self.client = Http1Client(context, bounds)
+        self.client = Http1Client(context, bounds, wire)
         self._timer = Timer(timers, self, _give_up)
         self._connect_timeout = 0.0
 

@@ -10,8 +10,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHook,
 )
 
-from mitmgate.core.http1 import Refusal, RequestHead, request_head
-from mitmgate.core.http1.framing import frame_request
+from mitmgate.core.http1 import Refusal, RequestHead
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.streaming import streams
@@ -187,14 +186,9 @@ class TransitRequest(TransitReaching):
         made = self._made
         if made is None:
             raise ValueError("nothing to forward")
-        method = made.method.encode("latin-1")
-        length = self._length if content is None else len(content)
-        raw = request_head(method, made.target.encode("latin-1"), frame_request(method, made.fields, length))
-        if raw is None:
+        if not upstream.send(self, made, self._length, content):
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
-            return
-        upstream.send(self, method, raw, content, chunked=length is None)
 
     def _await_response(self) -> None:
         self._sent = self._ways.loop.time()

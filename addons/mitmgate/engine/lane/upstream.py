@@ -8,9 +8,11 @@ from typing import Final, Protocol
 
 from mitmproxy.connection import Server
 
-from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader, chunk
+from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader
+from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
 
 logger = logging.getLogger(__name__)
@@ -91,35 +93,47 @@ class LaneUpstream(asyncio.BufferedProtocol):
         self._recipient: Recipient | None = None
         self._reader = ResponseReader(b"GET", bounds)
         self._served = 0
-        self._chunked = False
-        self._request_done = False
+        self._outgoing = OutgoingRequest()
         self._keep_alive = True
         self._held = False
         self.congested = False
 
     # What the transit does.
 
-    def send(self, recipient: Recipient, method: bytes, head: bytes, content: bytes | None, *, chunked: bool) -> None:
-        """Send a request. content: the whole body; None: it follows in parts."""
-        self.phase = Phase.BUSY
+    def send(self, recipient: Recipient, forward: Forward, length: int | None, content: bytes | None) -> bool:
+        """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) in chunks.
+
+        False, and the connection is closed, where the head can't be written safely.
+        """
+        method, outgoing = forward.method.encode("latin-1"), self._outgoing
+        if content is not None:
+            length = len(content)
+        raw = outgoing.begin(method, forward.target.encode("latin-1"), forward.fields, length)
+        if raw is None:
+            self.abandon()
+            return False
+        closed, self.phase = self.phase is Phase.CLOSED, Phase.BUSY
         self._recipient = recipient
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
-        self._chunked = chunked
-        self._request_done = content is not None
-        if self._transport is not None:
-            self._transport.write(head + content if content else head)
+        if closed:  # between its opening and this
+            self._fail(Reason.UPSTREAM_CLOSED)
+            return True
+        if content is not None:
+            raw += outgoing.body(content) or b""
+            outgoing.end()
+        self._write(raw)
+        return True
 
     def send_body(self, data: bytes) -> None:
         """Send a part of the body."""
-        if self.phase is Phase.BUSY and self._transport is not None:
-            self._transport.write(chunk(data) if self._chunked else data)
+        if self.phase is Phase.BUSY:
+            self._write(self._outgoing.body(data))
 
     def end_body(self) -> None:
         """Send the end of the body."""
-        self._request_done = True
-        if self._chunked and self.phase is Phase.BUSY and self._transport is not None:
-            self._transport.write(chunk(b""))
+        if self.phase is Phase.BUSY:
+            self._write(self._outgoing.end())
 
     def abandon(self) -> None:
         """Close the connection, which has an unfinished exchange on it."""
@@ -134,6 +148,12 @@ class LaneUpstream(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def _write(self, data: bytes | None) -> None:
+        if data is None:  # not the body that the head declares: whatever comes next would be read as a part of it
+            self._fail(Reason.BODY_MALFORMED)
+        elif data and self._transport is not None:
+            self._transport.write(data)
 
     # What the transport does.
 
@@ -203,15 +223,16 @@ class LaneUpstream(asyncio.BufferedProtocol):
                 recipient.broken()
 
     def _finish(self) -> None:
-        """Keep the connection only where both messages are complete and nothing follows them."""
+        """Keep the connection only where both messages are complete, and gone out, and nothing follows them."""
         recipient, self._recipient = self._recipient, None
         transport = self._transport
         if (
             self._keep_alive
-            and self._request_done
+            and self._outgoing.complete
             and not self._reader.pending
             and transport is not None
             and not transport.is_closing()
+            and not transport.get_write_buffer_size()
         ):
             self.hold(False)
             self.phase = Phase.IDLE

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.live.harness import SECRET, Gateway, Host, audit_events, mint, policy, route, write_policy
-from tests.live.harness_http import Answered, free_port, wait_for
+from tests.live.harness_http import Answered, free_port, raw_request, status_of, wait_for
 from tests.live.harness_upstream import HANG_UP, Recorded, RecordingUpstream, Reply
 
 CLIENTS = 32
@@ -65,6 +65,12 @@ def walking_policy(directory: Path, upstream: str, flaky: str, healing: str, dea
         {**common, "name": "healing", "match": {"prefix": "/healing"}, "upstream": "healing"},
         {**common, "name": "dead", "match": {"prefix": "/dead"}, "upstream": "dead"},
         {"name": "short", "match": {"prefix": "/short"}, "upstream": "users", "rate_limits": ["short"]},
+        {
+            "name": "of-a",
+            "match": {"prefix": "/of-a"},
+            "upstream": "users",
+            "require": {"when": 'request.host == "a.example"'},
+        },
     ]
     return made
 
@@ -92,6 +98,26 @@ def denied(walk: Walk, answered: Answered, status: int, reason: str) -> None:
     walk.upstream.assert_saw_nothing()
     event = walk.event(answered)
     assert (event["status"], event["reason"]) == (status, reason)
+
+
+# What is remembered.
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.0", 200), ("1.1", 400)])
+def test_a_condition_on_the_host_is_asked_for_each_request(walk: Walk, version: str, status: int) -> None:
+    """The fields are the same each time, and known from the second time on; the host is in the target alone."""
+    token = mint()
+
+    def ask(host: str) -> int:
+        head = f"GET http://{host}/of-a HTTP/{version}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        return status_of(raw_request(walk.gateway.port, head.encode()))
+
+    assert [ask("a.example") for _ in range(4)] == [status] * 4
+    seen = 4 if status == 200 else 0
+    walk.upstream.assert_saw_only(seen)
+    assert ask("b.example") == (403 if status == 200 else 400)
+    walk.upstream.assert_saw_only(seen)
+    assert {request.one("host") for request in walk.upstream.requests} <= {"a.example"}
 
 
 # Bearer tokens.

@@ -33,6 +33,9 @@ ATTACKS = {
     "target-space": b"GET /p /q HTTP/1.1\r\nHost: x\r\n\r\n",
     "target-fragment": b"GET /p#q HTTP/1.1\r\nHost: x\r\n\r\n",
     "no-host": b"GET /p HTTP/1.1\r\n\r\n",
+    "no-host-in-absolute-form": b"GET http://x/p HTTP/1.1\r\n\r\n",
+    "no-host-and-upgrade": b"GET http://x/p HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
     "two-hosts": b"GET /p HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
     "host-with-path": b"GET /p HTTP/1.1\r\nHost: x/y\r\n\r\n",
     "other-host-in-target": b"GET http://y/p HTTP/1.1\r\nHost: x\r\n\r\n",

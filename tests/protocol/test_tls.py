@@ -69,6 +69,18 @@ def test_denial_over_tls_is_read_though_the_body_is_not(tls_gate: Gate, authorit
         assert status_of(receive(link)) == 401
 
 
+@pytest.mark.parametrize("target", [b"/p", b"https://gateway.test/p"])
+def test_http_1_1_without_host_is_refused(
+    tls_gate: Gate, authority: Authority, upstream: RecordingUpstream, target: bytes
+) -> None:
+    with secure(tls_gate, client_context(authority)) as link:
+        link.sendall(b"GET %b HTTP/1.1\r\n\r\n" % target)
+        answer = receive(link, complete=True)
+        assert status_of(answer) == 400
+        assert b'"reason":"host-invalid"' in answer
+    upstream.assert_saw_nothing()
+
+
 def test_protocols(tls_gate: Gate, authority: Authority) -> None:
     for offered, chosen in [(("http/1.1", "h2"), "h2"), (("http/1.1",), "http/1.1"), ((), None)]:
         with secure(tls_gate, client_context(authority, *offered)) as link:

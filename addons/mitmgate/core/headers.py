@@ -1,8 +1,14 @@
 """Header fields as a frozen multi-map over the bytes that arrived."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final, cast
 
 Fields = tuple[tuple[bytes, bytes], ...]
+
+DERIVED: Final = 8
+"""Values that are remembered with the same fields; one more, and all are forgotten."""
+
+_NOTHING: Final = object()
 
 
 class Headers:
@@ -11,20 +17,14 @@ class Headers:
     Names and values are the bytes of the wire; text look-ups decode as ISO-8859-1, which can't fail.
     """
 
-    __slots__ = ("_index", "fields", "memo")
+    __slots__ = ("_derived", "_index", "fields")
 
     fields: Fields
-    memo: dict[object, object] | None
-    """What was found out of fields that a connection's requests bring again and again, by whoever found it.
-
-    None for fields that came once: to remember would be work for nothing. What is in it was made of these fields and of
-    what its reader compares again each time, and of nothing else.
-    """
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
         """Index the fields once."""
         self.fields = tuple(fields)
-        self.memo = None
+        self._derived: dict[object, object] | None = None
         index: dict[bytes, list[bytes]] = {}
         for name, value in self.fields:
             index.setdefault(name.lower(), []).append(value)
@@ -35,9 +35,40 @@ class Headers:
         """Make headers of fields whose index (lower-case name to values, in order) a parser has built on its way."""
         headers = cls.__new__(cls)
         headers.fields = fields
-        headers.memo = None
+        headers._derived = None
         headers._index = index
         return headers
+
+    def come_again(self) -> None:
+        """Begin to remember what is derived: the same fields have come a second time, and may come again."""
+        if self._derived is None:
+            self._derived = {}
+
+    @property
+    def again(self) -> bool:
+        """Whether what is derived is remembered. For fields that came once it would be work for nothing."""
+        return self._derived is not None
+
+    def derive[T, *A](self, function: Callable[["Headers", *A], T], *arguments: *A) -> T:
+        """Return `function(self, *arguments)`, remembered where these fields come again.
+
+        This is all that is ever remembered between two requests with the same fields. It can't depend on anything that
+        is not compared: `function` is a function of a module, pure, and is given nothing but the fields and the
+        arguments (hashable values), which are the key. A decision that reads more (host, path, client, route, time,
+        …) is taken again for each request.
+        """
+        derived = self._derived
+        if derived is None:
+            return function(self, *arguments)
+        key = (function, arguments)
+        found = derived.get(key, _NOTHING)
+        if found is not _NOTHING:
+            return cast("T", found)
+        value = function(self, *arguments)
+        if len(derived) >= DERIVED:
+            derived.clear()
+        derived[key] = value
+        return value
 
     def all(self, name: bytes) -> list[bytes]:
         """Return every value of a lower-case name, in order; an empty list when there is none."""

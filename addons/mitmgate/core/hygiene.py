@@ -55,20 +55,13 @@ class Screened(NamedTuple):
 
 def screen(headers: Headers, rules: ClientFields) -> Screened:
     """Look at the fields. rules: the policy's."""
-    memo = headers.memo
-    if memo is not None:
-        known = memo.get(rules)
-        if isinstance(known, Screened):
-            return known
     size = 0
     for name, value in headers.fields:
         size += len(name) + len(value) + 4
-    screened = Screened(size, _named_host(headers), _kept_fields(headers, rules))
-    if memo is not None:
-        memo[rules] = screened
-        if isinstance(screened.kept, Headers):
-            screened.kept.memo = {}
-    return screened
+    kept = _kept_fields(headers, rules)
+    if headers.again and isinstance(kept, Headers):
+        kept.come_again()
+    return Screened(size, _named_host(headers), kept)
 
 
 def clean(request: Request, screened: Screened) -> Head | Refusal:
@@ -121,7 +114,8 @@ def _authority(request: Request, named: tuple[str, int | None] | Refusal) -> tup
         return named
     parsed = parse_authority(request.authority)
     if not hosts:
-        return parsed or _INVALID_HOST
+        # RFC 9112, section 3.2: also in absolute-form, HTTP/1.1 has Host. HTTP/2 and HTTP/1.0 need not.
+        return named if request.version == "HTTP/1.1" else parsed or _INVALID_HOST
     if hosts[0].decode("latin-1") != request.authority and parsed != named:
         return Refusal(Reason.HOST_INVALID, "Host and the request target name different hosts.")
     return named

@@ -5,7 +5,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from mitmgate.core.address import address_text
-from mitmgate.core.headers import Fields
+from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.path import Ambiguous, canonical_path, is_plain
 from mitmgate.core.rules import Route
 
@@ -55,6 +55,22 @@ def forwarding_fields(client: IPv4Address | IPv6Address, scheme: str, host: byte
     return fields if port is None else (*fields, (b"X-Forwarded-Port", port.encode("ascii")))
 
 
-def client_fields(fields: Fields, replaced: frozenset[bytes]) -> Fields:
-    """Keep the client's fields that go on. replaced: lower-case names that the gateway sets, or drops, itself."""
-    return tuple([field for field in fields if field[0].lower() not in replaced])
+_REPLACED = frozenset(
+    b"host authorization x-request-id traceparent connection upgrade "
+    b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port".split()
+)
+"""What the gateway sets anew, or keeps for itself, on every route."""
+
+
+def client_fields(headers: Headers, identity: frozenset[bytes], removed: frozenset[bytes]) -> Fields:
+    """Keep the client's fields that go on.
+
+    identity: lower-case names that carry identity, which no client sets. removed: those that the route drops or sets.
+    """
+    return tuple(
+        [
+            field
+            for field in headers.fields
+            if (lower := field[0].lower()) not in _REPLACED and lower not in identity and lower not in removed
+        ]
+    )

@@ -25,9 +25,6 @@ served is; requests that need a key set that is not there are denied."""
 
 Result = Principal | Refusal
 
-Memo = dict[object, object] | None
-"""Of the fields that a token came in (`core.headers.Headers.memo`)."""
-
 
 class _Edition(NamedTuple):
     """The verifiers of one policy by the issuer's name, and for the names that a route allows, by `iss`."""
@@ -69,8 +66,7 @@ class KeyRing:
 
     The cache of verified tokens is keyed by a digest, so that no credential is kept, and an entry counts only for the
     verifier that made it, the key set that it was made with, and the times of the token: a change of the issuer's
-    policy or of its keys makes it void without anyone having to remember to clear it. Refusals are not cached. Where a
-    connection brings the same fields again, the entry is found with them, and asked the same.
+    policy or of its keys makes it void without anyone having to remember to clear it. Refusals are not cached.
     """
 
     def __init__(
@@ -146,11 +142,9 @@ class KeyRing:
         return states
 
     def authenticate(
-        self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float, memo: Memo = None
+        self, issuers: Mapping[str, Issuer], names: tuple[str, ...], token: bytes, now: float
     ) -> Result | Awaitable[Result]:
         """Authenticate a token for one of the issuers `names` of a snapshot's `issuers`, at `now` (Unix seconds).
-
-        memo: of the fields that the token came in.
 
         Returns an awaitable only where the token's key is not known and a fetch may bring it; that takes at most
         UNKNOWN_KEY_WAIT seconds.
@@ -164,19 +158,11 @@ class KeyRing:
         if allowed is None:
             named = (edition.verifiers[name] for name in names)
             allowed = edition.allowed[names] = {verifier.issuer.issuer: verifier for verifier in named}
-        if memo is not None:
-            known = memo.get(KeyRing)
-            if isinstance(known, _Entry):
-                principal = known.principal(allowed, now)
-                if principal is not None:
-                    return principal
         digest = blake2b(token, digest_size=32).digest()
         entry = self._cache.get(digest)
         if entry is not None:
             principal = entry.principal(allowed, now)
             if principal is not None:
-                if memo is not None:
-                    memo[KeyRing] = entry
                 return principal
         return self._verify(allowed, token, digest, now)
 

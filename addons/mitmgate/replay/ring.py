@@ -11,7 +11,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Issuer
 from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, check_header
-from mitmgate.keys.ring import KeyRing, Memo
+from mitmgate.keys.ring import KeyRing
 from mitmgate.keys.verify import KEYS_UNAVAILABLE
 from mitmgate.replay.presented import assumed
 from mitmgate.replay.traffic import Known, Presented, Signature
@@ -44,9 +44,9 @@ class OfflineRing(KeyRing):
         self._accepted: LRUCache[tuple[bytes, Names], tuple[Principal, float, float]] = LRUCache(16_384)
 
     def authenticate(
-        self, issuers: Mapping[str, Issuer], names: Names, token: bytes, now: float, memo: Memo = None
+        self, issuers: Mapping[str, Issuer], names: Names, token: bytes, now: float
     ) -> Principal | Refusal | Awaitable[Principal | Refusal]:
-        """Authenticate the token of the request that is being decided. Never waits; memo is not used."""
+        """Authenticate the token of the request that is being decided. Never waits."""
         presented = self.presented
         if presented is None or presented.text != token:
             if not self._assume_signed:
@@ -66,7 +66,7 @@ class OfflineRing(KeyRing):
         return self._decide(presented, presented.token, issuers, names, now)
 
     def _checked(
-        self, issuers: Mapping[str, Issuer], names: Names, token: bytes, now: float, memo: Memo = None
+        self, issuers: Mapping[str, Issuer], names: Names, token: bytes, now: float
     ) -> Principal | Refusal | Awaitable[Principal | Refusal]:
         """Check a real token with the keys that are at hand."""
         result = super().authenticate(issuers, names, token, now)

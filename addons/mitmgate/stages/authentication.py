@@ -47,7 +47,7 @@ class Authentication(Stage):
         if scheme != b"Bearer" and scheme.lower() != b"bearer":
             return self._refuse(exchange, _OTHER_SCHEME)
         issuers = exchange.snapshot.issuers
-        result = self._ring.authenticate(issuers, names, token.strip(b" "), exchange.now, headers.memo)
+        result = self._ring.authenticate(issuers, names, token.strip(b" "), exchange.now)
         if isinstance(result, Principal):
             exchange.principal = result
             return self.admitted

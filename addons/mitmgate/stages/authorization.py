@@ -1,25 +1,12 @@
 """Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
 
-from typing import NamedTuple
-
 from mitmgate.core.authorize import authorize, facts_of
-from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute
-from mitmgate.core.rules import Condition, Route
+from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
 from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
-
-
-class _Authorized(NamedTuple):
-    """Who was admitted to what with the fields that this stands with; all that a condition can read but the target."""
-
-    route: Route
-    principal: Principal | None
-    client: object
-    certificate: str | None
-    method: str
 
 
 class Authorization(Stage):
@@ -48,18 +35,6 @@ class Authorization(Stage):
             exchange.challenge = exchange.challenge or "Bearer"
             return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
         certificate = exchange.request.certificate
-        memo = head.headers.memo
-        if memo is not None:
-            known = memo.get(_Authorized)
-            if (
-                isinstance(known, _Authorized)
-                and known.route is route
-                and known.principal is principal
-                and known.client is exchange.client
-                and known.certificate is certificate
-                and known.method == head.method
-            ):
-                return self.admitted
         refusal = authorize(
             route.require,
             principal,
@@ -73,8 +48,6 @@ class Authorization(Stage):
             ),
         )
         if refusal is None:
-            if memo is not None and not _reads_target(route.require.when):
-                memo[_Authorized] = _Authorized(route, principal, exchange.client, certificate, head.method)
             return self.admitted
         if refusal.reason is Reason.SCOPE_MISSING:
             exchange.challenge = _scope_challenge(route)
@@ -85,14 +58,6 @@ class Authorization(Stage):
             return self.deny(Reason.NO_ROUTE, "There is nothing at this path.")
         exchange.answer = Answer(405, fields=((b"Allow", ", ".join(missing.allow).encode("ascii")),))
         return self.deny(Reason.METHOD_NOT_ALLOWED, "This path does not take this method.")
-
-
-def _reads_target(condition: Condition | None) -> bool:
-    """Tell whether a condition may read of the request what another one with the same fields can have another of."""
-    if condition is None:
-        return False
-    read = condition.reads
-    return read is None or not {"path", "query"}.isdisjoint(read.get("request", ()))
 
 
 def _scope_challenge(route: Route) -> str:

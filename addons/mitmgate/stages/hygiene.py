@@ -25,7 +25,7 @@ class Hygiene(Stage):
         """Clean the head."""
         snapshot = exchange.snapshot
         request = exchange.request
-        screened = screen(request.headers, snapshot.client_fields)
+        screened = request.headers.derive(screen, snapshot.client_fields)
         if screened.size > snapshot.max_head:
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
         head = clean(request, screened)

@@ -1,34 +1,16 @@
 """Rewrite: the request that the upstream gets."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from mitmgate.core.address import Address
-from mitmgate.core.headers import Fields
-from mitmgate.core.principal import Principal
+from mitmgate.core.address import Address, address_text
 from mitmgate.core.reason import Reason
-from mitmgate.core.request import Forward, Head
+from mitmgate.core.request import Forward
 from mitmgate.core.rewrite import client_fields, forwarding_fields, header_safe, upstream_path
-from mitmgate.core.rules import ForwardIdentity, Route
+from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
 from mitmgate.keys.assertion import signer_of
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.stage import Stage
-
-_REPLACED = frozenset({b"host", b"authorization", b"x-request-id", b"traceparent", b"connection", b"upgrade"})
-_CHANGING = frozenset({"request_id", "method"})
-"""Placeholders of what two requests with the same fields may have another of."""
-
-
-class _Lasting(NamedTuple):
-    """The fields that requests with the same ones get, and all else that they were made of."""
-
-    route: Route
-    forward: ForwardIdentity
-    principal: Principal | None
-    client: Address
-    told: tuple[str, str | None, str | None]
-    received: bytes
-    fields: Fields
 
 
 class Rewrite(Stage):
@@ -55,14 +37,15 @@ class Rewrite(Stage):
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
         received = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
-        lasting = self._lasting(exchange, head, route, client, received)
-        if lasting is None:
+        told = _told(exchange, route, client, received)
+        if told is None:
             return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")
         rule = route.upstream.host
         host = received if rule == "preserve" else (endpoint.address if rule == "upstream" else rule).encode("latin-1")
         fields = (
             (b"Host", host),
-            *lasting,
+            *head.headers.derive(client_fields, exchange.snapshot.client_fields.identity, route.rewrite.remove),
+            *told,
             (b"X-Request-ID", exchange.request_id.encode("ascii")),
             (b"traceparent", exchange.traceparent.encode("ascii")),
         )
@@ -76,46 +59,23 @@ class Rewrite(Stage):
         exchange.forward = Forward(head.method, target, host.decode("latin-1"), fields)
         return self.admitted
 
-    def _lasting(self, exchange: Exchange, head: Head, route: Route, client: Address, received: bytes) -> Fields | None:
-        """Make the fields that a next request with the same ones gets, too; None where a value is not safe."""
-        memo = head.headers.memo
-        if memo is None:
-            return _fields(exchange, head, route, client, received)
-        forward, principal = exchange.snapshot.forward, exchange.principal
-        told = exchange.scheme, exchange.public_host, exchange.public_port
-        known = memo.get(_Lasting)
-        if (
-            isinstance(known, _Lasting)
-            and known.route is route
-            and known.forward is forward
-            and known.principal is principal
-            and known.client is client
-            and known.told == told
-            and known.received == received
-        ):
-            return known.fields
-        fields = _fields(exchange, head, route, client, received)
-        if fields is not None and _CHANGING.isdisjoint(
-            [name for _, template in route.rewrite.set for name in template.placeholders]
-        ):
-            memo[_Lasting] = _Lasting(route, forward, principal, client, told, received, fields)
-        return fields
 
-
-def _fields(exchange: Exchange, head: Head, route: Route, client: Address, received: bytes) -> Fields | None:
-    """Make the client's clean fields, the identity's, the route's, and those of forwarding; None: one is not safe."""
+def _told(exchange: Exchange, route: Route, client: Address, received: bytes) -> list[tuple[bytes, bytes]] | None:
+    """Make the fields of identity, of the route and of forwarding; None where one is not safe."""
     principal, names = exchange.principal, exchange.snapshot.forward
     made: list[tuple[bytes, bytes]] = []
-    identity = [] if principal is None else [(names.subject, principal.subject)]
-    if principal is not None and principal.roles:
-        if any("," in role for role in principal.roles):
-            return None  # one role would be two to the upstream
-        identity.append((names.roles, ",".join(principal.roles)))
-    for name, text in identity:
-        value = header_safe(text)
-        if value is None:
-            return None
-        made.append((name, value))
+    if principal is not None:
+        identity = [(names.subject, principal.subject)]
+        if principal.roles:
+            roles = ",".join(principal.roles)
+            if roles.count(",") >= len(principal.roles):
+                return None  # one role would be two to the upstream
+            identity.append((names.roles, roles))
+        for name, text in identity:
+            value = header_safe(text)
+            if value is None:
+                return None
+            made.append((name, value))
     for name, template in route.rewrite.set:
         rendered = template.render(lambda key: _lookup(exchange, key))
         value = None if rendered is None else header_safe(rendered)
@@ -125,28 +85,31 @@ def _fields(exchange: Exchange, head: Head, route: Route, client: Address, recei
             made.append((name, value))
     host = received if exchange.public_host is None else exchange.public_host.encode("latin-1")
     made += forwarding_fields(client, exchange.scheme, host, exchange.public_port)
-    replaced = _REPLACED | route.rewrite.remove | {name.lower() for name, _ in made}
-    if names.assertion is not None:
-        replaced |= {names.assertion.header.lower()}
-    return client_fields(head.headers.fields, replaced) + tuple(made)
+    return made
 
 
 def _lookup(exchange: Exchange, key: str) -> str | None:
     """Find what a placeholder of a template stands for; None where this request has no such value."""
     kind, _, name = key.partition(":")
-    principal, head, route = exchange.principal, exchange.head, exchange.route
-    if kind == "claim":
-        value = None if principal is None else principal.claims.get(name)
-        return value if isinstance(value, str) else str(value) if type(value) is int else None
-    if kind == "header":
-        return None if head is None else head.headers.text(name)
-    values = {
-        "subject": None if principal is None else principal.subject,
-        "issuer": None if principal is None else principal.issuer,
-        "client_ip": str(exchange.client),
-        "request_id": exchange.request_id,
-        "route": None if route is None else route.name,
-        "host": None if head is None else head.host,
-        "method": None if head is None else head.method,
-    }
-    return values.get(kind)
+    principal, head, route, client = exchange.principal, exchange.head, exchange.route, exchange.client
+    match kind:
+        case "subject":
+            return None if principal is None else principal.subject
+        case "claim":
+            value = None if principal is None else principal.claims.get(name)
+            return value if isinstance(value, str) else str(value) if type(value) is int else None
+        case "issuer":
+            return None if principal is None else principal.issuer
+        case "header":
+            return None if head is None else head.headers.text(name)
+        case "client_ip":
+            return None if client is None else address_text(client)
+        case "request_id":
+            return exchange.request_id
+        case "route":
+            return None if route is None else route.name
+        case "host":
+            return None if head is None else head.host
+        case "method":
+            return None if head is None else head.method
+    return None

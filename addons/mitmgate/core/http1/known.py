@@ -2,8 +2,8 @@
 
 Theory of operation. What a field section was parsed to is kept by its octets, for all connections of a process: behind
 a load balancer a client's next request comes on another one. The next request with the same octets gets the same
-`Headers`, and with them what the stages found out (`Headers.memo`). What is kept includes credentials, so it is
-forgotten soon: entries live in two generations, one that is not asked for while both pass is gone.
+`Headers`, and with them what was derived of the fields alone (`Headers.derive`). What is kept includes credentials, so
+it is forgotten soon: entries live in two generations, one that is not asked for while both pass is gone.
 """
 
 from typing import Final

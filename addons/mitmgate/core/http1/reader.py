@@ -151,8 +151,7 @@ class RequestReader:
         if before is not None:
             again = parse_line(line, before, self._bounds)
             if again is not None:
-                if again.headers.memo is None:
-                    again.headers.memo = {}
+                again.headers.come_again()
                 return again
         head = parse_request(raw, self._bounds)
         if before is None and isinstance(head, RequestHead):

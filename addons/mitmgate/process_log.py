@@ -3,11 +3,12 @@
 It is not the audit trail: it tells what the gateway itself is about, and never names a credential or a body.
 """
 
+import io
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -29,7 +30,8 @@ def configure(level: int = logging.INFO) -> None:
     terminal = sys.stderr.isatty()
     final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if terminal:
-        final.append(structlog.dev.ConsoleRenderer())
+        # Its own choice, where rich is installed, shows every local variable: tokens, headers, passwords.
+        final.append(structlog.dev.ConsoleRenderer(exception_formatter=_traceback))
     else:
         final += [structlog.processors.format_exc_info, _without_credentials, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
@@ -46,6 +48,12 @@ def configure(level: int = logging.INFO) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    out.write(without_credentials(text.getvalue()))
 
 
 def _without_credentials(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -13,6 +13,7 @@ from mitmgate.audit.opening import (
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy import model_audit
+from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stores.opening import open_store
 from mitmgate.stores.protocol import CounterStore
@@ -34,10 +35,18 @@ def open_services(snapshot: Snapshot) -> Services:
     ring = KeyRing()
     ring.configure(snapshot.issuers)
     return Services(
-        store=open_store(None) if store == "memory" else open_store(store.url, store.timeout),
+        store=open_store(None) if store == "memory" else _redis(store),
         ring=ring,
         trail=open_trail(audit_settings(snapshot)),
     )
+
+
+def _redis(store: RedisStore) -> CounterStore:
+    try:
+        return open_store(store.url, store.timeout)
+    except ValueError as error:
+        # Without the URL, and without the error's text: either may hold the password.
+        raise UserError("store.url has an option that a Redis URL does not take") from error
 
 
 def audit_settings(snapshot: Snapshot) -> AuditSettings:

@@ -43,7 +43,8 @@ class Template:
 def parse(text: str) -> Template:
     """Parse a template; `{{` and `}}` stand for the braces themselves.
 
-    Raises ValueError for a lone brace and for a placeholder that does not exist. A header's name becomes lower-case.
+    Raises ValueError for a lone brace and for a placeholder that does not exist; its message quotes nothing of the
+    text, which may hold a credential. A header's name becomes lower-case.
     """
     parts: list[tuple[str, str | None]] = []
     literal = ""
@@ -60,7 +61,7 @@ def parse(text: str) -> Template:
             if literal:
                 parts.append((literal, None))
                 literal = ""
-            parts.append(("", _placeholder(piece.group(1))))
+            parts.append(("", _placeholder(piece.group(1), piece.start() + 1)))
     literal += text[end:]
     if literal:
         parts.append((literal, None))
@@ -72,7 +73,7 @@ def placeholders(text: str) -> tuple[str, ...]:
     return parse(text).placeholders
 
 
-def _placeholder(name: str) -> str:
+def _placeholder(name: str, place: int) -> str:
     kind, colon, argument = name.partition(":")
     if not colon and kind in PLAIN:
         return name
@@ -81,5 +82,5 @@ def _placeholder(name: str) -> str:
     if colon and kind == "header" and _TOKEN.fullmatch(argument):
         return f"header:{argument.lower()}"
     if kind in NAMED:
-        raise ValueError(f"the placeholder {{{name}}} needs a name: {{{kind}:NAME}}")
-    raise ValueError(f"there is no placeholder {{{name}}}")
+        raise ValueError(f"the placeholder at character {place} needs a name: {{{kind}:NAME}}")
+    raise ValueError(f"there is no such placeholder as the one at character {place}")

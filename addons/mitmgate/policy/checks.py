@@ -8,7 +8,7 @@ from typing import Any
 
 from mitmgate.core import template
 from mitmgate.policy.condition import ConditionError, compile_condition
-from mitmgate.policy.document import Document
+from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
 from mitmgate.policy.problem import Location, Problem, nearest
 
@@ -100,9 +100,8 @@ def _routes(document: Document) -> Iterator[Problem]:
             for header in _items(list(headers) if isinstance(headers, dict) else headers):
                 if isinstance(header, str) and header.lower() in identity:
                     at = (*location, "rewrite", member)
-                    yield document.problem(
-                        at, f"{header} carries identity; the gateway alone writes it", found="", key=True
-                    )
+                    message = f"{as_written(header)} carries identity; the gateway alone writes it"
+                    yield document.problem(at, message, found="", key=True)
         if route.get("auth") == "none":
             yield from _public_route(document, location, route)
 
@@ -147,14 +146,14 @@ def _public_route(document: Document, location: Location, route: dict[str, Any])
     limits = _mapping(document.at(("rate_limits",)))
     for at, name in _named(document, (*location, "rate_limits")):
         for key in _principal_keys(_mapping(limits.get(name))):
-            yield document.problem(
-                at, f"{_NO_PRINCIPAL}, and this limit counts by {key}", hint="use a limit by client_ip"
-            )
+            message = f"{_NO_PRINCIPAL}, and this limit counts by {as_written(key)}"
+            yield document.problem(at, message, hint="use a limit by client_ip")
     for header, text in _mapping(_mapping(route.get("rewrite")).get("set")).items():
         for placeholder in _placeholders(text):
             if placeholder in {"subject", "issuer"} or placeholder.startswith("claim:"):
                 at = (*location, "rewrite", "set", header)
-                yield document.problem(at, f"{_NO_PRINCIPAL}, so {{{placeholder}}} has no value")
+                kind = placeholder.partition(":")[0]  # without the claim's name: the text may come from anywhere
+                yield document.problem(at, f"{_NO_PRINCIPAL}, so {{{kind}}} has no value")
 
 
 def _placeholders(text: object) -> tuple[str, ...]:
@@ -204,7 +203,7 @@ def _client_limits(document: Document) -> Iterator[Problem]:
     limits = _mapping(document.at(("rate_limits",)))
     for location, name in _named(document, ("client_limits",)):
         for key in _principal_keys(_mapping(limits.get(name))):
-            message = f"client limits are taken before authentication, and this one counts by {key}"
+            message = f"client limits are taken before authentication, and this one counts by {as_written(key)}"
             yield document.problem(location, message, hint="use a limit by client_ip")
 
 

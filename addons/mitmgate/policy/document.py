@@ -1,14 +1,21 @@
 """A policy file as plain values, and where each of them stands."""
 
-import re
 from dataclasses import dataclass, field
 
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.problem import Location, Problem, Severity, dotted
 
-_USER_INFORMATION = re.compile(r"//[^/@\s]*@")  # a password in a URL is not for a terminal
-
 Place = tuple[int, int]  # line and column, from 1
+
+HIDDEN = "***"
+
+_SECRET: tuple[tuple[str | None, ...], ...] = (
+    ("store",),  # a URL that was written without its mapping
+    ("store", "url"),
+    ("routes", None, "rewrite", "set", None),
+    ("response_headers", "set", None),
+)
+"""Members that may hold a credential (None: any name), so that no message ever shows their values."""
 
 
 @dataclass(slots=True)
@@ -59,21 +66,59 @@ class Document:
         """Make a problem of a member. found: None shows the value that the file has there."""
         line, column = self.place(location, key)
         if found is None:
-            found = written(self.at(location))
-        return Problem(self.file, line, column, severity, dotted(location), message, found, hint)
+            found = self.shown(location)
+        path, message, hint = (without_userinfo(text) for text in (dotted(location), message, hint))
+        return Problem(self.file, line, column, severity, path, message, found, hint)
+
+    def shown(self, location: Location) -> str:
+        """Show a member's value as `written` does; "" for one that may hold a credential."""
+        return "" if is_secret(location) else written(self.at(location))
+
+    def may_quote(self, location: Location) -> bool:
+        """Tell whether a message may quote a part of a value: it is no credential, nor the environment's."""
+        return not is_secret(location) and not isinstance(self.at(location), FromEnvironment)
 
     def warning(self, location: Location, message: str, hint: str = "", key: bool = False) -> Problem:
         """Make a warning of a member, without its value."""
         return self.problem(location, message, found="", hint=hint, key=key, severity="warning")
 
 
+def as_written(text: str) -> str:
+    """Return a text as the policy file has it: a reference to the environment in place of what the environment says."""
+    return text.written if isinstance(text, FromEnvironment) else text
+
+
 def written(value: object) -> str:
     """Show a scalar as the file writes it, shortened; "" for mappings and lists. Never what the environment says."""
-    if isinstance(value, FromEnvironment):
-        value = value.written
+    if isinstance(value, str):
+        value = as_written(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if not isinstance(value, str | int | float):
         return ""
-    text = _USER_INFORMATION.sub("//***@", repr(value))
+    text = without_userinfo(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_secret(location: Location) -> bool:
+    """Tell whether a member may hold a credential."""
+    return any(
+        len(names) == len(location)
+        and all(name is None or name == step for name, step in zip(names, location, strict=True))
+        for names in _SECRET
+    )
+
+
+def without_userinfo(text: str) -> str:
+    """Hide user and password of a URL (RFC 3986, section 3.2.1), also where it is no valid one.
+
+    All up to the last "@" may belong to them: a password that is not percent-encoded holds "/", "?" and "@" as well.
+    """
+    before, at, host = text.rpartition("@")
+    if not at or not (":" in before or "//" in before):
+        return text
+    start, slashes, _ = before.partition("//")
+    if slashes:
+        return f"{start}//{HIDDEN}@{host}"
+    quote = before[:1] if before[:1] in {"'", '"'} else ""
+    return f"{quote}{HIDDEN}@{host}"

@@ -50,7 +50,7 @@ def interpolate(text: str, environ: Mapping[str, str]) -> str:
         body = _BODY.fullmatch(reference.group(1))
         if body is None or not reference.group(2):
             raise UnresolvedError(
-                f"{reference.group()} is no reference to the environment", "write ${NAME} or $${ for a literal ${"
+                "there is a ${ that is no reference to the environment", "write ${NAME} or $${ for a literal ${"
             )
         name, default = body.groups()
         value = environ.get(name, "")

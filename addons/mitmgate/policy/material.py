@@ -1,6 +1,7 @@
 """What a policy reads beside itself: secrets, keys and certificates; each checked before it is used."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ssl import SSLError, create_default_context
@@ -95,11 +96,21 @@ class Reader:
         value = self.environ.get(name)
         if value is None:
             hint = nearest(name, self.environ) or "set it before the gateway starts"
-            self._wrong(location, f"the environment variable {name} is not set", hint)
+            self._wrong(location, *self._unset(name, location, hint))
             return None
         content = value.encode("utf-8", "surrogateescape")
         self._hash(location, content)
         return content
+
+    def _unset(self, name: str, location: Location, hint: str) -> tuple[str, str, str | None]:
+        """Say that a variable is not set; returns message, hint and what may be shown of the value.
+
+        What looks like no variable's name is taken for the secret itself, written where its variable is asked for.
+        """
+        if _VARIABLE.fullmatch(name) is None or not self.document.may_quote(location):
+            message = "this names no environment variable"
+            return message, "name the variable that holds the secret, like ISSUER_SECRET", ""
+        return f"the environment variable {name} is not set", hint, None
 
     def _hash(self, location: Location, content: bytes) -> None:
         self.material.hashes["/".join(map(str, location))] = hashlib.sha256(content).hexdigest()
@@ -164,10 +175,9 @@ class Reader:
             return
         at = (*location, "key_env")
         if chain.key_env not in self.environ:
-            message = (
-                f"the environment variable {chain.key_env} is not set: the chain is unkeyed, and anyone can forge it"
-            )
-            self.problems.append(self.document.warning(at, message, nearest(chain.key_env, self.environ)))
+            message, hint, _ = self._unset(chain.key_env, at, nearest(chain.key_env, self.environ))
+            message += ": the chain is unkeyed, and anyone can forge it"
+            self.problems.append(self.document.warning(at, message, hint))
             return
         content = self._variable(chain.key_env, at)
         if content is None or len(content) < LEAST_SECRET:
@@ -210,6 +220,7 @@ class Reader:
             self._wrong((*location, "key"), "the key is not the certificate's")
 
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"
 

@@ -57,7 +57,7 @@ class RateLimit(Section):
     @model_validator(mode="after")
     def _can_pass(self) -> Self:
         if self.cost > self.limit:
-            raise wrong(f"a cost above the limit ({self.limit}) never passes", at="cost")
+            raise wrong("a cost above the limit never passes", at="cost")
         if len(set(self.key)) < len(self.key):
             raise wrong("a key is listed twice", at="key")
         return self
@@ -73,7 +73,9 @@ def _origin(text: str) -> str:
     scheme, host = match.group(1).lower(), match.group(2).lower()
     host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
     if text != f"{scheme}://{host}":
-        raise wrong("must be an origin as browsers send it", f"did you mean {scheme}://{host}?")
+        message = "must be an origin as browsers send it"
+        hint = "" if "@" in text else f"did you mean {scheme}://{host}?"  # the host may be a user's name and password
+        raise wrong(message, hint, unquoted=message)
     return str(text)
 
 

@@ -132,7 +132,7 @@ def _condition(text: str) -> str:
     try:
         compile_condition(text)
     except ConditionError as error:
-        raise wrong(str(error), error.hint) from None
+        raise wrong(str(error), error.hint, unquoted="must be a CEL expression that is true or false") from None
     return str(text)
 
 

@@ -32,15 +32,18 @@ def _endpoint(text: str) -> str:
         parse_endpoint(text)
     except ValueError:
         hint = "write http://HOST:PORT"
-        url = text if "://" in text else f"http://{text}"
+        scheme, colon, rest = text.rpartition("@")[2].partition("://")  # a password may hold any other mark of a URL
+        if not colon:
+            scheme, rest = text.partition("://")[0] if "://" in text else "http", scheme
         try:
-            parts = urlsplit(url)
-            shorter = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+            parts = urlsplit(f"{scheme}://{rest}")
+            shorter = f"{parts.scheme}://{parts.netloc}"
             parse_endpoint(shorter)
             hint = f"did you mean {shorter}?"
         except ValueError:
             pass
-        raise wrong("must be http://host[:port] or https://host[:port], without a path or credentials", hint) from None
+        message = "must be http://host[:port] or https://host[:port], without a path or credentials"
+        raise wrong(message, hint, unquoted=message) from None
     return str(text)
 
 

@@ -33,6 +33,7 @@ _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_QUOTED = re.compile(r" ?'[^'<\\][^']+'")  # a word of the file in a parser's message; it names tokens as '<scalar>'
 _TABS = re.compile(r"^\t+", re.MULTILINE)
 
 
@@ -84,7 +85,7 @@ class _Builder:
             raise _TooMuchError(f"nested more than {MAX_DEPTH} deep; an anchor that contains itself has no end")
         self.document.values.setdefault(location, _place(node))
         if str(node.tag) not in _TAGS:
-            self._add(node, location, f"the tag {node.tag} has no meaning here", "leave it out")
+            self._add(node, location, "a tag has no meaning here", "leave it out, or quote a value that begins with !")
         if isinstance(node, MappingNode):
             return self._mapping(node, location, depth)
         if isinstance(node, SequenceNode):
@@ -215,12 +216,13 @@ def _syntax(error: Exception, text: str, file: str) -> Problem:
         mark = error.problem_mark or error.context_mark
         if mark is not None:
             line, column = mark.line + 1, mark.column + 1
-        message = ", ".join(filter(None, (error.problem, error.context))) or message
+        # Without the words that it quotes: a password that begins with "*" or "&" is an alias or an anchor to YAML.
+        message = _QUOTED.sub("", ", ".join(filter(None, (error.problem, error.context)))) or message
         lines = text.splitlines()
         if line <= len(lines) and "${" in lines[line - 1]:
             hint = "inside [...] and {...} a ${NAME} is written in quotes"
         elif "\\t" in message:
             hint = "indent by spaces"
     elif isinstance(error, YAMLError):
-        message = str(error).partition("\n")[0] or message
+        message = _QUOTED.sub("", str(error).partition("\n")[0]) or message
     return Problem(file, line, column, "error", "", message, hint=hint)

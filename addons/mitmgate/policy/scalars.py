@@ -28,9 +28,13 @@ FRAMING = frozenset(
 )
 
 
-def wrong(message: str, hint: str = "", at: str = "") -> PydanticCustomError:
-    """Make the error of a validator. hint: what would be right. at: the member of the section that it is about."""
-    return PydanticCustomError("policy", "{message}", {"message": message, "hint": hint, "at": at})
+def wrong(message: str, hint: str = "", at: str = "", unquoted: str = "") -> PydanticCustomError:
+    """Make the error of a validator. hint: what would be right. at: the member of the section that it is about.
+
+    unquoted: the message for a value that nobody may see, where message or hint quote a part of the value.
+    """
+    context = {"message": message, "hint": hint, "at": at, "unquoted": unquoted}
+    return PydanticCustomError("policy", "{message}", context)
 
 
 def _from_environment(read: Callable[[str], object]) -> BeforeValidator:
@@ -90,7 +94,7 @@ def _with_unit[N: (int, float)](value: object, parse: Callable[[str], N], wanted
     try:
         return parse(str(value))
     except UnitError as error:
-        raise wrong(str(error), error.hint) from None
+        raise wrong(str(error), error.hint, unquoted=str(error)) from None
 
 
 _DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION, "examples": ["250ms", "2s", "5m", "1h"]})
@@ -131,7 +135,7 @@ def _cidr(text: str) -> str:
             message = "must be a network without host bits"
         except ValueError:
             hint, message = "write 192.0.2.0/24, 2001:db8::/32 or one address", "must be a network"
-        raise wrong(message, hint) from None
+        raise wrong(message, hint, unquoted=message) from None
     return str(text)
 
 
@@ -143,7 +147,7 @@ def _header(text: str) -> str:
         suggestion = text.replace("_", "-").replace(" ", "-")
         usable = re.fullmatch(TOKEN, suggestion) is not None
         what = "must be a header name without '_'" if "_" in text else "must be a header name"
-        raise wrong(what, f"did you mean {suggestion}?" if usable else "")
+        raise wrong(what, f"did you mean {suggestion}?" if usable else "", unquoted=what)
     return str(text)
 
 
@@ -177,7 +181,8 @@ def _host(text: str) -> str:
         raise wrong("must be a host name", "write api.example, or *.example for every host below it")
     host, port = parsed
     if port is not None:
-        raise wrong("must be a host without a port", f"did you mean {text.rpartition(':')[0]}?")
+        message = "must be a host without a port"
+        raise wrong(message, f"did you mean {text.rpartition(':')[0]}?", unquoted=message)
     return f"*.{host}" if text.startswith("*.") else host
 
 
@@ -185,12 +190,13 @@ HostPattern = Annotated[str, Strict(), AfterValidator(_host)]
 
 
 def _path(text: str) -> str:
-    canonical = canonical_path(text)
+    canonical, message = canonical_path(text), "must be a canonical path"
     if isinstance(canonical, Ambiguous):
         hint = "" if text.startswith("/") else f"did you mean /{text}?"
-        raise wrong(f"must be a canonical path: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}", hint)
+        why = f"{message}: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}"
+        raise wrong(why, hint, unquoted=why)
     if canonical.text != text:
-        raise wrong("must be a canonical path", f"did you mean {canonical.text}?")
+        raise wrong(message, f"did you mean {canonical.text}?", unquoted=message)
     return str(text)
 
 

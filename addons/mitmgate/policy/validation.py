@@ -59,11 +59,10 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
         return _unknown_member(document, location, sections)
     if kind == "policy":
         message, hint = context["message"], context["hint"]
+        if context["unquoted"] and not (key or document.may_quote(location)):
+            message, hint = context["unquoted"], ""
         if context["at"]:
             location = (*location, context["at"])
-            found = document.at(location)
-        elif isinstance(found, Section):
-            found = {}
     elif kind == "literal_error":
         words = context["expected"].replace("'", "")
         branch = next((_CHOICES[step] for step in detail["loc"] if step in _CHOICES), None)
@@ -74,7 +73,9 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
         message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else detail["msg"]
         quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
         hint = "write it without quotes" if quoted else _HINTS.get(kind, "")
-    return document.problem(location, message, found=written(found), hint=hint, key=key)
+    # A section's own error is about its members: their values are shown where they stand.
+    shown = written(found) if key else document.shown(location)
+    return document.problem(location, message, found=shown, hint=hint, key=key)
 
 
 def _location(document: Document, steps: Location) -> Location:

@@ -36,7 +36,10 @@ def demo(port: int) -> int:
     Ctrl-C ends all of it. The development secret is random unless MITMGATE_DEV_SECRET is set; the audit file is
     temporary unless MITMGATE_DEMO_AUDIT names one.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the gateway is not left behind
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):  # end as Ctrl-C does: the gateway is not left behind
+        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
     policy = demo_policy()
     with tempfile.TemporaryDirectory(prefix="mitmgate-demo-") as directory:
         environment = {

@@ -13,6 +13,7 @@ from mitmproxy.exceptions import OptionsError
 from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
 from mitmgate.admin.workers import Workers
+from mitmgate.engine import signals
 from mitmgate.engine.child import command_line
 from mitmgate.engine.drain import PATIENCE
 from mitmgate.engine.gateway import gateway
@@ -63,7 +64,7 @@ async def run(
     patience: float = PATIENCE,
     place: Place | None = None,
 ) -> int:
-    """Proxy until SIGTERM or SIGINT. Returns the process's exit status: 1 where requests or records were lost.
+    """Proxy until a signal ends it. Returns the process's exit status: 1 where requests or records were lost.
 
     observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
     """
@@ -80,12 +81,19 @@ async def run(
     supervised = None if place is None else Supervised(place)
     lifetime = Lifetime(master, addon, patience, supervised or service_manager())
     master.addons.add(lifetime)
-    loop, drain = asyncio.get_running_loop(), lifetime.drain
+    drain = lifetime.drain
     admin.draining = lambda: drain.begun
     # Whoever ends all processes of a service tells a worker too, beside its supervisor: that is no second signal.
     end = drain.signalled if supervised is None else drain.begin
-    for number, action in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, lifetime.reload)):
-        loop.add_signal_handler(number, action)
+    signals.obey(
+        {
+            signal.SIGTERM: end,
+            signal.SIGINT: end,
+            signal.SIGQUIT: drain.hurry,
+            signal.SIGHUP: lifetime.reload,
+        },
+        {signal.SIGUSR2: "it is the supervisor's to replace workers, and this process has none (see serve --workers)"},
+    )
     if supervised is None:
         lifetime.announce = announce
     else:
@@ -158,9 +166,10 @@ def command(
     """Run the gateway.
 
     SIGHUP loads the policy again. SIGTERM and Ctrl-C drain: the exit status is 0 where every request could end, 1 where
-    some were cut or audit records were lost. A second signal cuts at once. With --workers, also with --workers 1,
-    SIGUSR2 replaces one process after the other, and no request fails.
+    some were cut or audit records were lost. A second signal, or SIGQUIT, cuts at once. With --workers, also with
+    --workers 1, SIGUSR2 replaces one process after the other, and no request fails. Other signals are ignored.
     """
+    signals.hold_back()
     process_log.configure()
     loaded = load_for_host(policy_path)
     count = workers or loaded.policy.listen.workers

@@ -1,6 +1,7 @@
 """The supervisor of `serve --workers N`: it holds the sockets, and keeps a worker at each of them.
 
     SIGTERM, SIGINT   every worker drains, then the supervisor ends; a second signal cuts
+    SIGQUIT           the same, and cuts at once
     SIGHUP            every worker loads the policy again
     SIGUSR2           one worker after the other is replaced by a new process, which runs the code that is there now
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from mitmgate.engine import signals
 from mitmgate.engine.child import Child, start_child
 from mitmgate.engine.notify import ServiceManager
 from mitmgate.engine.slot import Slot, bind
@@ -88,14 +90,16 @@ class Supervisor:
 
         The first worker starts alone: what keeps it from starting would keep the others, and is said once.
         """
-        loop = asyncio.get_running_loop()
-        for number, action in (
-            (signal.SIGTERM, self.end),
-            (signal.SIGINT, self.end),
-            (signal.SIGHUP, self.reload),
-            (signal.SIGUSR2, self.restart),
-        ):
-            loop.add_signal_handler(number, action)
+        signals.obey(
+            {
+                signal.SIGTERM: self.end,
+                signal.SIGINT: self.end,
+                signal.SIGQUIT: self.cut,
+                signal.SIGHUP: self.reload,
+                signal.SIGUSR2: self.restart,
+            },
+            {},
+        )
         self._spawn(self._manager.beat())
         first = await self._start(self.slots[0])
         if first is None or not await first.started():
@@ -201,8 +205,7 @@ class Supervisor:
     def end(self) -> None:
         """Drain every worker and end; asked a second time, cut what still runs."""
         if self._stopping:
-            for child in self._living:
-                child.cut()
+            self.cut()
             return
         self._stopping = True
         self._manager.stopping("draining")
@@ -211,6 +214,13 @@ class Supervisor:
         for child in self._living:
             child.drain()
         self._stopped.set()
+
+    def cut(self) -> None:
+        """End, and have every worker cut what still runs."""
+        if not self._stopping:
+            self.end()
+        for child in self._living:
+            child.cut()
 
     async def _drained(self) -> None:
         """Wait until no worker is left; kill those that can't end."""

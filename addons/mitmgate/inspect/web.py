@@ -6,6 +6,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 
 import argon2
 import click
@@ -17,6 +18,7 @@ from mitmproxy.tools.web.master import WebMaster
 
 from mitmgate import process_log
 from mitmgate.admin.addon import check_admin
+from mitmgate.engine import signals
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
 from mitmgate.inspect import gateway
@@ -104,6 +106,7 @@ def command(
 
     For debugging: one process, flows are kept in memory, and mitmweb shows whole requests to whoever has the password.
     """
+    signals.hold_back()
     process_log.configure()
     loaded = load_for_host(policy)
     host, port = listen_address(loaded, listen)
@@ -131,11 +134,12 @@ async def _run(policy: str, options: Options, settings: dict[str, object], keep:
     except exceptions.OptionsError as error:
         raise UserError(str(error)) from error
     master.addons.add(Announcement(master))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, master.shutdown)
     reloads: set[asyncio.Task[bool]] = set()
-    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.create_task(addon.reload())))
+    actions: dict[int, Callable[[], object]] = {
+        **dict.fromkeys(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)), master.shutdown),
+        signal.SIGHUP: lambda: reloads.add(asyncio.create_task(addon.reload())),
+    }
+    signals.obey(actions, {signal.SIGUSR2: "it replaces workers, and mitmweb has none (see serve --workers)"})
     try:
         await master.run()
     except OSError as error:

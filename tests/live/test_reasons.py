@@ -130,6 +130,8 @@ ELSEWHERE = {
     Reason.KEYS_UNAVAILABLE: "below",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
     Reason.BODY_MALFORMED: "below",
+    Reason.LENGTH_MISMATCH: "protocol/test_http2_messages",
+    Reason.FRAMES_EXCESSIVE: "protocol/test_http2_floods",
     Reason.BODY_TIMEOUT: "protocol/test_bounds",
     Reason.CONNECTIONS_EXHAUSTED: "protocol/test_bounds",
     Reason.ADDRESS_UNKNOWN: "below",

@@ -16,6 +16,7 @@ _FORBIDDEN: Final = frozenset(
 )
 _VALUE: Final = TEXT.translate(None, b"\r\n")
 _OVERHEAD: Final = 32  # what a field counts for beside its bytes: RFC 9113, section 6.5.2
+_CRUMB: Final = len(b"cookie") + _OVERHEAD - len(b"; ")  # what a further piece of a cookie does not count for
 
 
 class Http2Request(NamedTuple):
@@ -48,9 +49,11 @@ def read_request(
         if flaw is not None:
             return _malformed(flaw, pseudo)
         kept.append((name, value))
+    crumbs = len(kept)
+    kept = _joined_cookies(kept)
+    size -= (crumbs - len(kept)) * _CRUMB
     if size > bounds.head or len(kept) > bounds.fields:
         return Refusal(Reason.HEAD_TOO_LARGE, f"The head is larger than {bounds.head} bytes, or has too many fields.")
-    kept = _joined_cookies(kept)
     head = _target(pseudo, scheme, bounds)
     if isinstance(head, Refusal):
         return head
@@ -58,11 +61,33 @@ def read_request(
     lengths = [value for name, value in kept if name == b"content-length"]
     if len(lengths) > 1 or (lengths and LENGTH.fullmatch(lengths[0]) is None):
         return Refusal(Reason.FRAMING_AMBIGUOUS, "Content-Length is not one number.", method, path, tuple(kept))
+    if ended and lengths and lengths[0] != b"0":  # RFC 9113, section 8.1.1
+        detail = f"The request has no body, and declares one of {lengths[0].decode('ascii')} bytes."
+        return Refusal(Reason.LENGTH_MISMATCH, detail, method, path, tuple(kept))
     expectations = [value.lower() for name, value in kept if name == b"expect"]
     if expectations and expectations != [b"100-continue"]:
         return Refusal(Reason.EXPECTATION_REFUSED, "The only expectation is 100-continue.", method, path, tuple(kept))
     length = int(lengths[0]) if lengths else 0 if ended else None
     return Http2Request(method, scheme, authority, path, tuple(kept), length, bool(expectations))
+
+
+def trailers_flaw(fields: Iterable[tuple[bytes, bytes]], bounds: Bounds) -> str | None:
+    """Say what is wrong with a request's trailers (RFC 9113, section 8.1); None: nothing is."""
+    size = 0
+    count = 0
+    for name, value in fields:
+        size += len(name) + len(value) + _OVERHEAD
+        count += 1
+        if name.startswith(b":"):
+            return "A pseudo-header field is among the trailers."
+        if name == b"content-length":
+            return "Content-Length is among the trailers."
+        flaw = _flaw(name, value)
+        if flaw is not None:
+            return flaw
+    if size > bounds.head or count > bounds.fields:
+        return f"The trailers are larger than {bounds.head} bytes, or have too many fields."
+    return None
 
 
 def _joined_cookies(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -36,6 +36,7 @@ class Reason(Enum):
     # Protocol layer: bytes that never became a request, or a connection that broke a bound.
     HEAD_MALFORMED = "head-malformed", 400, "Malformed request"
     FRAMING_AMBIGUOUS = "framing-ambiguous", 400, "Ambiguous message framing"
+    LENGTH_MISMATCH = "length-mismatch", 400, "Content-Length does not match the body"
     BODY_MALFORMED = "body-malformed", 400, "Malformed request body"
     VERSION_UNSUPPORTED = "version-unsupported", 505, "HTTP version not supported"
     HEAD_TOO_LARGE = "head-too-large", 431, "Request header fields too large"
@@ -44,6 +45,7 @@ class Reason(Enum):
     UPGRADE_REFUSED = "upgrade-refused", 400, "Upgrade not allowed"
     EXPECTATION_REFUSED = "expectation-refused", 417, "Expectation not supported"
     CONNECTIONS_EXHAUSTED = "connections-exhausted", 503, "Too many connections"
+    FRAMES_EXCESSIVE = "frames-excessive", 429, "Too many HTTP/2 frames beside requests"
 
     # Hygiene.
     METHOD_INVALID = "method-invalid", 400, "Invalid method"

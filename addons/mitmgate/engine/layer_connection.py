@@ -101,7 +101,7 @@ class GatewayLayer(HttpLayer):
         elif isinstance(event, events.Start):
             context = self.context.fork()
             if self.context.client.alpn == b"h2":
-                self._front = GatewayHttp2Server(context, self._bounds, self._timers)
+                self._front = GatewayHttp2Server(context, self._bounds, self._timers, self._exhausted)
             else:
                 self._front = Http1Server(context, self._bounds, self._timers, self._wire, self._exhausted)
             self.connections[self.context.client] = self._front

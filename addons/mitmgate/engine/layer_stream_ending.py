@@ -224,6 +224,7 @@ class StreamEnding(HttpStream):
         detail = detail or DETAILS.get(reason, "")
         exchange.failure = reason
         exchange.failure_detail = detail
+        exchange.body_in = self._received  # which may be less than was declared
         yield from self._leave_upstream(complete=False)
         self.flow.response = problem_response(exchange, reason, detail)
         yield from self._answer()

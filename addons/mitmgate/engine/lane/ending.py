@@ -93,6 +93,7 @@ class TransitEnding(TransitState):
             return
         detail = detail or DETAILS.get(reason, "")
         self._blame(reason, detail)
+        exchange.body_in = self._received
         self._leave_upstream()
         self.flow.response = problem_response(exchange, reason, detail)
         self._answer()

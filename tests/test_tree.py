@@ -4,14 +4,17 @@ import ast
 import re
 import subprocess
 import tomllib
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mitmgate.chain import REQUIRED
 from mitmgate.core.reason import Reason
+from mitmgate.stages.quota import Quota
+from mitmgate.stages.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 VISIBLE = {"addons", "policies", "tests", "bench", "deploy", "docs", "run.sh", "pyproject.toml"} | {
@@ -70,17 +73,40 @@ def test_a_file_says_its_subject_in_its_first_line(name: str) -> None:
     assert 10 < len(first) <= 120, f"{name}: a docstring of one line that says what the file is about"
 
 
-def test_every_reason_code_is_in_the_readme_with_its_status_and_title() -> None:
-    readme = text_of("README.md")
-    missing = [r.code for r in Reason if f"| `{r.code}` | {r.status} | {r.title} |" not in readme]
-    assert missing == []
+def table(document: str, *heads: str) -> list[tuple[str, ...]]:
+    """Return the rows of the table with these heads, without the marks of code."""
+    lines = document.split("\n")
+    start = next(at for at, line in enumerate(lines) if cells(line)[: len(heads)] == heads) + 2
+    rows = takewhile(lambda line: line.startswith("|"), lines[start:])
+    return [tuple(cell.strip("`") for cell in cells(line)) for line in rows]
+
+
+def cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip("|").split(" |"))
+
+
+def test_the_readme_lists_the_reasons_that_there_are() -> None:
+    """Each once, with its status and title, in the order of the enum; and no other."""
+    assert table(text_of("README.md"), "code", "status", "title") == [
+        (reason.code, str(reason.status), reason.title) for reason in Reason
+    ]
+
+
+def test_the_stages_are_the_same_everywhere() -> None:
+    """The chain, what Enforcer asks for, the README, the tests, and the classes that there are."""
+    found = [*Stage.__subclasses__(), *Quota.__subclasses__()]
+    classes = {one.name for one in found if one is not Quota and one.__module__.startswith("mitmgate.stages.")}
+    assert len(set(REQUIRED)) == len(REQUIRED)
+    assert tuple(row[0] for row in table(text_of("README.md"), "stage", "denies with")) == REQUIRED
+    assert classes == set(REQUIRED)
+    tested = {name for name in REQUIRED if f"tests/stages/test_{name.replace('-', '_')}.py" in TRACKED}
+    assert tested == set(REQUIRED)
 
 
 def test_every_reason_code_has_a_test_that_names_it() -> None:
     mine = str(Path(__file__).relative_to(ROOT))
     tests = "\n".join(text_of(name) for name in PYTHON if name.startswith("tests/") and name != mine)
-    missing = [r.code for r in Reason if not re.search(rf"Reason\.{r.name}\b|\"{r.code}\"", tests)]
-    assert missing == []
+    assert {r for r in Reason if re.search(rf"Reason\.{r.name}\b|\"{r.code}\"", tests)} == set(Reason)
 
 
 def locked(name: str) -> dict[str, str]:

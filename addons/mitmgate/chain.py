@@ -54,8 +54,11 @@ def stages(
     services: Services,
     clock: Callable[[], float] = time.time,
 ) -> tuple[Stage, ...]:
-    """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature."""
-    return (
+    """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature.
+
+    Raises UserError where they are not those that Enforcer will ask, in their order: it would deny everything.
+    """
+    chain = (
         Arrival(source, services.trail.pressure, clock),
         Hygiene(),
         Endpoints(),
@@ -70,6 +73,13 @@ def stages(
         CircuitBreaker(clock),
         Rewrite(),
     )
+    names = tuple([stage.name for stage in chain])
+    if names != REQUIRED:
+        raise UserError(
+            f"the chain is {', '.join(names)}, but what has to sign is {', '.join(REQUIRED)}: "
+            "this copy of mitmgate is damaged"
+        )
+    return chain
 
 
 REQUIRED = (
@@ -87,7 +97,7 @@ REQUIRED = (
     "circuit-breaker",
     "rewrite",
 )
-"""The signatures that Enforcer asks for. Written out, so that a stage lost from the list above denies everything."""
+"""The signatures that Enforcer asks for. Written out, so that a stage lost from the list above is no way around it."""
 
 
 async def _start(services: Services) -> None:
@@ -194,11 +204,11 @@ class Gateway:
         try:
             source = PolicySource(path, self._environ)
             services = open_services(source.snapshot)
+            chain = stages(self.policy, services)
             services.trail.start(source.snapshot.digest)
         except (PolicyError, UserError) as error:
             self._failure = exceptions.OptionsError(str(error))
             raise self._failure from error
-        chain = stages(self.policy, services)
         self.breaker = breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services

@@ -6,7 +6,7 @@ Each is a real mitmdump with the gateway's script and a second one that does har
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,10 @@ PORT = {port}
 
 @contextmanager
 def mitmdump(
-    directory: Path, *arguments: str, target: str = "http://upstream.invalid"
+    directory: Path,
+    *arguments: str,
+    target: str = "http://upstream.invalid",
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """Run stock mitmdump in reverse mode with the arguments; its words go to a file."""
     port, log = free_port(), directory / "mitmdump.log"
@@ -68,9 +71,9 @@ def mitmdump(
         f"reverse:{target}@127.0.0.1:{port}",
     ]
     command += ["--set", f"confdir={directory}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": SECRET}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": SECRET}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=variables | dict(environment or {}))
     try:
         yield process, port, log
     finally:

@@ -1,5 +1,6 @@
 """Every reason code, produced on a real gateway; after a denial the upstream has seen nothing."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,35 +119,46 @@ DENIED: dict[Reason, Make] = {
 """What denies before anything is sent upstream, in one request."""
 
 ELSEWHERE = {
-    Reason.OK: "admitted requests, all over",
-    Reason.NOT_APPLICABLE: "steps that skip",
-    Reason.HEALTH: "test_walking",
-    Reason.PREFLIGHT: "test_walking",
-    Reason.QUOTA_EXCEEDED: "below",
-    Reason.CIRCUIT_OPEN: "below",
-    Reason.UPSTREAM_TIMEOUT: "below",
-    Reason.UPSTREAM_CLOSED: "below",
-    Reason.UPSTREAM_MALFORMED: "below",
-    Reason.KEYS_UNAVAILABLE: "below",
+    Reason.OK: "stages/test_network_access",
+    Reason.NOT_APPLICABLE: "stages/test_network_access",
+    Reason.HEALTH: "stages/test_endpoints",
+    Reason.PREFLIGHT: "stages/test_cors",
+    Reason.QUOTA_EXCEEDED: "live/test_reasons",
+    Reason.CIRCUIT_OPEN: "live/test_reasons",
+    Reason.UPSTREAM_TIMEOUT: "live/test_reasons",
+    Reason.UPSTREAM_CLOSED: "live/test_reasons",
+    Reason.UPSTREAM_MALFORMED: "live/test_reasons",
+    Reason.KEYS_UNAVAILABLE: "live/test_reasons",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
-    Reason.BODY_MALFORMED: "below",
+    Reason.BODY_MALFORMED: "live/test_reasons",
     Reason.LENGTH_MISMATCH: "protocol/test_http2_messages",
     Reason.FRAMES_EXCESSIVE: "protocol/test_http2_floods",
     Reason.BODY_TIMEOUT: "protocol/test_bounds",
     Reason.CONNECTIONS_EXHAUSTED: "protocol/test_bounds",
-    Reason.ADDRESS_UNKNOWN: "below",
-    Reason.STORE_UNAVAILABLE: "test_shared_counters",
-    Reason.AUDIT_UNAVAILABLE: "audit/test_live",
-    Reason.STAGE_ERROR: "test_fail_closed",
-    Reason.POLICY_UNAVAILABLE: "test_fail_closed",
+    Reason.ADDRESS_UNKNOWN: "live/test_reasons",
+    Reason.STORE_UNAVAILABLE: "stages/test_rate_limit",
+    Reason.AUDIT_UNAVAILABLE: "stages/test_arrival",
+    Reason.STAGE_ERROR: "live/test_stage_failures",
+    Reason.POLICY_UNAVAILABLE: "stages/test_enforcer",
     Reason.CLIENT_CLOSED: "protocol/test_upstream",
     Reason.GATEWAY_STOPPING: "workers/test_drain",
 }
+"""What is no denial, or needs more than one request: the test that produces it."""
 
 
 def test_every_code_has_a_test() -> None:
-    assert set(Reason) == set(DENIED) | set(ELSEWHERE)
-    assert not set(DENIED) & set(ELSEWHERE)
+    assert set(Reason) == DENIED.keys() | ELSEWHERE.keys()
+    assert not DENIED.keys() & ELSEWHERE.keys()
+    tests = Path(__file__).parents[1]
+    inventory = re.compile(r"^ELSEWHERE = .*?^}", re.DOTALL | re.MULTILINE)
+    naming = {
+        reason
+        for reason, name in ELSEWHERE.items()
+        if re.search(
+            rf"Reason\.{reason.name}\b|\"{reason.code}\"", inventory.sub("", (tests / f"{name}.py").read_text())
+        )
+    }
+    assert naming == ELSEWHERE.keys()
 
 
 @pytest.fixture(scope="module")

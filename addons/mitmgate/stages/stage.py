@@ -54,17 +54,7 @@ class Stage:
 
     def run(self, exchange: Exchange) -> Awaitable[None] | None:
         """Decide and record. Returns an awaitable only where the stage has to wait."""
-        if exchange.verdict.final is not None:
-            return None
-        started = perf_counter()
-        try:
-            step: object = self.decide(exchange)
-        except Exception as error:
-            step = self.failed(error)
-        if step is self.admitted:
-            exchange.verdict.record(self.admitted, perf_counter() - started)
-            return None
-        return self.record(exchange, step, started)
+        return Row((self,)).run(exchange)
 
     def record(self, exchange: Exchange, step: object, started: float) -> Awaitable[None] | None:
         """Record what `decide` has returned, whatever that is. started: when (perf_counter) it was called."""
@@ -109,22 +99,27 @@ type _Entry = tuple[Stage, Callable[[Exchange], object], Step, Step, int]
 """A stage, what is asked of it on every request, and how many stages have spoken after it."""
 
 
-class _Row:
-    """Stages that follow one another, as one hook: the same steps in the same order, with less between them."""
+class Row:
+    """Stages that follow one another. The one runner: each host asks every stage here, alone or with its neighbours."""
+
+    __slots__ = ("_stages",)
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        """stages: none of which has a `requestheaders` or a `run` of its own."""
+        """stages: in the order in which they are asked."""
         self._stages = tuple(
-            (stage, stage.decide, stage.admitted, stage.skipped, position) for position, stage in enumerate(stages, 1)
+            [(stage, stage.decide, stage.admitted, stage.skipped, position) for position, stage in enumerate(stages, 1)]
         )
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
-        """Run the stages; one that waits makes an awaitable of the rest."""
+        """Take mitmproxy's hook for all of them; a flow without exchange is left to Enforcer, which denies it."""
         exchange = exchange_of(flow)
         return None if exchange is None else self._run(exchange, self._stages)
 
+    def run(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Ask each stage until one has decided; one that waits makes an awaitable of the rest."""
+        return self._run(exchange, self._stages)
+
     def _run(self, exchange: Exchange, stages: tuple[_Entry, ...]) -> Awaitable[None] | None:
-        """Do what `Stage.run` does for each, but for the steps that every stage says of most requests at once."""
         verdict = exchange.verdict
         if verdict.final is not None:
             return None
@@ -135,7 +130,7 @@ class _Row:
                 step: object = decide(exchange)
             except Exception as error:
                 step = stage.failed(error)
-            if step is admitted or step is skipped:
+            if step is admitted or step is skipped:  # what every stage says of most requests needs no further look
                 steps.append(step)
                 now = perf_counter()
                 seconds.append(now - before)
@@ -166,11 +161,11 @@ def fused(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
             row.append(owner)
             continue
         if row:
-            made.append(_Row(row).requestheaders)
+            made.append(Row(row).requestheaders)
             row = []
         made.append(hook)
     if row:
-        made.append(_Row(row).requestheaders)
+        made.append(Row(row).requestheaders)
     return tuple(made)
 
 

@@ -1,13 +1,25 @@
 """The route table: longest segment-prefix, then host, then method."""
 
+import pytest
+
 from mitmgate.core.address import CidrSet
+from mitmgate.core.path import CanonicalPath, Oddity, canonical_path
 from mitmgate.core.routing import NoRoute, RouteTable, covers, host_matches
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 
+ORDINARY: frozenset[Oddity] = frozenset()
+EVERY = frozenset(Oddity)
 UPSTREAM = Upstream("u", (Endpoint("http", "127.0.0.1", 9001),), 1.0, 1.0, 0, "preserve", Circuit())
 
 
-def route(name: str, path: str, *methods: str, exact: bool = False, hosts: tuple[str, ...] = ()) -> Route:
+def route(
+    name: str,
+    path: str,
+    *methods: str,
+    exact: bool = False,
+    hosts: tuple[str, ...] = (),
+    odd: frozenset[Oddity] = ORDINARY,
+) -> Route:
     return Route(
         name=name,
         path=path,
@@ -20,6 +32,7 @@ def route(name: str, path: str, *methods: str, exact: bool = False, hosts: tuple
         limits=(),
         networks=Networks(CidrSet(), CidrSet()),
         max_body=1024,
+        odd=odd,
     )
 
 
@@ -77,3 +90,58 @@ def test_a_less_specific_route_is_no_way_around_the_methods_of_a_longer_one() ->
 
 def test_an_empty_table_admits_nothing() -> None:
     assert RouteTable([]).match("GET", "h", "/") == NoRoute()
+
+
+LAX = RouteTable(
+    [
+        route("all", "/", odd=EVERY),
+        route("admin", "/admin", odd=EVERY),
+        route("files", "/files", odd=frozenset({Oddity.ENCODED_SLASH})),
+        route("named", "/a%2Fb", exact=True, odd=EVERY),
+        route("strict", "/files/strict"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "taken"),
+    [
+        ("/x//y", "all"),
+        ("/x;v=1/y", "all"),
+        ("/x%2Fy", "all"),
+        ("/x;a//y%2Fz", "all"),
+        ("/admin//x", "admin"),
+        ("/admin;x", ""),  # the route for all would take it, and a server could read /admin
+        ("/;x/admin", ""),
+        ("//admin", ""),
+        ("//admin/x", ""),
+        ("/;a//admin", ""),
+        ("/x%2F..%3b", None),
+        ("/files/a%2Fb", "files"),
+        ("/files%2Fa", ""),
+        ("/files/strict%2Fa", ""),
+        ("/files//a", "an empty segment"),
+        ("/files/a;b", "a parameter (;)"),
+        ("/files/strict/a%2Fb", "an encoded slash"),
+        ("/a%2Fb", "named"),  # an exact route has named it
+    ],
+)
+def test_an_odd_path_is_taken_only_where_every_reading_of_it_is(raw: str, taken: str | None) -> None:
+    path = canonical_path(raw)
+    if taken is None:
+        assert not isinstance(path, CanonicalPath)
+        return
+    assert isinstance(path, CanonicalPath) and path.odd
+    result = LAX.match_odd("GET", "api.example", path)
+    if isinstance(result, NoRoute):
+        assert result.allow == () and not result.public
+        expected = f"The path holds {taken}." if taken else "The path could be read as that of another route."
+        assert result.ambiguous == expected
+    else:
+        assert result.name == taken
+
+
+def test_the_table_knows_what_is_odd_on_some_route() -> None:
+    assert LAX.odd == EVERY
+    assert RouteTable([route("a", "/a")]).odd == ORDINARY
+    assert RouteTable([route("a", "/a")]).match_odd("GET", "h", CanonicalPath("/b//c", EVERY)) == NoRoute()

@@ -48,6 +48,17 @@ def place(text: str, mark: str) -> tuple[int, int]:
 # What stands in BASE, what stands there instead (¦ marks the place of the error), path, message, hint.
 Case = tuple[str, str, str, str, str]
 CASES: list[Case] = [
+    # Paths that servers read differently.
+    ("{prefix: /users}", "{prefix: ¦/users;v=1}", "routes[0].match.prefix", "the path holds a parameter (;)", ""),
+    ("{prefix: /users}", "{prefix: ¦//users}", "routes[0].match.prefix", "the path holds an empty segment", ""),
+    ("{prefix: /users}", "{prefix: ¦/users%20/..%20}", "routes[0].match.prefix", "the path holds a dot segment", ""),
+    (
+        "{prefix: /users}",
+        '{prefix: ¦"/[id]"}',
+        "routes[0].match.prefix",
+        "must be a canonical",
+        "did you mean /%5Bid%5D?",
+    ),
     # Fields of clients that are kept.
     (
         "identity:",

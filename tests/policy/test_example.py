@@ -39,7 +39,7 @@ def test_routes(snapshot: Snapshot) -> None:
     assert route.require.roles_any == {"user", "admin"}
     assert route.require.claims == {"tenant": ("acme", "globex")}
     assert route.max_body == 1 << 20
-    assert (route.websocket, route.stream, route.allow_encoded_slash, route.mode) == (False, "auto", False, "enforce")
+    assert (route.websocket, route.stream, route.odd, route.mode) == (False, "auto", frozenset(), "enforce")
     for address, inside in (("192.0.2.9", True), ("2001:db8::1", True), ("198.51.100.1", False)):
         assert (ip_address(address) in route.networks.allow) is inside
     assert not route.networks.deny

@@ -130,6 +130,24 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
     made["trusted_proxies"] = [TRUSTED]
     made["identity"]["keep"] = ["X-User-Agent", "X-JWT-Kept"]
     made["rate_limits"]["per-user"]["limit"] = 1_000_000
+    odd = {"allow_encoded_slash": True, "allow_parameters": True, "allow_empty_segments": True}
+    made["routes"] += [
+        {"name": "odd", "match": {"prefix": "/odd"}, "upstream": "users", "auth": "none", **odd},
+        {
+            "name": "strict",
+            "match": {"prefix": "/odd/strict"},
+            "upstream": "users",
+            "require": {"roles_any": ["admin"]},
+        },
+        {
+            "name": "stripped",
+            "match": {"prefix": "/stripped"},
+            "upstream": "users",
+            "auth": "none",
+            "rewrite": {"strip_prefix": True},
+            **odd,
+        },
+    ]
     for name in made["upstreams"]:
         made["upstreams"][name]["circuit"] = {"failures": 10000}
     return made

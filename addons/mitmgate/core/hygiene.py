@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.client_fields import FRAMING, ClientFields, Disposition
 from mitmgate.core.headers import Headers
-from mitmgate.core.path import Ambiguous, canonical_path, is_plain, query_is_plain
+from mitmgate.core.path import Ambiguous, Oddity, canonical_path, is_plain, query_is_plain
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
 
@@ -39,6 +39,7 @@ class Refusal:
     detail: str
 
 
+_NOTHING_ODD: frozenset[Oddity] = frozenset()
 _INVALID_HOST = Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
 
 
@@ -64,8 +65,11 @@ def screen(headers: Headers, rules: ClientFields) -> Screened:
     return Screened(size, _named_host(headers), kept)
 
 
-def clean(request: Request, screened: Screened) -> Head | Refusal:
-    """Read a request once and for all, or say why it can't be read. screened: its fields."""
+def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozenset()) -> Head | Refusal:
+    """Read a request once and for all, or say why it can't be read.
+
+    screened: its fields. odd: what a path may hold on some route; Routing says on which.
+    """
     if request.method not in _USUAL and (
         _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}
     ):
@@ -80,12 +84,14 @@ def clean(request: Request, screened: Screened) -> Head | Refusal:
         return Refusal(Reason.TARGET_INVALID, "The query holds a character that must be percent-encoded.")
     if not raw_path.startswith("/"):
         return Refusal(Reason.TARGET_INVALID, "The request target must be a path that starts with a slash.")
-    encoded_slash = False
+    found = _NOTHING_ODD
     if not is_plain(raw_path):
         path = canonical_path(raw_path)
         if isinstance(path, Ambiguous):
             return Refusal(Reason.PATH_AMBIGUOUS, path.detail)
-        raw_path, encoded_slash = path
+        raw_path, found = path
+        if not found <= odd:
+            return Refusal(Reason.PATH_AMBIGUOUS, f"The path holds {min(found - odd)}.")
     kept = screened.kept
     if isinstance(kept, Refusal):
         return kept
@@ -94,9 +100,7 @@ def clean(request: Request, screened: Screened) -> Head | Refusal:
         upgrade = "websocket" if _is_websocket(request) else None
         if upgrade is None:
             return Refusal(Reason.UPGRADE_REFUSED, "The only upgrade is a well-formed WebSocket handshake.")
-    return Head(
-        request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, encoded_slash
-    )
+    return Head(request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, found)
 
 
 def _named_host(headers: Headers) -> tuple[str, int | None] | Refusal:

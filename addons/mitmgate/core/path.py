@@ -2,20 +2,62 @@
 
 RFC 3986 lets a sender write one resource in several ways, and servers differ in which of them they fold together.
 So the harmless differences are folded here (percent-encoded unreserved characters, the case of hex digits: section
-6.2.2), and everything that two servers could read differently is refused: dot segments, empty segments, backslashes,
-`;` parameters, encoded slashes, controls, double encoding, and octets that are not UTF-8.
+6.2.2; the characters that browsers leave as they are though they may not stand in a path), and what two servers could
+read differently is refused: backslashes, controls, double encoding, octets that are not UTF-8, and every segment that
+some server takes for "." or "..". Encoded slashes, `;` parameters and empty segments are a matter of the route.
 """
 
 import re
+from binascii import a2b_qp
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import StrEnum
+from itertools import combinations
+from typing import Final, NamedTuple
 
 _PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
-_SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+")
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
-_DOUBLE = re.compile(r"%25[0-9A-Fa-f]{2}")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_WRITTEN = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,=:@/;\[\]|^-]++|%[0-9A-Fa-f]{2})*+")
+_BROWSERS: Final = str.maketrans({"[": "%5B", "]": "%5D", "|": "%7C", "^": "%5E"})
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_HEX: Final = "0123456789ABCDEFabcdef"
+_FOLDED: Final = {
+    high + low: chr(octet) if (octet := int(high + low, 16)) in _UNRESERVED else f"%{octet:02X}"
+    for high in _HEX
+    for low in _HEX
+}
+"""What two hexadecimal digits behind a percent sign are folded to."""
+_DOUBLE = re.compile(r"%25(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})")
+_CONTROL = re.compile(r"%(?:[01][0-9A-F]|7F)")
+_BLANK = (
+    r"\s\x80-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202f\u205f-\u2064"
+    r"\u2066-\u206f\u3000\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
+)
+"""Spaces, controls and format characters (general categories Z, Cc, Cf) that a path may hold encoded."""
+_SLASH: Final = "\x00"  # what an encoded slash is decoded to, so that it can be told from one that was written
+_DOTS = re.compile(rf"[/\\\x00](?!\.{{3,}}+(?:[/\\\x00;]|\Z))(?=[{_BLANK}]*+\.)[.{_BLANK}]++(?=[/\\\x00;]|\Z)")
+"""A segment of dots and of what can't be seen, which some servers drop, a final dot as well; three dots are a name."""
+_HIDDEN = re.compile(r"\x00(?:[/\\\x00]|\Z)|[/\\]\x00")
+_COMPATIBLE: Final = {
+    **dict.fromkeys((0x2024, 0xFE52, 0xFF0E), "."),
+    **dict.fromkeys((0x2025, 0xFE30), ".."),
+    **dict.fromkeys((0x2026, 0xFE19), "..."),
+    **dict.fromkeys((0x37E, 0xFE14, 0xFE54, 0xFF1B), ";"),
+    **dict.fromkeys((0xFE68, 0xFF3C), "\\"),
+    0xFF0F: "/",
+}
+"""What has a meaning in a path after Unicode's compatibility folding (NFKC, Standard Annex 15), which is left to this
+table: on a long row of combining marks the folding itself takes a time that grows with the square of its length."""
 _QUERY = re.compile(r"[!-~]*")
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"/{2,}")
+
+
+class Oddity(StrEnum):
+    """What a path may hold only where its route says so, because servers read it differently. The value: its name."""
+
+    ENCODED_SLASH = "an encoded slash"
+    PARAMETER = "a parameter (;)"
+    EMPTY_SEGMENT = "an empty segment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +68,64 @@ class Ambiguous:
 
 
 class CanonicalPath(NamedTuple):
-    """A path that has one reading. encoded_slash: it holds %2F, which a route must have opted in to."""
+    """A path that has one reading but for what is odd about it."""
 
     text: str
-    encoded_slash: bool = False
+    odd: frozenset[Oddity] = frozenset()
 
 
 def canonical_path(raw: str) -> CanonicalPath | Ambiguous:
-    """Fold a raw path (from "/" up to, not including, "?") into its canonical form, or say why it has none."""
+    """Fold a raw path (from "/" up to, not including, "?") into its canonical form, or say why it has none.
+
+    The time that it takes grows with the path's length, and with nothing else.
+    """
     if _PLAIN.fullmatch(raw):
         return CanonicalPath(raw)
     if not raw.startswith("/"):
         return Ambiguous("The path does not start with a slash.")
     if "\\" in raw:
         return Ambiguous("The path holds a backslash.")
-    if ";" in raw:
-        return Ambiguous("The path holds a parameter (;).")
-    if _DOUBLE.search(raw):
+    if _WRITTEN.fullmatch(raw) is None:
+        return Ambiguous("The path holds a character that must be percent-encoded.")
+    first, *escapes = raw.translate(_BROWSERS).split("%")
+    folded = first + "".join([_FOLDED[escape[:2]] + escape[2:] for escape in escapes])
+    if _DOUBLE.search(folded) is not None:  # only now: the digits of "%25%32%65" may be encoded themselves
         return Ambiguous("The path is percent-encoded twice.")
-    segments = raw[1:].split("/")
-    folded: list[str] = []
-    for position, segment in enumerate(segments):
-        if not segment:
-            if position == len(segments) - 1:
-                folded.append("")
-                continue
-            return Ambiguous("The path holds an empty segment.")
-        text = _fold(segment)
-        if isinstance(text, Ambiguous):
-            return text
-        folded.append(text)
-    path = "/" + "/".join(folded)
-    return CanonicalPath(path, encoded_slash="%2F" in path)
+    if _CONTROL.search(folded) is not None:
+        return Ambiguous("The path holds an encoded control character.")
+    if "%5C" in folded:
+        return Ambiguous("The path holds an encoded backslash.")
+    # Decoded as quoted-printable (RFC 2045, section 6.7), whose escapes differ in their first character: that is in C.
+    flaw = _flaw(a2b_qp(folded.replace("=", "=3D").replace("%2F", _SLASH).replace("%", "=")))
+    if flaw is not None:
+        return Ambiguous(f"The path {flaw}.")
+    return CanonicalPath(folded, _oddities(folded))
+
+
+def _flaw(octets: bytes) -> str | None:
+    """Say what is wrong with a decoded path."""
+    try:
+        text = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return "is not UTF-8"
+    if not text.isascii():
+        text = text.translate(_COMPATIBLE)
+    if _DOTS.search(text) is not None:
+        return "holds a dot segment"
+    if _SLASH in text and _HIDDEN.search(text) is not None:
+        return "holds a dot segment"  # or an empty one, that an encoded slash hides
+    return None
+
+
+def _oddities(path: str) -> frozenset[Oddity]:
+    found = []
+    if "%2F" in path:
+        found.append(Oddity.ENCODED_SLASH)
+    if ";" in path:
+        found.append(Oddity.PARAMETER)
+    if "//" in path or ("/;" in path and "//" in _PARAMETERS.sub("", path)):
+        found.append(Oddity.EMPTY_SEGMENT)
+    return frozenset(found)
 
 
 def is_plain(path: str) -> bool:
@@ -65,36 +133,20 @@ def is_plain(path: str) -> bool:
     return _PLAIN.fullmatch(path) is not None
 
 
-def _fold(segment: str) -> str | Ambiguous:
-    """Fold one segment, or refuse it."""
-    if not _SEGMENT.fullmatch(segment):
-        return Ambiguous("The path holds a character that must be percent-encoded.")
-    octets = bytearray()
-    pieces: list[str] = []
-    for index, piece in enumerate(_ESCAPE.split(segment)):
-        if index % 2 == 0:
-            octets += piece.encode("ascii")
-            pieces.append(piece)
-            continue
-        octet = int(piece, 16)
-        if octet < 0x20 or octet == 0x7F:
-            return Ambiguous("The path holds an encoded control character.")
-        if octet == 0x5C:
-            return Ambiguous("The path holds an encoded backslash.")
-        octets.append(octet)
-        pieces.append(chr(octet) if octet in _UNRESERVED else f"%{piece.upper()}")
-    if bytes(octets) in {b".", b".."} or (0x2F in octets and _dotted(bytes(octets))):
-        return Ambiguous("The path holds a dot segment.")
-    try:
-        octets.decode("utf-8")
-    except UnicodeDecodeError:
-        return Ambiguous("The path is not UTF-8.")
-    return "".join(pieces)
-
-
-def _dotted(octets: bytes) -> bool:
-    """Tell whether a segment with encoded slashes would hide a dot or empty segment once decoded."""
-    return any(part in {b"", b".", b".."} for part in octets.split(b"/"))
+def readings(path: CanonicalPath) -> set[str]:
+    """Return the paths that servers may take an odd path for: each oddity folded away, or left as it is."""
+    found = set()
+    for count in range(1, len(path.odd) + 1):
+        for chosen in combinations(sorted(path.odd), count):
+            text = path.text
+            if Oddity.ENCODED_SLASH in chosen:
+                text = text.replace("%2F", "/")
+            if Oddity.PARAMETER in chosen:
+                text = _PARAMETERS.sub("", text)
+            if Oddity.EMPTY_SEGMENT in chosen:
+                text = _SLASHES.sub("/", text)
+            found.add(text)
+    return found
 
 
 def query_is_plain(query: str) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from mitmgate.core.headers import Fields, Headers
+from mitmgate.core.path import Oddity
 from mitmgate.core.value import value
 
 
@@ -43,7 +44,7 @@ class Head:
     port: int | None
     headers: Headers
     upgrade: str | None = None  # "websocket" where a well-formed WebSocket handshake was asked for
-    encoded_slash: bool = False  # the path holds %2F: only for routes that opted in
+    odd: frozenset[Oddity] = frozenset()  # what the path holds: only for routes that opted in
 
 
 @value(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def upstream_path(route: Route, path: str) -> str | None:
     if is_plain(path):
         return path
     again = canonical_path(path)
-    if isinstance(again, Ambiguous) or again.text != path:
+    if isinstance(again, Ambiguous) or again.text != path or not again.odd <= route.odd:
         return None
     return path
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mitmgate.core.path import CanonicalPath, Oddity, readings
 from mitmgate.core.rules import Route
 
 
@@ -11,11 +12,13 @@ class NoRoute:
     """No route takes the request.
 
     allow: the methods that routes of this path and host take; empty: there is no such path (404 rather than 405).
-    public: every route that the path and host match is public, so saying 405 needs no credential.
+    public: every route that the path and host match is public, so saying 405 needs no credential. ambiguous: why the
+    path can't be read as that of one route, in words that the client may read; empty: it can.
     """
 
     allow: tuple[str, ...] = ()
     public: bool = False
+    ambiguous: str = ""
 
 
 def covers(prefix: str, path: str) -> bool:
@@ -41,13 +44,16 @@ def _rank(route: Route) -> tuple[int, int, int, int]:
 class RouteTable:
     """All routes, most specific first; equally specific ones keep the policy's order."""
 
-    __slots__ = ("_exact", "_prefixes", "routes")
+    __slots__ = ("_exact", "_longest", "_prefixes", "odd", "routes")
 
     routes: tuple[Route, ...]
+    odd: frozenset[Oddity]
+    """What a path may hold on some route."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         """Sort once; prefixes are kept apart by length, so that a match is a few dictionary look-ups."""
         self.routes = tuple(sorted(routes, key=_rank))
+        self.odd = frozenset[Oddity]().union(*(route.odd for route in self.routes))
         self._exact: dict[str, list[Route]] = {}
         self._prefixes: dict[str, list[Route]] = {}
         for route in self.routes:
@@ -55,6 +61,7 @@ class RouteTable:
                 self._exact.setdefault(route.path, []).append(route)
             else:
                 self._prefixes.setdefault(route.path.rstrip("/"), []).append(route)
+        self._longest = max(map(len, self._prefixes), default=0)
 
     def match(self, method: str, host: str, path: str) -> Route | NoRoute:
         """Find the route of a request, or why there is none. path: canonical.
@@ -68,6 +75,8 @@ class RouteTable:
         end = len(path)
         if path.endswith("/") and path != "/":
             end -= 1
+        if end > self._longest:  # no look-up for each segment of a path that is longer than any prefix
+            end = path.rfind("/", 0, self._longest + 1)
         while end >= 0:
             here = self._prefixes.get(path[:end])
             if here is not None:
@@ -76,6 +85,21 @@ class RouteTable:
                     return found
             end = path.rfind("/", 0, end)
         return NoRoute()
+
+    def match_odd(self, method: str, host: str, path: CanonicalPath) -> Route | NoRoute:
+        """Find the route of a request with an odd path: one that takes it, however servers may read the path.
+
+        Otherwise a path that only looks like that of a lax route could reach what a strict one guards. An exact route
+        has named the odd path itself.
+        """
+        found = self.match(method, host, path.text)
+        if isinstance(found, NoRoute):
+            return found
+        if not path.odd <= found.odd:
+            return NoRoute(ambiguous=f"The path holds {min(path.odd - found.odd)}.")
+        if not found.exact and any(self.match(method, host, reading) is not found for reading in readings(path)):
+            return NoRoute(ambiguous="The path could be read as that of another route.")
+        return found
 
 
 def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | None:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from mitmgate.core.address import CidrSet
 from mitmgate.core.limit import Limit
+from mitmgate.core.path import Oddity
 from mitmgate.core.template import Template
 
 Mode = Literal["enforce", "report"]
@@ -141,7 +142,8 @@ class Route:
     """One way through the gateway.
 
     path with exact=False is a segment prefix. hosts are lower-case, without port, "*.example" matches one or more
-    labels; empty: every host. methods empty: every method. issuers are names in Identity.issuers; None: public.
+    labels; empty: every host. methods empty: every method. issuers are names in Identity.issuers; None: public. odd:
+    what a path may hold though servers read it differently.
     """
 
     name: str
@@ -159,7 +161,7 @@ class Route:
     cors: Cors | None = None
     websocket: bool = False
     stream: Literal["auto", "always", "never"] = "auto"
-    allow_encoded_slash: bool = False
+    odd: frozenset[Oddity] = frozenset()
     mode: Mode = "enforce"
 
 

@@ -9,6 +9,7 @@ from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
+from mitmgate.core.path import Oddity
 from mitmgate.core.routing import RouteTable
 from mitmgate.policy.condition import compile_condition
 from mitmgate.policy.loaded import Loaded
@@ -197,9 +198,18 @@ def _route(
         cors=None if route.cors is None else cors[route.cors],
         websocket=route.websocket,
         stream=route.stream,
-        allow_encoded_slash=route.allow_encoded_slash,
+        odd=_odd(route),
         mode=route.mode,
     )
+
+
+def _odd(route: Route) -> frozenset[Oddity]:
+    allowed = {
+        Oddity.ENCODED_SLASH: route.allow_encoded_slash,
+        Oddity.PARAMETER: route.allow_parameters,
+        Oddity.EMPTY_SEGMENT: route.allow_empty_segments,
+    }
+    return frozenset(oddity for oddity, may in allowed.items() if may)
 
 
 def _requirement(require: Require) -> rules.Requirement:

@@ -177,8 +177,9 @@ def _kept(name: str) -> str:
     if looks_like_identity(shaped):
         return name
     if ClientFields(()).disposition(name.lower().encode("ascii")) is Disposition.KEEP:
-        raise wrong(f"{name} goes on as it is", "leave it out")
-    raise wrong(f"a client's {name} is always removed", "only fields that look like identity can be kept")
+        raise wrong(f"{name} goes on as it is", "leave it out", unquoted="goes on as it is")
+    hint, unquoted = "only fields that look like identity can be kept", "of a client, it is always removed"
+    raise wrong(f"a client's {name} is always removed", hint, unquoted=unquoted)
 
 
 Kept = Annotated[HeaderName, AfterValidator(_kept)]

@@ -176,6 +176,10 @@ class Route(Section):
     """Whether bodies pass while they arrive; auto: those that are large, of unknown length, or event streams."""
     allow_encoded_slash: Boolean = False
     """Whether %2F may stand in the path."""
+    allow_parameters: Boolean = False
+    """Whether `;` may stand in the path."""
+    allow_empty_segments: Boolean = False
+    """Whether `//` may stand in the path."""
     mode: Mode = "enforce"
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from mitmgate.core.address import CidrSet
 from mitmgate.core.authority import parse_authority
-from mitmgate.core.path import Ambiguous, canonical_path
+from mitmgate.core.path import Ambiguous, Oddity, canonical_path
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.units import DURATION, SIZE, UnitError, parse_duration, parse_size
@@ -195,6 +195,10 @@ def _path(text: str) -> str:
         hint = "" if text.startswith("/") else f"did you mean /{text}?"
         why = f"{message}: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}"
         raise wrong(why, hint, unquoted=why)
+    odd = canonical.odd - {Oddity.ENCODED_SLASH}
+    if odd:
+        why = f"{message}: the path holds {min(odd)}"
+        raise wrong(why, unquoted=why)
     if canonical.text != text:
         raise wrong(message, f"did you mean {canonical.text}?", unquoted=message)
     return str(text)

@@ -11,7 +11,7 @@ from mitmgate.core.authority import parse_authority
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.jose import Json
 from mitmgate.core.limit import ticks
-from mitmgate.core.path import Ambiguous, canonical_path
+from mitmgate.core.path import Ambiguous, Oddity, canonical_path
 from mitmgate.core.sliding import SlidingLog
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import ADMIT
@@ -162,6 +162,8 @@ def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> b
     authority = parse_authority(headers.text("host") or request.authority)
     if not succeeded(entry) or isinstance(path, Ambiguous) or authority is None:
         return False
+    if not path.odd <= {Oddity.ENCODED_SLASH}:
+        return False  # a route that takes it is not proposed: its author should know why
     template = tuple(VALUE if _VALUE.fullmatch(segment) else segment for segment in path.text.split("/")[1:])
     if is_preflight(request.method, headers):
         _preflight(evidence.preflights, entry, template)
@@ -171,7 +173,7 @@ def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> b
     evidence.head = max(evidence.head, sum(len(name) + len(value) + 4 for name, value in headers.fields))
     seen = evidence.places.setdefault(Place(authority[0], template, request.method), Seen())
     seen.count += 1
-    seen.encoded += path.encoded_slash
+    seen.encoded += Oddity.ENCODED_SLASH in path.odd
     seen.websockets += b"upgrade" in headers
     seen.largest = max(seen.largest, request.declared_body or 0)
     seen.unmeasured += request.declared_body is None

@@ -13,7 +13,8 @@ class Authorization(Stage):
     """Check what the route requires of the principal: scopes, roles, claims, the CEL condition.
 
     Reads: route or no_route, principal; for a condition also head and client. Writes: challenge, and answer for the
-    Allow field. Denies: 404 no-route and 405 method-not-allowed (final in report mode too: there is nowhere to go),
+    Allow field. Denies: 404 no-route, 405 method-not-allowed and 400 path-ambiguous, where servers could read the path
+    as that of another route (these three are final in report mode too: there is nowhere to go),
     403 for each member of `require`, 401 where a route that is not public has no principal. On failure: 503
     stage-error; a condition that fails is 403 condition-error.
     """
@@ -54,6 +55,8 @@ class Authorization(Stage):
         return self.deny(refusal.reason, refusal.detail)
 
     def _no_route(self, exchange: Exchange, missing: NoRoute) -> Step:
+        if missing.ambiguous:
+            return self.deny(Reason.PATH_AMBIGUOUS, missing.ambiguous)
         if not missing.allow:
             return self.deny(Reason.NO_ROUTE, "There is nothing at this path.")
         exchange.answer = Answer(405, fields=((b"Allow", ", ".join(missing.allow).encode("ascii")),))

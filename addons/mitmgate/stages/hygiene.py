@@ -28,7 +28,7 @@ class Hygiene(Stage):
         screened = request.headers.derive(screen, snapshot.client_fields)
         if screened.size > snapshot.max_head:
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
-        head = clean(request, screened)
+        head = clean(request, screened, snapshot.routes.odd)
         if isinstance(head, Refusal):
             return self.deny(head.reason, head.detail)
         exchange.head = head

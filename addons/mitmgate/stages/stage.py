@@ -14,7 +14,15 @@ from mitmgate.stages.exchange import Exchange, exchange_of
 
 logger = logging.getLogger(__name__)
 
-NEVER_OBSERVED = frozenset({Reason.STAGE_ERROR, Reason.NO_ROUTE, Reason.METHOD_NOT_ALLOWED, Reason.ADDRESS_UNKNOWN})
+NEVER_OBSERVED = frozenset(
+    {
+        Reason.STAGE_ERROR,
+        Reason.NO_ROUTE,
+        Reason.METHOD_NOT_ALLOWED,
+        Reason.PATH_AMBIGUOUS,
+        Reason.ADDRESS_UNKNOWN,
+    }
+)
 """Denials that stay final in report mode: nothing was decided, there is no upstream to go to, or no client to name."""
 
 

@@ -55,7 +55,7 @@ async def main(policy: str, port: int) -> None:
     master = LeanMaster(options)
     options.update(mode=[f"reverse:http://upstream.invalid@127.0.0.1:{port}"])
     options.update(**required_options(options))
-    master.addons.add(ProtocolLayer(source, lambda exchange: None), AdmitAll(source))
+    master.addons.add(ProtocolLayer(source, lambda exchange, reason: None), AdmitAll(source))
     collector.settle()
     await master.run()
 

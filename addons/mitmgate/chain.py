@@ -14,6 +14,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import Client
 
 from mitmgate.audit.event import policy_rejected, policy_reloaded
+from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
 from mitmgate.policy.compiler import compile_policy
@@ -124,8 +125,8 @@ class HeldBack:
 class ProtocolFactory(Protocol):
     """Makes the addon that replaces mitmproxy's HTTP layers."""
 
-    def __call__(self, source: SnapshotSource, fail_over: Callable[[Exchange], Endpoint | None]) -> object:
-        """source: the policy in force. fail_over: the next endpoint after one that could not be reached."""
+    def __call__(self, source: SnapshotSource, fail_over: Callable[[Exchange, Reason], Endpoint | None]) -> object:
+        """source: the policy in force. fail_over: the next endpoint after one that failed for this reason."""
         ...
 
 

@@ -189,6 +189,7 @@ def test_every_endpoint_of_the_policy_has_a_circuit(tmp_path: Path) -> None:
     path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
     snapshot = load_snapshot(path, {"MITMGATE_TEST_SECRET": "x" * 64})
     metrics = Metrics(sources(snapshot, circuits=lambda: {"users http://127.0.0.1:9": State.OPEN}))
+    assert len(metrics.report().series["mitmgate_circuit_failed_share"]) == len(snapshot.upstreams)
     series = metrics.report().series["mitmgate_circuit_state"]
     assert {labels for labels, value in series.items() if value} == {
         ("users", "http://127.0.0.1:9", "open"),

@@ -1,6 +1,7 @@
-"""The circuit: every transition, against a naive model, probes and their slots, late answers, clocks and reloads."""
+"""The circuit: every transition, against a naive model, shares, probes and their slots, late answers and reloads."""
 
 import gc
+import random
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mitmgate.core.circuit import TRANSITIONS, Breaker, Event, Outcome, Permit, State
+from mitmgate.core.circuit import FAILED, QUIET, SLICES, TRANSITIONS, Breaker, Event, Outcome, Permit, State
 from mitmgate.core.rules import Circuit
 
 RULE = Circuit(failures=3, window=10.0, open_for=30.0, probes=2)
@@ -20,13 +21,13 @@ class Model:
 
     def __init__(self) -> None:
         self.state = State.CLOSED
-        self.failed: list[float] = []
+        self.ended: list[tuple[float, Outcome]] = []  # all successes and failures of this era
         self.opened = 0.0
         self.known: dict[int, bool] = {}  # permits of this era by number; True: a probe that is on its way
         self.succeeded = 0
 
     def enter(self, state: State, now: float) -> None:
-        self.state, self.opened, self.failed, self.known, self.succeeded = state, now, [], {}, 0
+        self.state, self.opened, self.ended, self.known, self.succeeded = state, now, [], {}, 0
 
     def may_pass(self, rule: Circuit, now: float) -> bool:
         if self.state is State.OPEN and now - self.opened >= rule.open_for:
@@ -41,27 +42,52 @@ class Model:
         if number not in self.known:
             return
         probe = self.known.pop(number)
-        if outcome is Outcome.FAILURE:
-            self.failed = [at for at in self.failed if now - at < rule.window] + [now]
-            if probe or len(self.failed) >= rule.failures:
-                self.enter(State.OPEN, now)
-        elif outcome is Outcome.SUCCESS and probe:
+        if outcome is Outcome.SUCCESS and probe:
             self.succeeded += 1
             if self.succeeded >= rule.probes:
                 self.enter(State.CLOSED, now)
+        elif outcome in FAILED and probe:
+            self.enter(State.OPEN, now)
+        elif outcome is not Outcome.ABANDONED and not probe:
+            self.ended.append((now, outcome))
+            if outcome in FAILED and self.should_open(rule, now):
+                self.enter(State.OPEN, now)
+
+    def should_open(self, rule: Circuit, now: float) -> bool:
+        failed = [at for at, outcome in self.ended if outcome in FAILED and now - at < rule.window]
+        if len(failed) < rule.failures:
+            return False
+        good, end, counted = 0.0, 0.0, 0
+        for at, outcome in self.ended:
+            if outcome is Outcome.SUCCESS:
+                if at >= end:
+                    end = at + rule.window / SLICES
+                good, counted = at, counted + (end > now - rule.window)
+        if len(failed) >= rule.share * (len(failed) + counted):
+            return True
+        last = [outcome for _, outcome in self.ended[-rule.failures :]]
+        if set(last) == {Outcome.UNREACHABLE}:
+            return True
+        usual = rule.window / counted
+        return Outcome.SUCCESS not in last and now - good >= QUIET and now - good >= (rule.failures - 1) * usual
 
 
 class CircuitMachine(RuleBasedStateMachine):
     """Requests come, end in any order and any way, twice or never, while time and the rule go on."""
 
-    @initialize(failures=st.integers(1, 4), probes=st.integers(1, 3), window=st.sampled_from([10.0, 100.0]))
-    def begin(self, failures: int, probes: int, window: float) -> None:
-        self.rule = replace(RULE, failures=failures, probes=probes, window=window)
+    @initialize(
+        failures=st.integers(1, 4),
+        probes=st.integers(1, 3),
+        window=st.sampled_from([10.0, 100.0]),
+        share=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    )
+    def begin(self, failures: int, probes: int, window: float, share: float) -> None:
+        self.rule = replace(RULE, failures=failures, probes=probes, window=window, share=share)
         self.breaker, self.model, self.now = Breaker("e"), Model(), NOW
         self.out: dict[int, Permit] = {}
         self.numbers = 0
 
-    @rule(step=st.sampled_from([0.0, 1.0, 3.0, 9.75, 10.0, 29.75, 30.0, 100.0]))
+    @rule(step=st.sampled_from([0.0, 0.125, 0.5, 1.0, 3.0, 9.75, 10.0, 29.75, 30.0, 100.0]))
     def wait(self, step: float) -> None:
         self.now += step
 
@@ -100,16 +126,30 @@ class CircuitMachine(RuleBasedStateMachine):
     def reload(self, failures: int, probes: int) -> None:
         self.rule = replace(self.rule, failures=failures, probes=probes)
 
+    def go(self, outcome: Outcome) -> None:
+        self.ask()
+        number = max(self.out)
+        self.model.settle(self.rule, number, outcome, self.now)
+        self.breaker.settle(self.rule, self.out.pop(number), outcome, self.now)
+
     @precondition(lambda self: self.breaker.state is State.CLOSED)
-    @rule()
-    def fail_until_open(self) -> None:
-        for _ in range(self.rule.failures):
-            if self.breaker.state is State.CLOSED:
-                self.ask()
-                number = max(self.out)
-                self.model.settle(self.rule, number, Outcome.FAILURE, self.now)
-                self.breaker.settle(self.rule, self.out.pop(number), Outcome.FAILURE, self.now)
-        assert self.breaker.state is State.OPEN
+    @rule(count=st.integers(1, 12), apart=st.sampled_from([0.0, 0.25, 1.0]))
+    def succeed(self, count: int, apart: float) -> None:
+        for _ in range(count):
+            self.go(Outcome.SUCCESS)
+            self.now += apart
+        assert self.breaker.state is State.CLOSED
+
+    @precondition(lambda self: self.breaker.state is State.CLOSED)
+    @rule(kind=st.sampled_from([Outcome.FAILURE, Outcome.UNREACHABLE]), apart=st.sampled_from([0.0, 0.25, 1.0]))
+    def fail_until_open(self, kind: Outcome, apart: float) -> None:
+        count = 0
+        while self.breaker.state is State.CLOSED:
+            self.go(kind)
+            self.now += apart if kind is Outcome.FAILURE else 0.0
+            count += 1
+            assert count < 500, "an endpoint that only fails opens its circuit"
+            assert kind is Outcome.FAILURE or count <= self.rule.failures, "one that is away does so at once"
 
     @precondition(lambda self: self.breaker.state is State.OPEN)
     @rule(extra=st.integers(0, 3))
@@ -127,7 +167,7 @@ class CircuitMachine(RuleBasedStateMachine):
 
 
 TestCircuit = CircuitMachine.TestCase
-TestCircuit.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestCircuit.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 
 
 def state_of(breaker: Breaker) -> State:
@@ -159,6 +199,74 @@ def test_the_table_is_complete() -> None:
     assert (State.OPEN, Event.PROBES_SUCCEEDED) not in TRANSITIONS, "an open circuit closes through half-open alone"
 
 
+def rated(breaker: Breaker, rule: Circuit, count: int, failed: frozenset[int], start: float = NOW) -> list[State]:
+    """Send 500 requests a second, of which these fail; return the states that they met."""
+    met = []
+    for number in range(count):
+        now = start + number / 500
+        permit = breaker.acquire(rule, now)
+        met.append(state_of(breaker))
+        if isinstance(permit, Permit):
+            outcome = Outcome.FAILURE if number in failed else Outcome.SUCCESS
+            breaker.settle(rule, permit, outcome, now)
+    return met
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_failure_in_600_refuses_nothing_wherever_they_stand(seed: int) -> None:
+    chosen = random.Random(seed)
+    scattered = frozenset(chosen.sample(range(10_000), 17))
+    begin = chosen.randrange(1000, 9000)
+    together = frozenset(range(begin, begin + 17))  # one client, which sends them at once
+    for failed in (scattered, together):
+        assert set(rated(Breaker("e"), Circuit(), 10_000, failed)) == {State.CLOSED}
+        opened = rated(Breaker("e"), Circuit(share=0.0), 10_000, failed)
+        assert opened.count(State.OPEN) > 0, "the rule before"
+
+
+def test_an_endpoint_that_dies_under_load_opens_it_as_before() -> None:
+    breaker, end = Breaker("e"), NOW + 20
+    rated(breaker, Circuit(), 10_000, frozenset())
+    for number in range(5):
+        assert state_of(breaker) is State.CLOSED
+        breaker.settle(Circuit(), permit_of(breaker, end, Circuit()), Outcome.UNREACHABLE, end + number / 500)
+    assert state_of(breaker) is State.OPEN
+
+
+def test_an_endpoint_that_answers_nothing_but_errors_opens_it_within_a_second() -> None:
+    breaker = Breaker("e")
+    rated(breaker, Circuit(), 10_000, frozenset())
+    met = rated(breaker, Circuit(), 1000, frozenset(range(1000)), NOW + 20)
+    assert met.index(State.OPEN) == pytest.approx(500, abs=2)
+    slow = Breaker("e")
+    for number in range(30):  # one request a second
+        slow.settle(RULE, permit_of(slow, NOW + number), Outcome.SUCCESS, NOW + number)
+    for number in range(30, 30 + RULE.failures):
+        assert state_of(slow) is State.CLOSED
+        slow.settle(RULE, permit_of(slow, NOW + number), Outcome.FAILURE, NOW + number)
+    assert state_of(slow) is State.OPEN
+
+
+def test_a_response_that_breaks_off_is_no_success_any_more() -> None:
+    breaker, rule = Breaker("e"), replace(RULE, share=1.0)
+    for _ in range(RULE.failures):
+        assert state_of(breaker) is State.CLOSED
+        permit = permit_of(breaker, NOW, rule)
+        breaker.settle(rule, permit, Outcome.SUCCESS, NOW)
+        breaker.withdraw(permit)
+        breaker.settle(rule, permit, Outcome.FAILURE, NOW)
+    assert state_of(breaker) is State.OPEN
+
+
+def test_it_tells_its_share_of_failures() -> None:
+    breaker = Breaker("e")
+    assert breaker.share(RULE, NOW) == 0.0
+    for outcome in (Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED, Outcome.SUCCESS, Outcome.SUCCESS):
+        breaker.settle(RULE, permit_of(breaker), outcome, NOW)
+    assert breaker.share(RULE, NOW + 1) == 0.25
+    assert breaker.share(RULE, NOW + RULE.window) == 0.0
+
+
 def test_failures_outside_one_window_do_not_open_it() -> None:
     breaker = Breaker("e")
     for at in range(20):
@@ -168,12 +276,21 @@ def test_failures_outside_one_window_do_not_open_it() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_successes_and_abandoned_requests_neither_open_it_nor_excuse_failures() -> None:
+def test_abandoned_requests_neither_open_it_nor_excuse_failures() -> None:
     breaker = Breaker("e")
     for number in range(RULE.failures):
         assert state_of(breaker) is State.CLOSED
         for outcome in (Outcome.SUCCESS, Outcome.ABANDONED, Outcome.ABANDONED, Outcome.ABANDONED, Outcome.FAILURE):
             breaker.settle(RULE, permit_of(breaker), outcome, NOW + number)
+    assert state_of(breaker) is State.OPEN, "half of those that said anything failed"
+
+
+def test_without_a_share_failures_alone_count() -> None:
+    breaker, rule = Breaker("e"), replace(RULE, share=0.0)
+    for number in range(RULE.failures):
+        assert state_of(breaker) is State.CLOSED
+        for outcome in (Outcome.SUCCESS, Outcome.SUCCESS, Outcome.SUCCESS, Outcome.FAILURE):
+            breaker.settle(rule, permit_of(breaker, NOW, rule), outcome, NOW + number)
     assert state_of(breaker) is State.OPEN
 
 
@@ -258,12 +375,6 @@ def test_late_answers_of_an_earlier_time_change_nothing() -> None:
     for probe in probes:
         breaker.settle(RULE, probe, Outcome.SUCCESS, NOW + 30)
     assert state_of(breaker) is State.CLOSED
-
-
-def test_a_clock_that_was_set_back_does_not_keep_it_open() -> None:
-    breaker = opened()
-    assert breaker.acquire(RULE, NOW - 3600) == RULE.open_for
-    assert permit_of(breaker, NOW - 3600 + RULE.open_for).probe
 
 
 def test_a_request_that_arrived_before_it_opened_does_not_shorten_the_time() -> None:

@@ -167,6 +167,8 @@ CASES: list[Case] = [
         "at least 500",
         "",
     ),
+    ("{endpoints: [", "{circuit: {share: ¦0.5}, endpoints: [", "upstreams.users.circuit.share", "a share", "write 50%"),
+    ("{endpoints: [", "{circuit: {share: ¦yes}, endpoints: [", "upstreams.users.circuit.share", "a share", "like 50%"),
     # References.
     ("upstream: users", "upstream: ¦usres", "routes[0].upstream", "no upstream has this name", "did you mean users?"),
     ("upstream: users", "upstream: users\n    cors: ¦wbe", "routes[0].cors", "no CORS policy", "did you mean web?"),

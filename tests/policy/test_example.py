@@ -89,7 +89,7 @@ def test_upstreams(snapshot: Snapshot, example: Path) -> None:
     users = snapshot.upstreams["users"]
     assert users.endpoints == (Endpoint("http", "127.0.0.1", 9001), Endpoint("http", "127.0.0.1", 9011))
     assert (users.connect_timeout, users.response_timeout, users.retries, users.host) == (2.0, 30.0, 1, "preserve")
-    assert users.circuit == Circuit(5, 30.0, 30.0, 1, frozenset({500, 502, 503, 504}), 10.0)
+    assert users.circuit == Circuit(5, 30.0, 30.0, 1, frozenset({500, 502, 503, 504}), 10.0, 0.5)
     assert users.tls is not None
     assert (users.tls.ca, users.tls.server_name) == (str(example.parent / "tls/internal.pem"), "users.internal")
 

@@ -1,4 +1,4 @@
-"""Durations and sizes."""
+"""Durations, sizes and shares."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.policy.units import UnitError, parse_duration, parse_size
+from mitmgate.policy.units import UnitError, parse_duration, parse_share, parse_size
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,24 @@ def test_any_text_is_a_value_or_an_error(text: str) -> None:
     for parse in (parse_duration, parse_size):
         with contextlib.suppress(UnitError):
             assert parse(text) >= 0
+
+
+@pytest.mark.parametrize(("text", "share"), [("50%", 0.5), ("0%", 0.0), ("0", 0.0), ("100%", 1.0), ("7%", 0.07)])
+def test_shares(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("50", "write 50%"),
+        ("0.5", "write 50%"),
+        (".05", "write 5%"),
+        ("50 %", "write 50%"),
+        *[(text, "like 50%") for text in ("101%", "", "half", "-1%", "5%\n", "\u0665%")],
+    ],
+)
+def test_what_is_no_share(text: str, hint: str) -> None:
+    with pytest.raises(UnitError, match="must be a share") as caught:
+        parse_share(text)
+    assert hint in caught.value.hint

@@ -166,7 +166,7 @@ class Gate:
         chosen: Route,
         *,
         limits: dict[str, Any] | None = None,
-        fail_over: Callable[[Exchange], Endpoint | None] = lambda exchange: None,
+        fail_over: Callable[[Exchange, Reason], Endpoint | None] = lambda exchange, reason: None,
         enforcer: bool = True,
         tls: Any = None,
     ) -> None:

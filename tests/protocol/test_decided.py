@@ -87,7 +87,7 @@ def test_edits_after_the_decision_reach_nobody(
 def test_edits_do_not_reach_the_next_endpoint_either(upstream: RecordingUpstream) -> None:
     """A request that moves on after a refused connection takes the other endpoint's Host, and nothing of the flow."""
     other = endpoint(upstream.url)
-    with Gate(route("http://127.0.0.1:9", host="upstream"), fail_over=lambda exchange: other) as gate:
+    with Gate(route("http://127.0.0.1:9", host="upstream"), fail_over=lambda exchange, reason: other) as gate:
         gate.loop.call_soon_threadsafe(gate.master.addons.add, Editor("request"))
         assert status_of(raw_request(gate.port, HEAD + b"Content-Length: 3\r\n\r\nabc")) == 200
     (seen,) = upstream.requests

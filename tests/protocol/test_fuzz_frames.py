@@ -77,7 +77,7 @@ class Drive:
         client = Client(peername=("192.0.2.1", 1), sockname=("192.0.2.2", 2), state=ConnectionState.OPEN, alpn=alpn)
         client.tls = True
         self.client = client
-        self.layer = GatewayLayer(Context(client, OPTIONS), Bounds(), Wire(None, client), lambda exchange: None)
+        self.layer = GatewayLayer(Context(client, OPTIONS), Bounds(), Wire(None, client), lambda exchange, reason: None)
         self.sent = b""
         self.closed = False
         self.give(events.Start())

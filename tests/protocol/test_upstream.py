@@ -240,7 +240,7 @@ class Rotation:
         self.left: list[Endpoint] = [endpoint(url) for url in urls]
         self.asked = 0
 
-    def __call__(self, exchange: Exchange) -> Endpoint | None:
+    def __call__(self, exchange: Exchange, reason: Reason) -> Endpoint | None:
         self.asked += 1
         return self.left.pop(0) if self.left else None
 

@@ -97,6 +97,59 @@ def test_what_an_end_says_of_the_endpoint(
     assert bench.breaker.states() == {USERS: state}
 
 
+@pytest.mark.parametrize(
+    ("status", "failure", "uploading", "state"),
+    [
+        (None, Reason.UPSTREAM_CLOSED, True, State.CLOSED),  # the endpoint may refuse the body
+        (413, Reason.UPSTREAM_CLOSED, True, State.CLOSED),  # it does, and says so
+        (413, None, False, State.CLOSED),
+        (503, Reason.UPSTREAM_CLOSED, True, State.OPEN),  # by its status
+        (None, Reason.UPSTREAM_UNREACHABLE, True, State.OPEN),
+        (None, Reason.UPSTREAM_TIMEOUT, True, State.OPEN),
+    ],
+)
+def test_what_the_form_of_a_request_causes_does_not_count(
+    snapshot: Snapshot, status: int | None, failure: Reason | None, uploading: bool, state: State
+) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    flow = flow_of()
+    begin(flow, made)
+    made.admitted = True
+    if status is not None:
+        flow.response = Response.make(status)
+        bench.breaker.responseheaders(flow)
+    made.failure, made.uploading = failure, uploading
+    bench.breaker.error(flow)
+    assert bench.breaker.states() == {USERS: state}
+
+
+def test_failures_of_a_few_do_not_close_a_service_to_all(snapshot: Snapshot) -> None:
+    bench = Bench(replace(snapshot))
+    for number in range(1500):
+        step, made = bench.ask("/moved")
+        assert step == ADMITTED
+        bench.now += 0.002
+        bench.end(made, 500 if 700 <= number < 710 else 200)
+    assert set(bench.breaker.states().values()) == {State.CLOSED}
+    shares = bench.breaker.failed_shares()
+    assert shares["pair http://127.0.0.1:9002"] == pytest.approx(5 / 750)
+
+
+def test_a_body_that_breaks_off_is_not_a_success_too(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    for _ in range(5):
+        made = bench.ask("/moved")[1]
+        flow = flow_of()
+        begin(flow, made)
+        made.admitted = True
+        flow.response = Response.make(200)
+        bench.breaker.responseheaders(flow)
+        made.failure = Reason.UPSTREAM_CLOSED
+        bench.breaker.error(flow)
+    assert {share for share in bench.breaker.failed_shares().values() if share} == {1.0}
+
+
 def test_denies_while_it_is_open_then_lets_one_probe_through(snapshot: Snapshot) -> None:
     bench = Bench(snapshot).broken()
     bench.now += 9.5
@@ -153,9 +206,9 @@ def test_fail_over_goes_to_the_other_endpoint_once(snapshot: Snapshot) -> None:
     bench = Bench(snapshot)
     made = bench.ask("/moved")[1]
     first = made.endpoint
-    second = bench.breaker.fail_over(made)
+    second = bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE)
     assert second is not None and second is made.endpoint and second != first
-    assert bench.breaker.fail_over(made) is None, "the policy allows one retry"
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE) is None, "the policy allows one retry"
     assert (made.retries, made.settled) == (1, (NOW,))
 
 
@@ -250,11 +303,23 @@ def test_requests_that_are_let_through_together_end_apart(snapshot: Snapshot) ->
     assert bench.breaker.states() == {USERS: State.CLOSED}, "it was let through before the circuit opened"
 
 
+def test_a_retry_moves_nobodys_turn(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    first = []
+    for _ in range(4):
+        made = bench.ask("/moved")[1]
+        assert made.endpoint is not None
+        first.append(made.endpoint.port)
+        if made.endpoint.port == 9002:
+            bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE)
+    assert first == [9002, 9003, 9002, 9003], "else each request would begin with the endpoint that is away"
+
+
 def test_fail_over_never_stays_where_it_failed(snapshot: Snapshot) -> None:
     bench = Bench(snapshot)
     made = bench.ask("/moved")[1]
     bench.ask("/moved")  # whose turn was the other
-    first, second = made.endpoint, bench.breaker.fail_over(made)
+    first, second = made.endpoint, bench.breaker.fail_over(made, Reason.UPSTREAM_CLOSED)
     assert second is not None and second != first
 
 

@@ -123,6 +123,9 @@ def sources_of(
     def circuits() -> Mapping[str, State]:
         return {} if gateway.breaker is None else gateway.breaker.states()
 
+    def failed_shares() -> Mapping[str, float]:
+        return {} if gateway.breaker is None else gateway.breaker.failed_shares()
+
     def key_sets(now: float) -> Sequence[KeySetState]:
         return [] if gateway.services is None else gateway.services.ring.states(now)
 
@@ -146,6 +149,7 @@ def sources_of(
         accepting=accepting or _listens,
         connected=connected,
         circuits=circuits,
+        failed_shares=failed_shares,
         key_sets=key_sets,
         store_available=store_available,
         sinks=sinks,

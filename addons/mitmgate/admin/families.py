@@ -77,6 +77,13 @@ FAMILIES: tuple[Family, ...] = (
         "1 for the state that an endpoint's circuit is in; with several workers, how many see it so.",
         ("upstream", "endpoint", "state"),
     ),
+    Family(
+        "mitmgate_circuit_failed_share",
+        "gauge",
+        "The part of an endpoint's requests within its circuit's window that failed; of several workers the largest.",
+        ("upstream", "endpoint"),
+        merge="max",
+    ),
     Family("mitmgate_store_available", "gauge", "1 while the counter store can be asked.", merge="min"),
     Family("mitmgate_key_set_usable", "gauge", "1 while an issuer's keys can verify tokens.", ("issuer",), merge="min"),
     Family(

@@ -28,9 +28,10 @@ BUILD: Final = (__version__, version("mitmproxy"), platform.python_version())
 class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
 
-    policy: the policy in force, None: there is none. connected: clients. circuits: `CircuitBreaker.states`. key_sets:
-    `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow: differences by (change, reason).
-    draining: whether the process is on its way to its end. keys: the public keys of identity assertions.
+    policy: the policy in force, None: there is none. connected: clients. circuits, failed_shares: `CircuitBreaker`'s
+    `states` and `failed_shares`. key_sets: `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow:
+    differences by (change, reason). draining: whether the process is on its way to its end. keys: the public keys of
+    identity assertions.
     """
 
     policy: Callable[[], Snapshot | None]
@@ -43,6 +44,7 @@ class Sources:
     history: History
     shadow: Callable[[], Mapping[tuple[str, str], int]] = dict
     draining: Callable[[], bool] = bool
+    failed_shares: Callable[[], Mapping[str, float]] = dict
     keys: Callable[[], Sequence[Jwk]] = tuple
 
 
@@ -66,6 +68,7 @@ def report_of(sources: Sources, counted: Mapping[str, Series], now: float | None
         **_policy(snapshot, sources.history),
         "mitmgate_connections": {(): sources.connected()},
         "mitmgate_circuit_state": _circuits(snapshot, sources.circuits()),
+        "mitmgate_circuit_failed_share": _failed_shares(snapshot, sources.failed_shares()),
         "mitmgate_store_available": {(): int(available)},
         "mitmgate_shadow_differences": {(*labels,): count for labels, count in sources.shadow().items()},
         "mitmgate_ready": {(): int(not missing)},
@@ -87,6 +90,14 @@ def _circuits(snapshot: Snapshot | None, states: Mapping[str, State]) -> Series:
             for state in State:
                 series[upstream.name, endpoint.url, state.value] = int(state is here)
     return series
+
+
+def _failed_shares(snapshot: Snapshot | None, shares: Mapping[str, float]) -> Series:
+    return {
+        (upstream.name, endpoint.url): shares.get(f"{upstream.name} {endpoint.url}", 0.0)
+        for upstream in (snapshot.upstreams.values() if snapshot is not None else ())
+        for endpoint in upstream.endpoints
+    }
 
 
 def _keys(key_sets: Sequence[KeySetState]) -> dict[str, Series]:

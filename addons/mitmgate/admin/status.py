@@ -31,7 +31,9 @@ def status_of(report: Report, now: float) -> Row:
         "requests_in_flight": _count(series, "mitmgate_requests_in_flight"),
         "requests": sum(_numbers(series.get("mitmgate_requests", {})).values()),
         "store_available": bool(_number(series, "mitmgate_store_available")),
-        "circuits": _circuits(series.get("mitmgate_circuit_state", {})),
+        "circuits": _circuits(
+            series.get("mitmgate_circuit_state", {}), _numbers(series.get("mitmgate_circuit_failed_share", {}))
+        ),
         "key_sets": _rows(
             series,
             "issuer",
@@ -87,8 +89,8 @@ def _rows(series: Mapping[str, Series], label: str, **columns: str) -> list[Row]
     return list(rows.values())
 
 
-def _circuits(series: Series) -> list[Row]:
-    """Make a row for each endpoint: the worst state that a worker sees, and how many workers see each."""
+def _circuits(series: Series, shares: Mapping[tuple[str, ...], float]) -> list[Row]:
+    """Make a row for each endpoint: the worst state that a worker sees, how many workers see each, what failed."""
     seen: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for (upstream, endpoint, state), count in _numbers(series).items():
         if count:
@@ -99,6 +101,7 @@ def _circuits(series: Series) -> list[Row]:
             "endpoint": endpoint,
             "state": next((state.value for state in _WORST if state.value in states), None),
             "workers": states,
+            "failed_share": round(shares.get((upstream, endpoint), 0.0), 3),
         }
         for (upstream, endpoint), states in seen.items()
     ]

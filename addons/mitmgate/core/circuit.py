@@ -1,20 +1,35 @@
 """The circuit of one upstream endpoint: closed, open, half-open.
 
-Theory of operation. A closed circuit lets everything through and counts failures. `failures` of them within `window`
-seconds open it: for `open_for` seconds nothing is let through. Then it is half-open: at most `probes` requests are on
-their way at once; when `probes` of them have succeeded it closes, and one failure opens it again. A permit stands for
-the circuit as it was when the request was let through (its generation), so that a late answer can't close, or open, a
-circuit that has gone on since. A probe that says nothing of the endpoint (the client left, a later stage denied) gives
-its slot back, and so does one that is forgotten: slots are counted by the permits that still exist. The rule comes with
-each call, since a reload may change it. See Nygard, Release It!, "Circuit Breaker".
+Theory of operation. A closed circuit lets everything through and counts. It opens when `failures` requests have failed
+within `window` seconds, and these are `share` of all that have ended in it: else one client that knows how to make a
+service fail would close it to everybody. An endpoint that is dead has a window full of successes behind it, and must
+not wait until failures outweigh them. So `failures` of them open the circuit as well
+  where no connection could be made, one time after the other: no request can cause that;
+  where nothing but failures came for QUIET seconds, and for as long as `failures` successes have taken to come.
+
+Open, it lets nothing through for `open_for` seconds. Then it is half-open: at most `probes` requests are on their way
+at once; when `probes` of them have succeeded it closes, and one failure opens it again. A permit stands for the circuit
+as it was when the request was let through (its generation), so that a late answer can't close, or open, a circuit that
+has gone on since. A probe that says nothing of the endpoint (the client left, a later stage denied) gives its slot
+back, and so does one that is forgotten: slots are counted by the permits that still exist. The rule comes with each
+call, since a reload may change it. See Nygard, Release It!, "Circuit Breaker".
+
+Successes are counted in SLICES slices of a window, since there are many of them: one counts until all of its slice is
+out of the window, up to a slice longer than a failure would.
 """
 
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 from weakref import WeakSet
 
 from mitmgate.core.rules import Circuit
+
+QUIET: Final = 1.0
+"""Seconds without a success after which failures are no longer weighed against the successes before."""
+SLICES: Final = 10
+"""Parts of a window in which successes are counted."""
 
 
 class State(StrEnum):
@@ -35,11 +50,15 @@ class Event(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What a request said of the endpoint. ABANDONED: nothing."""
+    """What a request said of the endpoint. UNREACHABLE: a failure before there was a connection. ABANDONED: nothing."""
 
     SUCCESS = "success"
     FAILURE = "failure"
+    UNREACHABLE = "unreachable"
     ABANDONED = "abandoned"
+
+
+FAILED: Final = frozenset({Outcome.FAILURE, Outcome.UNREACHABLE})
 
 
 TRANSITIONS = {
@@ -64,9 +83,22 @@ class Permit:
 
 
 class Breaker:
-    """The state of one endpoint. All times are Unix seconds, given by the caller."""
+    """The state of one endpoint. All times are seconds of one clock that never runs back, given by the caller."""
 
-    __slots__ = ("_failures", "_opened", "_probing", "_succeeded", "endpoint", "generation", "leave", "state")
+    __slots__ = (
+        "_failures",
+        "_good",
+        "_opened",
+        "_probing",
+        "_run",
+        "_succeeded",
+        "_successes",
+        "_unreachable",
+        "endpoint",
+        "generation",
+        "leave",
+        "state",
+    )
 
     leave: Permit | None
     """What `acquire` returns while the circuit is closed, whatever rule and time are; None: it is not closed."""
@@ -77,6 +109,10 @@ class Breaker:
         self.state = State.CLOSED
         self.generation = 0
         self._failures: deque[float] = deque()
+        self._successes: deque[list[float]] = deque()  # the end of each slice, and the successes in it
+        self._good = 0.0  # when the last success came, where there was one
+        self._run = 0  # failures since then
+        self._unreachable = 0  # those of them, without another between, that could not connect
         self._opened = 0.0
         self._probing: WeakSet[Permit] = WeakSet()
         self._succeeded = 0
@@ -86,8 +122,6 @@ class Breaker:
         """Ask for leave. Returns a permit, or the seconds after which asking again makes sense."""
         if self.state is State.OPEN:
             left = self._opened + rule.open_for - now
-            if left > 2 * rule.open_for:  # the clock was set back: that must not keep it open for so much longer
-                self._opened, left = now, rule.open_for
             if left > 0:
                 return left
             self._move(Event.WAITED)
@@ -110,28 +144,67 @@ class Breaker:
             if permit not in self._probing:
                 return
             self._probing.discard(permit)
-            if outcome is Outcome.FAILURE:
+            if outcome in FAILED:
                 self._opened = now
                 self._move(Event.PROBE_FAILED)
             elif outcome is Outcome.SUCCESS:
                 self._succeeded += 1
                 if self._succeeded >= rule.probes:
                     self._move(Event.PROBES_SUCCEEDED)
+        elif outcome is Outcome.SUCCESS:
+            self._succeed(rule, now)
+        elif outcome in FAILED:
+            self._failures.append(now)
+            self._run += 1
+            self._unreachable = self._unreachable + 1 if outcome is Outcome.UNREACHABLE else 0
+            if self._opens(rule, now):
+                self._opened = now
+                self._move(Event.FAILURES_REACHED)
+
+    def withdraw(self, permit: Permit) -> None:
+        """Take back the last success: its response broke off behind its head."""
+        if permit.generation == self.generation and self._successes and self._successes[-1][1] > 0:
+            self._successes[-1][1] -= 1
+
+    def share(self, rule: Circuit, now: float) -> float:
+        """Return the part of the requests that ended within the window, 0 to 1, that failed."""
+        failed, succeeded = self._counts(rule, now)
+        return failed / (failed + succeeded) if failed else 0.0
+
+    def _succeed(self, rule: Circuit, now: float) -> None:
+        self._good = now
+        self._run = self._unreachable = 0
+        successes = self._successes
+        if successes and successes[-1][0] > now:
+            successes[-1][1] += 1
             return
-        if outcome is not Outcome.FAILURE:
-            return
-        failures = self._failures
-        failures.append(now)
-        while failures and failures[0] <= now - rule.window:
+        self._counts(rule, now)
+        successes.append([now + rule.window / SLICES, 1])
+
+    def _counts(self, rule: Circuit, now: float) -> tuple[int, float]:
+        """Drop what is out of the window; return the failures and the successes in it."""
+        failures, successes, begin = self._failures, self._successes, now - rule.window
+        while failures and failures[0] <= begin:
             failures.popleft()
-        if len(failures) >= rule.failures:
-            self._opened = now
-            self._move(Event.FAILURES_REACHED)
+        while successes and successes[0][0] <= begin:
+            successes.popleft()
+        return len(failures), sum([count for _, count in successes])
+
+    def _opens(self, rule: Circuit, now: float) -> bool:
+        failed, succeeded = self._counts(rule, now)
+        enough = rule.failures
+        if failed < enough:
+            return False
+        if failed >= rule.share * (failed + succeeded) or self._unreachable >= enough:
+            return True
+        return self._run >= enough and now - self._good >= max(QUIET, (enough - 1) * rule.window / succeeded)
 
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
         self.generation += 1
         self._failures.clear()
+        self._successes.clear()
+        self._run = self._unreachable = 0
         self._probing.clear()
         self._succeeded = 0
         closed = self.state is State.CLOSED

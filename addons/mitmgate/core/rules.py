@@ -28,7 +28,8 @@ class Networks:
 class Circuit:
     """When an endpoint's circuit opens: `failures` within `window` seconds; stays open for `open_for` seconds.
 
-    slow: a response that takes longer (seconds) counts as a failure; None: never.
+    share: the part of the requests in the window, 0 to 1, that the failures have to be; core/circuit.py says when they
+    need not. slow: a response that takes longer (seconds) counts as a failure; None: never.
     """
 
     failures: int = 5
@@ -37,6 +38,7 @@ class Circuit:
     probes: int = 1
     statuses: frozenset[int] = frozenset({500, 502, 503, 504})
     slow: float | None = None
+    share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class ProtocolLayer:
 
     name: ClassVar[str] = "mitmgate-protocol"
 
-    def __init__(self, source: SnapshotSource, fail_over: Callable[[Exchange], Endpoint | None]) -> None:
+    def __init__(self, source: SnapshotSource, fail_over: Callable[[Exchange, Reason], Endpoint | None]) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used."""
         self.bounds = PolicyBounds(source)
         self.fail_over = fail_over

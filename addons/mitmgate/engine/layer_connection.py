@@ -46,7 +46,7 @@ class GatewayLayer(HttpLayer):
         context: Context,
         bounds: Bounds,
         wire: Wire,
-        fail_over: Callable[[Exchange], Endpoint | None],
+        fail_over: Callable[[Exchange, Reason], Endpoint | None],
         exhausted: bool = False,
     ) -> None:
         """exhausted: the client is one too many."""

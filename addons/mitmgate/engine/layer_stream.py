@@ -147,7 +147,7 @@ class GatewayStream(StreamRequest):
                 self._replayed = True  # closed between two requests: the same endpoint, on a new connection
                 yield from self._forward()
                 return
-            if self._next_endpoint():
+            if self._next_endpoint(failed.reason):
                 yield from self._forward()
                 return
         yield from self._fail(failed.reason if failed is not None else Reason.UPSTREAM_CLOSED)

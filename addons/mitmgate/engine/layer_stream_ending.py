@@ -57,7 +57,7 @@ class Surroundings:
     bounds: Bounds
     timers: Timers
     wire: Wire
-    fail_over: Callable[[Exchange], Endpoint | None]
+    fail_over: Callable[[Exchange, Reason], Endpoint | None]
 
 
 class RequestPhase(Enum):
@@ -222,8 +222,7 @@ class StreamEnding(HttpStream):
             yield from self._abort(reason, ErrorCode.KILL)
             return
         detail = detail or DETAILS.get(reason, "")
-        exchange.failure = reason
-        exchange.failure_detail = detail
+        self._blame(reason, detail)
         exchange.body_in = self._received  # which may be less than was declared
         yield from self._leave_upstream(complete=False)
         self.flow.response = problem_response(exchange, reason, detail)
@@ -233,12 +232,10 @@ class StreamEnding(HttpStream):
         """End without a response, or in the middle of one, so that the client can't take it for complete."""
         self._timer.clear()
         self._lifetime.clear()
+        detail = DETAILS.get(reason, reason.title)
+        self._blame(reason, detail)
         self._request = RequestPhase.DROPPED
         self._response = ResponsePhase.DONE
-        detail = DETAILS.get(reason, reason.title)
-        if self.exchange is not None:
-            self.exchange.failure = reason
-            self.exchange.failure_detail = detail
         yield from self._leave_upstream(complete=False)
         self._request_body.clear()
         self._response_body.clear()
@@ -246,6 +243,12 @@ class StreamEnding(HttpStream):
         self._count()
         yield HttpErrorHook(self.flow)
         yield from self._gone(code)
+
+    def _blame(self, reason: Reason, detail: str) -> None:
+        if self.exchange is not None:
+            self.exchange.failure = reason
+            self.exchange.failure_detail = detail
+            self.exchange.uploading = self._request is RequestPhase.STREAMING
 
     def _gone(self, code: ErrorCode) -> CommandGenerator[None]:
         self.flow.live = False

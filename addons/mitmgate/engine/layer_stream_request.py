@@ -188,17 +188,18 @@ class StreamRequest(StreamEnding):
             if gone is not None:
                 yield from self._on_client_error(gone)
                 return False
-            if not self._next_endpoint():
-                yield from self._fail(reached.failure or Reason.UPSTREAM_UNREACHABLE)
+            failure = reached.failure or Reason.UPSTREAM_UNREACHABLE
+            if not self._next_endpoint(failure):
+                yield from self._fail(failure)
                 return False
 
-    def _next_endpoint(self) -> bool:
-        """Point the request at another endpoint, where the policy still allows one."""
+    def _next_endpoint(self, reason: Reason) -> bool:
+        """Point the request at another endpoint, where the policy still allows one. reason: why this one failed."""
         exchange = self.exchange
         if exchange is None or self._retries <= 0:
             return False
         self._retries -= 1
-        endpoint = self._fail_over(exchange)
+        endpoint = self._fail_over(exchange, reason)
         if endpoint is None:
             return False
         exchange.endpoint = endpoint

@@ -104,6 +104,7 @@ def _upstream(name: str, upstream: Upstream, directory: Path) -> rules.Upstream:
             circuit.probes,
             frozenset(circuit.statuses),
             circuit.slow,
+            circuit.share,
         ),
         tls=None
         if tls is None

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.rules import Endpoint
-from mitmgate.policy.scalars import Duration, Integer, Text, duration, wrong
+from mitmgate.policy.scalars import Duration, Integer, Share, Text, duration, share, wrong
 from mitmgate.policy.section import Section
 
 _PORTS = {"http": 80, "https": 443}
@@ -60,7 +60,8 @@ class Circuit(Section):
     """When an endpoint is left alone for a while. Every endpoint has a circuit of its own."""
 
     failures: Annotated[Integer, Field(ge=1, le=10000)] = 5
-    """How many failures within the window open the circuit."""
+    """How many failures within the window open the circuit, where they are `share` of all requests in it."""
+    share: Share = share("50%", "The part of the requests within the window that has to fail (percent); 0%: any.")
     window: Duration = duration("30s", "How long a failure counts (seconds).")
     open_for: Duration = duration("30s", "How long the circuit stays open before a probe (seconds).")
     probes: Annotated[Integer, Field(ge=1, le=1000)] = 1

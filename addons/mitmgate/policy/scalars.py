@@ -13,7 +13,7 @@ from mitmgate.core.authority import parse_authority
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.problem import nearest
-from mitmgate.policy.units import DURATION, SIZE, UnitError, parse_duration, parse_size
+from mitmgate.policy.units import DURATION, SHARE, SIZE, UnitError, parse_duration, parse_share, parse_size
 
 TOKEN = r"^[!#$%&'*+.^`|~0-9A-Za-z-]+$"  # RFC 9110, section 5.6.2, without "_"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -88,6 +88,10 @@ def _size(value: object) -> int:
     return _with_unit(value, parse_size, "a size, like 512KiB")
 
 
+def _share(value: object) -> float:
+    return _with_unit(str(value) if isinstance(value, float) else value, parse_share, "a share, like 50%")
+
+
 def _with_unit[N: (int, float)](value: object, parse: Callable[[str], N], wanted: str) -> N:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise wrong(f"must be {wanted}")
@@ -107,6 +111,13 @@ Size = Annotated[
 ]
 
 
+Share = Annotated[
+    float,
+    PlainValidator(_share),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": SHARE}, {"const": 0}], "examples": ["50%"]}),
+]
+
+
 def duration(default: str, description: str) -> Any:
     """Make a field of type Duration: its default as a policy writes it, in the model and in the schema."""
     return Field(parse_duration(default), description=description, json_schema_extra={"default": default})
@@ -115,6 +126,11 @@ def duration(default: str, description: str) -> Any:
 def size(default: str, description: str) -> Any:
     """Make a field of type Size: its default as a policy writes it, in the model and in the schema."""
     return Field(parse_size(default), description=description, json_schema_extra={"default": default})
+
+
+def share(default: str, description: str) -> Any:
+    """Make a field of type Share: its default as a policy writes it, in the model and in the schema."""
+    return Field(parse_share(default), description=description, json_schema_extra={"default": default})
 
 
 def _name(text: str) -> str:

@@ -1,9 +1,10 @@
-"""Durations and sizes as a policy writes them: 250ms, 2s, 5m, 1h; 100B, 512KiB, 10MiB."""
+"""Durations, sizes and shares as a policy writes them: 250ms, 2s, 5m, 1h; 100B, 512KiB, 10MiB; 50%."""
 
 import re
 
 DURATION = r"^[0-9]{1,9}(ms|s|m|h)$"
 SIZE = r"^[0-9]{1,12}(B|KiB|MiB|GiB)$"
+SHARE = r"^([0-9]|[1-9][0-9]|100)%$"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -13,7 +14,7 @@ _LARGEST = 1 << 40
 
 
 class UnitError(ValueError):
-    """Text that is no duration or size. hint: how it would be written."""
+    """Text that is no duration, size or share. hint: how it would be written."""
 
     def __init__(self, message: str, hint: str) -> None:
         """Keep the hint apart from the message."""
@@ -42,6 +43,20 @@ def parse_size(text: str) -> int:
     if number * _BYTES[unit] > _LARGEST:
         raise UnitError("must be at most 1024GiB", "")
     return number * _BYTES[unit]
+
+
+def parse_share(text: str) -> float:
+    """Return a part of one. Raises UnitError for anything but a whole number from 0 to 100 and %; 0 needs none."""
+    if text == "0":
+        return 0.0
+    if re.fullmatch(SHARE, text) is None:
+        meant = re.fullmatch(r"([0-9]|[1-9][0-9]|100) ?%?", text)
+        fraction = re.fullmatch(r"0?\.([0-9]{1,2})", text)
+        if meant is None and fraction is None:
+            raise UnitError("must be a share", "write a percentage, like 50%")
+        number = meant.group(1) if meant is not None else f"{float(text) * 100:.0f}"
+        raise UnitError("must be a share", f"write {number}%")
+    return int(text[:-1]) / 100
 
 
 def _split(text: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from typing import Final
 
 from mitmgate.core.claims import read_times
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Circuit
 from mitmgate.core.token import Refusal, UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.replay.offline import OfflinePolicy
@@ -212,9 +213,15 @@ def _circuit(case: _Case) -> list[str]:
     circuit, name = route.upstream.circuit, route.upstream.name
     place = case.place("upstreams", name, "circuit") or case.place("upstreams", name)
     return [
-        f"the endpoints of {name} would have to recover: {circuit.failures} failures in {circuit.window:g} s open the "
-        f"circuit for {circuit.open_for:g} s: {place}"
+        f"the endpoints of {name} would have to recover: {opens_when(circuit)} open the circuit for "
+        f"{circuit.open_for:g} s: {place}"
     ]
+
+
+def opens_when(circuit: Circuit) -> str:
+    """Say what opens a circuit; that an endpoint which only fails need not outweigh its successes is left out."""
+    share = f", at least {circuit.share:.0%} of the requests," if circuit.share else ""
+    return f"{circuit.failures} failures{share} in {circuit.window:g} s"
 
 
 _GENERAL: Final = {

@@ -52,7 +52,7 @@ class Decider:
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
         self._enforcer = Enforcer(source, chain.REQUIRED)
-        self._events: list[tuple[float, int, Exchange, Aftermath | None]] = []
+        self._events: list[tuple[float, int, Exchange, Aftermath | Reason]] = []
         self._number = 0
 
     def decide(self, recorded: Recorded) -> Exchange:
@@ -85,12 +85,12 @@ class Decider:
             self.imagined += 1
             self._breaker.conclude(exchange, 200)
             return
-        for at in after.tried:
-            self._push(at, exchange, None)
+        for at, why in after.tried:
+            self._push(at, exchange, why)
         if after.known is not None:
             self._push(after.known, exchange, after)
 
-    def _push(self, at: float, exchange: Exchange, after: Aftermath | None) -> None:
+    def _push(self, at: float, exchange: Exchange, after: Aftermath | Reason) -> None:
         self._number += 1
         heapq.heappush(self._events, (at, self._number, exchange, after))
 
@@ -98,8 +98,8 @@ class Decider:
         """Tell the circuit what it had learnt before this time."""
         while self._events and self._events[0][0] <= until:
             self.now, _, exchange, after = heapq.heappop(self._events)
-            if after is None:
-                endpoint = self._breaker.fail_over(exchange)
+            if isinstance(after, Reason):
+                endpoint = self._breaker.fail_over(exchange, after)
                 exchange.endpoint = endpoint or exchange.endpoint
             elif exchange.permit is not None:
                 exchange.failure, exchange.upstream_seconds = after.failure, after.took

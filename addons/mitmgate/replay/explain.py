@@ -9,7 +9,7 @@ from mitmgate.core.authorize import facts_of
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.problem import Location, dotted
-from mitmgate.replay.advice import advice
+from mitmgate.replay.advice import advice, opens_when
 from mitmgate.replay.condition_trace import failing
 from mitmgate.replay.decision import decided
 from mitmgate.replay.offline import OfflinePolicy
@@ -291,6 +291,7 @@ def _circuit(exchange: Exchange) -> Facts:
         "upstream": route.upstream.name,
         "endpoints": [endpoint.url for endpoint in route.upstream.endpoints],
         "chosen": None if exchange.endpoint is None else exchange.endpoint.url,
+        "opens": opens_when(route.upstream.circuit),
     }
 
 

@@ -15,7 +15,7 @@ from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
-from mitmgate.replay.front import INTACT, REFUSED, read_front
+from mitmgate.replay.front import INTACT, REFUSED, read_front, reasons_moved
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
@@ -170,12 +170,17 @@ def _aftermath(
         settled = [float(each) for each in items(raw, note[b"settled"]) if isinstance(each, int | float)]
         moved = int(number(raw, note[b"moved"]))
         told, then = value(raw, note[b"status"]), text_or_none(raw, note[b"failure"])
+        codes = (
+            [each for each in items(raw, note[b"failed_over"]) if isinstance(each, str)]
+            if b"failed_over" in note
+            else ()
+        )
         took = value(raw, note[b"upstream_seconds"]) if b"upstream_seconds" in note else None
         return Aftermath(
             settled[-1] if len(settled) > moved else None,
             told if isinstance(told, int) else None,
             None if then is None else reason_of(then),
-            tuple(settled[:moved]),
+            tuple(zip(settled[:moved], reasons_moved(codes), strict=False)),
             took if isinstance(took, float) else None,
         )
     if failure is not None:

@@ -4,12 +4,14 @@ The recorder puts it first into a flow's metadata, made from the redacted flow, 
 such as one that mitmweb saved, is read member by member (flow_state) to the same end, in three times the time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, Final
 
 import orjson
 
 from mitmgate.core.headers import Headers
+from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
@@ -130,12 +132,17 @@ def _decision(front: Mapping[str, Any], stage: str | None) -> Decision | None:
     )
 
 
+def reasons_moved(codes: Iterable[object]) -> Iterator[Reason]:
+    """Say why endpoints had failed when others took their place; recordings of earlier versions do not say."""
+    return chain(map(reason_of, codes), repeat(Reason.UPSTREAM_UNREACHABLE))
+
+
 def _aftermath(note: Mapping[str, Any]) -> Aftermath:
     settled, moved, failure = note["settled"], note["moved"], note["failure"]
     return Aftermath(
         settled[-1] if len(settled) > moved else None,
         note["status"],
         None if failure is None else reason_of(failure),
-        tuple(settled[:moved]),
+        tuple(zip(settled[:moved], reasons_moved(note.get("failed_over", ())), strict=False)),
         note["upstream_seconds"],
     )

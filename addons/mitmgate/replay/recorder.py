@@ -18,6 +18,7 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.replay.privacy import Privacy, with_policy
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature
 from mitmgate.replay.traffic import Signature
+from mitmgate.stages.circuit_breaker import blamed
 from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.usage import UserError
 
@@ -202,7 +203,7 @@ class Recorder:
         state["metadata"] = {METADATA: mirror(exchange)}
         told = self._heads.get(flow)
         if told is None or len(exchange.settled) > told.settled:  # the end had something else to say than the head
-            told = Told(None, exchange.failure, 0)
+            told = Told(None, blamed(exchange), 0)
         route = exchange.route
         moves = route is not None and len(route.upstream.endpoints) > 1
         self._redactor.redact(
@@ -210,6 +211,7 @@ class Recorder:
             lambda token: self._signature(token, exchange),
             settled=list(exchange.settled),
             moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
+            failed_over=[reason.code for reason in exchange.failed_over],
             status=told.status if exchange.admitted else None,
             failure=None if told.failure is None else told.failure.code,
             upstream_seconds=exchange.upstream_seconds,

@@ -198,7 +198,8 @@ class Shadow:
         if live is None or exchange is None or exchange.permit is None:
             return
         try:
-            exchange.failure, exchange.upstream_seconds = live.failure, live.upstream_seconds
+            exchange.failure, exchange.uploading = live.failure, live.uploading
+            exchange.upstream_seconds = live.upstream_seconds
             if live.admitted and status is not None:
                 self._breaker.judge(exchange, status)
             else:  # where the candidate alone let it in, nobody knows what its endpoint would have said

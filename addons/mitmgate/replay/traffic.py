@@ -43,14 +43,14 @@ class Aftermath(NamedTuple):
     """What came of an admitted request.
 
     known: Unix seconds at which the circuit knew of the last endpoint; None: it learnt nothing of it. tried: the times
-    at which an endpoint had failed and another took its place. status: of the upstream's response; None: there was
-    none. failure: what went wrong. took: seconds up to the response's head; None: from `at` to `known`.
+    at which an endpoint had failed and another took its place, and why it had. status: of the upstream's response;
+    None: there was none. failure: what went wrong. took: seconds up to the response's head; None: from `at` to `known`.
     """
 
     known: float | None
     status: int | None = None
     failure: Reason | None = None
-    tried: tuple[float, ...] = ()
+    tried: tuple[tuple[float, Reason], ...] = ()
     took: float | None = None
 
 

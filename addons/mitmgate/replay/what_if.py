@@ -12,7 +12,7 @@ from mitmgate.stages.exchange import Exchange
 from mitmgate.usage import UserError
 
 LIMIT: Final = ("limit", "window", "cost", "key", "mode", "on_store_failure")
-CIRCUIT: Final = ("failures", "window", "open_for", "probes", "slow")
+CIRCUIT: Final = ("failures", "share", "window", "open_for", "probes", "slow")
 REASONS: Final = frozenset({"quota-exceeded", "circuit-open"})
 
 _MOST_BUCKETS = 120

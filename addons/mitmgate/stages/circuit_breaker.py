@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow
 
-from mitmgate.core.circuit import Breaker, Outcome, Permit, State
+from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, Upstream
 from mitmgate.core.verdict import Step
@@ -27,7 +27,8 @@ class CircuitBreaker(Stage):
     Denies: 503 circuit-open, where no endpoint is left; observed, the next in turn is taken. On failure: stage-error.
     The outcome is recorded once: a failure and a probe's success when the response's head arrives, everything else
     when the exchange ends, since a body may still break off. What the gateway denied, and what a client broke off, says
-    nothing of the endpoint. Circuits outlive a reload; those of endpoints that no policy in use names are dropped.
+    nothing of the endpoint; nor does one that closes the connection while a request's body is on its way to it: it may
+    refuse that body. Circuits outlive a reload; those of endpoints that no policy in use names are dropped.
     """
 
     name: ClassVar[str] = "circuit-breaker"
@@ -63,8 +64,11 @@ class CircuitBreaker(Stage):
         exchange.answer = Answer(503, ((b"Retry-After", b"%d" % max(1, ceil(wait))),))
         return self.deny(Reason.CIRCUIT_OPEN, "The service is not available at the moment.")
 
-    def fail_over(self, exchange: Exchange) -> Endpoint | None:
-        """Record that the endpoint failed, and move the exchange to another; None where none is left to try."""
+    def fail_over(self, exchange: Exchange, reason: Reason) -> Endpoint | None:
+        """Record that the endpoint failed, and move the exchange to another; None where none is left to try.
+
+        reason: upstream-closed, where the request was sent; any other: there was no connection to send it on.
+        """
         route = exchange.route
         if route is None or exchange.endpoint is None or exchange.retries >= route.upstream.retries:
             return None
@@ -74,13 +78,21 @@ class CircuitBreaker(Stage):
             # say of the endpoint what it has to say when it ends, and a permit is enough for both attempts.
             return exchange.endpoint if exchange.permit is not None else None
         now, tried = self._clock(), (exchange.endpoint,)
-        self._settle(exchange, Outcome.FAILURE, now)
+        exchange.failed_over = (*exchange.failed_over, reason)
+        self._settle(exchange, Outcome.FAILURE if reason is Reason.UPSTREAM_CLOSED else Outcome.UNREACHABLE, now)
         wait = self._acquire(exchange, route.upstream, now, tried)
         return exchange.endpoint if wait is None else None
 
     def states(self) -> Mapping[str, State]:
         """Return the state of every endpoint that was used, by "UPSTREAM URL"."""
         return {key: breaker.state for key, breaker in self._breakers.items()}
+
+    def failed_shares(self) -> Mapping[str, float]:
+        """Return what part of each endpoint's requests within its window failed, 0 to 1, by "UPSTREAM URL"."""
+        now = self._clock()
+        upstreams = self._policy.upstreams.values() if self._policy is not None else ()
+        rules = {key: upstream.circuit for upstream in upstreams for key in _keys_of(upstream)}
+        return {key: breaker.share(rules[key], now) for key, breaker in self._breakers.items() if key in rules}
 
     def responseheaders(self, flow: HTTPFlow) -> None:
         """Record what the response's head says of the endpoint."""
@@ -91,11 +103,10 @@ class CircuitBreaker(Stage):
     def judge(self, exchange: Exchange, status: int) -> None:
         """Settle the permit where the response's head already says it all."""
         now = self._clock()
-        outcome = self._outcome(exchange, status, now)
-        if outcome is Outcome.SUCCESS and (exchange.permit is None or not exchange.permit.probe):
-            exchange.settled = (*exchange.settled, now)  # unless the end has something else to say
-        else:
-            self._settle(exchange, outcome, now)
+        outcome, permit = self._outcome(exchange, status, now), exchange.permit
+        self._settle(exchange, outcome, now)
+        if outcome is Outcome.SUCCESS and permit is not None and not permit.probe:
+            exchange.permit, exchange.judged = permit, True  # unless the end has something else to say
 
     def response(self, flow: HTTPFlow) -> None:
         """Give back the permit of a request that has ended."""
@@ -112,15 +123,19 @@ class CircuitBreaker(Stage):
     def conclude(self, exchange: Exchange, status: int | None) -> None:
         """Settle the permit: status is the upstream's, None where it gave none or has been judged."""
         now = self._clock()
-        self._settle(exchange, self._outcome(exchange, status, now), now)
+        outcome, permit = self._outcome(exchange, status, now), exchange.permit
+        if exchange.judged and permit is not None and outcome in FAILED and permit.endpoint in self._breakers:
+            self._breakers[permit.endpoint].withdraw(permit)
+        self._settle(exchange, outcome, now)
 
     def _outcome(self, exchange: Exchange, status: int | None, now: float) -> Outcome:
         route = exchange.route
         if route is None:
             raise ValueError("no route")
         rule = route.upstream.circuit
-        if exchange.failure in _UPSTREAM_FAILURES:
-            return Outcome.FAILURE
+        failure = blamed(exchange)
+        if failure in _UPSTREAM_FAILURES:
+            return Outcome.UNREACHABLE if failure is Reason.UPSTREAM_UNREACHABLE else Outcome.FAILURE
         if not exchange.admitted or exchange.failure is not None or status is None:
             return Outcome.ABANDONED
         # A client that sends its body slowly must not make the upstream look slow.
@@ -153,7 +168,8 @@ class CircuitBreaker(Stage):
         """Try each endpoint in turn; returns None, or the shortest wait of those that refused."""
         endpoints, keys = upstream.endpoints, self._keys(upstream)
         turn = self._turns.get(upstream.name, 0)
-        self._turns[upstream.name] = turn + 1
+        if not but:  # a retry moves nobody's turn: with two endpoints the dead one would always be next
+            self._turns[upstream.name] = turn + 1
         waits = []
         for offset in range(len(endpoints)):
             at = (turn + offset) % len(endpoints)
@@ -176,6 +192,15 @@ class CircuitBreaker(Stage):
         if known is None or known[0] is not upstream:
             known = self._names[upstream.name] = upstream, _keys_of(upstream)
         return known[1]
+
+
+def blamed(exchange: Exchange) -> Reason | None:
+    """Return what went wrong, as far as the endpoint may be to blame for it.
+
+    One that closes the connection while a request's body is on its way may refuse that body: the client's doing.
+    """
+    refused = exchange.uploading and exchange.failure is Reason.UPSTREAM_CLOSED
+    return None if refused else exchange.failure
 
 
 def _keys_of(upstream: Upstream) -> tuple[str, ...]:

@@ -58,13 +58,16 @@ class Exchange:
     challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value
     endpoint: Endpoint | None = None  # CircuitBreaker
     permit: Permit | None = None  # CircuitBreaker; given back once the outcome is known
+    judged: bool = False  # CircuitBreaker: the response's head has counted as a success
     retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
+    failed_over: tuple[Reason, ...] = ()  # CircuitBreaker: why the endpoints before this one failed
     settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
     forward: Forward | None = None  # Rewrite
     answer: Answer | None = None  # the stage that answers or denies with more than the problem body
     admitted: bool = False  # Enforcer: the request may be forwarded
     failure: Reason | None = None  # the protocol layer: what went wrong after admission
     failure_detail: str = ""
+    uploading: bool = False  # the protocol layer: when that happened, the request's body was still on its way
     upstream_seconds: float | None = None  # the protocol layer: the upstream's part, up to its response's head
     body_in: int | None = None  # the protocol layer: bytes of the request body that were read, where they were streamed
     body_out: int | None = None  # the protocol layer: bytes of the response body that were sent, the same

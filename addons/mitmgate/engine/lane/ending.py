@@ -101,10 +101,10 @@ class TransitEnding(TransitState):
     def _abort(self, reason: Reason) -> None:
         """End without a response, or in the middle of one, so that the client can't take it for complete."""
         self._stop()
-        self._request = RequestPhase.DROPPED
-        self._response = ResponsePhase.DONE
         detail = DETAILS.get(reason, reason.title)
         self._blame(reason, detail)
+        self._request = RequestPhase.DROPPED
+        self._response = ResponsePhase.DONE
         self._leave_upstream()
         self._request_body.clear()
         self._response_body.clear()
@@ -135,6 +135,7 @@ class TransitEnding(TransitState):
         if self.exchange is not None:
             self.exchange.failure = reason
             self.exchange.failure_detail = detail
+            self.exchange.uploading = self._request is RequestPhase.STREAMING
 
     def _leave_upstream(self) -> None:
         """Close an upstream connection that has an unfinished exchange on it: it is never used again."""

@@ -59,7 +59,7 @@ class TransitReaching(TransitEnding):
             return
         if self._gone:
             self._abort(Reason.CLIENT_CLOSED)
-        elif self._next_endpoint():
+        elif self._next_endpoint(reason):
             self._connect(then)
         else:
             self._fail(reason)
@@ -69,13 +69,13 @@ class TransitReaching(TransitEnding):
         """Whether the request may be sent twice (RFC 9110, section 9.2.2)."""
         return self._made is not None and self._made.method in IDEMPOTENT
 
-    def _next_endpoint(self) -> bool:
-        """Point the request at another endpoint, where the policy still allows one."""
+    def _next_endpoint(self, reason: Reason) -> bool:
+        """Point the request at another endpoint, where the policy still allows one. reason: why this one failed."""
         exchange = self.exchange
         if exchange is None or self._retries <= 0:
             return False
         self._retries -= 1
-        endpoint = self._ways.fail_over(exchange)
+        endpoint = self._ways.fail_over(exchange, reason)
         if endpoint is None:
             return False
         exchange.endpoint = endpoint

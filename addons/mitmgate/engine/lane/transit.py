@@ -127,7 +127,7 @@ class Transit(TransitRequest):
                 self._replayed = True  # closed between two requests: the same endpoint, on a new connection
                 self._connect(self._forward)
                 return
-            if self._next_endpoint():
+            if self._next_endpoint(reason):
                 self._connect(self._forward)
                 return
         self._fail(reason)

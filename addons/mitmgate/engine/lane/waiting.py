@@ -36,7 +36,7 @@ class Ways:
     loop: asyncio.AbstractEventLoop
     table: HookTable
     pool: UpstreamPool
-    fail_over: Callable[[Exchange], Endpoint | None]
+    fail_over: Callable[[Exchange, Reason], Endpoint | None]
 
 
 class Requester(Protocol):

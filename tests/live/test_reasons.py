@@ -95,6 +95,7 @@ DENIED: dict[Reason, Make] = {
     Reason.ADDRESS_DENIED: lambda: head("/barred"),
     Reason.BODY_TOO_LARGE: lambda: head("/api/v1/users", bearer(mint()), "Content-Length: 1025", method="POST"),
     Reason.CREDENTIAL_MISSING: lambda: head("/api/v1/users"),
+    Reason.CREDENTIAL_AMBIGUOUS: lambda: head("/api/v1/users?access_token=x", bearer(mint())),
     Reason.SCHEME_UNSUPPORTED: lambda: head("/api/v1/users", "Authorization: Basic YTpi"),
     Reason.TOKEN_TOO_LARGE: lambda: head("/api/v1/users", bearer(mint("a" * 200, pad="x" * 7000))),
     Reason.TOKEN_MALFORMED: lambda: head("/api/v1/users", bearer("a.b.c")),

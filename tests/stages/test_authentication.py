@@ -152,6 +152,19 @@ def test_report_mode_observes_and_goes_on_without_principal(tmp_path: Path, mode
     assert made.verdict.final is None
 
 
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_a_second_token_in_the_query_is_refused(tmp_path: Path, mode: str) -> None:
+    """In report mode the request goes on as the principal that it is of."""
+    reporting = snapshot_of(tmp_path, mode)
+    step, made = ask(reporting, "Bearer " + token(reporting), "/users/7?a=b&access_token=x")
+    assert (step.outcome, step.reason) == (
+        Outcome.DENY if mode == "enforce" else Outcome.OBSERVE,
+        Reason.CREDENTIAL_AMBIGUOUS,
+    )
+    assert made.principal is not None and made.principal.subject == "alice"
+    assert (made.challenge or "").startswith('Bearer error="invalid_request"') is (mode == "enforce")
+
+
 def test_keys_that_are_not_there_are_503_without_challenge(snapshot: Snapshot) -> None:
     made = exchange(snapshot, "GET", "/users/7", "Bearer " + token(snapshot))
     step = decided(Authentication(KeyRing()), made)

@@ -75,6 +75,7 @@ class Reason(Enum):
 
     # Authentication.
     CREDENTIAL_MISSING = "credential-missing", 401, "Credential required"
+    CREDENTIAL_AMBIGUOUS = "credential-ambiguous", 400, "More than one credential"
     SCHEME_UNSUPPORTED = "scheme-unsupported", 401, "Authentication scheme not supported"
     TOKEN_TOO_LARGE = "token-too-large", 401, "Token too large"
     TOKEN_MALFORMED = "token-malformed", 401, "Malformed token"

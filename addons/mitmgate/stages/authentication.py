@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable
 
+from mitmgate.core.bearer import holds_token
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Head
 from mitmgate.core.token import Refusal
 from mitmgate.core.verdict import Step
 from mitmgate.keys.ring import KeyRing
@@ -14,6 +16,7 @@ BARE_CHALLENGE = "Bearer"
 """Says that a token is needed, and nothing more, where none was given (RFC 6750, section 3.1)."""
 
 _NO_CREDENTIAL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
+_TWO_CREDENTIALS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds an access token in its query as well.")
 _OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the Bearer scheme is accepted.")
 
 
@@ -21,7 +24,8 @@ class Authentication(Stage):
     """Verify the bearer token for the issuers that the route accepts.
 
     Reads: head (Authorization, and nothing else: no query, no cookie, no body), route or no_route, snapshot.issuers,
-    now. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 503 keys-unavailable.
+    now. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 400 where the query
+    holds a second one, 503 keys-unavailable.
     Skips public routes, and, where there is no route, what needs no credential to be told so. On failure: 503
     stage-error. Waits only where a published key set may have a key that is not known yet, a bounded time.
     """
@@ -48,26 +52,28 @@ class Authentication(Stage):
             return self._refuse(exchange, _OTHER_SCHEME)
         issuers = exchange.snapshot.issuers
         result = self._ring.authenticate(issuers, names, token.strip(b" "), exchange.now)
-        if isinstance(result, Principal):
-            exchange.principal = result
-            return self.admitted
-        if isinstance(result, Refusal):
-            return self._refuse(exchange, result)
-        return self._later(exchange, result)
+        if isinstance(result, Principal | Refusal):
+            return self._conclude(exchange, exchange.head, result)
+        return self._later(exchange, exchange.head, result)
 
-    async def _later(self, exchange: Exchange, pending: Awaitable[Principal | Refusal]) -> Step:
-        return self._conclude(exchange, await pending)
+    async def _later(self, exchange: Exchange, head: Head, pending: Awaitable[Principal | Refusal]) -> Step:
+        return self._conclude(exchange, head, await pending)
 
-    def _conclude(self, exchange: Exchange, result: Principal | Refusal) -> Step:
+    def _conclude(self, exchange: Exchange, head: Head, result: Principal | Refusal) -> Step:
         if isinstance(result, Refusal):
             return self._refuse(exchange, result)
         exchange.principal = result
+        if head.query is not None and holds_token(head.query):
+            # RFC 6750, section 2: one method in a request. The other token would go on, to whoever logs addresses.
+            return self._refuse(exchange, _TWO_CREDENTIALS)
         return self.admitted
 
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> Step:
         """Deny with the challenge of RFC 6750, section 3. Details are constants, safe in a quoted string."""
         if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
             exchange.challenge = BARE_CHALLENGE
+        elif refusal is _TWO_CREDENTIALS:
+            exchange.challenge = f'Bearer error="invalid_request", error_description="{refusal.detail}"'
         elif refusal.reason.status == 401:
             exchange.challenge = f'Bearer error="invalid_token", error_description="{refusal.detail}"'
         return self.deny(refusal.reason, refusal.detail)

@@ -141,7 +141,7 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
         answer: Answer | None = exchange.answer
         extra = () if answer is None else answer.fields
         # In report mode a challenge may be left of a 401 that was only observed.
-        if exchange.challenge is not None and reason.status in {401, 403}:
+        if exchange.challenge is not None and (reason.status in {401, 403} or reason is Reason.CREDENTIAL_AMBIGUOUS):
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
     return _response(reason, detail, exchange.request_id, extra)
 

@@ -78,7 +78,7 @@ DENIED: dict[Reason, Make] = {
     Reason.HEAD_TOO_LARGE: lambda: head("/public", "X-Long: " + "a" * 33000),
     Reason.EXPECTATION_REFUSED: lambda: head("/public", "Expect: miracles"),
     Reason.HEAD_TIMEOUT: lambda: b"GET /public HTTP/1.1\r\nHost: a\r\n",
-    Reason.UPGRADE_REFUSED: lambda: head("/public", "Upgrade: h2c", "Connection: upgrade"),
+    Reason.UPGRADE_REFUSED: lambda: head("/public", "Upgrade: websocket", "Connection: upgrade"),
     Reason.METHOD_INVALID: lambda: head("/public", method="TRACE"),
     Reason.TARGET_INVALID: lambda: head("*", method="OPTIONS"),
     Reason.TARGET_TOO_LONG: lambda: head("/" + "a" * 8193),

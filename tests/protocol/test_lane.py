@@ -128,7 +128,7 @@ def test_pool_is_bounded(upstream: RecordingUpstream, monkeypatch: pytest.Monkey
 
 
 def test_pipelined_upgrade_is_answered_in_its_turn(gate: Gate, upstream: RecordingUpstream) -> None:
-    upgrade = b"GET /u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    upgrade = b"GET /u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     with connect(gate.port) as link:
         link.sendall(GET + upgrade + GET)
         got = receive(link)

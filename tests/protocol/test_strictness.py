@@ -44,9 +44,6 @@ ATTACKS = {
     "connect": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n",
     "trace": b"TRACE /p HTTP/1.1\r\nHost: x\r\n\r\n",
     "preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "h2c": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-    b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n",
-    "upgrade": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
     "asterisk": b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40,
     "te-list": P + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
@@ -103,7 +100,6 @@ ATTACKS = {
     "host-port": b"GET /p HTTP/1.1\r\nHost: x:99999\r\n\r\n",
     "host-open-bracket": b"GET /p HTTP/1.1\r\nHost: [::1\r\n\r\n",
     "host-control": b"GET /p HTTP/1.1\r\nHost: x\x0cy\r\n\r\n",
-    "upgrade-in-http-1.0": b"GET /p HTTP/1.0\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
     "upgrade-of-two": b"GET /p HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n",
     "expectation": P + b"Expect: x\r\nContent-Length: 1\r\n\r\na",
 }

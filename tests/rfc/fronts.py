@@ -42,13 +42,18 @@ class Front:
         context.set_alpn_protocols(list(protocols) or ["http/1.1"])
         return context.wrap_socket(link, server_hostname="localhost")
 
-    def raw(self, data: bytes, *, source: str = "127.0.0.1") -> bytes:
-        """Send bytes as they are, and return all that comes back until the connection ends."""
+    def raw(self, data: bytes, *, source: str = "127.0.0.1", answers: int | None = None) -> bytes:
+        """Send bytes as they are, and return all that comes back until the connection ends.
+
+        answers: stop after so many final responses, where the connection goes on.
+        """
         got = b""
         with self.connect(source) as link:
             try:
                 link.sendall(data)
-                while part := link.recv(65536):
+                while (answers is None or complete(got, bodiless=data.startswith(b"HEAD ")) < answers) and (
+                    part := link.recv(65536)
+                ):
                     got += part
             except (ConnectionError, ssl.SSLError):
                 pass
@@ -66,15 +71,13 @@ class Front:
         body: bytes = b"",
         source: str = "127.0.0.1",
     ) -> Answered:
-        """Send one request of these header lines, and read its answer; the connection ends with it."""
+        """Send one request of these header lines, and read its answer."""
         fields = [] if host is None else [f"Host: {host}"]
         fields += lines
-        if version == "HTTP/1.1" and not any(line.lower().startswith("connection:") for line in lines):
-            fields.append("Connection: close")
         if body:
             fields.append(f"Content-Length: {len(body)}")
         head = "".join(f"{line}\r\n" for line in (f"{method} {target} {version}", *fields))
-        return parse(self.raw(head.encode("latin-1") + b"\r\n" + body, source=source))
+        return parse(self.raw(head.encode("latin-1") + b"\r\n" + body, source=source, answers=1))
 
     def seen(self, *arguments: Any, **named: Any) -> Recorded:
         """Send a request as `ask` does, and return what the service saw of it."""
@@ -106,6 +109,24 @@ class Front:
         (line,) = mine()
         event: dict[str, Any] = json.loads(line)
         return event
+
+
+def complete(got: bytes, *, bodiless: bool = False) -> int:
+    """Count the final responses that are complete; one whose end is that of the connection is not.
+
+    bodiless: they answer HEAD.
+    """
+    count = 0
+    while (cut := got.find(b"\r\n\r\n")) >= 0:
+        status = int(got[9:12])
+        lengths = [line for line in got[:cut].lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        length = int(lengths[0].split(b":")[1]) if lengths else 0 if status in {204, 304} or status < 200 else None
+        length = 0 if bodiless else length
+        if length is None or len(got) < cut + 4 + length:
+            break
+        count += status >= 200
+        got = got[cut + 4 + length :]
+    return count
 
 
 def parse(got: bytes) -> Answered:
@@ -148,6 +169,9 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
             **odd,
         },
     ]
+    made["routes"].append(
+        {"name": "ws", "match": {"prefix": "/ws"}, "upstream": "users", "auth": "none", "websocket": True}
+    )
     for name in made["upstreams"]:
         made["upstreams"][name]["circuit"] = {"failures": 10000}
     return made

@@ -72,7 +72,7 @@ DENIALS = [
     ("GET", "/", [(b"X", b"a\nb")], Reason.HEADER_INVALID),
     ("GET", "/", [(b"Connection", b"Authorization")], Reason.HEADER_INVALID),
     ("GET", "/", [(b"Authorization", b"a"), (b"authorization", b"b")], Reason.HEADER_REPEATED),
-    ("GET", "/", [(b"Upgrade", b"h2c")], Reason.UPGRADE_REFUSED),
+    ("GET", "/", [(b"Upgrade", b"websocket")], Reason.UPGRADE_REFUSED),
     ("GET", "/", [(b"X", b"a" * 33_000)], Reason.HEAD_TOO_LARGE),
 ]
 

@@ -4,8 +4,6 @@ Refuses what different servers could read differently, and strips what a client 
 client_fields.py): hop-by-hop fields, identity and forwarding fields, and those that override the path or the method.
 """
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path, is_plain, query_is_plain
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
+from mitmgate.core.websocket import asks, is_handshake
 
 MAX_TARGET = 8192  # octets; RFC 9112, section 3, asks for at least 8000
 
@@ -24,7 +23,7 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _SINGLE = frozenset(
-    b"host authorization content-type content-length expect origin upgrade sec-websocket-key "
+    b"host authorization content-type content-length expect origin sec-websocket-key "
     b"sec-websocket-version access-control-request-method traceparent content-encoding".split()
 )
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
@@ -96,10 +95,10 @@ def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozens
     if isinstance(kept, Refusal):
         return kept
     upgrade = None
-    if b"upgrade" in request.headers:
-        upgrade = "websocket" if _is_websocket(request) else None
-        if upgrade is None:
-            return Refusal(Reason.UPGRADE_REFUSED, "The only upgrade is a well-formed WebSocket handshake.")
+    if asks(request.version, request.headers):
+        if not is_handshake(request):
+            return Refusal(Reason.UPGRADE_REFUSED, "The WebSocket handshake is not well-formed.")
+        upgrade = "websocket"
     return Head(request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, found)
 
 
@@ -159,23 +158,3 @@ def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:
     if names & _NEVER_NOMINATED:
         return Refusal(Reason.HEADER_INVALID, "Connection names a field that is not hop-by-hop.")
     return names
-
-
-def _is_websocket(request: Request) -> bool:
-    """Check a WebSocket opening handshake (RFC 6455, section 4.2.1)."""
-    headers = request.headers
-    connection = b",".join(headers.all(b"connection")).lower()
-    key = headers.one(b"sec-websocket-key") or b""
-    try:
-        key_octets = len(base64.b64decode(key, validate=True))
-    except binascii.Error:
-        return False
-    return (
-        request.method == "GET"
-        and request.version == "HTTP/1.1"
-        and (headers.one(b"upgrade") or b"").lower() == b"websocket"
-        and b"upgrade" in {token.strip() for token in connection.split(b",")}
-        and headers.one(b"sec-websocket-version") == b"13"
-        and key_octets == 16
-        and request.declared_body == 0
-    )

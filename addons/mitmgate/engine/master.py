@@ -42,7 +42,7 @@ class LeanMaster(Master):
     """mitmproxy's Master with a compiled hook table. The caller adds the gateway.
 
     Of mitmproxy's default addons only those are here that have a part in proxying: the others serve people, change
-    traffic, or record it. DisableH2C is not needed: Hygiene refuses every upgrade but to websocket. Nothing is sent to
+    traffic, or record it. DisableH2C is not needed: no upgrade but to WebSocket is forwarded. Nothing is sent to
     the deprecated `add_log` hook.
     """
 

@@ -5,8 +5,11 @@ from typing import ClassVar
 from mitmgate.core.hygiene import Refusal, clean, screen
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
-from mitmgate.stages.exchange import Exchange
+from mitmgate.core.websocket import VERSION
+from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
+
+_WEBSOCKETS = Answer(Reason.UPGRADE_REFUSED.status, ((b"Sec-WebSocket-Version", VERSION),))
 
 
 class Hygiene(Stage):
@@ -30,6 +33,8 @@ class Hygiene(Stage):
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
         head = clean(request, screened, snapshot.routes.odd)
         if isinstance(head, Refusal):
+            if head.reason is Reason.UPGRADE_REFUSED:
+                exchange.answer = _WEBSOCKETS  # RFC 6455, section 4.4
             return self.deny(head.reason, head.detail)
         exchange.head = head
         return self.admitted

@@ -9,6 +9,7 @@ from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
+from mitmgate.core.websocket import asks
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32
@@ -47,7 +48,7 @@ class RequestReader:
     __slots__ = ("_body", "_bounds", "_buffer", "_known", "_scanned", "_state", "received")
 
     received: bytes
-    """All bytes of the current request so far, where it asks for an upgrade: for whoever speaks what comes next."""
+    """All bytes of the current request so far, where it asks for a WebSocket: for whoever speaks what comes next."""
 
     def __init__(self, bounds: Bounds, known: KnownFields | None = None) -> None:
         """bounds: head, fields and target are looked at. known: what need not be parsed again."""
@@ -129,7 +130,7 @@ class RequestReader:
             self._state = _State.FAILED
             return [head]
         events: list[RequestEvent] = [head]
-        if b"upgrade" in head.headers:
+        if asks(head.version, head.headers):
             self.received = data
         if head.body == 0:
             self._state = _State.DONE

@@ -2,7 +2,7 @@
 
     READING → (answered, and both sides want to go on) → READING
     READING → (answered before the request was read, or after a refusal) → LINGERING → closed
-    READING → (a request for an upgrade) → handed over to mitmproxy's layers
+    READING → (a request for a WebSocket) → handed over to mitmproxy's layers
 
 Lingering is what engine/layer_http1_server.py says it is.
 """
@@ -23,6 +23,7 @@ from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
+from mitmgate.core.websocket import asks
 from mitmgate.engine.lane.answering import Answering, Hold, Phase
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
@@ -205,7 +206,7 @@ class LaneClient(Answering):
 
     def _begin(self, head: RequestHead, *, more: bool) -> None:
         """Begin a request. more: a part of its body is there as well."""
-        if b"upgrade" in head.headers and self._transport is not None:
+        if self._transport is not None and asks(head.version, head.headers):
             self._leave_lane(self._transport)
             return
         self._deadline.clear()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,9 @@ from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import refuse_weakening, required_options
-from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.history import History
-from mitmgate.policy.loader import PolicyError, load
-from mitmgate.policy.problem import Stamp
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.problem import PolicyError, Stamp
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 from mitmgate.policy.watcher import InForce, PolicySource
 from mitmgate.services import Services, open_services
@@ -47,6 +47,7 @@ from mitmgate.usage import UserError
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY = 1.0  # seconds between two looks at the policy's files
+SWITCH_EVERY = 0.0005  # seconds that the thread of a reload runs before a request gets its turn
 OPENED_ONCE = ("listen", "admin", "store", "audit")
 
 
@@ -108,6 +109,20 @@ async def _start(services: Services) -> None:
             logger.error("a service could not be started", exc_info=failure)
 
 
+async def _beside_the_loop[Made](make: Callable[[], Made]) -> Made:
+    """Run in a thread what keeps the interpreter busy, and let requests wait less for the interpreter meanwhile.
+
+    A thread that computes gives way after the switch interval (5 ms, unless set) each time, and a request needs several
+    turns (sys.setswitchinterval).
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_EVERY)
+    try:
+        return await asyncio.to_thread(make)
+    finally:
+        sys.setswitchinterval(usual)
+
+
 class HeldBack:
     """Hold what mitmproxy's own listener accepts until the services are started. Ours accepts nothing before."""
 
@@ -151,17 +166,21 @@ class Gateway:
     def __init__(
         self,
         protocol: ProtocolFactory,
-        policy: str | None = None,
+        policy: Loaded | str | None = None,
         observers: Sequence[object] = (),
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """policy: the policy file; None: the option `mitmgate_policy` names it. observers: addons after the chain."""
+        """policy: the policy, where the host has loaded it already, or its file; None: the option `mitmgate_policy`.
+
+        observers: addons after the chain.
+        """
         self.addons: list[object] = []
         self.policy = InForce()
         self.history = History()
         self.services: Services | None = None
         self._protocol = protocol
-        self._path = policy
+        self._loaded = policy if isinstance(policy, Loaded) else None
+        self._path = policy.path if isinstance(policy, Loaded) else policy
         self._observers = observers
         self._environ = environ
         self.audit: Audit | None = None
@@ -171,6 +190,8 @@ class Gateway:
         self._failure: exceptions.OptionsError | None = None
         self._watch: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
+        self._asked = self._answered = 0  # reloads that were asked for, ever; those that a reload has begun after
+        self._taken = False  # what the last reload came to
         self._started: asyncio.Task[None] | None = None
         self._done = False
 
@@ -203,7 +224,7 @@ class Gateway:
 
     def _build(self, path: str) -> None:
         try:
-            source = PolicySource(path, self._environ)
+            source = PolicySource(path, self._environ, self._loaded)
             services = open_services(source.snapshot)
             chain = stages(self.policy, services)
             services.trail.start(source.snapshot.digest)
@@ -268,7 +289,7 @@ class Gateway:
         while True:
             await asyncio.sleep(WATCH_EVERY)
             try:
-                if source.changed():
+                if await asyncio.to_thread(source.changed):
                     await self.reload()
             except Exception:
                 logger.exception("the policy could not be reloaded; the old one stays in force")
@@ -277,10 +298,20 @@ class Gateway:
         """Load the policy file again. A bad file keeps the old policy, and the log and the audit trail say why.
 
         What a process opens once (listen, store, audit, admin) keeps its old value until a restart, and the log says
-        so. Returns whether a new policy is in force.
+        so. Returns whether a new policy is in force. Requests are decided meanwhile: files are read and compiled in a
+        thread, and the new policy is put in force in one step.
+
+        One reload follows the other: a later file is never overtaken by an earlier one. All who ask while one runs
+        share the next, which reads what the files are then.
         """
-        async with self._reloading:  # a later file must not be overtaken by an earlier one
-            return await self._reload()
+        self._asked += 1
+        mine = self._asked
+        async with self._reloading:
+            if self._answered < mine:
+                asked = self._asked
+                self._taken = await self._reload()
+                self._answered = asked
+            return self._taken
 
     async def _reload(self) -> bool:
         source, services = self.policy.source, self.services
@@ -288,19 +319,19 @@ class Gateway:
             return False
         before = source.snapshot
         try:
-            loaded = load(source.path, self._environ)
+            candidate = await _beside_the_loop(source.read)
         except PolicyError as error:
             return self._refuse(source, services, error.stamps, [str(problem) for problem in error.problems])
-        candidate = compile_policy(loaded)
+        result = candidate.snapshot
         # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
-        await services.ring.prepare(candidate.issuers)
-        refusal = await self._approved(candidate, before)
+        await services.ring.prepare(result.issuers)
+        refusal = await self._approved(result, before)
         if refusal is not None:
-            return self._refuse(source, services, loaded.stamps, [f"{source.path}: {refusal}"])
-        source.activate(loaded)
-        self.history.accept(time.time())
-        result = source.snapshot
+            return self._refuse(source, services, candidate.looked_at, [f"{source.path}: {refusal}"])
+        # From here to the end without an await: no request sees half of it.
+        source.activate(candidate)
         services.ring.configure(result.issuers)
+        self.history.accept(time.time())
         fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]
         if fixed:
             logger.warning("changes of %s take effect after a restart", ", ".join(fixed))

@@ -1,5 +1,6 @@
 """The start, in every host: connections are accepted when keys are there, or after a while without them."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import pytest
 
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import jwk, jwk_set, private_key
-from tests.live.harness import Front, Gateway, mint, policy, write_policy
+from tests.live.harness import Front, Gateway, mint, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import RecordingUpstream
 from tests.workers.processes import events
@@ -52,6 +53,18 @@ def launched(path: Path, front: str) -> Iterator[Gateway]:
         yield gateway
     finally:
         gateway.kill()
+
+
+@pytest.mark.parametrize("front", ["serve", "web"])
+def test_the_policy_is_read_once(tmp_path: Path, upstream: RecordingUpstream, front: str) -> None:
+    """From a pipe, as by the shell's <(...), it could not be read again."""
+    path = tmp_path / "piped.yaml"
+    os.mkfifo(path)
+    with launched(path, front) as gateway:
+        path.write_bytes(policy_file(tmp_path, upstream).read_bytes())
+        gateway.await_start()
+        assert gateway.get("/public").status == 200
+        assert gateway.stop() == 0
 
 
 @pytest.mark.parametrize("front", FRONTS)

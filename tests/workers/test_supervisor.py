@@ -67,7 +67,9 @@ def test_what_the_service_manager_is_told_and_the_end_of_the_supervisor(
             gateway.process.send_signal(signal.SIGHUP)
             (reloading,) = manager.wait("RELOADING")
             assert reloading["MONOTONIC_USEC"].isdecimal()
-            manager.wait("READY", 2)
+            gateway.process.send_signal(signal.SIGHUP)  # also while the first is under way: the file may have changed
+            manager.wait("RELOADING", 2)
+            manager.wait("READY", 3)
             (worker,) = workers(gateway, 1)
             gateway.process.kill()
             gateway.process.wait(10)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from mitmgate.admin.addon import Admin, sources_of
 from mitmgate.chain import Gateway
 from mitmgate.engine.layer import ProtocolLayer
+from mitmgate.policy.loaded import Loaded
 from mitmgate.replay.observing import shadow_counts
 
 
-def gateway(policy: str | None = None, observers: Sequence[object] = (), admin: Admin | None = None) -> Gateway:
-    """Make the addon. policy: the policy file; None: mitmproxy's option `mitmgate_policy` names it.
+def gateway(
+    policy: Loaded | str | None = None, observers: Sequence[object] = (), admin: Admin | None = None
+) -> Gateway:
+    """Make the addon. policy: the policy, loaded, or its file; None: mitmproxy's option `mitmgate_policy` names it.
 
     admin: serves the policy's admin listener, or reports to the process that does; None: the host has none.
     """

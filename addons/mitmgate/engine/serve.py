@@ -71,7 +71,7 @@ async def run(
     opts = options.Options()
     master = LeanMaster(opts, None if place is None else place.take())
     admin = Admin(None if place is None else inherited(place.figures))
-    addon = gateway(loaded.path, admin=admin)
+    addon = gateway(loaded, admin=admin)
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
@@ -182,10 +182,10 @@ def command(
         place = Place.parse(worker)
         mine = observing.for_worker(place.slot) if count > 1 else observing
         raise SystemExit(asyncio.run(run(loaded, *place.address, mine, patience=patience, place=place)))
-    observing.check()
     address = listen_address(loaded, listen)
     check_free(*address)
     check_admin(loaded.policy)
     if workers is None and count == 1:
         raise SystemExit(asyncio.run(run(loaded, *address, observing, patience=patience)))
+    observing.check()
     raise SystemExit(asyncio.run(supervise(loaded, address, count, patience)))

@@ -83,6 +83,7 @@ class Supervisor:
         self._stopped = asyncio.Event()
         self._rolling: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._asked_to_reload = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -236,18 +237,19 @@ class Supervisor:
         await asyncio.sleep(0)  # _watch has the statuses
 
     def reload(self) -> None:
-        """Have every worker load the policy again."""
+        """Have every worker load the policy again: once more, where that is under way, as the file may have changed."""
+        self._asked_to_reload = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload(), name="reload")
-        else:
-            logger.warning("the policy is being loaded already; that one counts")
 
     async def _reload(self) -> None:
-        self._manager.reloading()
-        children = [child for child in self._living if child.ready and not child.dismissed]
-        taken = await asyncio.gather(*(child.reload(RELOAD_PATIENCE) for child in children))
-        logger.info("%d of %d workers have a new policy in force", sum(taken), len(children))
-        self._manager.reloaded(all(taken), self._summary)
+        while self._asked_to_reload:
+            self._asked_to_reload = False
+            self._manager.reloading()
+            children = [child for child in self._living if child.ready and not child.dismissed]
+            taken = await asyncio.gather(*(child.reload(RELOAD_PATIENCE) for child in children))
+            logger.info("%d of %d workers have a new policy in force", sum(taken), len(children))
+            self._manager.reloaded(all(taken), self._summary)
 
     def restart(self) -> None:
         """Replace every worker, one after the other."""

@@ -19,6 +19,7 @@ from mitmgate.inspect.bounded import BoundedView
 from mitmgate.inspect.commands import GatewayCommands
 from mitmgate.inspect.guard import OptionGuard
 from mitmgate.inspect.view import GatewayView
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.snapshot import Snapshot
 
 
@@ -66,10 +67,10 @@ class Inspection:
             ctx.master.addons.remove(addon)
 
 
-def gateway(policy: str | None = None) -> chain.Gateway:
+def gateway(policy: Loaded | str | None = None) -> chain.Gateway:
     """Make the gateway addon with its inspection and its admin listener.
 
-    policy: the file; None: the option `mitmgate_policy` names it.
+    policy: loaded, or its file; None: the option `mitmgate_policy` names it.
     """
     inspection = Inspection()
     made = proxying_gateway(policy, (inspection,), Admin())

@@ -23,6 +23,7 @@ from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
+from mitmgate.policy.loaded import Loaded
 from mitmgate.usage import UserError
 
 WEB_HOST = "127.0.0.1"
@@ -120,10 +121,10 @@ def command(
         "web_password": _hashed(web_password) if web_password else "",
         "web_port": web_port,
     }
-    asyncio.run(_run(loaded.path, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep))
+    asyncio.run(_run(loaded, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep))
 
 
-async def _run(policy: str, options: Options, settings: dict[str, object], keep: int) -> None:
+async def _run(policy: Loaded | str, options: Options, settings: dict[str, object], keep: int) -> None:
     master = InspectMaster(options, with_termlog=False)
     master.addons.remove(master.addons.get("errorcheck"))
     addon = gateway(policy)
@@ -135,9 +136,15 @@ async def _run(policy: str, options: Options, settings: dict[str, object], keep:
         raise UserError(str(error)) from error
     master.addons.add(Announcement(master))
     reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(addon.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
     actions: dict[int, Callable[[], object]] = {
         **dict.fromkeys(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)), master.shutdown),
-        signal.SIGHUP: lambda: reloads.add(asyncio.create_task(addon.reload())),
+        signal.SIGHUP: reload,
     }
     signals.obey(actions, {signal.SIGUSR2: "it replaces workers, and mitmweb has none (see serve --workers)"})
     try:

@@ -1,14 +1,19 @@
-"""The policy in force: loaded, watched and swapped as a whole. Polled by the host; it has no clock and no thread."""
+"""The policy in force: loaded, watched and swapped as a whole. Polled by the host; it has no clock and no thread.
+
+`read` and `changed` touch files and may take long: a host calls them in a thread. `activate` and `seen` belong to the
+event loop, where requests read `snapshot`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.files import stamp
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.loader import load
-from mitmgate.policy.problem import PolicyError, Problem, Stamp
+from mitmgate.policy.problem import PolicyError, Stamp
 from mitmgate.policy.snapshot import Snapshot
 
 
@@ -25,18 +30,30 @@ class Change:
         return self.before != self.after
 
 
+class Candidate(NamedTuple):
+    """A policy that was read and found valid, as a file and as what decides. looked_at: see PolicySource.seen."""
+
+    loaded: Loaded
+    snapshot: Snapshot
+    looked_at: Mapping[Path, Stamp]
+
+
 class PolicySource:
     """Holds the snapshot in force.
 
-    A host asks `changed` every second or so and calls `reload` then, and on SIGHUP. A bad file never takes effect.
+    A host asks `changed` every second or so; then, and on SIGHUP, it calls `read`, and `activate` with what that
+    returned. A bad file never takes effect.
     """
 
-    def __init__(self, path: Path | str, environ: Mapping[str, str]) -> None:
-        """Load the policy; raises PolicyError where there is none to begin with. environ is read at every reload."""
+    def __init__(self, path: Path | str, environ: Mapping[str, str], loaded: Loaded | None = None) -> None:
+        """Load the policy; raises PolicyError where there is none to begin with. environ is read at every reload.
+
+        loaded: the file, where it was read already.
+        """
         self.path = Path(path)
         self._environ = environ
         self._stamps: dict[Path, Stamp] = {}
-        self._put(load(path, environ))
+        self._put(self.read() if loaded is None else Candidate(loaded, compile_policy(loaded), loaded.stamps))
 
     @property
     def snapshot(self) -> Snapshot:
@@ -54,36 +71,35 @@ class PolicySource:
         Time, size and inode are compared, so that an editor's rename over the file and a file put in place of a
         missing one are seen. A bad policy is a change once, not every time it is asked.
         """
-        return any(stamp(path) != known for path, known in self._stamps.items())
+        return any(stamp(path) != known for path, known in list(self._stamps.items()))
 
-    def reload(self) -> Change | tuple[Problem, ...]:
-        """Load the file again and put it in force; a bad one changes nothing and its problems are returned."""
+    def read(self) -> Candidate:
+        """Read and compile the file as it is now, and change nothing. Raises PolicyError."""
+        # Files in force that the file does not come to name, or does not name any more, were looked at as well.
+        watched = {path: stamp(path) for path in list(self._stamps)}
         try:
-            return self.activate(load(self.path, self._environ))
+            loaded = load(self.path, self._environ)
         except PolicyError as error:
-            self.seen(error.stamps)
-            return error.problems
+            raise PolicyError(error.problems, {**watched, **error.stamps}) from error
+        return Candidate(loaded, compile_policy(loaded), {**watched, **loaded.stamps})
 
-    def activate(self, loaded: Loaded) -> Change:
-        """Put a loaded policy in force: this one, whatever the file says by now."""
+    def activate(self, candidate: Candidate) -> Change:
+        """Put a policy in force: this one, whatever the file says by now."""
         before = self._snapshot.digest
-        self._put(loaded)
+        self._put(candidate)
         return Change(before, self._snapshot.digest)
 
     def seen(self, stamps: Mapping[Path, Stamp]) -> None:
-        """Note that a change was looked at and refused, so that it counts once.
+        """Note that a change was looked at and refused, so that it counts once. stamps: of a PolicyError, or looked_at.
 
         The files in force stay watched: mending one of them may be what makes the new policy valid.
         """
-        for path in self._stamps:
-            self._stamps[path] = stamp(path)
-        self._stamps.update(stamps)
+        self._stamps = {**self._stamps, **stamps}
 
-    def _put(self, loaded: Loaded) -> None:
-        snapshot = compile_policy(loaded)
-        self._loaded, self._stamps = loaded, dict(loaded.stamps)
+    def _put(self, candidate: Candidate) -> None:
+        self._loaded, self._stamps = candidate.loaded, dict(candidate.loaded.stamps)
         # One reference is replaced: a request that has begun keeps the snapshot that it began with.
-        self._snapshot = snapshot
+        self._snapshot = candidate.snapshot
 
 
 class InForce:

@@ -85,7 +85,26 @@ def test_a_less_specific_route_is_no_way_around_the_methods_of_a_longer_one() ->
     table = RouteTable([route("root", "/"), route("ro", "/admin", "GET"), route("w", "/admin", "PUT")])
     assert found(table, "/admin", "GET") == "ro"
     assert found(table, "/admin", "PUT") == "w"
-    assert found(table, "/admin", "DELETE") == ("GET", "PUT")
+    assert found(table, "/admin", "DELETE") == ("GET", "HEAD", "PUT")
+
+
+def test_head_is_taken_where_get_is() -> None:
+    """RFC 9110, section 9.1; by the route that takes GET, unless another one of the path names HEAD."""
+    table = RouteTable(
+        [
+            route("all", "/"),
+            route("read", "/a", "GET", hosts=("api.example",)),
+            route("write", "/a", "POST"),
+            route("get", "/b", "GET"),
+            route("head", "/b", "HEAD"),
+            route("post", "/c", "POST"),
+        ]
+    )
+    assert found(table, "/a", "HEAD") == "read"
+    assert found(table, "/b", "HEAD") == "head"
+    assert found(table, "/c", "HEAD") == ("POST",)
+    assert found(table, "/a", "HEAD", host="other.example") == ("POST",)
+    assert found(table, "/d", "HEAD") == "all"
 
 
 def test_an_empty_table_admits_nothing() -> None:

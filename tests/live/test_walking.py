@@ -188,7 +188,7 @@ def test_a_path_that_reads_in_two_ways_is_refused(walk: Walk, target: str) -> No
 
 def test_a_method_that_no_route_takes_is_405(walk: Walk) -> None:
     answered = walk.request("DELETE", "/api/v1/orders/1", token=mint())
-    assert answered.one("allow") == "GET, POST"
+    assert answered.one("allow") == "GET, HEAD, POST"
     denied(walk, answered, 405, "method-not-allowed")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tests.live.harness import Gateway, mint, policy, write_policy
-from tests.live.harness_http import Answered, wait_for
+from tests.live.harness_http import Answered, free_port, wait_for
 from tests.live.harness_upstream import PATIENCE, Recorded, RecordingUpstream
 from tests.protocol.certificates import Authority
 
@@ -32,6 +32,8 @@ class Front:
     gateway: Gateway
     upstream: RecordingUpstream
     authority: Authority
+    admin: int = 0
+    """The port of the admin listener."""
 
     def connect(self, source: str = "127.0.0.1", *protocols: str) -> socket.socket:
         """Open a connection from an address; protocols: what ALPN offers where the front speaks TLS."""
@@ -161,6 +163,12 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
             "require": {"roles_any": ["admin"]},
         },
         {
+            "name": "reads",
+            "match": {"prefix": "/reads", "methods": ["GET"]},
+            "upstream": "users",
+            "auth": "none",
+        },
+        {
             "name": "stripped",
             "match": {"prefix": "/stripped"},
             "upstream": "users",
@@ -183,8 +191,10 @@ def running(kind: Kind, directory: Path) -> Iterator[Front]:
     authority = Authority(directory)
     with RecordingUpstream() as upstream:
         made = front_policy(directory, upstream)
+        admin = free_port()
+        made["admin"] = {"host": "127.0.0.1", "port": admin}
         if kind == "tls":
             certificate, key = authority.issue("localhost")
             made["listen"] = {"tls": {"certificate": certificate, "key": key}}
         with Gateway(write_policy(directory, made), host="web" if kind == "web" else "serve") as gateway:
-            yield Front(kind, gateway, upstream, authority)
+            yield Front(kind, gateway, upstream, authority, admin)

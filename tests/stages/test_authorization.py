@@ -115,7 +115,7 @@ def test_no_route_is_final_in_every_mode(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["enforce", "report"])
 def test_a_method_that_is_not_allowed_names_those_that_are(tmp_path: Path, mode: str) -> None:
     reporting = snapshot_of(tmp_path, mode)
-    for path, allow, anonymous in (("/users/7", b"DELETE, GET, POST", False), ("/status", b"GET", True)):
+    for path, allow, anonymous in (("/users/7", b"DELETE, GET, HEAD, POST", False), ("/status", b"GET, HEAD", True)):
         step, made = ask(reporting, "PATCH", path, anonymous=anonymous)
         assert (step.outcome, step.reason, step.reason.status) == (Outcome.DENY, Reason.METHOD_NOT_ALLOWED, 405)
         assert made.answer is not None

@@ -53,10 +53,10 @@ def test_admits(snapshot: Snapshot, method: str, path: str, fields: Fields, rout
     [
         ("GET", "/usersX", [], ()),
         ("GET", "/nowhere", [], ()),
-        ("DELETE", "/users/7", [], ("GET", "POST")),
-        ("OPTIONS", "/users/7", PREFLIGHT[:1], ("GET", "POST")),
-        ("OPTIONS", "/users/7", PREFLIGHT[1:], ("GET", "POST")),
-        ("OPTIONS", "/users/7", [PREFLIGHT[0], (b"Access-Control-Request-Method", b"PUT")], ("GET", "POST")),
+        ("DELETE", "/users/7", [], ("GET", "HEAD", "POST")),
+        ("OPTIONS", "/users/7", PREFLIGHT[:1], ("GET", "HEAD", "POST")),
+        ("OPTIONS", "/users/7", PREFLIGHT[1:], ("GET", "HEAD", "POST")),
+        ("OPTIONS", "/users/7", [PREFLIGHT[0], (b"Access-Control-Request-Method", b"PUT")], ("GET", "HEAD", "POST")),
     ],
 )
 def test_records_that_there_is_no_route_and_leaves_the_denial_to_authorization(

@@ -49,6 +49,8 @@ class Page(RequestHandler):
     def prepare(self) -> None:
         """Refuse a request for another host: a page in a browser may have its own name resolve to this address."""
         hosts = self.request.headers.get_list("Host")
+        if not hosts and self.request.version == "HTTP/1.0":
+            return  # a health check of a load balancer; no browser asks in this way
         name = _host_name(hosts[0]) if len(hosts) == 1 else None
         if name is None or (name not in self.settings["hosts"] and not _is_address(name)):
             raise HTTPError(HTTPStatus.MISDIRECTED_REQUEST)
@@ -95,23 +97,40 @@ class Ready(Page):
 
     async def get(self) -> None:
         """Answer 200, or 503 with what is missing."""
-        missing = (await self.report()).readiness
-        if not missing:
-            self.json({"status": "ready"})
-            return
-        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
-        self.json(
-            {
-                "type": "urn:mitmgate:problem:not-ready",
-                "title": "Not ready",
-                "status": HTTPStatus.SERVICE_UNAVAILABLE.value,
-                "detail": " ".join(one.detail for one in missing),
-                "missing": [{"condition": one.condition.value, "detail": one.detail} for one in missing],
-            },
-            PROBLEM,
-        )
+        answer_readiness(self, await self.report())
 
     head = get
+
+
+def answer_readiness(page: Page, report: Report) -> None:
+    """Answer 200, or 503 with what is missing."""
+    missing = report.readiness
+    if not missing:
+        page.json({"status": "ready"})
+        return
+    page.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
+    page.json(
+        {
+            "type": "urn:mitmgate:problem:not-ready",
+            "title": "Not ready",
+            "status": HTTPStatus.SERVICE_UNAVAILABLE.value,
+            "detail": " ".join(one.detail for one in missing),
+            "missing": [{"condition": one.condition.value, "detail": one.detail} for one in missing],
+        },
+        PROBLEM,
+    )
+
+
+class Root(Missing):
+    """/: nothing, but for `OPTIONS /` in HTTP/1.0, with which HAProxy's `option httpchk` asks for readiness."""
+
+    SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = (*Page.SUPPORTED_METHODS, "OPTIONS")  # type: ignore[misc]  # as Page
+
+    async def options(self) -> None:
+        """Answer as /readyz does."""
+        if self.request.version != "HTTP/1.0":
+            raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED)
+        answer_readiness(self, await self.report())
 
 
 class MetricsText(Page):
@@ -156,6 +175,7 @@ def application(ask: Ask, hosts: frozenset[str]) -> Application:
     """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked."""
     return Application(
         [
+            ("/", Root),
             ("/livez", Live),
             ("/readyz", Ready),
             ("/metrics", MetricsText),

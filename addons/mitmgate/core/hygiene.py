@@ -39,6 +39,8 @@ class Refusal:
 
 
 _NOTHING_ODD: frozenset[Oddity] = frozenset()
+_NO_HOST = Refusal(Reason.HOST_INVALID, "Exactly one Host is required.")
+_TWO_HOSTS = Refusal(Reason.HOST_INVALID, "Exactly one Host is required; there are several.")
 _INVALID_HOST = Refusal(Reason.HOST_INVALID, "Host is not a valid host and port.")
 
 
@@ -77,7 +79,9 @@ def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozens
         return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {MAX_TARGET} octets.")
     authority = _authority(request, screened.host) if request.authority else screened.host
     if isinstance(authority, Refusal):
-        return authority
+        if authority is not _NO_HOST or request.version != "HTTP/1.0":
+            return authority
+        authority = "", None  # Endpoints answers such a request, or refuses it
     raw_path, mark, query = request.target.partition("?")
     if mark and not query_is_plain(query):
         return Refusal(Reason.TARGET_INVALID, "The query holds a character that must be percent-encoded.")
@@ -106,7 +110,7 @@ def _named_host(headers: Headers) -> tuple[str, int | None] | Refusal:
     """Read Host."""
     hosts = headers.all(b"host")
     if len(hosts) != 1:
-        return Refusal(Reason.HOST_INVALID, "Exactly one Host is required.")
+        return _TWO_HOSTS if hosts else _NO_HOST
     return parse_authority(hosts[0].decode("latin-1")) or _INVALID_HOST
 
 

@@ -34,7 +34,8 @@ class Head:
     """The head after Hygiene: the one reading that routing, authorisation, limits and forwarding share.
 
     path is canonical (it starts with "/"), still percent-encoded; query is the raw text after "?", or None
-    where there is none; host is lower-case without port; headers are without anything spoofable or hop-by-hop.
+    where there is none; host is lower-case without port, "" where an HTTP/1.0 client named none; headers are without
+    anything spoofable or hop-by-hop.
     """
 
     method: str

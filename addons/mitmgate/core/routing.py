@@ -102,6 +102,10 @@ class RouteTable:
         return found
 
 
+def _with_head(methods: frozenset[str]) -> frozenset[str]:
+    return frozenset({"HEAD"}) if "GET" in methods else frozenset()
+
+
 def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | None:
     """Choose among the routes of one path; None where none of them is for this host."""
     here: list[Route] = []
@@ -111,7 +115,11 @@ def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | Non
         if not route.methods or method in route.methods:
             return route
         here.append(route)
+    if method == "HEAD":  # RFC 9110, section 9.1: whoever takes GET takes HEAD, unless another route does
+        taken = next((route for route in here if "GET" in route.methods), None)
+        if taken is not None:
+            return taken
     if not here:
         return None
-    allow = sorted({allowed for route in here for allowed in route.methods})
+    allow = sorted({allowed for route in here for allowed in route.methods | _with_head(route.methods)})
     return NoRoute(tuple(allow), all(route.issuers is None for route in here))

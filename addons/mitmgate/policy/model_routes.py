@@ -42,7 +42,7 @@ class Match(Section):
     hosts: Annotated[tuple[HostPattern, ...], one_or_more(HostPattern)] = ()
     """Host names; *.example takes every host below example. Empty: every host."""
     methods: Annotated[tuple[Method, ...], one_or_more(Method)] = ()
-    """Methods; empty: every method."""
+    """Methods; empty: every method. GET takes HEAD as well, unless another route of the path and host names HEAD."""
 
     @model_validator(mode="after")
     def _one_path(self) -> Self:

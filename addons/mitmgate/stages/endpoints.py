@@ -14,11 +14,14 @@ _METHODS = frozenset({"GET", "HEAD"})
 class Endpoints(Stage):
     """Answer the health check: never authenticated, never forwarded, and it discloses nothing.
 
-    Reads: head.path, head.method. Writes: exchange.answer. Denies: nothing; other methods on the path are routed
-    like any request. On failure: stage-error.
+    A request of HTTP/1.0 without Host is for no service, and so for the gateway itself: it may be the health check, or
+    `OPTIONS /`, with which HAProxy's `option httpchk` asks whether a server is there.
+    Reads: head.path, head.method, head.host. Writes: exchange.answer. Denies: 400 host-invalid, for any other request
+    without Host; other methods on the path are routed like any request. On failure: stage-error.
     """
 
     name: ClassVar[str] = "endpoints"
+    reportable: ClassVar[bool] = False
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer, or skip."""
@@ -26,6 +29,13 @@ class Endpoints(Stage):
         if head is None:
             raise ValueError("no head")
         if head.path == exchange.snapshot.health_path and head.method in _METHODS:
-            exchange.answer = _HEALTHY
-            return Step(self.name, Outcome.ANSWER, Reason.HEALTH)
-        return self.skipped
+            return self._answer(exchange)
+        if head.host:
+            return self.skipped
+        if head.method == "OPTIONS" and head.path == "/":
+            return self._answer(exchange)
+        return self.deny(Reason.HOST_INVALID, "Exactly one Host is required.")
+
+    def _answer(self, exchange: Exchange) -> Step:
+        exchange.answer = _HEALTHY
+        return Step(self.name, Outcome.ANSWER, Reason.HEALTH)

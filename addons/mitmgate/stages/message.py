@@ -6,6 +6,8 @@ frame: the whole stack, with the connection's layers and what they have read, th
 """
 
 import time
+from email.utils import formatdate
+from typing import Final
 
 from mitmproxy.http import Headers, Request, RequestData, Response, ResponseData
 from mitmproxy.net.http import status_codes
@@ -45,12 +47,29 @@ def make_request(
     return request
 
 
+_DATED: Final[list[tuple[int, tuple[bytes, bytes]]]] = [(0, (b"Date", b""))]
+"""The second that a Date was last written for, and the field."""
+
+
+def date_field(now: float) -> tuple[bytes, bytes]:
+    """Return the Date field of a moment (Unix seconds)."""
+    second = int(now)
+    known, field = _DATED[0]
+    if known != second:
+        field = (b"Date", formatdate(second, usegmt=True).encode("ascii"))
+        _DATED[0] = (second, field)
+    return field
+
+
 def make_response(status: int, headers: Headers, content: bytes | None, *, complete: bool = True) -> Response:
     """Make a response. headers: taken as they are. content: as it goes over the wire; None where it is still to come.
 
-    complete: it is whole now, as those that the gateway itself makes.
+    complete: it is whole now, as those that the gateway itself makes, and gets the Date that an origin server with a
+    clock gives (RFC 9110, section 6.6.1).
     """
     now = time.time()
+    if complete and status >= 200:
+        headers.fields = (*headers.fields, date_field(now))
     response = Response.__new__(Response)
     response.data = _ResponseData(
         http_version=b"HTTP/1.1",

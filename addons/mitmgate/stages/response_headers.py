@@ -1,5 +1,6 @@
 """ResponseHeaders: what every response to a client gains and loses, whoever made it."""
 
+from operator import itemgetter
 from time import perf_counter
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from mitmgate.core.http1.names import LOWER
 from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
 from mitmgate.core.rules import ResponseHeaders as Rule
 from mitmgate.stages.exchange import Exchange, exchange_of
+from mitmgate.stages.message import date_field
 
 _OWN = frozenset(
     b"x-request-id x-response-time server-timing x-ratelimit-limit x-ratelimit-remaining x-ratelimit-reset ratelimit "
@@ -18,13 +20,15 @@ _CORS = frozenset(
     b"access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
     b"access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
+_name = itemgetter(0)
 _GIVEN = _OWN | _CORS | {b"vary"}
 
 
 class ResponseHeaders:
     """Set the gateway's response fields in the `responseheaders` hook, so that streamed responses have them too.
 
-    Reads: the exchange. Writes: flow.response's fields: request id, timing, rate limits, CORS, the policy's own.
+    Reads: the exchange. Writes: flow.response's fields: request id, timing, rate limits, CORS, the policy's own;
+    Date, where an upstream has given none.
     """
 
     name: ClassVar[str] = "response-headers"
@@ -52,6 +56,13 @@ class ResponseHeaders:
             # that depends on Origin says so whatever the policy thinks of Vary, or caches would mix origins up.
             own = [field for field in own if field[0] == b"Vary" or LOWER[field[0]] not in self._told]
         fields += own
+        if (
+            b"Date" not in map(_name, headers.fields)
+            and b"date" not in dropped
+            and b"date" not in [LOWER[name] for name, _ in headers.fields]
+        ):
+            # RFC 9110, section 6.6.1: who forwards a response without Date says when it was received.
+            fields.append(date_field(response.data.timestamp_start))
         fields += rule.set
         headers.fields = tuple(fields)  # pairs of bytes, which `Headers` would look at one by one
 

@@ -37,6 +37,8 @@ class Rewrite(Stage):
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
         received = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
+        if not received:
+            raise ValueError("a request without Host is for no service")
         told = _told(exchange, route, client, received)
         if told is None:
             return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")

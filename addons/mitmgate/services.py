@@ -6,7 +6,6 @@ from mitmgate.audit.opening import (
     AuditSettings,
     ChainSettings,
     FileSink,
-    Redact,
     RedisStreamSink,
     open_trail,
 )
@@ -65,5 +64,5 @@ def audit_settings(snapshot: Snapshot) -> AuditSettings:
         queue=audit.queue,
         on_full=audit.on_full,
         chain=ChainSettings(snapshot.audit_key),
-        redact=Redact(audit.redact.headers, audit.redact.query),
+        redact=snapshot.redact,
     )

@@ -203,7 +203,7 @@ def test_a_decided_request_is_not_replayed(web: WebApi, gateway: Gateway, upstre
     gateway.get("/api/v1/users/7", token=mint())
     wait_for(lambda: " 200 in " in web.comments[0], "the response")
     upstream.forget()
-    assert web.call("POST", f"/flows/{web.flows[0]['id']}/replay")[0] == 500
+    assert web.call("POST", f"/flows/{web.flows[0]['id']}/replay")[0] == 409
     assert gateway.get("/api/v1/users/8", token=mint()).status == 200  # whatever was started, this came after it
     assert [request.target for request in upstream.requests] == ["/api/v1/users/8"]
 
@@ -300,3 +300,58 @@ def test_a_changed_policy_is_taken_on_sighup(tmp_path: Path) -> None:
         wait_for(lambda: "/people/" in api.command("mitmgate.policy")["value"], "the new policy")
         assert "/people/" not in before
         assert gateway.get("/people/7", token=mint()).status == 200
+
+
+def test_the_row_of_a_refused_request_shows_the_url_that_was_asked_for(web: WebApi, gateway: Gateway) -> None:
+    """The flow points to a name that does not resolve, and nobody has asked for that."""
+    port = gateway.port
+    assert gateway.get("/api/v1/users/7?a=1", host=f"api.test:{port}").status == 401
+    assert gateway.get("/nowhere", host="other.test", token=mint()).status == 404
+    assert gateway.get(f"http://api.test:{port}/public/../x", host=f"api.test:{port}").status == 400
+    assert gateway.get("/health", host="api.test").status == 200
+    asked = [{name: flow["request"][name] for name in ("pretty_host", "port", "path", "scheme")} for flow in web.flows]
+    assert asked == [
+        {"pretty_host": "api.test", "port": port, "path": "/api/v1/users/7?a=1", "scheme": "http"},
+        {"pretty_host": "other.test", "port": 80, "path": "/nowhere", "scheme": "http"},
+        {"pretty_host": "api.test", "port": port, "path": "/public/../x", "scheme": "http"},
+        {"pretty_host": "api.test", "port": 80, "path": "/health", "scheme": "http"},
+    ]
+    assert "upstream.invalid" not in json.dumps(web.flows)
+
+
+def test_what_mitmweb_can_not_do_is_a_sentence_not_a_traceback(web: WebApi, gateway: Gateway) -> None:
+    """Replay, a body that is not there, a response that is not there, a change that makes no sense."""
+    gateway.get("/api/v1/users/7", token=mint())
+    wait_for(lambda: " 200 in " in web.comments[0], "the response")
+    socket.create_connection(("127.0.0.1", gateway.port), timeout=20).close()
+    (flow,) = web.flows
+    this = f"/flows/{flow['id']}"
+    status, text = web.call("POST", f"{this}/replay")
+    assert status == 409 and "can't be replayed" in text
+    status, text = web.call("GET", f"{this}/request/content.data")
+    assert status == 409 and "no body to download" in text
+    assert web.call("GET", f"{this}/response/content.data") == (200, "upstream says hello")
+    for change in ({"request": {"port": "no number"}}, {"request": {"headers": [1]}}, {"request": 7}):
+        assert web.call("PUT", this, change)[0] == 400, change
+    assert web.flows[0]["request"] == flow["request"]
+    assert web.call("GET", f"{this}/messages/content.data")[0] == 409
+    log = gateway.log
+    assert "Traceback" not in log, log
+
+
+def test_a_request_without_a_response_has_none_to_show(
+    web: WebApi, gateway: Gateway, upstream: RecordingUpstream
+) -> None:
+    answer = threading.Event()
+    upstream.script.append(Reply(until=answer))
+    client = threading.Thread(target=gateway.get, args=("/api/v1/users/7",), kwargs={"token": mint()})
+    client.start()
+    try:
+        wait_for(lambda: any("waiting for" in comment for comment in web.comments), "an admission that waits")
+        this = f"/flows/{web.flows[0]['id']}"
+        for method, path in (("GET", "content/auto.json"), ("GET", "content.data")):
+            assert web.call(method, f"{this}/response/{path}")[0] == 409
+    finally:
+        answer.set()
+        client.join(20)
+    assert "Traceback" not in gateway.log

@@ -1,26 +1,25 @@
 """What a request asked for, as an event says it: text that the client chose, decoded and redacted."""
 
 from mitmgate.audit.record import Event
-from mitmgate.audit.redact import REDACTED, Redaction, veil
+from mitmgate.audit.redact import Redaction
 from mitmgate.core.request import Head, Request
 
 
 def add_asked(event: Event, request: Request, head: Head | None, redaction: Redaction) -> None:
     """Add method, host, path, query and user agent. head: the request after Hygiene, None where it was refused."""
     method = request.method
-    event["method"] = method if method.isascii() else wire_text(method)
+    event["method"] = redaction.path(method if method.isascii() else wire_text(method))
     if head is not None:
-        event["host"] = head.host
-        event["path"] = veil(head.path)
+        event["host"] = redaction.path(head.host)
+        event["path"] = redaction.path(head.path)
         query = head.query
     else:
-        event["host"], event["path"], query = _unread(request.target, _host_field(request))
+        event["host"], event["path"], query = _unread(request.target, _host_field(request), redaction)
     if query is not None:
         event["query"] = redaction.query(wire_text(query))
     agents = request.headers.all(b"user-agent")
     if agents:
-        agent = agents[0].decode("utf-8", "backslashreplace")
-        event["user_agent"] = REDACTED if "user-agent" in redaction.headers else veil(agent)
+        event["user_agent"] = redaction.field("user-agent", agents[0].decode("utf-8", "backslashreplace"))
 
 
 def wire_text(text: str) -> str:
@@ -43,7 +42,7 @@ def _without_userinfo(authority: str) -> str:
     return authority.rpartition("@")[2]
 
 
-def _unread(target: str, host: str) -> tuple[str, str, str | None]:
+def _unread(target: str, host: str, redaction: Redaction) -> tuple[str, str, str | None]:
     """Split a target that Hygiene has not accepted into host, path and query, for people to read."""
     target = wire_text(target)
     host = wire_text(_without_userinfo(host))
@@ -56,4 +55,4 @@ def _unread(target: str, host: str) -> tuple[str, str, str | None]:
             path = f"{scheme}://{_without_userinfo(authority)}{slash}{rest}"
         else:
             path = _without_userinfo(path)
-    return veil(host), veil(path), query
+    return redaction.path(host), redaction.path(path), query

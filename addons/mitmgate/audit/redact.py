@@ -1,31 +1,17 @@
-"""Redaction: no credential in a record, in whatever position a client may have put one."""
-
-import re
-from urllib.parse import unquote_plus
+"""Redaction: no credential in a record, wherever a client may have put one. core.credentials recognises them."""
 
 from mitmgate.audit.settings import Redact
+from mitmgate.core import credentials
 
 REDACTED = "[redacted]"
 
-# Where OAuth sends credentials in a query (RFC 6749, sections 2.3.1, 4.1.3, 4.3.2; RFC 6750, section 2.3; RFC 7521).
-_ALWAYS = frozenset(
-    {
-        "access_token",
-        "refresh_token",
-        "id_token",
-        "client_secret",
-        "assertion",
-        "client_assertion",
-        "password",
-    }
-)
-_NEVER_LOGGED = frozenset({"authorization", "proxy-authorization", "cookie"})
+SHOWN = 1024
+"""Characters of a text that a client chose which are looked at, and written; what is longer says how long it was."""
 
-# base64url of '{"' is eyJ; of '{' and white space it is eyA, ewo, ew0 or ewk, which English has too.
-_START = re.compile(r"eyJ|(?:eyA|ew[0ok])[\w-]{13}", re.ASCII)
-# A run of base64url segments joined by dots, percent-encoded or not. Possessive, so that hostile text costs O(n).
-_RUN = re.compile(r"(?<![\w-])[\w-]++(?:(?:\.|%2[eE])[\w-]*+)++", re.ASCII)
-_DOT = re.compile(r"\.|%2[eE]")
+
+def mark(text: str) -> str:
+    """Return what stands in the place of a credential in events, logs and on screens."""
+    return REDACTED
 
 
 def may_hold_jwt(record: bytes) -> bool:
@@ -38,59 +24,47 @@ def may_hold_jwt(record: bytes) -> bool:
 
 def without_jwts(text: str) -> str:
     """Replace everything in a text that looks like a JWT or a JWE."""
-    return _RUN.sub(_without_jwt, text)
-
-
-def _without_jwt(run: re.Match[str]) -> str:
-    text = run[0]
-    start = _START.search(text)
-    if start is None or _DOT.search(text, start.end()) is None:
-        return text
-    return text[: start.start()] + REDACTED
-
-
-def _decoded(text: str) -> str:
-    """Undo percent-encoding, also where it was applied twice or three times."""
-    for _ in range(3):
-        plain = unquote_plus(text, encoding="latin-1")
-        if plain == text:
-            break
-        text = plain
-    return text
-
-
-def veil(text: str) -> str:
-    """Replace what looks like a JWT, or hides one behind percent-encoding, in text that a client chose."""
-    if "%" in text:
-        text = without_jwts(text)
-        plain = _decoded(text)
-        return text if without_jwts(plain) == plain else REDACTED
-    return without_jwts(text) if "ew" in text or "ey" in text else text
+    return credentials.without_jwts(text, mark)
 
 
 class Redaction:
-    """Redact compiled once: asked on the request path."""
+    """What is not shown of a request: by the names of core.credentials and the operator's own, and by what it holds."""
 
-    __slots__ = ("_names", "_plain", "headers")
-
-    headers: frozenset[str]
+    __slots__ = ("_headers", "_is_secret", "_query")
 
     def __init__(self, settings: Redact) -> None:
         """Compile the names, lower-case."""
-        self.headers = frozenset(name.lower() for name in settings.headers) | _NEVER_LOGGED
-        self._names = frozenset(name.lower() for name in settings.query) | _ALWAYS
-        names = "|".join(re.escape(name) for name in sorted(self._names, key=len, reverse=True))
-        # A parameter starts the text or follows a separator; `token[]=` and `token[0]=` are `token` to PHP and others.
-        self._plain = re.compile(rf"(?i)(?<![^&;?#])((?:{names})(?:\[[^\]=&]*\])?=)[^&;?#]+")
+        self._headers = frozenset(name.lower() for name in settings.headers)
+        self._query = frozenset(name.lower() for name in settings.query)
+        own = [name for name in self._query if not credentials.is_secret_name(name)]
+        self._is_secret = self.is_secret_parameter if own else credentials.is_secret_name
+
+    def is_secret_field(self, name: str) -> bool:
+        """Tell whether a header field's value is a credential as a whole."""
+        return name.lower() in self._headers or credentials.is_secret_name(name)
+
+    def is_secret_parameter(self, name: str) -> bool:
+        """Tell whether a parameter's value is a credential."""
+        return credentials.is_secret_name(name) or name.partition("[")[0].strip("+ ").lower() in self._query
+
+    def path(self, text: str) -> str:
+        """Hide the credentials of a path, or of anything else without a query: a host, a method."""
+        return _bounded(text, credentials.hide_in_path(text[:SHOWN], mark))
 
     def query(self, text: str) -> str:
-        """Replace the values of the named parameters in the raw text after "?"."""
-        if "%" not in text and "+" not in text:
-            return veil(self._plain.sub(rf"\1{REDACTED}", text))
-        return "".join([self._parameter(part) for part in re.split(r"([&;?#])", text)])
+        """Hide the credentials of the raw text after "?"."""
+        return _bounded(text, credentials.hide_in_query(text[:SHOWN], mark, self._is_secret))
 
-    def _parameter(self, part: str) -> str:
-        name, equals, value = part.partition("=")
-        if equals and value and _decoded(name).partition("[")[0].strip().lower() in self._names:
-            return f"{name}={REDACTED}"
-        return veil(part)
+    def target(self, text: str) -> str:
+        """Hide the credentials of a request target."""
+        return _bounded(text, credentials.hide_in_url(text[:SHOWN], mark, self._is_secret))
+
+    def field(self, name: str, value: str) -> str:
+        """Hide the credentials of a header field."""
+        if self.is_secret_field(name):
+            return REDACTED
+        return _bounded(value, credentials.hide_in_field(name.lower(), value[:SHOWN], mark))
+
+
+def _bounded(text: str, shown: str) -> str:
+    return shown if len(text) <= SHOWN else f"{shown}[cut: {len(text)} characters]"

@@ -18,6 +18,7 @@ from mitmgate.inspect.annotate import Annotate
 from mitmgate.inspect.bounded import BoundedView
 from mitmgate.inspect.commands import GatewayCommands
 from mitmgate.inspect.guard import OptionGuard
+from mitmgate.inspect.shown import Shown
 from mitmgate.inspect.view import GatewayView
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.snapshot import Snapshot
@@ -28,7 +29,14 @@ def addons(view: View, policy: Callable[[], Snapshot]) -> list[object]:
 
     view: the host's. policy: returns the policy in force, or raises LookupError.
     """
-    return [Annotate(), GatewayView(), GatewayCommands(view, policy), BoundedView(view), OptionGuard()]
+    return [
+        Annotate(),
+        GatewayView(),
+        GatewayCommands(view, policy),
+        BoundedView(view),
+        Shown(policy),
+        OptionGuard(),
+    ]
 
 
 class Inspection:

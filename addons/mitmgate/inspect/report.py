@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from mitmgate.audit.mirror import Plain, mirror
-from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
+from mitmgate.audit.redact import REDACTED, Redaction
 from mitmgate.audit.settings import Redact
 from mitmgate.core.reason import Reason
 from mitmgate.inspect.annotate import METADATA
@@ -51,7 +51,7 @@ def report(flow: Flow | None) -> str:
 
 def _whole(exchange: Kept, decision: Decision) -> Members:
     snapshot = exchange.snapshot
-    redaction = Redaction(Redact(snapshot.policy.audit.redact.headers, snapshot.policy.audit.redact.query))
+    redaction = Redaction(snapshot.redact)
     made: Members = {"decision": exchange.comment, **_decision(decision)}
     if exchange.grants:
         made["limits"] = {
@@ -131,11 +131,9 @@ def _head(
     secret: frozenset[str] = frozenset(),
 ) -> str:
     """Write a message head with its credentials redacted. secret: lower-case names that are redacted too."""
-    path, mark, query = target.partition("?")
-    lines = [f"{method} {veil(path)}{mark}{redaction.query(query)} {version}"]
+    lines = [f"{redaction.path(method)} {redaction.target(target)} {version}"]
     for name, value in fields:
-        hidden = name.lower() in redaction.headers or name.lower() in secret
-        lines.append(f"{name}: {REDACTED if hidden else without_jwts(value)}")
+        lines.append(f"{name}: {REDACTED if name.lower() in secret else redaction.field(name, value)}")
     return _block(map(_printable, lines))
 
 

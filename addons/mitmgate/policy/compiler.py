@@ -12,6 +12,8 @@ from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
 from mitmgate.core.routing import RouteTable
 from mitmgate.policy.condition import compile_condition
+from mitmgate.policy.document import Document
+from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
@@ -20,6 +22,7 @@ from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Require, Rewrite, Route
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import Upstream, parse_endpoint
+from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
 
 
@@ -58,7 +61,20 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         max_head=policy.limits.head,
         max_body=policy.limits.body,
         audit_key=loaded.material.audit_key,
+        hidden_headers=_hidden_headers(loaded.document),
     )
+
+
+def _hidden_headers(document: Document) -> frozenset[str]:
+    """Name the header fields, in small letters, that the policy sets to a value of the environment."""
+    routes, found = document.at(("routes",)), set[str]()
+    places: list[Location] = [("response_headers", "set")]
+    places += [("routes", number, "rewrite", "set") for number in range(len(routes) if isinstance(routes, list) else 0)]
+    for place in places:
+        fields = document.at(place)
+        if isinstance(fields, dict):
+            found |= {name.lower() for name, value in fields.items() if isinstance(value, FromEnvironment)}
+    return frozenset(found)
 
 
 def digest(loaded: Loaded) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
@@ -21,7 +22,8 @@ class Snapshot:
     issuers: by the policy's name. upstreams: by name. policy: the validated file, for what is no decision
     (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
-    the key of the audit's hash chain; None: unkeyed.
+    the key of the audit's hash chain; None: unkeyed. hidden_headers: fields, in small letters, whose values the policy
+    takes from the environment.
     """
 
     digest: str
@@ -43,6 +45,13 @@ class Snapshot:
     max_body: int
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
+    hidden_headers: frozenset[str] = frozenset()
+
+    @property
+    def redact(self) -> Redact:
+        """What is not shown of requests and responses, beside what core.credentials knows."""
+        own = self.policy.audit.redact
+        return Redact((*own.headers, *self.hidden_headers), own.query)
 
     def resolve(self, name: str) -> str:
         """Return the absolute path of a file that the policy names."""

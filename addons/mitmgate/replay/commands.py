@@ -24,7 +24,7 @@ from mitmgate.replay.learn import propose
 from mitmgate.replay.offline import load_offline, parse_jwks
 from mitmgate.replay.opening import kind_of, open_traffic
 from mitmgate.replay.plot import as_svg
-from mitmgate.replay.privacy import CLAIMS, HEADERS, QUERY, Privacy
+from mitmgate.replay.privacy import CLAIMS, Privacy
 from mitmgate.replay.redact_file import SignatureFinder, redact_file
 from mitmgate.replay.redaction import Redactor
 from mitmgate.replay.ring import OfflineRing
@@ -191,8 +191,13 @@ def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 @click.argument("target", metavar="OUT")
 @click.option("--policy", "policy_path", metavar="FILE", help="Check tokens with the keys of this policy.")
 @click.option("--claim", "claims", multiple=True, help=f"A claim to hash, beside {', '.join(CLAIMS[:4])} and others.")
-@click.option("--header", "headers", multiple=True, help="A header field to hash, beside cookies and known keys.")
-@click.option("--query", multiple=True, help="A query parameter to hash, beside access_token and others.")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    help="A header field to hash, beside those that are known to hold credentials.",
+)
+@click.option("--query", multiple=True, help="A query parameter to hash, beside access_token and its kind.")
 @click.option("--bodies", is_flag=True, help="Keep bodies, as they are: they may hold anything.")
 @_JWKS
 def redact(
@@ -212,7 +217,7 @@ def redact(
     """
     if kind_of(source) == "audit file":
         raise UserError(f"{source}: an audit file holds no credentials")
-    privacy = Privacy((*CLAIMS, *claims), (*HEADERS, *headers), (*QUERY, *query), bodies)
+    privacy = Privacy((*CLAIMS, *claims), tuple(headers), tuple(query), bodies)
     keys = parse_jwks(jwks)
     snapshot = None if policy_path is None else load_offline(policy_path, os.environ, keys).snapshot
     done = redact_file(source, target, Redactor(privacy), SignatureFinder(snapshot), lambda: None)

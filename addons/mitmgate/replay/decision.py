@@ -14,6 +14,9 @@ NO_RULE = "-"
 # The gateway makes these anew for every request, or for the connection that the request happens to use.
 _VOLATILE = frozenset(b"x-request-id traceparent content-length transfer-encoding".split())
 
+UNSEEN = b"[not recorded]"
+"""The value of a field whose credential the policy has set: recordings don't have it, and it is not compared."""
+
 
 _REASONS = {reason.code: reason for reason in Reason}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, is_denial, settled_fields
+from mitmgate.replay.decision import ADMIT, NO_RULE, UNSEEN, Decision, is_denial, settled_fields
 
 EXAMPLES: Final = 5
 _MOST_GROUPS: Final = 10_000
@@ -76,6 +76,7 @@ def _forwarded(before: Decision, after: Decision, ignored: frozenset[bytes]) -> 
     if before.target is not None and after.target is not None and before.target != after.target:
         return Difference(Kind.TARGET, "admit", f"admit with another {_target_part(before.target, after.target)}")
     if before.fields is not None and after.fields is not None and before.fields != after.fields:
+        ignored |= {name.lower() for name, value in (*before.fields, *after.fields) if value == UNSEEN}
         first, second = settled_fields(before.fields, ignored), settled_fields(after.fields, ignored)
         if first != second:
             return Difference(Kind.HEADERS, "admit", f"admit with {_changed(first, second)}")

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from mitmgate.audit.redact import REDACTED, Redaction, veil, without_jwts
-from mitmgate.audit.settings import Redact
+from mitmgate.audit.redact import Redaction, mark
+from mitmgate.core import credentials
 from mitmgate.core.authorize import facts_of
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.verdict import Outcome, Step
@@ -73,18 +73,18 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange) -> Ex
     decision = decided(exchange)
     reports = [_stage(policy, recorded, exchange, step) for step in exchange.verdict.steps]
     final = exchange.verdict.final
-    redaction = _redaction(policy)
+    redaction = Redaction(policy.snapshot.redact)
     upstream: Facts = {}
     if exchange.forward is not None and exchange.endpoint is not None and final is None:
         upstream = {
             "endpoint": exchange.endpoint.url,
-            "request": f"{exchange.forward.method} {_shown_target(exchange.forward.target, redaction)}",
+            "request": f"{exchange.forward.method} {redaction.target(exchange.forward.target)}",
             "headers": [_shown_field(name, value, redaction) for name, value in exchange.forward.fields],
         }
     request = recorded.request
     return Explanation(
         policy=policy.path,
-        request=f"{request.method} {_shown_target(request.target, redaction)}",
+        request=f"{request.method} {redaction.target(request.target)}",
         decision=decision.label,
         status=200 if final is None else final.reason.status,
         stages=reports,
@@ -92,27 +92,31 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange) -> Ex
     )
 
 
-def _redaction(policy: OfflinePolicy) -> Redaction:
-    redact = policy.loaded.policy.audit.redact
-    return Redaction(Redact(redact.headers, redact.query))
-
-
-def _shown_target(target: str, redaction: Redaction) -> str:
-    path, mark, query = target.partition("?")
-    return f"{veil(path)}{mark}{redaction.query(query)}"
-
-
 def _shown_field(name: bytes, value: bytes, redaction: Redaction) -> list[str]:
-    text, known = name.decode("latin-1"), name.decode("latin-1").lower() in redaction.headers
-    return [text, REDACTED if known else without_jwts(value.decode("latin-1"))]
+    text = name.decode("latin-1")
+    return [text, redaction.field(text, value.decode("latin-1"))]
+
+
+def _shown(value: object, redaction: Redaction) -> object:
+    """Hide credentials in a fact that a stage has read, or a condition: a text, header fields, claims."""
+    if isinstance(value, str):
+        return credentials.hide_in_text(value, mark)
+    if isinstance(value, Mapping):
+        return {
+            name: redaction.field(name, item) if isinstance(item, str) else _shown(item, redaction)
+            for name, item in value.items()
+        }
+    return [_shown(item, redaction) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stage(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> StageReport:
     report = StageReport(step.stage, step.outcome.value, step.reason.code, step.detail)
     read = _READ.get(step.stage)
     report.read = {} if read is None else read(exchange)
-    if isinstance(report.read.get("target"), str):
-        report.read["target"] = _shown_target(str(report.read["target"]), _redaction(policy))
+    redaction = Redaction(policy.snapshot.redact)
+    for name, show in (("target", redaction.target), ("path", redaction.path), ("host", redaction.path)):
+        if isinstance(report.read.get(name), str):
+            report.read[name] = show(str(report.read[name]))
     document = policy.loaded.document
     for location in _rules(policy, exchange, step.stage):
         if document.at(location) is None:
@@ -122,20 +126,27 @@ def _stage(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: 
     if step.outcome in {Outcome.DENY, Outcome.OBSERVE}:
         report.change = advice(policy, recorded, exchange, step)
         if step.reason.code in {"condition-false", "condition-error"}:
-            report.failing = _failing(exchange)
+            report.failing = _failing(exchange, redaction)
     return report
 
 
-def _failing(exchange: Exchange) -> list[Facts]:
+def _failing(exchange: Exchange, redaction: Redaction) -> list[Facts]:
     route, head = exchange.route, exchange.head
     if route is None or head is None or route.require.when is None:
         return []
     facts = facts_of(head, exchange.principal, exchange.client, route.name)
     found: list[Facts] = []
     for predicate in failing(route.require.when.source, facts):
-        shown: Facts = {"predicate": predicate.text, "values": dict(predicate.found)}
+        values = {name: _shown_fact(name, value, redaction) for name, value in predicate.found.items()}
+        shown: Facts = {"predicate": predicate.text, "values": values}
         found.append(shown | {"error": predicate.error} if predicate.error else shown)
     return found
+
+
+def _shown_fact(name: str, value: object, redaction: Redaction) -> object:
+    """Hide what a condition has read, named as it reads it: `request.headers["x-api-key"]`."""
+    member = name.rstrip("'\"] ").rpartition("[")[2].strip("'\" ")
+    return redaction.field(member, value) if isinstance(value, str) else _shown(value, redaction)
 
 
 def route_location(policy: OfflinePolicy, name: str) -> Location:

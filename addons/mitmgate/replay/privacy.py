@@ -7,10 +7,13 @@ is keyed by a secret that is never written: nobody can find out a value by hashi
 
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any, cast
+from urllib.parse import quote, quote_plus
 
-from mitmgate.audit.redact import may_hold_jwt, veil
+from mitmgate.core import credentials
 from mitmgate.core.headers import Fields
 from mitmgate.core.jose import Json
 
@@ -20,35 +23,26 @@ CLAIMS = (
 )
 """The claims that are hashed unless told otherwise (OpenID Connect Core, section 5.1, and two of Entra's)."""
 
-HEADERS = (
-    *("x-api-key", "api-key", "apikey", "x-auth-token", "x-access-token", "x-csrf-token", "x-xsrf-token"),
-    *("x-amz-security-token", "x-goog-api-key", "x-gitlab-token", "x-vault-token", "private-token", "dpop"),
-)
-"""The header fields that are hashed unless told otherwise, beside Authorization, Cookie and their kin."""
-
-QUERY = (
-    *("access_token", "refresh_token", "id_token", "token", "api_key", "apikey", "key", "client_secret"),
-    *("assertion", "client_assertion", "password", "code", "sig", "signature", "x-amz-signature"),
-    *("x-amz-security-token", "x-goog-signature"),
-)
-"""The query parameters whose values are hashed unless told otherwise."""
-
 _SCHEMES = frozenset(
     b"basic bearer digest dpop gnap hoba mutual negotiate oauth privatetoken vapid token apikey".split()
 )
-_JWT = re.compile(r"(?:eyJ|eyA|ew[0ok])[\w-]*(?:(?:\.|%2[eE])[\w-]*)+", re.ASCII)
-_LONG = re.compile(r"[\w%.~-]{16,}", re.ASCII)
-_USERINFO = re.compile(r"(?<=//)[^/@?#]+(?=@)")
-_LEAST = 3  # characters of a claim that is looked for in other places: shorter ones are everywhere
+_LEAST = 3  # characters of a hidden text that is looked for within others
+_STRUCTURE = frozenset({"iss", "aud", "exp", "nbf", "iat", "jti", "scope", "scp", "typ", "azp", "client_id"})
+"""Claims that a policy names values of: they are no person's."""
+_HIDDEN = re.compile(r"[0-9a-f]+")
+_SAFE = re.compile(r"[!-~](?:[ -~]*[!-~])?")  # what a field takes as it stands
 
 
 @dataclass(frozen=True, slots=True)
 class Privacy:
-    """What a recording hides. Names are compared without regard to case. bodies: whether they are kept, unredacted."""
+    """What a recording hides, beside what core.credentials knows. Names are compared without regard to case.
+
+    bodies: whether they are kept, unredacted.
+    """
 
     claims: tuple[str, ...] = CLAIMS
-    headers: tuple[str, ...] = HEADERS
-    query: tuple[str, ...] = QUERY
+    headers: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
     bodies: bool = False
 
 
@@ -66,51 +60,49 @@ class Veil:
 
     def __init__(self, privacy: Privacy) -> None:
         """Make a new secret."""
+        self.again = False
+        """Whether what comes was hidden before: hexadecimal digits then stay, as what they stand for is unknown."""
         self._secret = secrets.token_bytes(32)
         self._headers = frozenset(name.lower().encode("latin-1") for name in privacy.headers)
         self._claims = frozenset(name.lower() for name in privacy.claims)
-        names = "|".join(re.escape(name) for name in sorted(privacy.query, key=len, reverse=True))
-        self._parameter = re.compile(rf"(?i)(?<![^&;?#])((?:{names})(?:\[[^\]=&]*\])?=)([^&;?#]+)") if names else None
+        self._query = frozenset(name.lower() for name in privacy.query)
 
     def text(self, value: str) -> str:
         """Hide a value behind hexadecimal digits, as many as it has characters."""
+        if self.again and _HIDDEN.fullmatch(value):
+            return value
         digest = blake2b(value.encode("utf-8", "surrogatepass"), key=self._secret).hexdigest()
         return (digest * (len(value) // len(digest) + 1))[: len(value)]
 
     def name(self, value: str) -> str:
-        """Hide a value behind 32 digits: for claims, where short values must stay apart."""
-        return blake2b(value.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16).hexdigest()
+        """Hide a value behind 32 digits: for claims, where short values must stay apart.
+
+        One that no header field takes, for which a request may have been refused, becomes one that none takes either.
+        """
+        if not value:
+            return value
+        digest = blake2b(value.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16).hexdigest()
+        return digest if _SAFE.fullmatch(value) else f"\N{BULLET}{digest}"
 
     def octets(self, value: bytes) -> bytes:
         """Hide bytes of a header field."""
         return self.text(value.decode("latin-1")).encode("ascii")
 
     def url(self, text: str) -> str:
-        """Hide what a request target or any other URL has of credentials: parameters, JWTs, user and password."""
-        if self._parameter is not None and "=" in text:
-            text = self._parameter.sub(lambda found: found[1] + self.text(found[2]), text)
-        if "@" in text:
-            text = _USERINFO.sub(lambda found: self.text(found[0]), text)
-        return self._without_jwts(text)
+        """Hide what a request target or any other URL has of credentials: parameters, tokens, user and password."""
+        return credentials.hide_in_url(text, self.text, self._is_secret)
+
+    def _is_secret(self, name: str) -> bool:
+        return credentials.is_secret_name(name) or name.partition("[")[0].strip("+ ").lower() in self._query
 
     def authority(self, text: str) -> str:
         """Hide user and password before a host."""
         userinfo, at, host = text.rpartition("@")
         return f"{self.text(userinfo)}{at}{host}" if at else text
 
-    def _without_jwts(self, text: str) -> str:
-        if not may_hold_jwt(text.encode("latin-1", "replace")) and "%" not in text:
-            return text
-        text = _JWT.sub(lambda found: self.text(found[0]), text)
-        if veil(text) != text:  # a token behind more percent-encoding than one layer
-            text = _LONG.sub(lambda found: self.text(found[0]), text)
-        return text
-
     def field(self, name: bytes, value: bytes) -> bytes:
         """Hide what a header field has of credentials. Authorization's tokens are signed again before this."""
         lower = name.lower()
-        if lower in self._headers:
-            return self.octets(value)
         if lower == b"cookie":
             return b"; ".join([self._cookie(pair) for pair in value.split(b"; ")])
         if lower == b"set-cookie":
@@ -118,9 +110,13 @@ class Veil:
             return self._cookie(pair) + semicolon + attributes
         if lower in {b"authorization", b"proxy-authorization"}:
             return self._credential(value)
-        if lower == b"host":
-            return self.authority(value.decode("latin-1")).encode("latin-1")
-        return self.url(value.decode("latin-1")).encode("latin-1")
+        if self.is_secret_field(lower):
+            return self.octets(value)
+        return credentials.hide_in_field(lower.decode("latin-1"), value.decode("latin-1"), self.text).encode("latin-1")
+
+    def is_secret_field(self, lower: bytes) -> bool:
+        """Tell whether a field's value is a credential as a whole. lower: its name in small letters."""
+        return lower in self._headers or credentials.is_secret_name(lower.decode("latin-1"))
 
     def fields(self, fields: Fields) -> Fields:
         """Hide what header fields have of credentials."""
@@ -138,12 +134,16 @@ class Veil:
         return scheme + space + self.octets(rest)
 
     def claims(self, claims: dict[str, Json]) -> tuple[dict[str, Json], dict[str, str]]:
-        """Hide the listed claims; also return each text that was hidden and what stands for it."""
-        shown: dict[str, Json] = {}
+        """Hide the listed claims, and others that say the same; also return each hidden text and what stands for it."""
         hidden: dict[str, str] = {}
-        for name, value in claims.items():
-            shown[name] = self._hide(value, hidden) if name.lower() in self._claims else value
-        return shown, {text: place for text, place in hidden.items() if len(text) >= _LEAST}
+        shown = {
+            name: self._hide(value, hidden) if name.lower() in self._claims else value for name, value in claims.items()
+        }
+        texts = Hidden(hidden)
+        for name, value in shown.items():
+            if name.lower() not in self._claims and name not in _STRUCTURE:
+                shown[name] = texts.everywhere(value)
+        return shown, hidden
 
     def _hide(self, value: Json, hidden: dict[str, str]) -> Json:
         if isinstance(value, str):
@@ -155,4 +155,60 @@ class Veil:
             return {name: self._hide(member, hidden) for name, member in value.items()}
         if value is None or isinstance(value, bool):
             return value
-        return self.name(repr(value))
+        hidden[str(value)] = self.name(str(value))
+        return hidden[str(value)]
+
+
+class Hidden:
+    """The texts of one request that are hidden, and what stands in their places. The longest is replaced first."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """texts: what stands for each, as it was written."""
+        self._whole = {text: place for text, place in texts.items() if text}
+        spelled = {
+            spelling: place
+            for text, place in self._whole.items()
+            if len(text) >= _LEAST
+            for spelling in {text, _wire(text), quote(text, safe=""), quote(text, safe="@"), quote_plus(text)}
+        }
+        self._parts = sorted(spelled.items(), key=lambda item: (-len(item[0]), item[0]))
+        # A word can stand anywhere and mean something else: it is the name of a route, or the browser's.
+        self._tell = tuple([(text, place) for text, place in self._parts if len(text) >= 6 and not text.isalpha()])
+
+    def whole(self, text: str) -> str:
+        """Replace a text that is hidden as it stands, or what it has of hidden texts."""
+        place = self._whole.get(text)
+        return self.within(text, self._parts) if place is None else place
+
+    @staticmethod
+    def within(text: str, parts: Sequence[tuple[str, str]]) -> str:
+        """Replace what a text has of hidden ones."""
+        for part, place in parts:
+            if part in text:
+                text = text.replace(part, place)
+        return text
+
+    def everywhere[V](self, value: V) -> V:
+        """Replace what tells of a person, wherever it stands in a value: text, bytes, and containers of them."""
+        made: Any = value
+        if isinstance(value, str):
+            made = self._whole.get(value) if len(value) >= _LEAST else None
+            made = self.within(value, self._tell) if made is None else made
+        elif isinstance(value, bytes):
+            text = value.decode("latin-1")
+            found = self.within(text, self._tell)
+            made = value if found == text else found.encode("utf-8")
+        elif isinstance(value, dict):
+            made = {name: self.everywhere(member) for name, member in value.items()}
+        elif isinstance(value, list | tuple):
+            made = type(value)([self.everywhere(item) for item in value])
+        return cast(V, made)
+
+    def left_in(self, record: bytes) -> bool:
+        """Tell whether a record still has anything that tells of a person."""
+        return any(text.encode("utf-8") in record for text, _ in self._tell)
+
+
+def _wire(text: str) -> str:
+    """Return UTF-8 as it looks where it was read as ISO-8859-1."""
+    return text.encode("utf-8", "surrogatepass").decode("latin-1")

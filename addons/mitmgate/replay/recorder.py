@@ -197,7 +197,7 @@ class Recorder:
 
     def _record(self, flow: HTTPFlow, exchange: Exchange) -> bytes:
         if self._redactor is None:
-            redact = exchange.snapshot.policy.audit.redact
+            redact = exchange.snapshot.redact
             self._redactor = Redactor(with_policy(self._privacy, redact.headers, redact.query))
         state: dict[str, Any] = flow.get_state()
         state["metadata"] = {METADATA: mirror(exchange)}

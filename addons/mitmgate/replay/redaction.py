@@ -7,8 +7,9 @@ from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.replay.decision import UNSEEN
 from mitmgate.replay.front import FRONT, front_of
-from mitmgate.replay.privacy import Privacy, Veil
+from mitmgate.replay.privacy import Hidden, Privacy, Veil
 from mitmgate.replay.resigned import MARK, ReplayKey
 from mitmgate.replay.tnetstring import dumps
 from mitmgate.replay.traffic import Signature
@@ -19,6 +20,7 @@ RECORDING: Final = "recording"
 VERSION: Final = 1
 
 _BEARER = b"bearer"
+_SHORTEST: Final = 8  # characters of a client's credential that is looked for in fields that the gateway has made
 
 
 def found_signature(reason: str | None, stage: str | None, authenticated: bool) -> Signature:
@@ -52,7 +54,7 @@ class Redactor:
         self.privacy = privacy or Privacy()
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
-        self._again = False
+        self._hidden = Hidden({})
         self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(4096)
 
     def redact(self, state: State, signature: Callable[[bytes], Signature], **facts: object) -> None:
@@ -61,25 +63,31 @@ class Redactor:
         signature: asked for each bearer token. facts: plain values that are added to the note.
         """
         hidden: dict[str, str] = {}
+        came: dict[tuple[bytes, bytes], bytes] = {}
         request = state["request"]
         saved = state["metadata"].get(METADATA)
         before = saved.get(RECORDING) if isinstance(saved, dict) else None
         if isinstance(before, dict) and "key" in before:
             facts = {**facts, **before}
-            self._again = True  # it was redacted before: its tokens are of that key, and stay
+            self._veil.again = True  # it was redacted before: its tokens are of that key, and stay
         else:
-            self._again = False
+            self._veil.again = False
         if isinstance(saved, dict) and isinstance(saved.get("ingress"), dict):
             ingress = dict(saved["ingress"])
             fields = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in ingress["headers"]]
             redacted = self._fields(tuple(fields), signature, hidden)
+            came = {(n.lower(), value): shown for (n, value), (_, shown) in zip(fields, redacted, strict=True)}
             ingress["headers"] = [[n.decode("latin-1"), v.decode("latin-1")] for n, v in redacted]
             ingress["target"] = self._veil.url(str(ingress["target"]))
             ingress["authority"] = self._veil.authority(str(ingress["authority"]))
             saved = {**saved, "ingress": ingress}
         else:
             saved = dict(saved) if isinstance(saved, dict) else {}
-        request["headers"] = self._forwarded(self._fields(tuple(request["headers"]), signature, hidden), hidden)
+        if came:
+            subject = saved["principal"]["subject"] if isinstance(saved.get("principal"), dict) else None
+            request["headers"] = self._forwarded(tuple(request["headers"]), came, hidden, subject)
+        else:
+            request["headers"] = self._fields(tuple(request["headers"]), signature, hidden)
         request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
         request["authority"] = self._veil.authority(request["authority"].decode("latin-1")).encode("latin-1")
         for message in (request, state.get("response")):
@@ -88,20 +96,31 @@ class Redactor:
         if state.get("websocket"):
             state["websocket"]["messages"] = state["websocket"]["messages"] if self.privacy.bodies else []
         state["backup"] = None
+        self._hidden = Hidden(hidden)
         if isinstance(saved.get("principal"), dict):
-            saved["principal"] = {
-                name: hidden.get(value, value) if isinstance(value, str) else value
-                for name, value in saved["principal"].items()
-            }
+            subject = self._hidden.whole(str(saved["principal"]["subject"]))
+            saved["principal"] = {**saved["principal"], "subject": subject}
         note: dict[str, object] = {"version": VERSION, "key": self.key.public}
         saved[RECORDING] = {**note, **facts}
         # Other addons' metadata is not ours to judge, and may hold anything.
         state["metadata"] = {METADATA: saved}
         state["comment"] = self._veil.url(state.get("comment") or "")
 
+    def record(self, state: State) -> bytes:
+        """Encode the state that was redacted last, with what replay looks for first at the front.
+
+        The record is looked at for what should be gone: an address of a claim may stand in the path, too. Raises
+        ValueError where it still is there.
+        """
+        record = self._encoded(state)
+        if self._hidden.left_in(record):
+            record = self._encoded(self._hidden.everywhere(state))
+            if self._hidden.left_in(record):
+                raise ValueError("a record still holds what was to be hidden")
+        return record
+
     @staticmethod
-    def record(state: State) -> bytes:
-        """Encode a state, with what replay looks for first at the front."""
+    def _encoded(state: State) -> bytes:
         saved = {name: value for name, value in state["metadata"][METADATA].items() if name != FRONT}
         first: State = {name: saved[name] for name in ("now",) if name in saved}
         front = front_of(state, saved, saved.get(RECORDING, {}))
@@ -133,7 +152,7 @@ class Redactor:
         token = rest.strip(b" ")
         if scheme.lower() != _BEARER or not token:
             return self._veil.field(b"authorization", value)
-        if token.startswith(MARK) and self._again:
+        if token.startswith(MARK) and self._veil.again:
             return value
         before, _, after = rest.partition(token)
         resigned, claims = self._resigned(token, signature(token))
@@ -150,18 +169,29 @@ class Redactor:
             self._tokens[token, signature] = known
         return known
 
-    def _forwarded(self, fields: Fields, hidden: Mapping[str, str]) -> Fields:
-        """Hide the listed claims also where a route has put them into a field."""
-        if not hidden:
-            return fields
-        replaced = []
+    def _forwarded(
+        self, fields: Fields, came: Mapping[tuple[bytes, bytes], bytes], hidden: Mapping[str, str], subject: str | None
+    ) -> Fields:
+        """Hide what fields that the upstream got have of credentials and of hidden claims, as replay will make them.
+
+        came: what the client's own fields became: one that was passed on is hidden in the same way. Of the others,
+        which the gateway has made, one with a credential of the policy is not shown at all.
+        """
+        secrets = {raw.decode("latin-1"): shown.decode("latin-1") for (_, raw), shown in came.items() if raw != shown}
+        texts = Hidden({**{raw: shown for raw, shown in secrets.items() if len(raw) >= _SHORTEST}, **hidden})
+        shown_fields = []
         for name, value in fields:
-            text = value.decode("latin-1")
-            for raw, place in hidden.items():
-                if raw in text:
-                    text = text.replace(raw, place)
-            replaced.append((name, text.encode("latin-1", "replace")))
-        return tuple(replaced)
+            lower, shown = name.lower(), came.get((name.lower(), value))
+            if shown is None:
+                text = value.decode("latin-1")
+                replaced = texts.whole(text)
+                shown = replaced.encode("latin-1", "replace")
+                if replaced == text != subject and (
+                    self._veil.is_secret_field(lower) or self._veil.field(name, value) != value
+                ):
+                    shown = UNSEEN
+            shown_fields.append((name, shown))
+        return tuple(shown_fields)
 
 
 def is_refused(token: bytes) -> bool:

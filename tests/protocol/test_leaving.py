@@ -1,26 +1,37 @@
 """What a connection leaves behind: nothing that waits for the garbage collector."""
 
+import asyncio
 import gc
 import socket
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from hpack import Encoder
+from hyperframe.frame import HeadersFrame, SettingsFrame
+from mitmproxy.connection import Connection as ProxyConnection
+from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer
+from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection
 
+from mitmgate.core.reason import Reason
 from mitmgate.engine.layer_timers import Timer, Timers
 from mitmgate.engine.layer_wire import Wire
 from tests.live.harness_http import raw_request, status_of, wait_for
-from tests.live.harness_upstream import HANG_UP, RecordingUpstream
+from tests.live.harness_upstream import HANG, HANG_UP, PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, receive, route
 from tests.protocol.test_http2 import GET as H2_GET
 from tests.protocol.test_http2 import Client
 from tests.protocol.test_streaming import Serving, read_head
-from tests.protocol.test_tls import listen
+from tests.protocol.test_tls import client_context, listen
 from tests.protocol.test_upgrade import HANDSHAKE, echo, exchange
 
 KINDS = (Layer, Context, Timer, Timers, Wire)
@@ -112,3 +123,81 @@ def test_after_http_2(tmp_path_factory: pytest.TempPathFactory, upstream: Record
             with Client(gate, authority) as client:
                 assert client.answer(client.request(H2_GET))[0] == 200
         assert_nothing_is_left(gate, before)
+
+
+@contextmanager
+def requesting(gate: Gate, authority: Authority, protocol: str) -> Iterator[None]:
+    """Be a client that has sent a GET over TLS, and then leaves."""
+    context = client_context(authority, protocol)
+    with context.wrap_socket(connect(gate.port), server_hostname="gateway.test") as link:
+        if protocol == "h2":
+            head = HeadersFrame(1, Encoder().encode(H2_GET), flags=["END_HEADERS", "END_STREAM"])
+            link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize() + head.serialize())
+        else:
+            link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n")
+        yield
+
+
+class Dialling:
+    """Holds up each connection to an upstream before it is opened."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    async def server_connect(self, data: ServerConnectionHookData) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+@pytest.mark.parametrize("stream", ["always", "never"])
+def test_client_that_leaves_while_its_upstream_is_dialled_is_on_record(
+    tmp_path: Path, upstream: RecordingUpstream, protocol: str, stream: str
+) -> None:
+    # mitmproxy cancels the dial, and says nothing of it: the exchange never ended, and had no audit event
+    authority, dialling = Authority(tmp_path), Dialling()
+    with Gate(route(upstream.url, stream=stream), tls=listen(authority)) as gate:
+        gate.master.addons.add(dialling)
+        with requesting(gate, authority, protocol):
+            assert dialling.begun.wait(PATIENCE)
+        assert gate.hooks.wait_ends(1) == [("error", Reason.CLIENT_CLOSED)]
+    upstream.assert_saw_nothing()
+
+
+def in_loop(gate: Gate, coroutine: Coroutine[None, None, object]) -> None:
+    asyncio.run_coroutine_threadsafe(coroutine, gate.loop).result(PATIENCE)
+
+
+async def cancel_what_waits(handler: ConnectionHandler, *ended: ProxyConnection) -> None:
+    """Cancel connections' tasks, as mitmproxy does where it can't write, and release the lock that they wait for."""
+    tasks = [handler.transports[connection].handler for connection in ended if connection in handler.transports]
+    for task in tasks:
+        assert task is not None
+        task.cancel()
+    await asyncio.sleep(0)
+    handler._server_event_lock.release()
+
+
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+@pytest.mark.parametrize("client_too", [False, True])
+def test_end_of_a_connection_that_mitmproxy_does_not_tell_ends_the_exchange(
+    tmp_path: Path, upstream: RecordingUpstream, protocol: str, client_too: bool
+) -> None:
+    # a task that is cancelled while it waits for mitmproxy's lock loses what it was to tell; `serve` has no such lock
+    upstream.reply = HANG
+    authority = Authority(tmp_path)
+    with Gate(route(upstream.url), tls=listen(authority)) as gate:
+        with requesting(gate, authority, protocol):
+            wait_for(lambda: len(upstream.requests) == 1, "the request")
+            (handler,) = gate.master.addons.get("proxyserver").connections.values()
+            (server,) = [connection for connection in handler.transports if connection is not handler.client]
+            in_loop(gate, handler._server_event_lock.acquire())
+            upstream.hang_up()
+            wait_for(lambda: server.state is not ConnectionState.OPEN, "the upstream's end")
+            if not client_too:
+                in_loop(gate, cancel_what_waits(handler, server))
+                assert gate.hooks.wait_ends(1) == [("response", Reason.UPSTREAM_CLOSED)]
+        if client_too:
+            wait_for(lambda: handler.client.state is not ConnectionState.OPEN, "the client's end")
+            in_loop(gate, cancel_what_waits(handler, server, handler.client))
+            assert len(gate.hooks.wait_ends(1)) == 1  # whichever of the two is told first

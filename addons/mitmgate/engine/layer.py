@@ -16,8 +16,9 @@ from typing import ClassVar, Final, NamedTuple, Protocol, cast
 
 from mitmproxy import ctx
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.events import ConnectionClosed
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
@@ -25,7 +26,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.layer_connection import GatewayLayer
-from mitmgate.engine.layer_events import Cut, Retire
+from mitmgate.engine.layer_events import ClientGone, Cut, Retire
 from mitmgate.engine.layer_leaving import dismantle
 from mitmgate.engine.layer_tls import ClientTls, Listener
 from mitmgate.engine.layer_wire import Handler, Wire
@@ -204,6 +205,8 @@ class ProtocolLayer:
         if seat is None:
             return
         seat.wire.detach(client)
+        client.state = ConnectionState.CLOSED
+        seat.wire.post(ClientGone())
         if seat.wire.open:  # upstream connections: mitmproxy ends them after this hook
             asyncio.get_running_loop().call_later(LEFT_OVER_SECONDS, self._release, client.id)
         else:
@@ -240,5 +243,8 @@ class ProtocolLayer:
         seat = self._seats.get(data.client.id)
         if seat is not None:
             seat.wire.detach(data.server)
+            # mitmproxy loses the event where it cancels what waits for its lock; the layers take it once
+            data.server.state = ConnectionState.CLOSED
+            seat.wire.post(ConnectionClosed(data.server))
             if not seat.wire.open:
                 self._vacate(data.client.id)

@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
-from mitmgate.engine.layer_events import Cut, GetUpstream, GetUpstreamCompleted, Reached, Retire
+from mitmgate.engine.layer_events import ClientGone, Cut, GetUpstream, GetUpstreamCompleted, Reached, Retire
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
 from mitmgate.engine.layer_http2 import GatewayHttp2Server
@@ -58,6 +58,7 @@ class GatewayLayer(HttpLayer):
         self._surroundings = Surroundings(bounds, self._timers, wire, fail_over)
         self._upstreams: dict[Server, UpstreamConnection] = {}
         self._broken = False
+        self._client_closed = False
         self._waiting: dict[Server, GetUpstream] = {}
         self._front: Http1Server | GatewayHttp2Server | None = None
 
@@ -88,6 +89,8 @@ class GatewayLayer(HttpLayer):
 
     def _route(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.ConnectionEvent):
+            if isinstance(event, events.ConnectionClosed) and event.connection is self.context.client:
+                self._client_closed = True
             handler = self.connections.get(event.connection)
             if handler is not None:
                 yield from self.event_to_child(handler, event)
@@ -113,6 +116,13 @@ class GatewayLayer(HttpLayer):
         """Take what no socket has sent: the gateway's own events, and messages that somebody injects in mitmweb."""
         if isinstance(event, Retire) and self._front is not None:
             yield from self._dispatch(self._front, self._front.retire())
+        elif isinstance(event, ClientGone):
+            if self._front is not None and not self._client_closed:
+                yield from self.event_to_child(self._front, events.ConnectionClosed(self.context.client))
+            waiting, self._waiting = self._waiting, {}
+            for command in waiting.values():
+                yield from self._reply(command, Reached(None, Reason.CLIENT_CLOSED))
+            self._timers.active.clear()
         elif isinstance(event, Cut | events.MessageInjected):
             for stream in list(self.streams.values()):
                 if isinstance(event, Cut):

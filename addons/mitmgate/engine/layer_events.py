@@ -25,6 +25,14 @@ class Retire(events.Event):
     """The gateway shuts down: no further request on this connection."""
 
 
+class ClientGone(events.Event):
+    """The client is gone.
+
+    mitmproxy tells so itself, but not where it cancels what waits for its lock; nor does it tell of a dial that it
+    cancels.
+    """
+
+
 class Cut(events.Event):
     """What was admitted no longer is: end an exchange that lasts."""
 

@@ -223,6 +223,7 @@ def _give_up(layer: Layer) -> Iterator[commands.Command]:
     if isinstance(layer, UpstreamConnection):
         layer.timed_out = True
         yield commands.CloseConnection(layer.context.server)
+        yield RegisterHttpConnection(layer.context.server, "timed out")  # a dial that mitmproxy cancels may say nothing
 
 
 def _response_of(head: ResponseHead) -> Response:

@@ -14,6 +14,7 @@ def unlink(layer: Layer) -> None:
     """Take a layer out of the cycles that mitmproxy makes, so that it goes with the last reference to it."""
     layer.context.layers.clear()
     vars(layer).pop("_handle_event", None)  # a method of its own, once it was switched
+    layer._paused = None  # a generator that waits for what never comes, such as a dial that was cancelled
 
 
 def dismantle(top: HttpLayer) -> bool:

@@ -189,6 +189,9 @@ class StreamRequest(StreamEnding):
                 yield from self._on_client_error(gone)
                 return False
             failure = reached.failure or Reason.UPSTREAM_UNREACHABLE
+            if failure is Reason.CLIENT_CLOSED:
+                yield from self._abort(failure, ErrorCode.CLIENT_DISCONNECTED)
+                return False
             if not self._next_endpoint(failure):
                 yield from self._fail(failure)
                 return False

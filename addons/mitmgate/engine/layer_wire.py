@@ -190,6 +190,7 @@ class Wire:
             vars(handler).pop("drain_writers", None)
             handler.timeout_watchdog.callback = _rest
             handler.max_conns.clear()
+            handler.transports.clear()  # a dial that was cancelled is still there
 
     @property
     def open(self) -> bool:

@@ -81,6 +81,7 @@ class Source:
             routes=SimpleNamespace(odd=frozenset()),
             upstreams={},
             health_path="/health",
+            via=None,
         )
 
 

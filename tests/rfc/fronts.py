@@ -4,11 +4,13 @@ lane: `serve`, plain HTTP/1.1, on the fast lane. tls: `serve` with TLS, on mitmp
 plain HTTP/1.1 on mitmproxy's layers, in stock mitmweb.
 """
 
+import asyncio
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -177,6 +179,9 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
             **odd,
         },
     ]
+    made["routes"] += [
+        {"name": "loop", "match": {"prefix": "/loop"}, "upstream": "itself", "auth": "none"},
+    ]
     made["routes"].append(
         {"name": "ws", "match": {"prefix": "/ws"}, "upstream": "users", "auth": "none", "websocket": True}
     )
@@ -186,15 +191,57 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
 
 
 @contextmanager
+def relay(port: int) -> Iterator[int]:
+    """Hand connections on to a port, as a proxy of the transport layer does; the port that it listens on."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, back[1]), pump(back[0], writer))
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        bound.append(server.sockets[0].getsockname()[1])
+        started.set()
+        await stop.wait()
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    bound: list[int] = []
+    started, stop, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: (loop.run_until_complete(run()), loop.close()))
+    thread.start()
+    assert started.wait(PATIENCE)
+    try:
+        yield bound[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(PATIENCE)
+
+
+@contextmanager
 def running(kind: Kind, directory: Path) -> Iterator[Front]:
     """Run a front."""
     authority = Authority(directory)
-    with RecordingUpstream() as upstream:
+    with RecordingUpstream() as upstream, ExitStack() as stack:
         made = front_policy(directory, upstream)
         admin = free_port()
         made["admin"] = {"host": "127.0.0.1", "port": admin}
         if kind == "tls":
             certificate, key = authority.issue("localhost")
             made["listen"] = {"tls": {"certificate": certificate, "key": key}}
-        with Gateway(write_policy(directory, made), host="web" if kind == "web" else "serve") as gateway:
+        gateway = Gateway(directory / "policy.yaml", host="web" if kind == "web" else "serve")
+        scheme = "https" if kind == "tls" else "http"
+        back = stack.enter_context(relay(gateway.port))
+        made["upstreams"]["itself"] = {"endpoints": [f"{scheme}://127.0.0.1:{back}"]}
+        if kind == "tls":
+            made["upstreams"]["itself"]["tls"] = {"ca": authority.ca, "server_name": "localhost"}
+        write_policy(directory, made)
+        with gateway:
             yield Front(kind, gateway, upstream, authority, admin)

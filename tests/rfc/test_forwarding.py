@@ -70,3 +70,35 @@ def test_a_page_is_of_the_same_origin_as_the_host_that_it_was_asked_under(front:
     lines = ("Origin: https://shop.example:8443", "X-Forwarded-Host: shop.example", "X-Forwarded-Port: 8443")
     front.refused(401, "credential-missing", "/api/v1/users", *lines, host="inner.example", source=TRUSTED)
     front.refused(403, "origin-not-allowed", "/api/v1/users", *lines, host="inner.example")
+
+
+def test_via_says_what_a_request_came_through(front: Front) -> None:
+    for version, received in (("HTTP/1.0", "1.0"), ("HTTP/1.1", "1.1")):
+        seen = front.seen("/public", version=version)
+        assert seen.all("via") == [f"{received} mitmgate"]
+    seen = front.seen("/public", "Via: 1.0 fred (a comment, with a comma)", "via: 2 edge.example")
+    assert seen.all("via") == ["1.0 fred (a comment, with a comma)", "2 edge.example", "1.1 mitmgate"]
+
+
+def test_a_request_does_not_go_in_circles(front: Front) -> None:
+    """The service of this route is the gateway itself, behind a port that mitmproxy does not know for its own."""
+    answered = front.ask("/loop/a")
+    assert (answered.status, answered.reason) == (508, "loop-detected")
+    own = "Via: 1.1 mitmgate"
+    front.refused(508, "loop-detected", "/public", *[own] * 7, "Via: 1.1 a, 1.0 MITMGATE (again)")
+    assert len(front.seen("/public", *[own] * 7).all("via")) == 8
+
+
+def test_options_goes_no_further_than_it_may(front: Front) -> None:
+    """RFC 9110, section 7.6.2."""
+    front.upstream.forget()
+    answered = front.ask("/odd", "Max-Forwards: 0", method="OPTIONS")
+    assert (answered.status, answered.body, answered.all("allow")) == (204, b"", [])
+    assert front.event(answered)["reason"] == "max-forwards"
+    front.upstream.assert_saw_nothing()
+    for sent, forwarded in (("1", "0"), ("10", "9"), ("007", "6")):
+        seen = front.seen("/odd", f"Max-Forwards: {sent}", method="OPTIONS")
+        assert seen.all("max-forwards") == [forwarded]
+    assert front.seen("/odd", "Max-Forwards: none", method="OPTIONS").all("max-forwards") == ["none"]
+    assert front.seen("/odd", "Max-Forwards: 0").all("max-forwards") == ["0"]
+    front.refused(401, "credential-missing", "/api/v1/users", "Max-Forwards: 0", method="OPTIONS")

@@ -101,6 +101,7 @@ def test_the_fields(snapshot: Snapshot) -> None:
         b"x-forwarded-for": [b"192.0.2.7"],
         b"x-forwarded-proto": [b"http"],
         b"x-forwarded-host": [b"api.example"],
+        b"via": [b"1.1 mitmgate"],
     }
 
 

@@ -22,7 +22,7 @@ ANSWERED_HERE: Final = frozenset({b"expect"})
 (RFC 9110, section 10.1.1); a service that was asked as well would answer a client that does not wait."""
 
 NEVER: Final = frozenset(
-    b"forwarded via x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
+    b"forwarded x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip "
     b"cf-connecting-ipv6 cf-pseudo-ipv4 fastly-client-ip wl-proxy-client-ip x-originating-ip x-proxyuser-ip "
     b"x-azure-clientip x-azure-socketip x-host x-scheme x-script-name x-method-override x-request-id traceparent "
     b"proxy x-sendfile-type x-waws-unencoded-url x-middleware-subrequest x-middleware-subrequest-id".split()

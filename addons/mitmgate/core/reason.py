@@ -32,6 +32,7 @@ class Reason(Enum):
     NOT_APPLICABLE = "not-applicable", 200, "Nothing to decide here"
     HEALTH = "health", 200, "Healthy"
     PREFLIGHT = "preflight", 204, "Preflight answered"
+    MAX_FORWARDS = "max-forwards", 204, "Answered for Max-Forwards"
 
     # Protocol layer: bytes that never became a request, or a connection that broke a bound.
     HEAD_MALFORMED = "head-malformed", 400, "Malformed request"
@@ -55,6 +56,7 @@ class Reason(Enum):
     HOST_INVALID = "host-invalid", 400, "Invalid Host"
     HEADER_INVALID = "header-invalid", 400, "Invalid header field"
     HEADER_REPEATED = "header-repeated", 400, "Repeated header field"
+    LOOP_DETECTED = "loop-detected", 508, "Request goes in circles"
 
     # Routing.
     NO_ROUTE = "no-route", 404, "Not found"

@@ -9,6 +9,7 @@ from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.path import Ambiguous, canonical_path, is_plain
 from mitmgate.core.rules import Route
 
+_NUMBER = re.compile(rb"[0-9]{1,9}")
 _SAFE_VALUE = re.compile(r"[ -~]*")
 
 
@@ -60,6 +61,19 @@ _REPLACED = frozenset(
     b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port".split()
 )
 """What the gateway sets anew, or keeps for itself, on every route."""
+
+
+def max_forwards(method: str, headers: Headers) -> int | None:
+    """Return over how many more intermediaries an OPTIONS may go (RFC 9110, section 7.6.2); None: it does not say."""
+    if method != "OPTIONS":
+        return None
+    value = headers.one(b"max-forwards")
+    return int(value) if value is not None and _NUMBER.fullmatch(value) else None
+
+
+def with_max_forwards(fields: Fields, hops: int) -> Fields:
+    """Put another Max-Forwards into a request."""
+    return (*(field for field in fields if field[0].lower() != b"max-forwards"), (b"Max-Forwards", b"%d" % hops))
 
 
 def client_fields(headers: Headers, identity: frozenset[bytes], removed: frozenset[bytes]) -> Fields:

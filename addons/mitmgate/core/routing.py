@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mitmgate.core.headers import Fields
 from mitmgate.core.path import CanonicalPath, Oddity, readings
 from mitmgate.core.rules import Route
 
@@ -102,8 +103,16 @@ class RouteTable:
         return found
 
 
-def _with_head(methods: frozenset[str]) -> frozenset[str]:
-    return frozenset({"HEAD"}) if "GET" in methods else frozenset()
+def allowed(methods: Iterable[str]) -> tuple[str, ...]:
+    """Return what an Allow field lists for methods that are named: HEAD goes with GET. Empty: every method."""
+    named = set(methods)
+    return tuple(sorted(named | {"HEAD"} if "GET" in named else named))
+
+
+def allow_field(methods: Iterable[str]) -> Fields:
+    """Make the Allow field (RFC 9110, section 10.2.1); none where every method is taken."""
+    listed = allowed(methods)
+    return ((b"Allow", ", ".join(listed).encode("ascii")),) if listed else ()
 
 
 def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | None:
@@ -121,5 +130,5 @@ def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | Non
             return taken
     if not here:
         return None
-    allow = sorted({allowed for route in here for allowed in route.methods | _with_head(route.methods)})
-    return NoRoute(tuple(allow), all(route.issuers is None for route in here))
+    allow = allowed(method for route in here for method in route.methods)
+    return NoRoute(allow, all(route.issuers is None for route in here))

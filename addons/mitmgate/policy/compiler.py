@@ -11,6 +11,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
 from mitmgate.core.routing import RouteTable
+from mitmgate.core.via import Via
 from mitmgate.policy.condition import compile_condition
 from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment
@@ -58,6 +59,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
             frozenset(map(_field, policy.response_headers.remove)),
         ),
         health_path=policy.endpoints.health,
+        via=None if policy.via == "none" else Via(policy.via.encode("ascii")),
         max_head=policy.limits.head,
         max_body=policy.limits.body,
         audit_key=loaded.material.audit_key,

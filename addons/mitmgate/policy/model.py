@@ -175,6 +175,10 @@ class Policy(Section):
     trusted_proxies: tuple[Cidr, ...] = ()
     """Networks whose X-Forwarded-For (walked from the right), -Proto, -Host and -Port are believed. Such a proxy must
     set each of these fields or remove a client's."""
+    via: Name = "mitmgate"
+    """The name in the Via field of requests to services (RFC 9110, section 7.6.3), by which a request that goes in
+    circles is known, too; none: no such field, and no end to circles. nginx compresses answers to requests with Via
+    only where its gzip_proxied says so."""
     networks: Networks = Networks()
     """Client addresses for every route."""
     limits: Limits = Limits()

@@ -11,6 +11,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.rules import ForwardIdentity, Issuer, Mode, Networks, ResponseHeaders, Upstream
+from mitmgate.core.via import Via
 from mitmgate.policy.model import Policy
 
 
@@ -41,6 +42,7 @@ class Snapshot:
     client_limits: tuple[Limit, ...]
     response_headers: ResponseHeaders
     health_path: str
+    via: Via | None
     max_head: int
     max_body: int
     directory: str

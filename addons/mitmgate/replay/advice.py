@@ -226,6 +226,7 @@ def opens_when(circuit: Circuit) -> str:
 
 _GENERAL: Final = {
     Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
+    Reason.LOOP_DETECTED: "an upstream that does not send the request back to the gateway",
     Reason.CREDENTIAL_AMBIGUOUS: "a query without access_token: the token stands in Authorization alone",
     Reason.SCHEME_UNSUPPORTED: "an Authorization field with the scheme Bearer",
     Reason.TOKEN_MALFORMED: "a token that is one: three base64url parts, the first two JSON objects",

@@ -2,7 +2,7 @@
 
 from mitmgate.core.authorize import authorize, facts_of
 from mitmgate.core.reason import Reason
-from mitmgate.core.routing import NoRoute
+from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
 from mitmgate.stages.exchange import Answer, Exchange
@@ -59,7 +59,7 @@ class Authorization(Stage):
             return self.deny(Reason.PATH_AMBIGUOUS, missing.ambiguous)
         if not missing.allow:
             return self.deny(Reason.NO_ROUTE, "There is nothing at this path.")
-        exchange.answer = Answer(405, fields=((b"Allow", ", ".join(missing.allow).encode("ascii")),))
+        exchange.answer = Answer(405, fields=allow_field(missing.allow))
         return self.deny(Reason.METHOD_NOT_ALLOWED, "This path does not take this method.")
 
 

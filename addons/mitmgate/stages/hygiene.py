@@ -17,7 +17,7 @@ class Hygiene(Stage):
 
     Reads: the ingress request. Writes: exchange.head.
     Denies: 400 method-invalid, target-invalid, path-ambiguous, host-invalid, header-invalid, header-repeated,
-    upgrade-refused; 414 target-too-long; 431 head-too-large.
+    upgrade-refused; 414 target-too-long; 431 head-too-large; 508 loop-detected.
     On failure: stage-error. Not subject to report mode: nobody can say what an ambiguous request would have been.
     """
 
@@ -31,6 +31,8 @@ class Hygiene(Stage):
         screened = request.headers.derive(screen, snapshot.client_fields)
         if screened.size > snapshot.max_head:
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
+        if snapshot.via is not None and snapshot.via.circles(request.headers):
+            return self.deny(Reason.LOOP_DETECTED, "The request has come through this gateway again and again.")
         head = clean(request, screened, snapshot.routes.odd)
         if isinstance(head, Refusal):
             if head.reason is Reason.UPGRADE_REFUSED:

@@ -5,11 +5,19 @@ from typing import ClassVar
 from mitmgate.core.address import Address, address_text
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
-from mitmgate.core.rewrite import client_fields, forwarding_fields, header_safe, upstream_path
+from mitmgate.core.rewrite import (
+    client_fields,
+    forwarding_fields,
+    header_safe,
+    max_forwards,
+    upstream_path,
+    with_max_forwards,
+)
+from mitmgate.core.routing import allow_field
 from mitmgate.core.rules import Route
-from mitmgate.core.verdict import Step
+from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.assertion import signer_of
-from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
 
 
@@ -20,7 +28,8 @@ class Rewrite(Stage):
     where the policy has an assertion, it is signed here, for a principal alone.
     Authorization is never forwarded, nor is an identity field that a client sent.
     Denies: 400 upgrade-refused (the route takes no WebSocket); 403 rewrite-refused, where the result would not be
-    safe: a path that is no longer canonical, a value that no header field can hold. On failure: stage-error.
+    safe: a path that is no longer canonical, a value that no header field can hold. Answers an OPTIONS that may go no
+    further (RFC 9110, section 7.6.2). On failure: stage-error.
     """
 
     name: ClassVar[str] = "rewrite"
@@ -31,6 +40,10 @@ class Rewrite(Stage):
         head, route, endpoint, client = exchange.head, exchange.route, exchange.endpoint, exchange.client
         if head is None or route is None or endpoint is None or client is None:
             raise ValueError("a stage before this one has not decided")
+        hops = max_forwards(head.method, head.headers)
+        if hops == 0:
+            exchange.answer = Answer(204, allow_field(route.methods))
+            return Step(self.name, Outcome.ANSWER, Reason.MAX_FORWARDS)
         if head.upgrade is not None and not route.websocket:
             return self.deny(Reason.UPGRADE_REFUSED, "This route takes no upgrade.")
         path = upstream_path(route, head.path)
@@ -48,9 +61,12 @@ class Rewrite(Stage):
             (b"Host", host),
             *head.headers.derive(client_fields, exchange.snapshot.client_fields.identity, route.rewrite.remove),
             *told,
+            *(() if exchange.snapshot.via is None else (exchange.snapshot.via.field(exchange.request.version),)),
             (b"X-Request-ID", exchange.request_id.encode("ascii")),
             (b"traceparent", exchange.traceparent.encode("ascii")),
         )
+        if hops is not None:
+            fields = with_max_forwards(fields, hops - 1)
         principal, assertion = exchange.principal, exchange.snapshot.forward.assertion
         if principal is not None and assertion is not None:
             made = signer_of(assertion).assertion(principal, route.upstream.name, head.method, path, exchange.now)

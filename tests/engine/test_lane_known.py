@@ -6,6 +6,7 @@ from typing import Any, cast
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from mitmgate.core.http1 import Bounds, RequestHead
+from mitmgate.descriptors import Descriptors
 from mitmgate.engine.lane.front import GENERATION, Lane
 
 
@@ -13,6 +14,7 @@ class Layers:
     """What a lane asks of the protocol layer."""
 
     fail_over = None
+    descriptors = Descriptors(1000)
 
     def bounds(self) -> Bounds:
         return Bounds()

@@ -142,7 +142,10 @@ class Gateway:
         host: Front = "serve",
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        ulimit: str | None = None,
     ) -> None:
+        """ulimit: what the shell command of this name is given for the process, such as `-n 256`."""
+        self.ulimit = ulimit
         self.policy_path = policy_path
         self.host = host
         self.port = free_port()
@@ -182,10 +185,11 @@ class Gateway:
     def launch(self) -> None:
         """Start the process, and wait for nothing."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "PYTHONUNBUFFERED": "1", **self.environment}
+        command = self.command
+        if self.ulimit is not None:
+            command = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh", *command]
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
-            self._process = subprocess.Popen(
-                self.command, stdout=out, stderr=err, env=environment, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
 
     def start(self) -> Self:
         """Start the process and return when it accepts requests."""

@@ -9,12 +9,16 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
 from mitmgate.admin.pages import Ask, application
+from mitmgate.descriptors import Descriptors, raise_limit
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 100
-"""How many may be open at once: whoever can reach this port must not use up the gateway's file descriptors."""
+"""How many may be open at once: whoever can reach this port must not use up the gateway's file descriptors.
+
+Fewer, where half of what is kept for the gateway's own is less.
+"""
 
 _IDLE: Final = 30.0  # seconds, for a head as well
 _BODY: Final = 5.0
@@ -67,10 +71,11 @@ class _Server(HTTPServer):
         """Take tornado's settings."""
         super().initialize(*args, **settings)  # type: ignore[arg-type]  # handed through
         self._open = 0
+        self._most = min(CONNECTIONS, Descriptors(raise_limit()).own // 2)
 
     def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
         """Take a connection, or close it at once where there are too many."""
-        if self._open >= CONNECTIONS:
+        if self._open >= self._most:
             stream.close()
             return
         self._open += 1

@@ -9,9 +9,8 @@ top layer is put in place when the client connects; the `next_layer` hook is the
 
 import asyncio
 import logging
-import os
-import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ClassVar, Final, NamedTuple, Protocol, cast
 
 from mitmproxy import ctx
@@ -25,12 +24,14 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
+from mitmgate.descriptors import NO_DESCRIPTOR, Descriptors, Seldom, raise_limit
+from mitmgate.engine.acceptor import accept
 from mitmgate.engine.layer_connection import GatewayLayer
 from mitmgate.engine.layer_events import ClientGone, Cut, Retire
 from mitmgate.engine.layer_leaving import dismantle
 from mitmgate.engine.layer_tls import ClientTls, Listener
 from mitmgate.engine.layer_wire import Handler, Wire
-from mitmgate.engine.limits import TURNED_AWAY, Connections, PolicyBounds
+from mitmgate.engine.limits import Connections, PolicyBounds
 from mitmgate.engine.turns import Turns
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange
@@ -38,8 +39,6 @@ from mitmgate.stages.exchange import Exchange
 logger = logging.getLogger(__name__)
 
 
-BACKLOG: Final = 1024
-"""Connections that may wait to be accepted."""
 LEFT_OVER_SECONDS: Final = 5.0
 """What mitmproxy gets to close upstream connections after their client has gone."""
 
@@ -86,7 +85,9 @@ class ProtocolLayer:
 
     def __init__(self, source: SnapshotSource, fail_over: Callable[[Exchange, Reason], Endpoint | None]) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used."""
-        self.bounds = PolicyBounds(source)
+        self.descriptors = Descriptors(raise_limit())
+        self.seldom = Seldom(logger)
+        self.bounds = PolicyBounds(source, self.descriptors)
         self.fail_over = fail_over
         self._connections = Connections()
         self._seats: dict[str, _Seat] = {}  # by the client connection's id
@@ -126,16 +127,13 @@ class ProtocolLayer:
             self.lane.retire()
 
     def running(self) -> None:
-        """Let as many connections wait to be accepted as in `serve`.
-
-        mitmproxy's sockets have asyncio's 100: a burst is more, and what the kernel can't queue it resets later.
-        """
+        """Take the accepting over from asyncio, where mitmproxy's own server listens."""
+        self.bounds()  # says so where they are narrower than the policy's
         proxyserver = ctx.master.addons.get("proxyserver")
         for instance in getattr(proxyserver, "servers", ()):
             for server in vars(instance).get("_servers", ()):
-                for listening in getattr(server, "sockets", ()):
-                    with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                        same.listen(BACKLOG)
+                if isinstance(server, asyncio.Server):
+                    accept(server, partial(_protocol, instance.handle_stream), self.descriptors, self.seldom)
 
     def client_connected(self, client: Client) -> None:
         """Put the top layer in place, or turn the client away."""
@@ -143,7 +141,7 @@ class ProtocolLayer:
             return
         try:
             excess = self.enter(client.peername[0])
-            if excess is None:
+            if excess is None or (excess > 0 and self.secured):  # a handshake is dear, and only after it comes a word
                 client.error = "too many connections"
                 return
             proxyserver = ctx.master.addons.get("proxyserver")
@@ -170,7 +168,7 @@ class ProtocolLayer:
         excess = total - bounds.connections
         if here > bounds.per_address and not self.bounds.trusts(peer):
             excess = max(excess, here - bounds.per_address)
-        return None if excess > TURNED_AWAY or self._retired else excess
+        return None if excess > bounds.turned_away or self._retired else excess
 
     def leave(self, peer: str) -> None:
         """Take a client's connection off the count."""
@@ -226,6 +224,11 @@ class ProtocolLayer:
         if self._vacate(client_id):
             logger.warning("an upstream connection had to be closed for mitmproxy")
 
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Refuse a connection for which too few descriptors are left; the lane has a way of its own to make room."""
+        if data.client.id in self._seats and not self.descriptors.takes_upstream():
+            data.server.error = NO_DESCRIPTOR
+
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """Put the connection's socket under control."""
         seat = self._seats.get(data.client.id)
@@ -248,3 +251,10 @@ class ProtocolLayer:
             seat.wire.post(ConnectionClosed(data.server))
             if not seat.wire.open:
                 self._vacate(data.client.id)
+
+
+def _protocol(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> asyncio.StreamReaderProtocol:
+    """Make the protocol of a connection that mitmproxy's server handles, as asyncio.start_server does."""
+    return asyncio.StreamReaderProtocol(asyncio.StreamReader(), handle)

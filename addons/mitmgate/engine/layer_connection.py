@@ -15,6 +15,7 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
+from mitmgate.descriptors import is_shortage_text
 from mitmgate.engine.layer_events import ClientGone, Cut, GetUpstream, GetUpstreamCompleted, Reached, Retire
 from mitmgate.engine.layer_http1_client import UpstreamConnection
 from mitmgate.engine.layer_http1_server import Http1Server
@@ -249,9 +250,13 @@ class GatewayLayer(HttpLayer):
             yield from self._reply(waiting, Reached(server, None))
             return
         opened = self._upstreams.pop(server, None)
-        late = opened is not None and opened.timed_out
         self.connections.pop(server, None)
-        yield from self._reply(waiting, Reached(None, Reason.UPSTREAM_TIMEOUT if late else Reason.UPSTREAM_UNREACHABLE))
+        reason = Reason.UPSTREAM_UNREACHABLE
+        if opened is not None and opened.timed_out:
+            reason = Reason.UPSTREAM_TIMEOUT
+        elif is_shortage_text(command.err):
+            reason = Reason.DESCRIPTORS_EXHAUSTED
+        yield from self._reply(waiting, Reached(None, reason))
 
     def _reply(self, command: GetUpstream, reached: Reached) -> CommandGenerator[None]:
         child = self.command_sources.pop(command, None)

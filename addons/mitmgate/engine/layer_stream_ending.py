@@ -44,6 +44,7 @@ DETAILS: Final = {
     Reason.UPSTREAM_MALFORMED: "The service answered with something that is not a valid response.",
     Reason.BODY_TIMEOUT: "The request's body did not arrive in time.",
     Reason.CLIENT_CLOSED: "The client closed the connection.",
+    Reason.DESCRIPTORS_EXHAUSTED: "The gateway has no room for another connection.",
 }
 
 

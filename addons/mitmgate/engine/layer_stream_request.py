@@ -192,7 +192,7 @@ class StreamRequest(StreamEnding):
             if failure is Reason.CLIENT_CLOSED:
                 yield from self._abort(failure, ErrorCode.CLIENT_DISCONNECTED)
                 return False
-            if not self._next_endpoint(failure):
+            if failure is Reason.DESCRIPTORS_EXHAUSTED or not self._next_endpoint(failure):
                 yield from self._fail(failure)
                 return False
 

@@ -19,9 +19,11 @@ from mitmproxy.proxy.tunnel import TunnelState
 from OpenSSL import SSL
 
 from mitmgate.core.rules import UpstreamTls
+from mitmgate.descriptors import Seldom
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
 logger = logging.getLogger(__name__)
+_failures = Seldom(logger)
 
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!MD5"
 """For TLS 1.2: forward secrecy and authenticated encryption, as HTTP/2 asks for (RFC 9113, section 9.2.2)."""
@@ -135,7 +137,7 @@ class _PolicyTls(TLSLayer):
 
     def on_handshake_error(self, err: str) -> CommandGenerator[None]:
         """Send the alert that OpenSSL has ready, then close."""
-        logger.info("TLS handshake failed: %s", err)
+        _failures.log(logging.INFO, "TLS handshake failed: %s", err)
         if self.tls is not None:
             yield from self.tls_interact()
         yield from super().on_handshake_error(err)

@@ -1,11 +1,16 @@
 """How many clients may be connected, in all and from one address, and the bounds that the policy in force sets."""
 
+import logging
 from ipaddress import IPv6Address
 from typing import Final
 
 from mitmgate.core.address import parse_address
 from mitmgate.core.http1 import Bounds
+from mitmgate.descriptors import Descriptors
+from mitmgate.policy.model import Limits
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
+
+logger = logging.getLogger(__name__)
 
 ADDRESS_SHARE: Final = 4
 """One client address may hold a quarter of `limits.connections`; a trusted proxy may hold all."""
@@ -16,11 +21,12 @@ TURNED_AWAY: Final = 64
 class PolicyBounds:
     """The bounds of the policy in force, made once a policy; Bounds' own defaults where there is none."""
 
-    __slots__ = ("_bounds", "_snapshot", "_source")
+    __slots__ = ("_bounds", "_descriptors", "_snapshot", "_source")
 
-    def __init__(self, source: SnapshotSource) -> None:
-        """source: the policy in force."""
+    def __init__(self, source: SnapshotSource, descriptors: Descriptors | None = None) -> None:
+        """source: the policy in force. descriptors: what the process has, and so how many clients; None: enough."""
         self._source = source
+        self._descriptors = descriptors
         self._snapshot: Snapshot | None = None
         self._bounds = Bounds()
 
@@ -31,16 +37,30 @@ class PolicyBounds:
         except LookupError:
             return self._bounds
         if snapshot is not self._snapshot:
-            limits = snapshot.policy.limits
-            self._snapshot = snapshot
-            self._bounds = Bounds(
-                head=limits.head,
-                head_timeout=limits.head_timeout,
-                idle_timeout=limits.idle_timeout,
-                connections=limits.connections,
-                per_address=max(1, limits.connections // ADDRESS_SHARE),
-            )
+            self._snapshot, self._bounds = snapshot, self._made(snapshot.policy.limits)
         return self._bounds
+
+    def _made(self, limits: Limits) -> Bounds:
+        connections, turned_away = limits.connections, TURNED_AWAY
+        if self._descriptors is not None:
+            room = self._descriptors.clients
+            turned_away = min(turned_away, room // 4)
+            connections = min(connections, room - turned_away)
+            if connections < limits.connections:
+                logger.warning(
+                    "limits.connections is %d, but %d file descriptors (ulimit -n) are enough for %d clients",
+                    limits.connections,
+                    self._descriptors.limit,
+                    connections,
+                )
+        return Bounds(
+            head=limits.head,
+            head_timeout=limits.head_timeout,
+            idle_timeout=limits.idle_timeout,
+            connections=connections,
+            per_address=max(1, connections // ADDRESS_SHARE),
+            turned_away=turned_away,
+        )
 
     def trusts(self, peer: str) -> bool:
         """Tell whether an address is a trusted proxy's, which stands for many clients."""

@@ -16,10 +16,12 @@ from mitmproxy.utils.human import format_address
 
 from mitmgate.chain import Gateway
 from mitmgate.core.reason import Reason
+from mitmgate.descriptors import Descriptors, Seldom, raise_limit
+from mitmgate.engine.acceptor import accept
 from mitmgate.engine.connection import ClientConnection, LeanContext
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.front import Lane
-from mitmgate.engine.layer import BACKLOG, ProtocolLayer
+from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.layer_events import Retire
 from mitmgate.engine.layer_stream import GatewayStream
 
@@ -88,12 +90,16 @@ class Listener(Proxyserver):
         factory = self._layered if self._lane is None else self._lane.protocol
         try:
             if self._bound is not None:
-                self._server = await loop.create_server(factory, sock=self._bound, backlog=BACKLOG)
+                self._server = await loop.create_server(factory, sock=self._bound, start_serving=False)
             else:
-                self._server = await loop.create_server(factory, host, port, backlog=BACKLOG)
+                self._server = await loop.create_server(factory, host, port, start_serving=False)
         except OSError as error:
             logger.error("can't listen on %s:%s: %s", host, port, error)
             return False
+        if layers is None:
+            accept(self._server, factory, Descriptors(raise_limit()), Seldom(logger))
+        else:
+            accept(self._server, factory, layers.descriptors, layers.seldom)
         return True
 
     def listen_addrs(self) -> list[Address]:

@@ -13,6 +13,7 @@ from mitmproxy.exceptions import OptionsError
 from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
 from mitmgate.admin.workers import Workers
+from mitmgate.descriptors import raise_limit
 from mitmgate.engine import signals
 from mitmgate.engine.child import command_line
 from mitmgate.engine.drain import PATIENCE
@@ -171,6 +172,7 @@ def command(
     """
     signals.hold_back()
     process_log.configure()
+    raise_limit()
     loaded = load_for_host(policy_path)
     count = workers or loaded.policy.listen.workers
     if count > 1 and loaded.policy.store == "memory":

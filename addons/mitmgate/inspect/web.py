@@ -18,6 +18,7 @@ from mitmproxy.tools.web.master import WebMaster
 
 from mitmgate import process_log
 from mitmgate.admin.addon import check_admin
+from mitmgate.descriptors import raise_limit
 from mitmgate.engine import signals
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
@@ -109,6 +110,7 @@ def command(
     """
     signals.hold_back()
     process_log.configure()
+    raise_limit()
     loaded = load_for_host(policy)
     host, port = listen_address(loaded, listen)
     check_free(host, port)

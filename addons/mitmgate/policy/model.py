@@ -86,7 +86,7 @@ class Limits(Section):
     idle_timeout: Duration = duration("75s", "How long a connection may be idle (seconds).")
     body: Size = size("10MiB", "The largest request body (bytes), where a route sets no max_body.")
     connections: Count = 10000
-    """How many clients may be connected at once."""
+    """How many clients may be connected at once to each process; fewer, where its file descriptors are fewer."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

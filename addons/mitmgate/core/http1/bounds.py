@@ -11,7 +11,7 @@ class Bounds:
     target: the longest request target. head_timeout: from a head's first byte (or the TCP connection, during a TLS
     handshake) to its end. idle_timeout: a connection without a request, and a stream without progress. body_timeout:
     what a body may take beside the time that its bytes earn at `body_rate` bytes a second. connections: clients at
-    once; per_address: of these from one address.
+    once; per_address: of these from one address; turned_away: beyond these, how many are still told so.
     """
 
     head: int = 32 * 1024
@@ -23,6 +23,7 @@ class Bounds:
     body_rate: float = 500.0
     connections: int = 10_000
     per_address: int = 2_500
+    turned_away: int = 64
 
     def body_due(self, started: float, received: int, now: float) -> float:
         """Return when a body must have gone on: after a pause's length, and within what its bytes have earned.

@@ -42,7 +42,7 @@ class Lane:
         self._layers = layers
         self._last_call: float | None = None
         self._hand_over = hand_over
-        pool = UpstreamPool(table, layers.bounds, self.buffer)
+        pool = UpstreamPool(table, layers.bounds, self.buffer, layers.descriptors)
         self.ways = Ways(asyncio.get_running_loop(), table, pool, layers.fail_over)
 
     def protocol(self) -> LaneClient:

@@ -12,6 +12,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHook
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.descriptors import Descriptors, is_shortage
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.tls import server_name, upstream_context
 from mitmgate.engine.lane.upstream import Key, LaneUpstream
@@ -28,7 +29,7 @@ KEPT: Final = 256
 
 
 class Unreachable(Exception):  # noqa: N818  # the requester asks another endpoint: no error of the program
-    """The endpoint could not be connected to; the reason is UPSTREAM_UNREACHABLE or UPSTREAM_TIMEOUT."""
+    """The endpoint could not be connected to: UPSTREAM_UNREACHABLE, UPSTREAM_TIMEOUT or DESCRIPTORS_EXHAUSTED."""
 
     def __init__(self, reason: Reason) -> None:
         """reason: for the response, and the audit event."""
@@ -43,8 +44,11 @@ class UpstreamPool:
     read all the time, and one that is closed, or says anything, is dropped at that moment.
     """
 
-    def __init__(self, table: HookTable, bounds: Callable[[], Bounds], buffer: memoryview) -> None:
+    def __init__(
+        self, table: HookTable, bounds: Callable[[], Bounds], buffer: memoryview, descriptors: Descriptors
+    ) -> None:
         """table: `server_connect` may refuse an address. buffer: what sockets are read into."""
+        self._descriptors = descriptors
         self._table = table
         self._bounds = bounds
         self._buffer = buffer
@@ -69,6 +73,8 @@ class UpstreamPool:
         if server.error is not None:
             raise Unreachable(Reason.UPSTREAM_UNREACHABLE)
         loop = asyncio.get_running_loop()
+        if not self._descriptors.takes_upstream():
+            await self._make_room()
         connection = LaneUpstream(self, (endpoint, tls), self._bounds(), self._buffer, server)
         secured = endpoint.scheme == "https"
         server.timestamp_start = time.time()
@@ -84,12 +90,23 @@ class UpstreamPool:
         except TimeoutError as error:
             raise Unreachable(Reason.UPSTREAM_TIMEOUT) from error
         except (OSError, ssl.SSLError, UnicodeError) as error:
-            raise Unreachable(Reason.UPSTREAM_UNREACHABLE) from error
+            ours = isinstance(error, OSError) and is_shortage(error)
+            raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED if ours else Reason.UPSTREAM_UNREACHABLE) from error
         server.timestamp_tcp_setup = time.time()
         server.state = ConnectionState.OPEN
         server.peername, server.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         server.tls = secured
         return connection
+
+    async def _make_room(self) -> None:
+        """Close idle connections for the sake of a new one. Raises Unreachable where that is not enough."""
+        for idle in list(self._idle.values()):
+            for connection in idle[:]:
+                connection.abandon()
+        for _ in range(2):  # their sockets are closed in the next turns of the loop
+            await asyncio.sleep(0)
+        if not self._descriptors.takes_upstream():
+            raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED)
 
     def keep(self, connection: LaneUpstream) -> None:
         """Take a connection on which both messages are complete."""

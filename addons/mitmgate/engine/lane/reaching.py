@@ -59,7 +59,7 @@ class TransitReaching(TransitEnding):
             return
         if self._gone:
             self._abort(Reason.CLIENT_CLOSED)
-        elif self._next_endpoint(reason):
+        elif reason is not Reason.DESCRIPTORS_EXHAUSTED and self._next_endpoint(reason):
             self._connect(then)
         else:
             self._fail(reason)

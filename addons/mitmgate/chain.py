@@ -17,7 +17,7 @@ from mitmproxy.connection import Client
 from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
-from mitmgate.hostoptions import refuse_weakening, required_options
+from mitmgate.hostoptions import MISTAKE, refuse_weakening, required_options, spare_start
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import PolicyError, Stamp
@@ -208,6 +208,7 @@ class Gateway:
         """
         if ctx.master.addons.get(Enforcer.name) is None:
             ctx.master.addons.add(Enforcer(self.policy, REQUIRED))
+            spare_start(ctx.master.addons.get("errorcheck"))
         if self._failure is not None:  # mitmproxy takes its options back then, and asks again
             raise self._failure
         refusal = refuse_weakening(ctx.options, ctx.options.mitmgate_allow_scripts)
@@ -266,7 +267,7 @@ class Gateway:
         """Start the services, where the host has not, and watch the policy file."""
         source = self.policy.source
         if self.services is None or source is None:
-            logger.error("no policy is in force; every request is denied")
+            logger.error("no policy is in force; every request is denied", extra=MISTAKE)
             return
         await self.start()
         self._watch = asyncio.create_task(self._watch_policy(source))

@@ -1,8 +1,10 @@
-"""mitmproxy's own options: those that the chain needs, and those that would open a way around it."""
+"""What the chain asks of mitmproxy: options that it needs, none that open a way around it, a start that goes on."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
+from mitmproxy.addons.errorcheck import ErrorCheck
 from mitmproxy.options import Options
 
 from mitmgate.stages.enforcer import BLACK_HOLE
@@ -46,6 +48,32 @@ WEAKENING: Final = (
     "proxyauth",
 )
 """Options that change what is forwarded, or answer, behind the chain's back: with any of them it does not start."""
+
+
+MISTAKE: Final = {"users_mistake": True}
+"""`extra` of the log record of an error that the user has to put right before the gateway can start."""
+
+_OURS: Final = frozenset({"mitmgate", "asyncio"})
+_WHILE_RUNNING: Final = frozenset({"mitmproxy.master", "mitmproxy.proxy.server"})
+"""Where mitmproxy logs what fails in a task, or on a client's connection."""
+
+
+def ends_start(record: logging.LogRecord) -> bool:
+    """Tell whether an error that is logged during the start may end the process.
+
+    mitmproxy's ErrorCheck ends it for any. A store, a sink or an issuer that is away is no reason to: the policy says
+    what holds then, and it is tried again. So of ours only a user's mistake is one.
+    """
+    if hasattr(record, "users_mistake"):
+        return True
+    return record.name.partition(".")[0] not in _OURS and record.name not in _WHILE_RUNNING
+
+
+def spare_start(errorcheck: object) -> None:
+    """Have mitmproxy's check of the start ignore what must not end it."""
+    if isinstance(errorcheck, ErrorCheck) and ends_start not in errorcheck.logger.filters:
+        errorcheck.logger.addFilter(ends_start)
+        errorcheck.logger.has_errored[:] = filter(ends_start, errorcheck.logger.has_errored)
 
 
 def required_options(options: Options) -> dict[str, object]:

@@ -1,6 +1,7 @@
-"""The start, in every host: connections are accepted when keys are there, or after a while without them."""
+"""The start, in every host: keys are waited for, and nothing that is away keeps a gateway from its start."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from tests.keys.signing import jwk, jwk_set, private_key
 from tests.live.harness import Front, Gateway, mint, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import RecordingUpstream
-from tests.workers.processes import events
+from tests.redis_server import RedisServer
+from tests.workers.processes import children, events, workers
 
 FRONTS: dict[str, tuple[Front, tuple[str, ...]]] = {
     "serve": ("serve", ()),
     "worker": ("serve", ("--workers", "1")),
+    "workers": ("serve", ("--workers", "2")),
     "web": ("web", ()),
     "stock": ("stock", ()),
 }
@@ -67,7 +70,7 @@ def test_the_policy_is_read_once(tmp_path: Path, upstream: RecordingUpstream, fr
         assert gateway.stop() == 0
 
 
-@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("front", ["serve", "worker", "web", "stock"])
 def test_nobody_is_answered_before_the_first_keys_are_there(
     tmp_path: Path, upstream: RecordingUpstream, front: str
 ) -> None:
@@ -112,3 +115,92 @@ def test_a_gateway_that_waits_for_keys_ends_on_request(tmp_path: Path, upstream:
             assert gateway.stop() == 0
             kinds = [event["event"] for event in events(tmp_path / "audit.jsonl")]
             assert kinds == ["gateway-started", "gateway-stopped"]
+
+
+LIMIT = 4
+
+
+def with_redis(directory: Path, upstream: RecordingUpstream, redis: RedisServer) -> Path:
+    """Write a policy with one public route for each word of `on_store_failure`, and a Redis stream as audit sink."""
+    made = policy(directory, upstream, store={"url": redis.url})
+    words = ("local", "deny", "allow")
+    made["rate_limits"] |= {
+        word: {"limit": LIMIT, "window": "10m", "key": "route", "on_store_failure": word} for word in words
+    }
+    made["routes"] += [
+        {"name": word, "match": {"exact": f"/{word}"}, "upstream": "users", "auth": "none", "rate_limits": [word]}
+        for word in words
+    ]
+    made["audit"]["sinks"].append({"redis_stream": "audit", "spill": str(directory / "spill.jsonl")})
+    return write_policy(directory, made)
+
+
+def answers(gateway: Gateway, path: str, times: int) -> list[str | int]:
+    """Ask so often, each time on a connection of its own; return the reasons, and the status where there is none."""
+    return [answered.reason or answered.status for answered in (gateway.get(path) for _ in range(times))]
+
+
+def redis_arrives(gateway: Gateway, redis: RedisServer, processes: int) -> None:
+    """Start Redis; from then on the limits are exact again, over all processes."""
+    redis.start()
+    asked: list[str | int] = []
+
+    def all_count() -> bool:
+        asked.extend(answers(gateway, "/deny", 4 * processes))
+        return asked[-4 * processes :] == ["quota-exceeded"] * 4 * processes
+
+    wait_for(all_count, "every process to count in Redis", 60)
+    assert asked.count(200) == LIMIT
+    wait_for(lambda: redis.command("XLEN", "audit").strip() not in {b":0", b":"}, "the spilled records", 60)
+
+
+@pytest.mark.parametrize(
+    ("front", "silent"),
+    [("serve", False), ("serve", True), ("workers", True), ("web", True), ("stock", False)],
+    ids=lambda value: value if isinstance(value, str) else "silent" if value else "refused",
+)
+def test_a_redis_that_is_away_keeps_nobody_from_the_start(
+    tmp_path: Path, upstream: RecordingUpstream, front: str, silent: bool
+) -> None:
+    """Each limit does as its policy says, and the audit's stream is spilled; when Redis comes, it counts.
+
+    A worker that is killed meanwhile starts again.
+    """
+    redis = RedisServer(tmp_path)
+    hole = socket.create_server(("127.0.0.1", redis.port)) if silent else socket.socket()
+    try:
+        with hole, launched(with_redis(tmp_path, upstream, redis), front) as gateway:
+            gateway.await_start()
+            processes = 1
+            if front == "workers":
+                processes = 2
+                victim = workers(gateway, 2)[0]
+                os.kill(victim, signal.SIGKILL)
+                wait_for(lambda: len({*children(gateway.process.pid)} - {victim}) == 2, "another worker", 60)
+            assert answers(gateway, "/deny", 3) == ["store-unavailable"] * 3
+            assert answers(gateway, "/allow", 2 * LIMIT) == [200] * 2 * LIMIT
+            found = answers(gateway, "/local", (LIMIT + 2) * processes)
+            assert LIMIT <= found.count(200) <= LIMIT * processes
+            assert set(found) <= {200, "quota-exceeded"}
+            assert len(upstream.requests) == 2 * LIMIT + found.count(200)
+            assert gateway.process.poll() is None, gateway.log
+            hole.close()
+            redis_arrives(gateway, redis, processes)
+            assert gateway.process.poll() is None, gateway.log
+    finally:
+        redis.stop()
+
+
+def test_a_rejected_reload_during_the_start_ends_nothing(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    with JwksServer(KEYS) as server:
+        server.open.clear()
+        path = with_key_set(tmp_path, upstream, server.url)
+        with launched(path, "serve") as gateway:
+            wait_for(lambda: server.fetches == 1, "the first fetch", 60)
+            path.write_text("no policy")
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "policy rejected" in gateway.log, "the refusal", 60)
+            server.open.set()
+            gateway.await_start()
+            assert gateway.get("/api/v1/users/7", token=token()).status == 200
+            assert upstream.last().target == "/api/v1/users/7"

@@ -23,6 +23,7 @@ from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route,
 from mitmgate.core.verdict import Step
 from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.master import LeanMaster
+from mitmgate.hostoptions import spare_start
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
 from mitmgate.stages.exchange import Exchange, exchange_of
@@ -188,9 +189,7 @@ class Gate:
             opts = options.Options()
             lean = self.host == "lean"
             self.master = master = LeanMaster(opts) if lean else DumpMaster(opts, with_termlog=False, with_dumper=False)
-            errorcheck = master.addons.get("errorcheck")  # an addon that fails on purpose must not end the start
-            errorcheck.finish()
-            master.addons.remove(errorcheck)
+            spare_start(master.addons.get("errorcheck"))  # as the gateway does, which stands in for itself here
             opts.update_known(
                 mode=[f"reverse:http://{BLACK_HOLE}@127.0.0.1:0"],
                 connection_strategy="lazy",

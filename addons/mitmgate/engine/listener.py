@@ -24,6 +24,7 @@ from mitmgate.engine.lane.front import Lane
 from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.layer_events import Retire
 from mitmgate.engine.layer_stream import GatewayStream
+from mitmgate.hostoptions import MISTAKE
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Listener(Proxyserver):
         self._lane: Lane | None = None
 
     async def setup_servers(self) -> bool:
-        """Listen, once the gateway's services are started. An error is logged, and ErrorCheck ends the process."""
+        """Listen, once the gateway's services are started. An error is a user's mistake, which ends the process."""
         gateway = ctx.master.addons.get(Gateway.name)
         if isinstance(gateway, Gateway):
             await gateway.start()
@@ -94,7 +95,7 @@ class Listener(Proxyserver):
             else:
                 self._server = await loop.create_server(factory, host, port, start_serving=False)
         except OSError as error:
-            logger.error("can't listen on %s:%s: %s", host, port, error)
+            logger.error("can't listen on %s:%s: %s", host, port, error.strerror or error, extra=MISTAKE)
             return False
         if layers is None:
             accept(self._server, factory, Descriptors(raise_limit()), Seldom(logger))

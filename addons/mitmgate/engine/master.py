@@ -1,5 +1,6 @@
 """The host of `serve`: mitmproxy's Master with the few addons that a gateway needs, and our listener."""
 
+import asyncio
 import socket
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from mitmproxy.options import Options
 
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.listener import Listener
+from mitmgate.usage import UserError
 
 
 class NoGuess:
@@ -38,6 +40,19 @@ class AltSvc(UpdateAltSvc):
                 return
 
 
+class StartupCheck(ErrorCheck):
+    """mitmproxy's check for errors at start, with a user's mistake in place of `sys.exit`."""
+
+    name = "errorcheck"  # by this name Master asks for it
+
+    async def shutdown_if_errored(self) -> None:
+        """Raise UserError with the first error that was logged, but for those that end no start (hostoptions)."""
+        await asyncio.sleep(0)  # as in mitmproxy: logging tasks first
+        if self.logger.has_errored:
+            self.finish()  # type: ignore[no-untyped-call]  # mitmproxy's own
+            raise UserError(self.logger.has_errored[0].getMessage())
+
+
 class LeanMaster(Master):
     """mitmproxy's Master with a compiled hook table. The caller adds the gateway.
 
@@ -52,4 +67,4 @@ class LeanMaster(Master):
         self.listener = Listener(bound)
         self._legacy_log_events.uninstall()
         self.addons = HookTable(self)
-        self.addons.add(Core(), self.listener, NoGuess(), AltSvc(), ErrorCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own
+        self.addons.add(Core(), self.listener, NoGuess(), AltSvc(), StartupCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own

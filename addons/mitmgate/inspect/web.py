@@ -11,7 +11,6 @@ from collections.abc import Callable
 import argon2
 import click
 from mitmproxy import exceptions
-from mitmproxy.addons.errorcheck import ErrorCheck
 from mitmproxy.flow import Flow
 from mitmproxy.options import Options
 from mitmproxy.tools.web.master import WebMaster
@@ -21,6 +20,7 @@ from mitmgate.admin.addon import check_admin
 from mitmgate.descriptors import raise_limit
 from mitmgate.engine import signals
 from mitmgate.engine.hooks import HookTable
+from mitmgate.engine.master import StartupCheck
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
@@ -49,19 +49,6 @@ class InspectMaster(WebMaster):
     async def load_flow(self, f: Flow) -> None:
         """Put a flow in the view. mitmproxy would run every hook on it, which writes a new response and a new event."""
         self.view.add([f])
-
-
-class StartupCheck(ErrorCheck):
-    """mitmproxy's check for errors at start, with a user's mistake in place of `sys.exit`."""
-
-    name = "errorcheck"  # by this name Master asks for it
-
-    async def shutdown_if_errored(self) -> None:
-        """Raise UserError with the first error that was logged."""
-        await asyncio.sleep(0)  # as in mitmproxy: logging tasks first
-        if self.logger.has_errored:
-            self.finish()
-            raise UserError(self.logger.has_errored[0].getMessage())
 
 
 class Announcement:

@@ -26,6 +26,8 @@ LONGEST_PAUSE = 2.0
 COMPLAINT_INTERVAL = 10.0
 OPENING = 2.0
 """Seconds that opening all connections may take: more than a question may, and no request waits for it."""
+START = 0.5
+"""Seconds that a start waits for it."""
 
 Words = tuple[str | bytes | int, ...]
 """One command."""
@@ -97,7 +99,13 @@ class Batches:
         return question.answer
 
     async def start(self) -> None:
-        """Connect. Where the server can't be reached, that is logged, and tried again in the background."""
+        """Connect. Where the server can't be reached, that is logged, and tried again in the background.
+
+        Returns after START seconds at the latest; the opening goes on.
+        """
+        await asyncio.wait({self._spawn(self._open_first())}, timeout=START)
+
+    async def _open_first(self) -> None:
         try:
             await self._open()
         except Exception as error:
@@ -187,7 +195,8 @@ class Batches:
         self._opened = asyncio.get_running_loop().time()
         self.available = True
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -189,7 +189,13 @@ class Gate:
             opts = options.Options()
             lean = self.host == "lean"
             self.master = master = LeanMaster(opts) if lean else DumpMaster(opts, with_termlog=False, with_dumper=False)
-            spare_start(master.addons.get("errorcheck"))  # as the gateway does, which stands in for itself here
+            errorcheck = master.addons.get("errorcheck")
+            spare_start(errorcheck)  # as the gateway's addon does
+            if not lean:
+                # mitmproxy's own addons ask the global `ctx`, and fail where another master of this process has it.
+                # Processes of their own, with the check in place, are started in tests/live.
+                errorcheck.finish()
+                master.addons.remove(errorcheck)
             opts.update_known(
                 mode=[f"reverse:http://{BLACK_HOLE}@127.0.0.1:0"],
                 connection_strategy="lazy",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mitmgate.core.cors import allowed_origin, grant, is_preflight, is_same_origin, preflight
+from mitmgate.core.cors import OriginRules, allowed_origin, grant, is_preflight, is_same_origin, preflight
 from mitmgate.core.headers import Headers
 from mitmgate.core.rules import Cors
 
@@ -65,3 +65,32 @@ def test_same_origin_names_the_very_host() -> None:
     assert is_same_origin("https://api.example", "api.example")
     assert not is_same_origin("https://api.example", "api.example:8080")
     assert not is_same_origin("https://api.example.evil", "api.example")
+
+
+def test_what_all_rules_together_allow_an_origin() -> None:
+    other = Cors(("https://app.example", "https://tool.example"), ("PUT",), ("X-Tool",), False, ("ETag",), 60.0)
+    rules = OriginRules([RULE, other, ANY])
+    assert rules
+    assert rules.origins == ("https://app.example", "https://tool.example", "*")
+    app = rules.rule("https://app.example")
+    assert app == Cors(
+        ("https://app.example",),
+        ("GET", "POST", "PUT"),
+        ("Authorization", "Content-Type", "X-Tool"),  # without the star of the rule that takes no credentials
+        True,
+        ("X-Request-ID", "ETag"),
+        None,
+    )
+    tool = rules.rule("https://tool.example")
+    assert tool == Cors(("https://tool.example",), ("PUT", "GET"), ("X-Tool", "*"), False, ("ETag",), None)
+    assert rules.rule("https://anyone.example") == Cors(("*",), ("GET",), ("*",), False, (), None)
+    assert all(rules.grant(origin).vary for origin in (None, "https://app.example", "https://anyone.example"))
+    assert dict(rules.grant("https://anyone.example").fields) == {b"Access-Control-Allow-Origin": b"*"}
+
+
+def test_without_rules_nothing_is_allowed_and_nothing_varies() -> None:
+    rules = OriginRules()
+    assert not rules
+    assert rules.rule("https://app.example") is None
+    assert rules.grant("https://app.example") == grant(ANY, None)
+    assert not OriginRules([ANY]).grant("https://app.example").vary

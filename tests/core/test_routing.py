@@ -160,7 +160,5 @@ def test_an_odd_path_is_taken_only_where_every_reading_of_it_is(raw: str, taken:
         assert result.name == taken
 
 
-def test_the_table_knows_what_is_odd_on_some_route() -> None:
-    assert LAX.odd == EVERY
-    assert RouteTable([route("a", "/a")]).odd == ORDINARY
+def test_an_odd_path_that_no_route_takes_is_none() -> None:
     assert RouteTable([route("a", "/a")]).match_odd("GET", "h", CanonicalPath("/b//c", EVERY)) == NoRoute()

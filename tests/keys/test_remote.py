@@ -460,7 +460,7 @@ def test_a_reload_without_preparation_denies_until_the_keys_are_there(server: Jw
 def test_issuers_with_one_source_share_the_fetch(server: JwksServer) -> None:
     async def test() -> None:
         gate = Gate(server.url)
-        gate.issuers = {name: replace(gate.issuers["corp"], name=name) for name in ("corp", "twin")}
+        gate.issuers["twin"] = replace(gate.issuers["corp"], name="twin", issuer="https://twin.example")
         gate.ring.configure(gate.issuers)
         async with started(gate):
             assert gate.at_once(OLD_TOKEN) is None

@@ -79,7 +79,6 @@ class Source:
             client_fields=ClientFields({b"x-user-id"}),
             max_head=limits["head"],
             max_body=10 << 20,
-            routes=SimpleNamespace(odd=frozenset()),
             upstreams={},
             health_path="/health",
             via=None,

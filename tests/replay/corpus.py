@@ -195,7 +195,7 @@ def plan(count: int, seed: int = 4) -> list[Case]:
         (1, lambda n: Case("basic", "GET", "/api/v1/users/1", headers=(("Authorization", "Basic YTpiCg=="),))),
         (1, lambda n: Case("no-route", "GET", f"/nothing/{n % 5}", tokens.user)),
         (1, lambda n: Case("no-route-anonymous", "GET", f"/nothing/{n % 5}")),
-        (1, lambda n: Case("method", "PUT", "/get-only/x", body=b"x")),
+        (1, lambda n: Case("method", "PUT", "/get-only/x", tokens.user, body=b"x")),
         (1, lambda n: Case("health", "GET", "/health")),
         (1, lambda n: Case("preflight", "OPTIONS", "/api/v1/users/1", headers=(origin, asks))),
         (1, lambda n: Case("preflight-no", "OPTIONS", "/api/v1/users/1", headers=(origin, (asks[0], "DELETE")))),

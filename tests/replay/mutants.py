@@ -104,9 +104,9 @@ GOOD_TOKEN = {
     *ON_USERS,
     *ORDERS,
     *TENANTS,
-    *{"role", "tenant-initech", "limited", "watched", "no-route", "reported"},
+    *{"role", "tenant-initech", "limited", "watched", "no-route", "reported", "origin-no", "body", "method", "slash"},
 }
-"""Requests that authentication sees a good token of. What stands before it (CORS, size) denies others."""
+"""Requests that authentication sees a good token of."""
 QUOTA, OPEN = "deny quota-exceeded", "deny circuit-open"
 
 
@@ -117,11 +117,7 @@ def _principals_headers(case: Case, before: str) -> str | None:
 
 def _no_users(case: Case, before: str) -> str | None:
     """What becomes of requests to /api/v1/users when no route takes them."""
-    if case.tag in ON_USERS | {"origin-no", "body"}:
-        return "deny no-route"
-    if case.tag in {"preflight", "preflight-no"}:
-        return "deny credential-missing"
-    return None
+    return "deny no-route" if case.tag in ON_USERS | {"origin-no", "body", "slash"} else None
 
 
 def _all_refused(reason: str) -> Callable[[], Expect]:

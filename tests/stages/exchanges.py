@@ -141,11 +141,11 @@ def enforced(snapshot: Snapshot, made: Exchange, required: Sequence[str] = REQUI
     return flow
 
 
-def assert_refused(snapshot: Snapshot, made: Exchange, reason: Reason) -> HTTPFlow:
+def assert_refused(snapshot: Snapshot, made: Exchange, reason: Reason, upstream: str = "users") -> HTTPFlow:
     """Check that Enforcer answers with a problem, and that nothing could be sent though all was ready."""
     assert made.request_id
     made.forward = made.forward or Forward("GET", "/", "api.example", ((b"Host", b"api.example"),))
-    made.endpoint = made.endpoint or snapshot.upstreams["users"].endpoints[0]
+    made.endpoint = made.endpoint or snapshot.upstreams[upstream].endpoints[0]
     flow = enforced(snapshot, made)
     assert flow.response is not None
     assert flow.response.status_code == reason.status

@@ -6,7 +6,10 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.keys.ring import KeyRing
+from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.authentication import Authentication
 from mitmgate.stages.cors import Cors
 from mitmgate.stages.enforcer import BLACK_HOLE
 from mitmgate.stages.response_headers import ResponseHeaders
@@ -39,7 +42,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         ("GET", "/users/7", [(b"Origin", b"http://api.example")], Outcome.SKIP),  # the gateway's own
         ("GET", "/near", [FOREIGN], Outcome.SKIP),  # the route has no CORS policy
         ("GET", "/nowhere", [FOREIGN], Outcome.SKIP),
-        ("OPTIONS", "/near", [OURS, ASKS], Outcome.SKIP),
+        ("OPTIONS", "/near", [OURS, ASKS], Outcome.SKIP),  # a public route: its service answers
     ],
 )
 def test_admits_or_skips(snapshot: Snapshot, method: str, path: str, fields: Fields, outcome: Outcome) -> None:
@@ -102,3 +105,80 @@ def test_already_denied(snapshot: Snapshot) -> None:
 
 def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_contains_exceptions(Cors, snapshot, routed(snapshot), monkeypatch)
+
+
+CLOSED = """
+version: 1
+identity:
+  issuers: {dev: {issuer: https://dev.example, algorithms: [HS256], keys: {secret_env: DEV}}}
+upstreams: {one: {endpoints: ["http://127.0.0.1:9001"]}}
+cors:
+  web: {origins: ["https://app.example"], methods: [GET], headers: [Authorization], credentials: true, max_age: 1h}
+  tool: {origins: ["https://tool.example", "https://app.example"], methods: [PUT], headers: [X-Tool], expose: [ETag]}
+routes:
+  - {name: web, match: {prefix: /web}, upstream: one, cors: web}
+  - {name: tool, match: {prefix: /tool}, upstream: one, cors: tool}
+  - {name: bare, match: {prefix: /bare}, upstream: one}
+  - {name: open, match: {prefix: /open}, upstream: one, auth: none, cors: tool}
+"""
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    path = tmp_path_factory.mktemp("closed") / "policy.yaml"
+    path.write_text(CLOSED)
+    return load_snapshot(path, {"DEV": "a development secret of 32 bytes or more"})
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("origin", [b"https://app.example", b"https://tool.example", b"https://evil.example"])
+def test_a_preflight_is_answered_alike_for_every_path_that_is_not_public(
+    closed: Snapshot, origin: bytes, method: str
+) -> None:
+    """With what all rules together allow the origin: none of these says which route there is, or whether."""
+    fields = [(b"Origin", origin), (b"Access-Control-Request-Method", method.encode()), (HEADER, b"x-tool")]
+    answers = []
+    for path in ("/web", "/tool/7", "/bare", "/nowhere"):
+        made = routed(closed, "OPTIONS", path, fields)
+        assert made.preflight
+        assert said(Authentication(KeyRing()), made) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
+        answers.append((said(Cors(), made), made.cors, made.answer))
+    assert answers == answers[:1] * 4
+    if origin == b"https://evil.example":
+        assert answers[0][0] == (Outcome.DENY, Reason.ORIGIN_NOT_ALLOWED)
+    elif method == "PUT" or (method == "GET" and origin == b"https://app.example"):
+        assert answers[0][0] == (Outcome.ANSWER, Reason.PREFLIGHT)
+    else:
+        assert answers[0][0] == (Outcome.DENY, Reason.PREFLIGHT_REFUSED)
+
+
+def test_a_public_routes_own_rule_answers_its_preflights(closed: Snapshot) -> None:
+    made = routed(closed, "OPTIONS", "/open", [OURS, ASKS])
+    assert said(Cors(), made) == (Outcome.DENY, Reason.PREFLIGHT_REFUSED)
+    made = routed(closed, "OPTIONS", "/open", [OURS, (ASKS[0], b"PUT")])
+    assert said(Cors(), made) == (Outcome.ANSWER, Reason.PREFLIGHT)
+
+
+def test_the_routes_own_rule_decides_on_the_request_itself(closed: Snapshot) -> None:
+    tool = (b"Origin", b"https://tool.example")
+    for path, outcome in (("/web", Outcome.DENY), ("/tool", Outcome.ADMIT), ("/bare", Outcome.SKIP)):
+        made = routed(closed, "GET", path, [tool])
+        assert said(Cors(), made)[0] is outcome
+
+
+@pytest.mark.parametrize("path", ["/web", "/tool", "/bare", "/nowhere"])
+@pytest.mark.parametrize("origin", [None, b"https://app.example", b"https://tool.example", b"https://evil.example"])
+def test_a_denial_can_be_read_by_an_allowed_origin_and_says_nothing_of_the_path(
+    closed: Snapshot, origin: bytes | None, path: str
+) -> None:
+    made = routed(closed, "GET", path, [] if origin is None else [(b"Origin", origin)])
+    assert said(Authentication(KeyRing()), made) == (Outcome.DENY, Reason.CREDENTIAL_MISSING)
+    flow = assert_refused(closed, made, Reason.CREDENTIAL_MISSING, upstream="one")
+    ResponseHeaders().responseheaders(flow)
+    assert flow.response is not None
+    headers = flow.response.headers
+    assert headers.get_all("Vary") == ["Origin"]
+    known = origin is not None and b"evil" not in origin
+    assert headers.get("Access-Control-Allow-Origin") == (origin.decode() if origin is not None and known else None)
+    assert ("Access-Control-Allow-Credentials" in headers) is (origin == b"https://app.example")
+    assert ("Access-Control-Expose-Headers" in headers) is known

@@ -1,4 +1,4 @@
-"""NetworkAccess: the policy's networks and the route's, deny before allow; who can't be named stays out."""
+"""NetworkAccess: the policy's networks, deny before allow; who can't be named stays out. Routes' own: Authorization."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.authorization import Authorization
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.network_access import NetworkAccess
 from tests.stages.exchanges import (
@@ -41,6 +42,8 @@ def from_client(snapshot: Snapshot, client: str, path: str) -> Exchange:
         ("::ffff:192.0.2.7", "/near"),
         ("2001:db8::1", "/users/7"),
         ("192.0.2.7", "/nowhere"),
+        ("192.0.2.66", "/near"),  # whom the route denies: that is told by Authorization
+        ("198.51.100.1", "/near"),
     ],
 )
 def test_admits(snapshot: Snapshot, client: str, path: str) -> None:
@@ -51,9 +54,6 @@ DENIALS = [
     ("203.0.113.1", "/users/7", Reason.ADDRESS_DENIED),
     ("::ffff:203.0.113.1", "/users/7", Reason.ADDRESS_DENIED),
     ("203.0.113.1", "/nowhere", Reason.ADDRESS_DENIED),
-    ("192.0.2.66", "/near", Reason.ADDRESS_DENIED),
-    ("198.51.100.1", "/near", Reason.ADDRESS_DENIED),
-    ("2001:db8::1", "/near", Reason.ADDRESS_DENIED),
     ("unknown", "/users/7", Reason.ADDRESS_UNKNOWN),
 ]
 
@@ -73,8 +73,29 @@ def test_report_mode_observes(tmp_path: Path, client: str, path: str, reason: Re
     assert said(NetworkAccess(), made) == (outcome, reason)
 
 
-def test_a_route_in_report_mode_observes(snapshot: Snapshot) -> None:
-    assert said(NetworkAccess(), from_client(snapshot, "192.0.2.7", "/trial"))[0] is Outcome.OBSERVE
+ROUTES = [
+    ("192.0.2.7", "/near", Outcome.ADMIT),
+    ("::ffff:192.0.2.7", "/near", Outcome.ADMIT),
+    ("2001:db8::1", "/users/7", Outcome.ADMIT),
+    ("192.0.2.66", "/near", Outcome.DENY),
+    ("::ffff:192.0.2.66", "/near", Outcome.DENY),
+    ("198.51.100.1", "/near", Outcome.DENY),
+    ("2001:db8::1", "/near", Outcome.DENY),
+    ("unknown", "/near", Outcome.DENY),
+    ("192.0.2.7", "/trial", Outcome.OBSERVE),
+    ("198.51.100.7", "/trial", Outcome.ADMIT),
+]
+
+
+@pytest.mark.parametrize(("client", "path", "outcome"), ROUTES)
+def test_the_routes_own_networks_are_asked_by_authorization(
+    snapshot: Snapshot, client: str, path: str, outcome: Outcome
+) -> None:
+    made = from_client(snapshot, client, path)
+    reason = Reason.OK if outcome is Outcome.ADMIT else Reason.ADDRESS_DENIED
+    assert said(Authorization(), made) == (outcome, reason)
+    if outcome is Outcome.DENY:
+        assert_refused(snapshot, made, reason)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +112,13 @@ def test_without_any_rule_it_skips_whom_it_can_name(
 def test_the_route_can_not_open_what_the_policy_closes(snapshot: Snapshot) -> None:
     shut = replace(snapshot, networks=Networks(CidrSet(["198.51.100.0/24"]), CidrSet()))
     assert said(NetworkAccess(), from_client(shut, "192.0.2.7", "/near")) == (Outcome.DENY, Reason.ADDRESS_DENIED)
+
+
+def test_the_policy_can_not_open_what_the_route_closes(snapshot: Snapshot) -> None:
+    wide = replace(snapshot, networks=Networks(CidrSet(["0.0.0.0/0"]), CidrSet()))
+    made = from_client(wide, "192.0.2.66", "/near")
+    assert said(NetworkAccess(), made) == (Outcome.ADMIT, Reason.OK)
+    assert said(Authorization(), made) == (Outcome.DENY, Reason.ADDRESS_DENIED)
 
 
 def test_already_denied(snapshot: Snapshot) -> None:

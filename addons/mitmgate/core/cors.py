@@ -1,5 +1,11 @@
-"""CORS (Fetch standard, section 3.2): which origin may read, and what a preflight is answered."""
+"""CORS (Fetch standard, section 3.2): which origin may read, and what a preflight is answered.
 
+A browser's preflight has no credential, and what is told without one must not give routes away. So for every path that
+is not public the same is said: what any rule of the policy allows the origin that asks. The route's own rule decides on
+the request itself, once it is known who asks.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mitmgate.core.headers import Fields, Headers
@@ -12,6 +18,57 @@ class Grant:
 
     fields: Fields
     vary: bool
+
+
+class OriginRules:
+    """What the rules of a policy, all together, allow each origin; the same for every path."""
+
+    __slots__ = ("_any", "_by_origin", "_nothing")
+
+    def __init__(self, rules: Iterable[Cors] = ()) -> None:
+        """Join the rules by the origins that they name."""
+        rules = tuple(rules)
+        exact = dict.fromkeys(origin for rule in rules for origin in rule.origins if origin != "*")
+        self._any = _joined("*", rules)
+        self._by_origin = {origin: _joined(origin, rules) for origin in exact}
+        self._nothing = Grant((), vary=bool(exact))
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any rule."""
+        return self._any is not None or bool(self._by_origin)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins that any rule names, "*" last."""
+        return (*self._by_origin, *(() if self._any is None else ("*",)))
+
+    def rule(self, origin: str) -> Cors | None:
+        """Return what an origin is allowed; None: nothing."""
+        return self._by_origin.get(origin) or self._any
+
+    def grant(self, origin: str | None) -> Grant:
+        """Make the fields of an answer that says nothing of the path."""
+        rule = None if origin is None else self.rule(origin)
+        return self._nothing if rule is None else Grant(grant(rule, origin).fields, self._nothing.vary)
+
+
+def _joined(origin: str, rules: Iterable[Cors]) -> Cors | None:
+    """Join the rules that allow an origin; "*": those that allow every one. None where there are none."""
+    those = [rule for rule in rules if origin in rule.origins or "*" in rule.origins]
+    if not those:
+        return None
+    credentials = any(rule.credentials for rule in those)
+    # Where credentials go along, a star of another rule, which has none, must not stand for every header.
+    except_for = {"*"} if credentials else set()
+    ages = [rule.max_age for rule in those if rule.max_age is not None]
+    return Cors(
+        origins=(origin,),
+        methods=tuple(dict.fromkeys(method for rule in those for method in rule.methods)),
+        headers=tuple(dict.fromkeys(name for rule in those for name in rule.headers if name not in except_for)),
+        credentials=credentials,
+        expose=tuple(dict.fromkeys(name for rule in those for name in rule.expose if name not in except_for)),
+        max_age=min(ages) if len(ages) == len(those) else None,
+    )
 
 
 def is_preflight(method: str, headers: Headers) -> bool:

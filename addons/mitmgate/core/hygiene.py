@@ -66,11 +66,8 @@ def screen(headers: Headers, rules: ClientFields) -> Screened:
     return Screened(size, _named_host(headers), kept)
 
 
-def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozenset()) -> Head | Refusal:
-    """Read a request once and for all, or say why it can't be read.
-
-    screened: its fields. odd: what a path may hold on some route; Routing says on which.
-    """
+def clean(request: Request, screened: Screened) -> Head | Refusal:
+    """Read a request once and for all, or say why it can't be read. screened: its fields."""
     if request.method not in _USUAL and (
         _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}
     ):
@@ -87,14 +84,12 @@ def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozens
         return Refusal(Reason.TARGET_INVALID, "The query holds a character that must be percent-encoded.")
     if not raw_path.startswith("/"):
         return Refusal(Reason.TARGET_INVALID, "The request target must be a path that starts with a slash.")
-    found = _NOTHING_ODD
+    odd = _NOTHING_ODD
     if not is_plain(raw_path):
         path = canonical_path(raw_path)
         if isinstance(path, Ambiguous):
             return Refusal(Reason.PATH_AMBIGUOUS, path.detail)
-        raw_path, found = path
-        if not found <= odd:
-            return Refusal(Reason.PATH_AMBIGUOUS, f"The path holds {min(found - odd)}.")
+        raw_path, odd = path
     kept = screened.kept
     if isinstance(kept, Refusal):
         return kept
@@ -103,7 +98,7 @@ def clean(request: Request, screened: Screened, odd: frozenset[Oddity] = frozens
         if not is_handshake(request):
             return Refusal(Reason.UPGRADE_REFUSED, "The WebSocket handshake is not well-formed.")
         upgrade = "websocket"
-    return Head(request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, found)
+    return Head(request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, odd)
 
 
 def _named_host(headers: Headers) -> tuple[str, int | None] | Refusal:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.path import CanonicalPath, Oddity, readings
+from mitmgate.core.path import CanonicalPath, readings
 from mitmgate.core.rules import Route
 
 
@@ -13,13 +13,13 @@ class NoRoute:
     """No route takes the request.
 
     allow: the methods that routes of this path and host take; empty: there is no such path (404 rather than 405).
-    public: every route that the path and host match is public, so saying 405 needs no credential. ambiguous: why the
-    path can't be read as that of one route, in words that the client may read; empty: it can.
+    ambiguous: why the path can't be read as that of one route, in words that the client may read; empty: it can.
+    public: that is told without a credential, since a public route would take it otherwise.
     """
 
     allow: tuple[str, ...] = ()
-    public: bool = False
     ambiguous: str = ""
+    public: bool = False
 
 
 def covers(prefix: str, path: str) -> bool:
@@ -45,16 +45,13 @@ def _rank(route: Route) -> tuple[int, int, int, int]:
 class RouteTable:
     """All routes, most specific first; equally specific ones keep the policy's order."""
 
-    __slots__ = ("_exact", "_longest", "_prefixes", "odd", "routes")
+    __slots__ = ("_exact", "_longest", "_prefixes", "routes")
 
     routes: tuple[Route, ...]
-    odd: frozenset[Oddity]
-    """What a path may hold on some route."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         """Sort once; prefixes are kept apart by length, so that a match is a few dictionary look-ups."""
         self.routes = tuple(sorted(routes, key=_rank))
-        self.odd = frozenset[Oddity]().union(*(route.odd for route in self.routes))
         self._exact: dict[str, list[Route]] = {}
         self._prefixes: dict[str, list[Route]] = {}
         for route in self.routes:
@@ -97,7 +94,7 @@ class RouteTable:
         if isinstance(found, NoRoute):
             return found
         if not path.odd <= found.odd:
-            return NoRoute(ambiguous=f"The path holds {min(path.odd - found.odd)}.")
+            return NoRoute((), f"The path holds {min(path.odd - found.odd)}.", found.issuers is None)
         if not found.exact and any(self.match(method, host, reading) is not found for reading in readings(path)):
             return NoRoute(ambiguous="The path could be read as that of another route.")
         return found
@@ -130,5 +127,4 @@ def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | Non
             return taken
     if not here:
         return None
-    allow = allowed(method for route in here for method in route.methods)
-    return NoRoute(allow, all(route.issuers is None for route in here))
+    return NoRoute(allowed(method for route in here for method in route.methods))

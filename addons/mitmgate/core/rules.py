@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from mitmgate.core.address import CidrSet
+from mitmgate.core.address import Address, CidrSet
 from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
 from mitmgate.core.template import Template
@@ -22,6 +22,16 @@ class Networks:
 
     allow: CidrSet
     deny: CidrSet
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any rule."""
+        return bool(self.allow.networks or self.deny.networks)
+
+    def admit(self, client: Address) -> bool:
+        """Tell whether an address may come in: `deny` is asked first."""
+        if self.deny.networks and client in self.deny:
+            return False
+        return not self.allow.networks or client in self.allow
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ Result = Principal | Refusal
 
 
 class _Edition(NamedTuple):
-    """The verifiers of one policy by the issuer's name, and for the names that a route allows, by `iss`."""
+    """The verifiers of one policy, by the issuer's name and by `iss`, of which each stands in a policy once."""
 
     issuers: Mapping[str, Issuer]
     verifiers: Mapping[str, Verifier]
-    allowed: dict[tuple[str, ...], dict[str, Verifier]]
+    by_iss: Mapping[str, Verifier]
 
 
 class _Entry(NamedTuple):
@@ -40,12 +40,12 @@ class _Entry(NamedTuple):
     verifier: Verifier
     verified: Verified
 
-    def principal(self, allowed: Mapping[str, Verifier], now: float) -> Principal | None:
+    def principal(self, by_iss: Mapping[str, Verifier], now: float) -> Principal | None:
         """Return the principal where the entry still counts, for one of these verifiers at this time."""
         verifier, (principal, keys, earliest, latest) = self
         if (
             earliest <= now < latest
-            and allowed.get(verifier.issuer.issuer) is verifier
+            and by_iss.get(verifier.issuer.issuer) is verifier
             and verifier.keys.current(now) is keys
         ):
             return principal
@@ -90,7 +90,8 @@ class KeyRing:
         remotes: dict[KeySource, RemoteKeys] = {}
         verifiers = {name: self._verifier(name, issuer, remotes) for name, issuer in issuers.items()}
         dropped = [remote for source, remote in self._remotes.items() if source not in remotes]
-        self._former, self._edition = self._edition, _Edition(issuers, verifiers, {})
+        by_iss = {verifier.issuer.issuer: verifier for verifier in verifiers.values()}
+        self._former, self._edition = self._edition, _Edition(issuers, verifiers, by_iss)
         self._remotes = remotes
         if self._started:
             for remote in remotes.values():
@@ -146,6 +147,8 @@ class KeyRing:
     ) -> Result | Awaitable[Result]:
         """Authenticate a token for one of the issuers `names` of a snapshot's `issuers`, at `now` (Unix seconds).
 
+        One of another issuer of the snapshot is verified all the same, and then refused as of an unknown one: what is
+        said of a token that is not good does not depend on `names`.
         Returns an awaitable only where the token's key is not known and a fetch may bring it; that takes at most
         UNKNOWN_KEY_WAIT seconds.
         """
@@ -154,43 +157,51 @@ class KeyRing:
             edition = self._former
             if edition.issuers is not issuers:
                 return KEYS_UNAVAILABLE
-        allowed = edition.allowed.get(names)
-        if allowed is None:
-            named = (edition.verifiers[name] for name in names)
-            allowed = edition.allowed[names] = {verifier.issuer.issuer: verifier for verifier in named}
         digest = blake2b(token, digest_size=32).digest()
         entry = self._cache.get(digest)
         if entry is not None:
-            principal = entry.principal(allowed, now)
+            principal = entry.principal(edition.by_iss, now)
             if principal is not None:
-                return principal
-        return self._verify(allowed, token, digest, now)
+                return _accepted(principal, names)
+        return self._verify(edition.by_iss, names, token, digest, now)
 
     def _verify(
-        self, allowed: Mapping[str, Verifier], raw: bytes, digest: bytes, now: float
+        self, by_iss: Mapping[str, Verifier], names: tuple[str, ...], raw: bytes, digest: bytes, now: float
     ) -> Result | Awaitable[Result]:
         token = read_token(raw)
         if isinstance(token, Refusal):
             return token
-        verifier = allowed.get(token.issuer)
+        verifier = by_iss.get(token.issuer)
         if verifier is None:
             return ISSUER_UNKNOWN
         result = verifier.verify(token, now)
         if isinstance(result, Refusal):
             fetch = verifier.awaits(token, result)
-            return result if fetch is None else self._verify_after(fetch, verifier, token, digest, now)
-        return self._remember(digest, verifier, result)
+            return result if fetch is None else self._verify_after(fetch, verifier, token, names, digest, now)
+        return _accepted(self._remember(digest, verifier, result), names)
 
     async def _verify_after(
-        self, fetch: asyncio.Task[None], verifier: Verifier, token: UnverifiedToken, digest: bytes, now: float
+        self,
+        fetch: asyncio.Task[None],
+        verifier: Verifier,
+        token: UnverifiedToken,
+        names: tuple[str, ...],
+        digest: bytes,
+        now: float,
     ) -> Result:
         await asyncio.wait({fetch}, timeout=UNKNOWN_KEY_WAIT)
         result = verifier.verify(token, now)
-        return result if isinstance(result, Refusal) else self._remember(digest, verifier, result)
+        if isinstance(result, Refusal):
+            return result
+        return _accepted(self._remember(digest, verifier, result), names)
 
     def _remember(self, digest: bytes, verifier: Verifier, verified: Verified) -> Principal:
         self._cache[digest] = _Entry(verifier, verified)
         return verified.principal
+
+
+def _accepted(principal: Principal, names: tuple[str, ...]) -> Result:
+    return principal if principal.issuer in names else ISSUER_UNKNOWN
 
 
 async def _first_keys(remotes: Iterable[RemoteKeys]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
+from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
 from mitmgate.core.routing import RouteTable
@@ -53,6 +54,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         client_fields=ClientFields(_identity_headers(forward, routes), map(_field, policy.identity.keep)),
         trusted_proxies=CidrSet(policy.trusted_proxies),
         networks=_networks(policy.networks),
+        cors=OriginRules(cors.values()),
         client_limits=tuple(limits[name] for name in policy.client_limits),
         response_headers=rules.ResponseHeaders(
             tuple((_field(name), value.encode("ascii")) for name, value in policy.response_headers.set.items()),

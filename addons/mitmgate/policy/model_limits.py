@@ -83,7 +83,10 @@ Origin = Annotated[str, Strict(), AfterValidator(_origin)]
 
 
 class Cors(Section):
-    """Which pages of other origins may call, and what they may send and read."""
+    """Which pages of other origins may call, and what they may send and read.
+
+    A preflight for a path that is not public is answered with what all rules together allow its origin.
+    """
 
     origins: Annotated[tuple[Origin, ...], Field(min_length=1)]
     """Origins, compared byte for byte; or * alone, for any, without credentials."""

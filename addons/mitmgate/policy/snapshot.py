@@ -8,6 +8,7 @@ from typing import Protocol
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
+from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.rules import ForwardIdentity, Issuer, Mode, Networks, ResponseHeaders, Upstream
@@ -39,6 +40,7 @@ class Snapshot:
     client_fields: ClientFields
     trusted_proxies: CidrSet
     networks: Networks
+    cors: OriginRules  # what may be said before it is known who asks
     client_limits: tuple[Limit, ...]
     response_headers: ResponseHeaders
     health_path: str

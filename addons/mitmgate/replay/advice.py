@@ -101,15 +101,14 @@ def _network(case: _Case) -> list[str]:
     client, route = case.exchange.client, case.exchange.route
     if client is None:
         return []
-    levels = [(case.exchange.snapshot.networks, case.place("networks"))]
-    if route is not None:
-        levels.append((route.networks, case.member("networks")))
+    networks, place = case.exchange.snapshot.networks, case.place("networks")
+    if route is not None and case.step.stage == "authorization":
+        networks, place = route.networks, case.member("networks")
     lines = []
-    for networks, place in levels:
-        if networks.deny and client in networks.deny:
-            lines.append(f"{client} is in a network that is denied: {place}")
-        if networks.allow and client not in networks.allow:
-            lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
+    if networks.deny and client in networks.deny:
+        lines.append(f"{client} is in a network that is denied: {place}")
+    if networks.allow and client not in networks.allow:
+        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
     return lines
 
 
@@ -182,17 +181,26 @@ def _algorithm(case: _Case) -> list[str]:
 
 def _origin(case: _Case) -> list[str]:
     route, head = case.exchange.route, case.exchange.head
-    if route is None or route.cors is None or head is None:
+    if head is None:
         return []
-    origins = ", ".join(route.cors.origins)
-    return [f"the origin {head.headers.text('origin')} would have to be one of {origins}: {case.member('cors')}"]
+    rule, place = (None if route is None else route.cors), case.member("cors")
+    origins = case.exchange.snapshot.cors.origins if rule is None or case.exchange.preflight else rule.origins
+    return [
+        f"the origin {head.headers.text('origin')} would have to be one of {', '.join(origins)}: "
+        f"{place or case.place('cors')}"
+    ]
 
 
 def _preflight(case: _Case) -> list[str]:
-    route = case.exchange.route
-    if route is None or route.cors is None:
+    head, route = case.exchange.head, case.exchange.route
+    origin = None if head is None else head.headers.text("origin")
+    rule = None if origin is None else case.exchange.snapshot.cors.rule(origin)
+    if route is not None and route.issuers is None:
+        rule = route.cors
+    if rule is None:
         return []
-    return [f"{case.step.detail.rstrip('.')}: {case.member('cors')} allows {', '.join(route.cors.methods)}"]
+    place = case.member("cors") or case.place("cors")
+    return [f"{case.step.detail.rstrip('.')}: {place} allows {', '.join(rule.methods)}"]
 
 
 def _no_route(case: _Case) -> list[str]:

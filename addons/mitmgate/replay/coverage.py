@@ -77,7 +77,8 @@ class Coverage:
         if route is not None:
             self._matched(exchange, route)
         if "network-access" in steps and exchange.client is not None:
-            self._addresses(exchange.client, None if route is None else route.name)
+            asked = route is not None and "authorization" in steps
+            self._addresses(exchange.client, route.name if route is not None and asked else None)
         self._issuer(recorded, exchange, decision)
         self._grants(exchange)
         if route is None:
@@ -120,7 +121,7 @@ class Coverage:
                 break
 
     def _addresses(self, client: Address, route: str | None) -> None:
-        """Count networks as NetworkAccess asks them: the first refusal ends it."""
+        """Count networks as NetworkAccess and Authorization ask them: the first refusal ends it."""
         for lists in (self._networks[None], *(() if route is None else (self._networks[route],))):
             for location, networks in lists.deny:
                 if client in networks:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from mitmgate.audit.redact import Redaction, mark
 from mitmgate.core import credentials
 from mitmgate.core.authorize import facts_of
-from mitmgate.core.cors import is_preflight
+from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.problem import Location, dotted
 from mitmgate.replay.advice import advice, opens_when
@@ -167,10 +167,12 @@ def _rules(policy: OfflinePolicy, exchange: Exchange, stage: str) -> list[Locati
         of_route = {
             "routing": [(*at, "match")],
             "cors": [(*at, "cors"), *([] if model.cors is None else [("cors", model.cors)])],
-            "network-access": [(*at, "networks", "deny"), (*at, "networks", "allow")],
             "size-limit": [(*at, "max_body")],
             "authentication": [(*at, "auth"), *(("identity", "issuers", name) for name in names)],
-            "authorization": [(*require, name) for name in ("scopes_all", "roles_any", "claims", "when")],
+            "authorization": [
+                *((*at, "networks", name) for name in ("deny", "allow")),
+                *((*require, name) for name in ("scopes_all", "roles_any", "claims", "when")),
+            ],
             "rate-limit": [(*at, "rate_limits"), *(("rate_limits", limit.name) for limit in route.limits)],
             "circuit-breaker": [("upstreams", route.upstream.name, name) for name in ("endpoints", "circuit")],
             "rewrite": [(*at, "rewrite"), ("identity", "forward"), ("upstreams", route.upstream.name, "host")],
@@ -184,6 +186,8 @@ def _rules(policy: OfflinePolicy, exchange: Exchange, stage: str) -> list[Locati
         "client-quota": [("client_limits",), *(("rate_limits", name) for name in policy.loaded.policy.client_limits)],
         "authentication": [("identity", "default")],
     }
+    if stage == "cors" and alike(exchange):
+        return [("cors", name) for name in policy.loaded.policy.cors]
     return [*of_route.get(stage, []), *of_policy.get(stage, [])]
 
 
@@ -217,22 +221,32 @@ def _routing(exchange: Exchange) -> Facts:
 
 
 def _cors(exchange: Exchange) -> Facts:
-    head = exchange.head
-    if head is None or exchange.route is None or exchange.route.cors is None:
+    head, route = exchange.head, exchange.route
+    if head is None or not (exchange.preflight or (route is not None and route.cors is not None)):
         return {}
+    rule = None if route is None else route.cors
+    of_route = rule is not None and not alike(exchange)
     return {
         "origin": head.headers.text("origin"),
-        "preflight": is_preflight(head.method, head.headers),
-        "allowed_origins": list(exchange.route.cors.origins),
+        "preflight": exchange.preflight,
+        "allowed_origins": list(rule.origins if rule is not None and of_route else exchange.snapshot.cors.origins),
     }
 
 
+def alike(exchange: Exchange) -> bool:
+    """Tell whether it is a preflight that is answered by all CORS rules together, for every path that is not public."""
+    return exchange.preflight and (exchange.route is None or exchange.route.issuers is not None)
+
+
 def _networks(exchange: Exchange) -> Facts:
-    rules = [exchange.snapshot.networks, *([] if exchange.route is None else [exchange.route.networks])]
+    return _listed(exchange, exchange.snapshot.networks)
+
+
+def _listed(exchange: Exchange, networks: Networks) -> Facts:
     return {
         "client": "unknown" if exchange.client is None else str(exchange.client),
-        "deny": [network for rule in rules for network in rule.deny.networks],
-        "allow": [network for rule in rules for network in rule.allow.networks],
+        "deny": list(networks.deny.networks),
+        "allow": list(networks.allow.networks),
     }
 
 
@@ -269,7 +283,8 @@ def _authorization(exchange: Exchange) -> Facts:
         "claims": {name: list(values) for name, values in require.claims.items()},
         "when": None if require.when is None else require.when.source,
     }
-    read: Facts = {"required": {name: value for name, value in wanted.items() if value}}
+    read: Facts = _listed(exchange, route.networks) if route.networks else {}
+    read["required"] = {name: value for name, value in wanted.items() if value}
     if principal is not None:
         read |= {"scopes": sorted(principal.scopes), "roles": list(principal.roles)}
         read["claims"] = {name: principal.claims.get(name) for name in require.claims}

@@ -85,7 +85,7 @@ class OfflineRing(KeyRing):
         """Go through what keys.verify checks, in its order, with the recorded signature in place of a check."""
         if token is None:
             return KEYS_UNAVAILABLE
-        issuer = next((issuers[name] for name in names if issuers[name].issuer == token.issuer), None)
+        issuer = next((issuer for issuer in issuers.values() if issuer.issuer == token.issuer), None)
         if issuer is None:
             return ISSUER_UNKNOWN
         refusal = check_header(token, issuer)
@@ -102,6 +102,8 @@ class OfflineRing(KeyRing):
         if isinstance(verified, Refusal):
             return verified
         principal = principal_of(verified, issuer)
+        if issuer.name not in names:
+            return ISSUER_UNKNOWN
         if isinstance(principal, Principal):
             window = verified.times.window(issuer.leeway, issuer.max_lifetime)
             self._accepted[presented.text, names] = (principal, *window)

@@ -25,9 +25,9 @@ class Authentication(Stage):
 
     Reads: head (Authorization, and nothing else: no query, no cookie, no body), route or no_route, snapshot.issuers,
     now. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 400 where the query
-    holds a second one, 503 keys-unavailable.
-    Skips public routes, and, where there is no route, what needs no credential to be told so. On failure: 503
-    stage-error. Waits only where a published key set may have a key that is not known yet, a bounded time.
+    holds a second one, 503 keys-unavailable. What is said of a token that is not good does not depend on the route.
+    Skips public routes, and preflights that Cors answers. On failure: 503 stage-error. Waits only where a published key
+    set may have a key that is not known yet, a bounded time.
     """
 
     name = "authentication"
@@ -39,7 +39,7 @@ class Authentication(Stage):
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
         names = _accepted_issuers(exchange)
-        if names is None:
+        if names is None or exchange.preflight:  # which has no credential, and which Cors ends
             return self.skipped
         if exchange.head is None:
             raise LookupError("the head was not made")
@@ -86,6 +86,6 @@ def _accepted_issuers(exchange: Exchange) -> tuple[str, ...] | None:
     missing = exchange.no_route
     if missing is None:
         raise LookupError("routing has not spoken")
-    if missing.public and missing.allow:
+    if missing.public:
         return None
     return exchange.snapshot.default_issuers

@@ -10,13 +10,13 @@ from mitmgate.stages.stage import Stage
 
 
 class Authorization(Stage):
-    """Check what the route requires of the principal: scopes, roles, claims, the CEL condition.
+    """Check what the route requires: the client's network, scopes, roles, claims, the CEL condition.
 
-    Reads: route or no_route, principal; for a condition also head and client. Writes: challenge, and answer for the
+    Reads: route or no_route, principal, client; for a condition also head. Writes: challenge, and answer for the
     Allow field. Denies: 404 no-route, 405 method-not-allowed and 400 path-ambiguous, where servers could read the path
-    as that of another route (these three are final in report mode too: there is nowhere to go),
-    403 for each member of `require`, 401 where a route that is not public has no principal. On failure: 503
-    stage-error; a condition that fails is 403 condition-error.
+    as that of another route (these three are final in report mode too: there is nowhere to go), 403 address-denied
+    (the route's networks), 403 for each member of `require`, 401 where a route that is not public has no principal. On
+    failure: 503 stage-error; a condition that fails is 403 condition-error.
     """
 
     name = "authorization"
@@ -31,10 +31,12 @@ class Authorization(Stage):
         head = exchange.head
         if head is None:
             raise LookupError("the head was not made")
-        principal = exchange.principal
+        principal, client = exchange.principal, exchange.client
         if principal is None and route.issuers is not None:
             exchange.challenge = exchange.challenge or "Bearer"
             return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
+        if route.networks and (client is None or not route.networks.admit(client)):
+            return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed here.")
         certificate = exchange.request.certificate
         refusal = authorize(
             route.require,
@@ -42,7 +44,7 @@ class Authorization(Stage):
             lambda: facts_of(
                 head,
                 principal,
-                exchange.client,
+                client,
                 route.name,
                 certificate,
                 None if route.require.when is None else route.require.when.reads,

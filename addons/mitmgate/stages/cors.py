@@ -2,19 +2,22 @@
 
 from typing import ClassVar
 
-from mitmgate.core.cors import allowed_origin, grant, is_preflight, is_same_origin, preflight
+from mitmgate.core.cors import allowed_origin, grant, is_same_origin, preflight
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Cors as Rule
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
 
 
 class Cors(Stage):
-    """Apply the route's CORS policy.
+    """Answer preflights, and apply the route's rule to every other request.
 
-    Reads: exchange.route.cors, Origin, Access-Control-Request-*. Writes: exchange.cors (also for requests that are
-    denied later, so that a browser may read the problem), exchange.answer for a preflight.
-    Denies: 403 origin-not-allowed, preflight-refused. On failure: stage-error.
+    A preflight, which has no credential, is answered by the route's rule where the route is public, and otherwise by
+    what all rules of the policy together allow the origin (`Snapshot.cors`): whatever route there is, and where there
+    is none.
+    Reads: exchange.route.cors, snapshot.cors, Origin, Access-Control-Request-*. Writes: exchange.cors, exchange.answer
+    for a preflight. Denies: 403 origin-not-allowed, preflight-refused. On failure: stage-error.
     """
 
     name: ClassVar[str] = "cors"
@@ -24,25 +27,42 @@ class Cors(Stage):
         head, route = exchange.head, exchange.route
         if head is None:
             raise ValueError("no head")
+        if exchange.preflight:
+            return self._preflight(exchange)
         if route is None or route.cors is None:
             return self.skipped
-        rule = route.cors
-        origin = head.headers.text("origin")
+        rule, origin = route.cors, head.headers.text("origin")
         exchange.cors = grant(rule, origin)
         if origin is None:
             return self.skipped
-        asks = is_preflight(head.method, head.headers)
         if allowed_origin(rule, origin) is None:
             host = exchange.public_host or head.headers.text("host") or exchange.request.authority
             hosts = [host] if exchange.public_port is None else [host, f"{host}:{exchange.public_port}"]
-            if not asks and any(is_same_origin(origin, name) for name in hosts):
+            if any(is_same_origin(origin, name) for name in hosts):
                 return self.skipped
-            return self.deny(Reason.ORIGIN_NOT_ALLOWED, "The origin is not among those that this route allows.")
-        if not asks:
-            return self.admitted
+            return self._foreign()
+        return self.admitted
+
+    def _preflight(self, exchange: Exchange) -> Step:
+        head, route = exchange.head, exchange.route
+        if head is None:
+            raise ValueError("no head")
+        origin = head.headers.text("origin") or ""
+        rule: Rule | None
+        if route is not None and route.issuers is None and route.cors is not None:
+            rule = route.cors
+            exchange.cors = grant(rule, origin)
+        else:
+            rule = exchange.snapshot.cors.rule(origin)
+            exchange.cors = exchange.snapshot.cors.grant(origin)
+        if rule is None or allowed_origin(rule, origin) is None:
+            return self._foreign()
         answer = preflight(rule, head.headers)
         if isinstance(answer, str):
             return self.deny(Reason.PREFLIGHT_REFUSED, answer)
         vary = (b"Vary", b"Access-Control-Request-Method, Access-Control-Request-Headers")
         exchange.answer = Answer(204, (*answer, vary))
         return Step(self.name, Outcome.ANSWER, Reason.PREFLIGHT)
+
+    def _foreign(self) -> Step:
+        return self.deny(Reason.ORIGIN_NOT_ALLOWED, "The origin is not among those that are allowed here.")

@@ -51,6 +51,7 @@ class Exchange:
     head: Head | None = None  # Hygiene
     route: Route | None = None  # Routing
     no_route: NoRoute | None = None  # Routing
+    preflight: bool = False  # Routing: it is a true preflight, and Cors answers it
     cors: CorsGrant | None = None  # Cors
     max_body: int = 0  # SizeLimit: bytes; what the protocol layer holds streamed bodies to
     grants: list[Grant] = field(default_factory=list)  # ClientQuota, RateLimit

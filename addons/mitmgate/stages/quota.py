@@ -89,7 +89,10 @@ def _part(part: str, exchange: Exchange) -> str:
         client = exchange.client  # int() takes half the time of str(), and a tenth for IPv6
         return ABSENT if client is None else f"{client.version}.{int(client):x}"
     if part == "route":
-        return ABSENT if exchange.route is None else exchange.route.name
+        route = exchange.route
+        # What remains of a client limit is told to everybody: it must not tell apart routes that are not public.
+        told = route is not None and (route.issuers is None or principal is not None)
+        return route.name if route is not None and told else ABSENT
     if part == "issuer":
         return ABSENT if principal is None else principal.issuer
     kind, _, name = part.partition(":")

@@ -17,9 +17,9 @@ class Routing(Stage):
     """Match path, host and method against the route table.
 
     Reads: exchange.head. Writes: exchange.route, or exchange.no_route, which Authorization turns into 400, 404 or 405,
-    so that the table can't be enumerated without a credential. A true preflight takes the route of the method that it
-    asks for. A path that servers may read differently has a route only where that takes it, in every reading. Denies
-    nothing. On failure: stage-error.
+    so that the table can't be enumerated without a credential; exchange.preflight. A true preflight takes the route of
+    the method that it asks for. A path that servers may read differently has a route only where that takes it, in every
+    reading. Denies nothing. On failure: stage-error.
     """
 
     name: ClassVar[str] = "routing"
@@ -35,8 +35,11 @@ class Routing(Stage):
         if head.method == "OPTIONS" and is_preflight(head.method, head.headers):
             asked = head.headers.text("access-control-request-method") or ""
             candidate = match(asked, head.host, head.path)
-            if isinstance(candidate, Route) and candidate.cors is not None:
-                found = candidate
+            # By what is public alone: where a route is not, and where there is none, Cors says the same.
+            public = isinstance(candidate, Route) and candidate.issuers is None
+            rule = candidate.cors if isinstance(candidate, Route) and public else exchange.snapshot.cors
+            if rule:
+                exchange.preflight, found = True, candidate
         if found is None:
             found = match(head.method, head.host, head.path)
         if isinstance(found, NoRoute):

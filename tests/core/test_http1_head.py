@@ -301,7 +301,7 @@ def test_bytes_after_a_response_are_kept_apart() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"b" * 40000,
-        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1001 + b"\r\n",
     ],
 )
 def test_malformed_response_is_refused(data: bytes) -> None:

@@ -16,7 +16,7 @@ from jwt.utils import base64url_decode, raw_to_der_signature
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import MAX_TOKEN, Refusal
+from mitmgate.core.token import Refusal
 from mitmgate.keys.keyset import ALGORITHMS
 from mitmgate.keys.ring import KeyRing
 from tests.keys.signing import (
@@ -325,10 +325,10 @@ TOKENS = [sign("HS256", SECRET), sign("ES256", private_key("ES256"), CLAIMS | {"
 FOREIGN = [bytes([byte]) for byte in range(256)]
 
 
-@given(st.binary(max_size=MAX_TOKEN + 10) | st.text(max_size=100).map(str.encode))
+@given(st.binary(max_size=8202) | st.text(max_size=100).map(str.encode))
 @example(b"")
 @example(b"..")
-@example(b"\xff" * (MAX_TOKEN + 1))
+@example(b"\xff" * 8193)
 def test_no_bytes_make_it_raise(token: bytes) -> None:
     assert isinstance(RING.authenticate(NAMED, BOTH, token, NOW), Refusal)
 

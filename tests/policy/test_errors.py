@@ -48,6 +48,18 @@ def place(text: str, mark: str) -> tuple[int, int]:
 # What stands in BASE, what stands there instead (¦ marks the place of the error), path, message, hint.
 Case = tuple[str, str, str, str, str]
 CASES: list[Case] = [
+    # Bounds, and what goes with them.
+    ("version: 1\n", "limits: {token: ¦64KiB}\nversion: 1\n", "limits.token", "does not fit into a head", "raise head"),
+    ("version: 1\n", "limits: {target: ¦32KiB}\nversion: 1\n", "limits.target", "does not fit", "raise head"),
+    ("version: 1\n", "limits: {fields: ¦0}\nversion: 1\n", "limits.fields", "", ""),
+    ("version: 1\n", "limits: {response_head: ¦2MiB}\nversion: 1\n", "limits.response_head", "must be from", ""),
+    (
+        '{origins: ["https://app.example"]}',
+        '{origins: ["null"], credentials: ¦true}',
+        "cors.web.credentials",
+        "null in origins can't go with credentials",
+        "",
+    ),
     # Paths that servers read differently.
     ("{prefix: /users}", "{prefix: ¦/users;v=1}", "routes[0].match.prefix", "the path holds a parameter (;)", ""),
     ("{prefix: /users}", "{prefix: ¦//users}", "routes[0].match.prefix", "the path holds an empty segment", ""),

@@ -69,6 +69,7 @@ class Source:
 
     def __post_init__(self) -> None:
         limits = {"head": 32768, "head_timeout": 10.0, "idle_timeout": 75.0, "connections": 10000} | self.limits
+        limits = {"fields": 100, "target": 8192, "response_head": None, "response_fields": 1000} | limits
         self.snapshot: Any = SimpleNamespace(
             digest="sha256:test",
             mode="enforce",
@@ -79,6 +80,7 @@ class Source:
             client_fields=ClientFields({b"x-user-id"}),
             max_head=limits["head"],
             max_body=10 << 20,
+            max_target=8192,
             upstreams={},
             health_path="/health",
             via=None,

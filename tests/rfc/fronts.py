@@ -155,6 +155,9 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
     made["trusted_proxies"] = [TRUSTED]
     made["identity"]["keep"] = ["X-User-Agent", "X-JWT-Kept"]
     made["rate_limits"]["per-user"]["limit"] = 1_000_000
+    made["limits"] = {"head": "48KiB", "target": "12KiB", "fields": 150, "token": "24KiB", "response_head": "128KiB"}
+    made["identity"]["forward"] = {"encoding": "percent"}
+    made["cors"]["sandbox"] = {"origins": ["null", "https://app.example"]}
     odd = {"allow_encoded_slash": True, "allow_parameters": True, "allow_empty_segments": True}
     made["routes"] += [
         {"name": "odd", "match": {"prefix": "/odd"}, "upstream": "users", "auth": "none", **odd},
@@ -180,6 +183,13 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
         },
     ]
     made["routes"] += [
+        {"name": "sandbox", "match": {"prefix": "/sandbox"}, "upstream": "users", "auth": "none", "cors": "sandbox"},
+        {
+            "name": "mail",
+            "match": {"prefix": "/mail"},
+            "upstream": "users",
+            "rewrite": {"set": {"X-Mail": "<{claim:mail}>", "X-Echo": "{header:x-asked}"}},
+        },
         {"name": "loop", "match": {"prefix": "/loop"}, "upstream": "itself", "auth": "none"},
     ]
     made["routes"].append(

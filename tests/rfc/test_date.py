@@ -13,7 +13,7 @@ OWN = {
     "health": ("/health", 200),
     "no credential": ("/api/v1/users", 401),
     "ambiguous path": ("/public/../x", 400),
-    "too long": ("/" + "a" * 9000, 414),
+    "too long": ("/" + "a" * 13000, 414),
     "expectation": ("/public", 417),
 }
 

@@ -12,13 +12,20 @@ _NAME = re.compile(
 _NUMERIC = re.compile(r"[0-9.]+|0[xX].*")
 
 
-@lru_cache(maxsize=1024)
+_LONGEST = 262  # a name of 253 characters, its final dot, a colon and a port; with a little room
+
+
 def parse_authority(text: str) -> tuple[str, int | None] | None:
     """Split `host[:port]` into the lower-case host (without a trailing dot, IPv6 without brackets) and the port.
 
     Returns None for anything that is no valid authority: user information, an empty host or port, a port above
     65535, a label over 63 characters, numbers that only look like an IPv4 address.
     """
+    return _parse(text) if len(text) <= _LONGEST else None  # nor is anything longer remembered
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> tuple[str, int | None] | None:
     match = _AUTHORITY.fullmatch(text)
     if match is None:
         return None

@@ -16,8 +16,6 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
 from mitmgate.core.websocket import asks, is_handshake
 
-MAX_TARGET = 8192  # octets; RFC 9112, section 3, asks for at least 8000
-
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -66,14 +64,17 @@ def screen(headers: Headers, rules: ClientFields) -> Screened:
     return Screened(size, _named_host(headers), kept)
 
 
-def clean(request: Request, screened: Screened) -> Head | Refusal:
-    """Read a request once and for all, or say why it can't be read. screened: its fields."""
+def clean(request: Request, screened: Screened, max_target: int = 8192) -> Head | Refusal:
+    """Read a request once and for all, or say why it can't be read.
+
+    screened: its fields. max_target: octets; RFC 9112, section 3, asks for at least 8000.
+    """
     if request.method not in _USUAL and (
         _METHOD.fullmatch(request.method) is None or request.method in {"CONNECT", "TRACE"}
     ):
         return Refusal(Reason.METHOD_INVALID, "The method is not one that this gateway forwards.")
-    if len(request.target) > MAX_TARGET:
-        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {MAX_TARGET} octets.")
+    if len(request.target) > max_target:
+        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {max_target} bytes.")
     authority = _authority(request, screened.host) if request.authority else screened.host
     if isinstance(authority, Refusal):
         if authority is not _NO_HOST or request.version != "HTTP/1.0":

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from mitmgate.core.address import address_text
 from mitmgate.core.headers import Fields, Headers
@@ -11,6 +12,9 @@ from mitmgate.core.rules import Route
 
 _NUMBER = re.compile(rb"[0-9]{1,9}")
 _SAFE_VALUE = re.compile(r"[ -~]*")
+_UNSAFE = re.compile(r"[^!-~]|[%,]")
+_REMEMBERED: Final = 256
+"""Characters of a value that is remembered: clients choose some of them."""
 
 
 def upstream_path(route: Route, path: str) -> str | None:
@@ -34,12 +38,25 @@ def upstream_path(route: Route, path: str) -> str | None:
     return path
 
 
-@lru_cache(maxsize=4096)
 def header_safe(value: str) -> bytes | None:
     """Encode a value for a header field; None for what is not visible ASCII and spaces, or has spaces at its ends."""
+    return _header_safe(value) if len(value) <= _REMEMBERED else _header_safe.__wrapped__(value)
+
+
+@lru_cache(maxsize=4096)
+def _header_safe(value: str) -> bytes | None:
     if _SAFE_VALUE.fullmatch(value) is None or value != value.strip():
         return None
     return value.encode("ascii")
+
+
+def percent_encoded(value: str) -> str:
+    """Write a text in visible ASCII without commas; whoever percent-decodes it as UTF-8 has the text again."""
+    return _UNSAFE.sub(_encode, value) if _UNSAFE.search(value) is not None else value
+
+
+def _encode(match: re.Match[str]) -> str:
+    return "".join(f"%{octet:02X}" for octet in match[0].encode("utf-8"))
 
 
 def forwarding_fields(client: IPv4Address | IPv6Address, scheme: str, host: bytes, port: str | None) -> Fields:

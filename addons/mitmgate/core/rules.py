@@ -225,11 +225,12 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class ForwardIdentity:
-    """The header names (lower-case) in which identity goes upstream."""
+    """The header names (lower-case) in which identity goes upstream. percent: its values are percent-encoded."""
 
     subject: bytes = b"x-user-id"
     roles: bytes = b"x-user-role"
     assertion: Assertion | None = None
+    percent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

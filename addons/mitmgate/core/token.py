@@ -16,8 +16,8 @@ from mitmgate.core.jose import Json, decode_base64url, parse_object
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Issuer
 
-MAX_TOKEN = 8192
-"""Bytes of a token: more than issuers are known to make, less than a head may hold."""
+MAX_TOKEN = 1 << 20
+"""Bytes of a token that is looked at, whatever a policy says (`limits.token`): as many as a head may have."""
 
 MAX_NAME = 255
 """Characters of a subject, a role, a scope, a token id and a key id."""
@@ -53,7 +53,7 @@ class SignedClaims:
     claims: Mapping[str, Json] = field(repr=False)
 
 
-_TOO_LARGE = Refusal(Reason.TOKEN_TOO_LARGE, "The token is too large.")
+TOO_LARGE = Refusal(Reason.TOKEN_TOO_LARGE, "The token is too large.")
 _ENCRYPTED = Refusal(Reason.TOKEN_MALFORMED, "Encrypted tokens are not accepted.")
 _NOT_COMPACT = Refusal(Reason.TOKEN_MALFORMED, "The token is not a signed token in compact form.")
 _NOT_BASE64 = Refusal(Reason.TOKEN_MALFORMED, "A part of the token is not base64url.")
@@ -76,7 +76,7 @@ def read_token(token: bytes) -> UnverifiedToken | Refusal:
     send some of these.
     """
     if len(token) > MAX_TOKEN:
-        return _TOO_LARGE
+        return TOO_LARGE
     parts = token.split(b".")
     if len(parts) != 3:
         return _ENCRYPTED if len(parts) == 5 else _NOT_COMPACT

@@ -55,6 +55,10 @@ class PolicyBounds:
                 )
         return Bounds(
             head=limits.head,
+            fields=limits.fields,
+            target=limits.target,
+            response_head=limits.head if limits.response_head is None else limits.response_head,
+            response_fields=limits.response_fields,
             head_timeout=limits.head_timeout,
             idle_timeout=limits.idle_timeout,
             connections=connections,

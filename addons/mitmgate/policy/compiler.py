@@ -64,6 +64,8 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         via=None if policy.via == "none" else Via(policy.via.encode("ascii")),
         max_head=policy.limits.head,
         max_body=policy.limits.body,
+        max_target=policy.limits.target,
+        max_token=policy.limits.token,
         audit_key=loaded.material.audit_key,
         hidden_headers=_hidden_headers(loaded.document),
     )
@@ -170,7 +172,9 @@ def _forward(forward: Forward, material: Material) -> rules.ForwardIdentity:
     assertion = (
         None if told is None else rules.Assertion(_field(told.header), material.assertion, told.lifetime, told.issuer)
     )
-    return rules.ForwardIdentity(_field(forward.subject), _field(forward.roles), assertion)
+    return rules.ForwardIdentity(
+        _field(forward.subject), _field(forward.roles), assertion, percent=forward.encoding == "percent"
+    )
 
 
 def _identity_headers(forward: rules.ForwardIdentity, routes: list[rules.Route]) -> frozenset[bytes]:

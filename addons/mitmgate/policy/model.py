@@ -85,6 +85,15 @@ class Limits(Section):
     head_timeout: Duration = duration("10s", "How long a client may take to send a head (seconds).")
     idle_timeout: Duration = duration("75s", "How long a connection may be idle (seconds).")
     body: Size = size("10MiB", "The largest request body (bytes), where a route sets no max_body.")
+    target: Size = size("8KiB", "The longest request target: path and query (bytes).")
+    fields: Annotated[Integer, Field(ge=1, le=10_000)] = 100
+    """The most header fields of a request."""
+    token: Size = size("8KiB", "The largest access token (bytes).")
+    response_head: Size | None = Field(
+        default=None, description="The largest head of a response (bytes); unset: as head."
+    )
+    response_fields: Annotated[Integer, Field(ge=1, le=10_000)] = 1000
+    """The most header fields of a response."""
     connections: Count = 10000
     """How many clients may be connected at once to each process; fewer, where its file descriptors are fewer."""
 
@@ -92,6 +101,11 @@ class Limits(Section):
     def _plausible(self) -> Self:
         if not 1024 <= self.head <= 1 << 20:
             raise wrong("must be from 1KiB to 1MiB", at="head")
+        if self.response_head is not None and not 1024 <= self.response_head <= 1 << 20:
+            raise wrong("must be from 1KiB to 1MiB", at="response_head")
+        for member in ("target", "token"):
+            if member in self.model_fields_set and getattr(self, member) >= self.head:
+                raise wrong("does not fit into a head", "raise head", at=member)
         return self
 
 

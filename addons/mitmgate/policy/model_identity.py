@@ -155,6 +155,9 @@ class Forward(Section):
     """The header field for the subject."""
     roles: HeaderName = "X-User-Role"
     """The header field for the roles, joined by commas."""
+    encoding: Literal["plain", "percent"] = "plain"
+    """plain: a subject or a role that a header field can't hold as it is (beyond ASCII, a comma in a role) is refused;
+    percent: such characters, "%" and "," are percent-encoded as UTF-8, in what routes fill from a token as well."""
     assertion: Assertion | None = None
 
     @model_validator(mode="after")

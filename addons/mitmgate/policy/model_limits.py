@@ -65,7 +65,7 @@ class RateLimit(Section):
 
 def _origin(text: str) -> str:
     """Take an origin as a browser writes it (RFC 6454, section 6.2): it is compared byte for byte."""
-    if text == "*":
+    if text in {"*", "null"}:
         return str(text)
     match = re.fullmatch(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/?#@]+)(/.*)?", text)
     if match is None:
@@ -89,7 +89,7 @@ class Cors(Section):
     """
 
     origins: Annotated[tuple[Origin, ...], Field(min_length=1)]
-    """Origins, compared byte for byte; or * alone, for any, without credentials."""
+    """Origins, compared byte for byte; null, which any page can have, or * alone, for any: both without credentials."""
     methods: tuple[Method, ...] = ("GET", "HEAD", "POST")
     """Methods that a preflight may ask for."""
     headers: tuple[HeaderName, ...] = ()
@@ -104,6 +104,9 @@ class Cors(Section):
     def _no_wildcard_with_credentials(self) -> Self:
         if "*" in self.origins and len(self.origins) > 1:
             raise wrong("* stands alone", at="origins")
+        if self.credentials and "null" in self.origins:
+            # Every sandboxed frame, local file and data: URL has this origin.
+            raise wrong("null in origins can't go with credentials: any page can have that origin", at="credentials")
         if self.credentials:
             for member in ("origins", "headers", "expose"):
                 if "*" in getattr(self, member):

@@ -47,6 +47,8 @@ class Snapshot:
     via: Via | None
     max_head: int
     max_body: int
+    max_target: int
+    max_token: int
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
     hidden_headers: frozenset[str] = frozenset()

@@ -6,7 +6,7 @@ from mitmgate.core.bearer import holds_token
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head
-from mitmgate.core.token import Refusal
+from mitmgate.core.token import TOO_LARGE, Refusal
 from mitmgate.core.verdict import Step
 from mitmgate.keys.ring import KeyRing
 from mitmgate.stages.exchange import Exchange
@@ -50,8 +50,10 @@ class Authentication(Stage):
         scheme, _, token = credential.partition(b" ")
         if scheme != b"Bearer" and scheme.lower() != b"bearer":
             return self._refuse(exchange, _OTHER_SCHEME)
-        issuers = exchange.snapshot.issuers
-        result = self._ring.authenticate(issuers, names, token.strip(b" "), exchange.now)
+        snapshot, token = exchange.snapshot, token.strip(b" ")
+        if len(token) > snapshot.max_token:
+            return self._refuse(exchange, TOO_LARGE)
+        result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
             return self._conclude(exchange, exchange.head, result)
         return self._later(exchange, exchange.head, result)

@@ -33,7 +33,7 @@ class Hygiene(Stage):
             return self.deny(Reason.HEAD_TOO_LARGE, f"The head is larger than {snapshot.max_head} bytes.")
         if snapshot.via is not None and snapshot.via.circles(request.headers):
             return self.deny(Reason.LOOP_DETECTED, "The request has come through this gateway again and again.")
-        head = clean(request, screened)
+        head = clean(request, screened, snapshot.max_target)
         if isinstance(head, Refusal):
             if head.reason is Reason.UPGRADE_REFUSED:
                 exchange.answer = _WEBSOCKETS  # RFC 6455, section 4.4

@@ -10,6 +10,7 @@ from mitmgate.core.rewrite import (
     forwarding_fields,
     header_safe,
     max_forwards,
+    percent_encoded,
     upstream_path,
     with_max_forwards,
 )
@@ -83,9 +84,10 @@ def _told(exchange: Exchange, route: Route, client: Address, received: bytes) ->
     principal, names = exchange.principal, exchange.snapshot.forward
     made: list[tuple[bytes, bytes]] = []
     if principal is not None:
-        identity = [(names.subject, principal.subject)]
+        encode = percent_encoded if names.percent else str
+        identity = [(names.subject, encode(principal.subject))]
         if principal.roles:
-            roles = ",".join(principal.roles)
+            roles = ",".join(map(encode, principal.roles))
             if roles.count(",") >= len(principal.roles):
                 return None  # one role would be two to the upstream
             identity.append((names.roles, roles))
@@ -108,6 +110,12 @@ def _told(exchange: Exchange, route: Route, client: Address, received: bytes) ->
 
 def _lookup(exchange: Exchange, key: str) -> str | None:
     """Find what a placeholder of a template stands for; None where this request has no such value."""
+    value = _value(exchange, key)
+    told = key.startswith(("claim:", "subject", "issuer"))
+    return percent_encoded(value) if value is not None and told and exchange.snapshot.forward.percent else value
+
+
+def _value(exchange: Exchange, key: str) -> str | None:
     kind, _, name = key.partition(":")
     principal, head, route, client = exchange.principal, exchange.head, exchange.route, exchange.client
     match kind:

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 class Bounds:
     """Sizes are bytes, times seconds.
 
-    head: the largest head, request line included, of a request and of a response. fields: header fields in a head.
-    target: the longest request target. head_timeout: from a head's first byte (or the TCP connection, during a TLS
-    handshake) to its end. idle_timeout: a connection without a request, and a stream without progress. body_timeout:
-    what a body may take beside the time that its bytes earn at `body_rate` bytes a second. connections: clients at
-    once; per_address: of these from one address; turned_away: beyond these, how many are still told so.
+    head: the largest head of a request, request line included. fields: header fields in it. target: the longest
+    request target. response_head, response_fields: the same of a response. head_timeout: from a head's first byte (or
+    the TCP connection, during a TLS handshake) to its end. idle_timeout: a connection without a request, and a stream
+    without progress. body_timeout: what a body may take beside the time that its bytes earn at `body_rate` bytes a
+    second. connections: clients at once; per_address: of these from one address; turned_away: beyond
+    these, how many are still told so.
     """
 
     head: int = 32 * 1024
     fields: int = 100
     target: int = 8192
+    response_head: int = 32 * 1024
+    response_fields: int = 1000
     head_timeout: float = 10.0
     idle_timeout: float = 75.0
     body_timeout: float = 30.0

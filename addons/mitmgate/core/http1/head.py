@@ -135,7 +135,7 @@ def parse_response(raw: bytes, method: bytes, bounds: Bounds) -> ResponseHead | 
     match = _STATUS.fullmatch(lines[0])
     if match is None:
         return _malformed("The status line is malformed.")
-    if len(lines) - 1 > bounds.fields:
+    if len(lines) - 1 > bounds.response_fields:
         return _malformed("The head has too many header fields.")
     headers = parse_fields(lines, 1)
     if isinstance(headers, str):

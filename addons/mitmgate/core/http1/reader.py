@@ -260,7 +260,7 @@ class ResponseReader:
     def _read_head(self, data: bytes, events: list[ResponseEvent]) -> None:
         while True:
             end = data.find(_HEAD_END)
-            if (end if end >= 0 else len(data)) > self._bounds.head:
+            if (end if end >= 0 else len(data)) > self._bounds.response_head:
                 self._fail("The head is too large.", events)
                 return
             if end < 0:

@@ -37,6 +37,38 @@ def test_everything_else_has_a_default(tmp_path: Path) -> None:
     assert route.upstream.circuit == Circuit()
 
 
+ISSUERS = """
+identity:
+  default: one
+  forward: {%s}
+  issuers:
+    one: {issuer: https://one.example, algorithms: HS256, keys: {secret_env: S}}
+    two: {issuer: https://two.example, algorithms: HS256, keys: {secret_env: S}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("forward", "auth", "rewrite", "header"),
+    [
+        ("", "{issuers: [one]}", "{}", None),
+        ("", "none", "{}", None),
+        ("", "{issuers: [one, two]}", "{}", b"x-user-issuer"),
+        ("issuer: X-Realm", "{issuers: [one]}", "{}", b"x-realm"),
+        ("issuer: X-Realm", "{issuers: [one, two]}", "{}", b"x-realm"),
+        ("", "{issuers: [one, two]}", '{set: {X-User-Issuer: "{issuer}"}}', None),  # as policies did it themselves
+    ],
+)
+def test_the_issuer_is_told_as_soon_as_a_route_accepts_two(
+    tmp_path: Path, forward: str, auth: str, rewrite: str, header: bytes | None
+) -> None:
+    routes = f"routes: [{{name: r, match: {{prefix: /r}}, upstream: u, auth: {auth}, rewrite: {rewrite}}}]"
+    text = f"version: 1\nupstreams: {{u: {{endpoints: ['http://127.0.0.1:9001']}}}}\n{routes}\n{ISSUERS % forward}"
+    snapshot = load_snapshot(write(tmp_path, text), {"S": "s" * 32})
+    assert snapshot.forward.issuer == header
+    if header is not None or "set" in rewrite:
+        assert (header or b"x-user-issuer") in snapshot.client_fields.identity
+
+
 def test_the_digest_is_that_of_the_policy_in_effect(example: Path, environ: dict[str, str], tmp_path: Path) -> None:
     digest = load_snapshot(example, environ).digest
     assert len(digest) == 71

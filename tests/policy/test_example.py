@@ -82,7 +82,9 @@ def test_identity(snapshot: Snapshot) -> None:
 
 
 def test_every_header_that_speaks_of_the_principal_is_an_identity_header(snapshot: Snapshot) -> None:
-    assert snapshot.client_fields.identity == {b"x-user-id", b"x-user-role", b"x-gateway-assertion", b"x-tenant"}
+    assert snapshot.client_fields.identity == {
+        *(b"x-user-id", b"x-user-role", b"x-user-issuer", b"x-gateway-assertion", b"x-tenant"),
+    }
 
 
 def test_upstreams(snapshot: Snapshot, example: Path) -> None:

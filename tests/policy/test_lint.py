@@ -155,9 +155,31 @@ def test_shadowed_routes(tmp_path: Path, first: str, second: str, unreachable: b
     assert len(found) == unreachable
 
 
+TOLD = "forward: {issuer: X-User-Issuer}"
+OTHER = 'dev: {issuer: d, audience: a, algorithms: ES256, keys: {jwks_url: "https://d.example/"}, max_lifetime: 1h}'
+
+
+@pytest.mark.parametrize("where", ["default", "route"])
+@pytest.mark.parametrize("named", [False, True])
+def test_two_issuers_whose_subjects_are_told_apart_by_the_issuer_alone(tmp_path: Path, where: str, named: bool) -> None:
+    default = "default: ¦[corp, dev]" if where == "default" else "default: corp"
+    text = CLEAN.replace("  issuers:\n", f"  {default}\n  issuers:\n    {OTHER}\n")
+    if where == "route":
+        text = text.replace("upstream: users\n", "upstream: users\n    auth: {issuers: ¦[corp, dev]}\n")
+    if named:
+        text = text.replace("identity:\n", f"identity:\n  {TOLD}\n")
+    found = warnings(tmp_path, text.replace("¦", ""))
+    if named:
+        assert found == []
+    else:
+        ((line, column, message),) = found
+        assert (line, column) == place(text)
+        assert "corp and dev may each have a subject of the same name: one X-User-ID" in message
+
+
 def test_shared_secrets_beside_public_keys(tmp_path: Path) -> None:
     dev = "dev: {issuer: d, audience: a, algorithms: ¦HS256, keys: {secret_env: S}, max_lifetime: 1h}"
-    marked = CLEAN.replace("  issuers:\n", f"  default: [corp, dev]\n  issuers:\n    {dev}\n")
+    marked = CLEAN.replace("  issuers:\n", f"  {TOLD}\n  default: [corp, dev]\n  issuers:\n    {dev}\n")
     ((line, column, text),) = warnings(tmp_path, marked.replace("¦", ""))
     assert (line, column) == place(marked)
     assert text.startswith("identity.issuers.dev.algorithms: a shared secret")

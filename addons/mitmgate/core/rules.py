@@ -225,11 +225,15 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class ForwardIdentity:
-    """The header names (lower-case) in which identity goes upstream. percent: its values are percent-encoded."""
+    """The header names (lower-case) in which identity goes upstream.
+
+    issuer None: it is not told. percent: values are percent-encoded.
+    """
 
     subject: bytes = b"x-user-id"
     roles: bytes = b"x-user-role"
     assertion: Assertion | None = None
+    issuer: bytes | None = None
     percent: bool = False
 
 

@@ -108,7 +108,7 @@ def _routes(document: Document) -> Iterator[Problem]:
 
 def _identity_headers(document: Document) -> set[str]:
     forward = _mapping(document.at(("identity", "forward")))
-    names = [forward.get("subject", "X-User-ID"), forward.get("roles", "X-User-Role")]
+    names = [forward.get("subject", "X-User-ID"), forward.get("roles", "X-User-Role"), forward.get("issuer")]
     if isinstance(forward.get("assertion"), dict):
         names.append(forward["assertion"].get("header", "X-Gateway-Assertion"))
     return {name.lower() for name in names if isinstance(name, str)}

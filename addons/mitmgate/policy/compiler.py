@@ -36,7 +36,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = default_issuers(policy.identity)
     routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
-    forward = _forward(policy.identity.forward, loaded.material)
+    forward = _forward(policy.identity.forward, loaded.material, routes)
     return Snapshot(
         digest=digest(loaded),
         policy=policy,
@@ -167,14 +167,22 @@ def _issuer(name: str, issuer: Issuer, keys: rules.KeySource) -> rules.Issuer:
     )
 
 
-def _forward(forward: Forward, material: Material) -> rules.ForwardIdentity:
+ISSUER_HEADER = "X-User-Issuer"
+"""Where the issuer is told unless the policy names another field."""
+
+
+def _forward(forward: Forward, material: Material, routes: list[rules.Route]) -> rules.ForwardIdentity:
     told = forward.assertion
     assertion = (
         None if told is None else rules.Assertion(_field(told.header), material.assertion, told.lifetime, told.issuer)
     )
-    return rules.ForwardIdentity(
-        _field(forward.subject), _field(forward.roles), assertion, percent=forward.encoding == "percent"
-    )
+    issuer = None if forward.issuer is None else _field(forward.issuer)
+    if issuer is None and any(route.issuers is not None and len(route.issuers) > 1 for route in routes):
+        issuer = _field(ISSUER_HEADER)
+        if any(name == issuer for route in routes for name, _ in route.rewrite.set):
+            issuer = None  # a route writes the field itself
+    percent = forward.encoding == "percent"
+    return rules.ForwardIdentity(_field(forward.subject), _field(forward.roles), assertion, issuer, percent)
 
 
 def _identity_headers(forward: rules.ForwardIdentity, routes: list[rules.Route]) -> frozenset[bytes]:
@@ -183,6 +191,8 @@ def _identity_headers(forward: rules.ForwardIdentity, routes: list[rules.Route])
     A client's own are stripped on every route: an upstream believes a name wherever it sees it.
     """
     names = {forward.subject, forward.roles}
+    if forward.issuer is not None:
+        names.add(forward.issuer)
     if forward.assertion is not None:
         names.add(forward.assertion.header)
     for route in routes:

@@ -95,6 +95,22 @@ def _issuers(policy: Policy, document: Document) -> Iterator[Problem]:
             )
 
 
+def _two_issuers(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Two issuers may each have an alice; a policy that names the issuer's field has thought of it."""
+    identity = policy.identity
+    if identity.forward.issuer is not None:
+        return
+    places: list[tuple[Location, tuple[str, ...]]] = [(("identity", "default"), identity.default or ())]
+    for index, route in enumerate(policy.routes):
+        if route.auth is not None and route.auth != "none":
+            places.append((("routes", index, "auth", "issuers"), route.auth.issuers))
+    for location, names in places:
+        if len(set(names)) > 1:
+            message = f"{' and '.join(names)} may each have a subject of the same name: one {identity.forward.subject}"
+            hint = "have services read X-User-Issuer with it, and name it: identity.forward.issuer"
+            yield document.warning(location, message, hint)
+
+
 def _loopback(host: str) -> bool:
     address = parse_address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
@@ -156,6 +172,7 @@ RULES: tuple[Callable[[Policy, Document], Iterator[Problem]], ...] = (
     _unlimited,
     _unused,
     _issuers,
+    _two_issuers,
     _networks,
     _limits,
     _upstreams,

@@ -158,13 +158,17 @@ class Forward(Section):
     encoding: Literal["plain", "percent"] = "plain"
     """plain: a subject or a role that a header field can't hold as it is (beyond ASCII, a comma in a role) is refused;
     percent: such characters, "%" and "," are percent-encoded as UTF-8, in what routes fill from a token as well."""
+    issuer: HeaderName | None = None
+    """The header field for the policy's name of the issuer whose subject it is; unset: X-User-Issuer as soon as some
+    route accepts two issuers, since two issuers may have a subject of the same name."""
     assertion: Assertion | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         seen: set[str] = set()
         assertion = self.assertion.header if self.assertion is not None else None
-        for member, name in (("subject", self.subject), ("roles", self.roles), ("assertion", assertion)):
+        names = (("subject", self.subject), ("roles", self.roles), ("issuer", self.issuer), ("assertion", assertion))
+        for member, name in names:
             if name is None:
                 continue
             if name.lower() in FRAMING | {"authorization", "cookie", "x-request-id", "traceparent"}:

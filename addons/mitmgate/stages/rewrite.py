@@ -86,6 +86,8 @@ def _told(exchange: Exchange, route: Route, client: Address, received: bytes) ->
     if principal is not None:
         encode = percent_encoded if names.percent else str
         identity = [(names.subject, encode(principal.subject))]
+        if names.issuer is not None:
+            identity.append((names.issuer, principal.issuer))
         if principal.roles:
             roles = ",".join(map(encode, principal.roles))
             if roles.count(",") >= len(principal.roles):

@@ -35,6 +35,14 @@ def read_request(
     fields: Iterable[tuple[bytes, bytes]], scheme: bytes, ended: bool, bounds: Bounds
 ) -> Http2Request | Refusal:
     """Read a header section. scheme: the connection's. ended: no body follows."""
+    fields = tuple(fields)
+    read = _read(fields, scheme, ended, bounds)
+    if isinstance(read, Refusal) and not read.fields:  # so that a browser may show what was wrong
+        return read._replace(fields=tuple(field for field in fields if field[0] == b"origin"))
+    return read
+
+
+def _read(fields: Fields, scheme: bytes, ended: bool, bounds: Bounds) -> Http2Request | Refusal:
     pseudo: dict[bytes, bytes] = {}
     kept: list[tuple[bytes, bytes]] = []
     size = 0

@@ -9,7 +9,6 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.http1.names import LOWER
 from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
 from mitmgate.core.rules import ResponseHeaders as Rule
-from mitmgate.core.verdict import Outcome
 from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.stages.message import date_field
 
@@ -85,7 +84,7 @@ def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     if exchange.grants:
         fields += ratelimit_fields(exchange.grants)
     cors, final = exchange.cors, exchange.verdict.final
-    if cors is None and final is not None and final.outcome is Outcome.DENY:
+    if cors is None and final is not None:  # our own word
         # Without it a browser would show its user no error at all; with the route's own rule it would give routes away.
         origin = exchange.request.headers.one(b"origin")
         cors = exchange.snapshot.cors.grant(None if origin is None else origin.decode("latin-1"))

@@ -1,5 +1,6 @@
 """Readers of a connection: bytes of any cut in, heads, body bytes and ends of messages out."""
 
+import re
 from enum import Enum, auto
 from typing import Final
 
@@ -13,6 +14,7 @@ from mitmgate.core.websocket import asks
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32
+_ORIGIN: Final = re.compile(rb"\norigin:[ \t]*([!-~]*)[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 class _End(Enum):
@@ -123,12 +125,11 @@ class RequestReader:
             buffer[:] = data
             return self._incomplete()
         if end > self._bounds.head:
-            return [self._too_large(data)]
+            return self._refuse(self._too_large(data), data)
         buffer.clear()
         head = self._parse(data[:end])
         if isinstance(head, Refusal):
-            self._state = _State.FAILED
-            return [head]
+            return self._refuse(head, data[: end + 2])
         events: list[RequestEvent] = [head]
         if asks(head.version, head.headers):
             self.received = data
@@ -179,7 +180,7 @@ class RequestReader:
         if not buffer:
             return []
         if len(buffer) > self._bounds.head:
-            return [self._too_large(buffer)]
+            return self._refuse(self._too_large(buffer), buffer)
         start = max(0, self._scanned - 1)
         fresh = bytes(buffer[start:])
         self._scanned = len(buffer)
@@ -192,12 +193,19 @@ class RequestReader:
             or fresh.translate(None, TEXT)
             or buffer[0] in b" \t"
         ):
-            self._state = _State.FAILED
-            return [Refusal(Reason.HEAD_MALFORMED, "The head holds a control character, or a loose CR or LF.")]
+            flaw = "The head holds a control character, or a loose CR or LF."
+            return self._refuse(Refusal(Reason.HEAD_MALFORMED, flaw), buffer)
         return []
 
-    def _too_large(self, data: bytes | bytearray) -> Refusal:
+    def _refuse(self, refusal: Refusal, data: bytes | bytearray) -> list[RequestEvent]:
+        """Read nothing more. Of a head that is none the Origin is kept, so that a browser may show what was wrong."""
         self._state = _State.FAILED
+        if not refusal.fields:
+            origins = _ORIGIN.findall(data, 0, self._bounds.head)
+            refusal = refusal._replace(fields=tuple((b"Origin", bytes(origin)) for origin in origins))
+        return [refusal]
+
+    def _too_large(self, data: bytes | bytearray) -> Refusal:
         line = data.find(b"\r\n")
         if line < 0 or line > self._bounds.target + 64:
             return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {self._bounds.target} bytes.")

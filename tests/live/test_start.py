@@ -70,21 +70,29 @@ def test_the_policy_is_read_once(tmp_path: Path, upstream: RecordingUpstream, fr
         assert gateway.stop() == 0
 
 
+@pytest.mark.parametrize("front", ["serve", "worker", "web"])
+def test_what_check_warns_of_is_logged_once(tmp_path: Path, upstream: RecordingUpstream, front: str) -> None:
+    host, arguments = FRONTS[front]
+    with Gateway(policy_file(tmp_path, upstream), host=host, arguments=arguments) as gateway:
+        assert gateway.log.count("public is public: it needs no token [public]") == 1
+
+
 @pytest.mark.parametrize("front", ["serve", "worker", "web", "stock"])
 def test_nobody_is_answered_before_the_first_keys_are_there(
     tmp_path: Path, upstream: RecordingUpstream, front: str
 ) -> None:
-    """Also where the first fetch fails: the retry's keys are waited for. `serve` does not even accept."""
+    """`serve` does not even accept, and waits for the retry where the first fetch fails."""
     with JwksServer(KEYS) as server:
         server.open.clear()
-        server.status = 503
         with launched(with_key_set(tmp_path, upstream, server.url), front) as gateway:
             wait_for(lambda: server.fetches == 1, "the first fetch", 60)
-            server.open.set()
-            wait_for(lambda: "not fetched" in gateway.log + gateway.stdout.read_text(), "the failure")
-            server.status = 200
             if gateway.host == "serve":
                 assert not accepts(gateway)
+                server.status = 503
+                server.open.set()
+                wait_for(lambda: "not fetched" in gateway.log, "the failure")
+                server.status = 200
+            server.open.set()
             wait_for(lambda: accepts(gateway), "connections to be accepted", 60)
             answer = gateway.get("/api/v1/users/7", token=token())
             assert (answer.status, answer.reason) == (200, None), gateway.log

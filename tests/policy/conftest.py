@@ -14,11 +14,15 @@ from cryptography.x509.oid import NameOID
 SECRET = "an-hmac-secret-of-more-than-256-bits"
 
 
-def make_certificate(certificate: Path, key: Path) -> None:
+def make_certificate(
+    certificate: Path,
+    key: Path,
+    begin: datetime.datetime = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+    days: int = 36500,
+) -> None:
     """Write a self-signed certificate and its key."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, certificate.stem)])
-    begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -26,7 +30,7 @@ def make_certificate(certificate: Path, key: Path) -> None:
         .public_key(private.public_key())
         .serial_number(7)
         .not_valid_before(begin)
-        .not_valid_after(begin + datetime.timedelta(days=3650))
+        .not_valid_after(begin + datetime.timedelta(days=days))
         .sign(private, hashes.SHA256())
     )
     for path in (certificate, key):

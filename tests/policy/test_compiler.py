@@ -24,6 +24,22 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_newline_at_a_variables_end_is_no_part_of_it(example: Path, end: str) -> None:
+    """As with a file: a secret that was put into the environment with `$(<file)` and the like is the file's."""
+    text = example.read_text().replace("host: 127.0.0.1\n", "host: ${HOST}\n", 1)
+    example.write_text(text.replace('"redis://127.0.0.1:6379/0"', '"redis://:${PASSWORD}@127.0.0.1:6379/0"'))
+    plain = {"MITMGATE_DEV_SECRET": "s" * 40, "MITMGATE_AUDIT_KEY": "k" * 40, "HOST": "127.0.0.2", "PASSWORD": "p%2Fw"}
+    ended = load_snapshot(example, {name: value + end for name, value in plain.items()})
+    assert ended.issuers["dev"].keys.material == b"s" * 40
+    assert ended.audit_key == b"k" * 40
+    assert ended.policy.listen.host == "127.0.0.2"
+    assert ended.policy.store.url == "redis://:p%2Fw@127.0.0.1:6379/0"  # type: ignore[union-attr]
+    assert ended.digest == load_snapshot(example, plain).digest
+    twice = {**plain, "MITMGATE_DEV_SECRET": "s" * 40 + "\n\n"}
+    assert load_snapshot(example, twice).issuers["dev"].keys.material == b"s" * 40 + b"\n"
+
+
 def test_everything_else_has_a_default(tmp_path: Path) -> None:
     snapshot = load_snapshot(write(tmp_path, MINIMAL), {})
     policy = snapshot.policy

@@ -1,11 +1,19 @@
 """Warnings of valid policies, and members whose capability is not there."""
 
+import datetime
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mitmgate.policy.lint import lint
+from mitmgate.policy.compiler import digest
+from mitmgate.policy.lint import lint, review
 from mitmgate.policy.loader import load
+from mitmgate.policy.problem import Code
+from tests.live.harness import ROOT
+from tests.policy.conftest import make_certificate
 
 CLEAN = """\
 version: 1
@@ -93,6 +101,118 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
         ("key_env: KEY", "key_env: ¦NO_KEY", "audit.chain.key_env: the environment variable NO_KEY is not set"),
         ("{sinks: [{file: a.jsonl}], ", "¦{", "audit: no audit sink"),
         ("{sinks", "{on_full: ¦drop, sinks", "audit.on_full: drop loses events"),
+        # Claims are read by name.
+        (
+            "max_lifetime: 1h",
+            "max_lifetime: 1h\n      claims: {roles: ¦realm_access.roles}",
+            "identity.issuers.corp.claims.roles: a claim is read by its name, not by a path",
+        ),
+        (
+            "max_lifetime: 1h",
+            'max_lifetime: 1h\n      claims: {scopes: [scope, ¦"$.scp"]}',
+            "identity.issuers.corp.claims.scopes[1]: a claim is",
+        ),
+        ("max_lifetime: 1h", 'max_lifetime: 1h\n      claims: {roles: "https://c.example/roles"}', ""),
+        ("max_lifetime: 1h", 'max_lifetime: 1h\n      claims: {roles: "cognito:groups"}', ""),
+        ("window: 1s", "window: 1s, key: ¦claim:org.id", "rate_limits.per-user.key: a claim is"),
+        (
+            "upstream: users",
+            "upstream: users\n    require: {claims: {¦/tenant/id: a}}",
+            "routes[0].require.claims./tenant/id: a claim is",
+        ),
+        (
+            "upstream: users",
+            'upstream: users\n    rewrite: {set: {X-Org: ¦"{claim:org.id}"}}',
+            "routes[0].rewrite.set.X-Org: a claim is",
+        ),
+        # Paths are no patterns.
+        ("{prefix: /users}", "{prefix: ¦/users/*}", "routes[0].match.prefix: a path is no pattern: only one with '*'"),
+        ("{prefix: /users}", "{exact: ¦/users/**}", "routes[0].match.exact: a path is no pattern"),
+        (
+            "{prefix: /users}",
+            "{prefix: ¦/users/:id}",
+            "routes[0].match.prefix: a path is no pattern: only one with ':id'",
+        ),
+        ("{prefix: /users}", "{prefix: ¦/users/.+}", "routes[0].match.prefix: a path is no pattern"),
+        ("{prefix: /users}", "{exact: ¦/users$}", "routes[0].match.exact: a path is no pattern"),
+        ("{prefix: /users}", "{prefix: /$metadata}", ""),
+        ("{prefix: /users}", "{prefix: /users:batchGet}", ""),
+        ("{prefix: /users}", "{exact: '/Users(7)'}", ""),
+        ("version: 1", "version: 1\nendpoints: {health: ¦/health*}", "endpoints.health: a path is no pattern"),
+        (
+            "upstream: users",
+            "upstream: users\n    rewrite: {replace_prefix: ¦/v2/*}",
+            "routes[0].rewrite.replace_prefix: a",
+        ),
+        # What no request is.
+        ("{prefix: /users}", "{prefix: /u, methods: [GET, ¦ANY]}", "routes[0].match.methods[1]: ANY is no registered"),
+        ("{prefix: /users}", "{prefix: /u, methods: ¦PSOT}", "routes[0].match.methods: PSOT is no registered method"),
+        ("{prefix: /users}", "{prefix: /u, methods: [PROPFIND]}", ""),
+        (
+            "{prefix: /users}",
+            "{prefix: /u, methods: [POST]}\n    websocket: ¦true",
+            "routes[0].websocket: a WebSocket is opened by GET",
+        ),
+        (
+            "version: 1",
+            "version: 1\nnetworks: {allow: [¦10.1.0.0/16, 192.0.2.0/24], deny: [10.0.0.0/8]}",
+            "networks.allow[0]: all of 10.1.0.0/16 is denied",
+        ),
+        (
+            "version: 1",
+            'version: 1\nnetworks: {allow: [¦"::ffff:10.1.0.0/112"], deny: [10.0.0.0/8]}',
+            "networks.allow[0]: all of",
+        ),
+        ('"http://127.0.0.1:9001"', '¦"http://localhost:8080"', "upstreams.users.endpoints[0]: the gateway itself"),
+        (
+            "version: 1",
+            "version: 1\nresponse_headers: {set: {¦X-A: b}, remove: [x-a]}",
+            "response_headers.set.X-A: X-A is in `remove` as well",
+        ),
+        ("{sinks", '{redact: {query: [token, ¦"token="]}, sinks', "audit.redact.query[1]: a parameter's name alone"),
+        (
+            "window: 1s",
+            'window: 1s, key: [client_ip, ¦"header:X-Forwarded-For"]',
+            "rate_limits.per-user.key[1]: a client's",
+        ),
+        (
+            "window: 1s",
+            'window: 1s, key: [client_ip, ¦"header:X-User-ID"]',
+            "rate_limits.per-user.key[1]: a client's x-user",
+        ),
+        (
+            "upstream: users",
+            'upstream: users\n    rewrite: {set: {X-Real: ¦"{header:X-Real-IP}"}}',
+            "routes[0].rewrite.set.X-Real: a client's x-real-ip is removed",
+        ),
+        # Conditions.
+        *(
+            (
+                "upstream: users",
+                f"upstream: users\n    require: {{when: ¦'{when}'}}",
+                f"routes[0].require.when: {message}",
+            )
+            for when, message in (
+                ('request.method == "get"', "request.method is in capitals"),
+                ('"Delete" != request.method', "request.method is in capitals"),
+                ('request.method in ["GET", "post"]', "request.method is in capitals"),
+                ('request.host == "API.example"', "request.host is in lower case"),
+                ('request.headers["X-Tenant"] == "a"', "names in request.headers are in lower case"),
+                ('!("X-Blocked" in request.headers)', "names in request.headers are in lower case"),
+                ("has(request.headers.Tenant)", "names in request.headers are in lower case"),
+                ('request.headers["x-forwarded-for"] == "a"', "a client's x-forwarded-for is removed"),
+                ('principal.issuer == "https://c.example"', "principal.issuer is the name that the policy gives"),
+                ('route.name == "orders"', "route.name is users here"),
+            )
+        ),
+        *(
+            ("upstream: users", f"upstream: users\n    require: {{when: '{when}'}}", "")
+            for when in (
+                'request.method != "GET" && "x-tenant" in request.headers',
+                'principal.issuer in ["corp"] && request.headers["x-a"] == "B"',
+                'principal.claims["Mixed.Case"] == "get"',
+            )
+        ),
         # Routes that never decide.
         ("audit:", ROUTE.replace("{%s}", "¦{exact: /health}"), "routes[1].match: never reached: the health check"),
         ("audit:", ROUTE % "prefix: /users/, methods: GET", ""),  # more specific: decides first
@@ -198,3 +318,121 @@ def test_bad_members_of_a_key_set_are_left_out_with_a_warning(tmp_path: Path) ->
     ((line, _, message),) = warnings(tmp_path, text)
     assert line == 8
     assert "key 2" in message
+
+
+def test_a_network_that_the_whole_policy_does_not_let_in(tmp_path: Path) -> None:
+    marked = CLEAN.replace("upstream: users", "upstream: users\n    networks: {allow: [10.2.0.0/16, ¦192.0.2.0/24]}")
+    found = warnings(tmp_path, marked.replace("¦", "") + "networks: {allow: [10.0.0.0/8]}\n")
+    assert found == [
+        (*place(marked), "routes[0].networks.allow[1]: nobody of 192.0.2.0/24 passes the policy's own networks.allow")
+    ]
+
+
+@pytest.mark.parametrize("admin", ["0.0.0.0", "::", "127.0.0.1", "localhost"])
+def test_an_endpoint_that_is_the_admin_listener(tmp_path: Path, admin: str) -> None:
+    text = CLEAN.replace(":9001", ":8090") + f'admin: {{host: "{admin}"}}\n'
+    assert [message for _, _, message in warnings(tmp_path, text)] == [
+        "upstreams.users.endpoints[0]: the gateway itself listens there"
+    ]
+
+
+def test_certificates_that_are_not_valid_now(tmp_path: Path) -> None:
+    past, future = (
+        datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+        datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC),
+    )
+    for name, begin in (("old", past), ("new", future)):
+        make_certificate(tmp_path / f"{name}.pem", tmp_path / f"{name}.key", begin, 30)
+    text = CLEAN.replace("endpoints:", "tls: {ca: old.pem, certificate: new.pem, key: new.key}, endpoints:")
+    found = warnings(tmp_path, text.replace("http://", "https://"))
+    assert [(line, message.partition(",")[0]) for line, _, message in found] == [
+        (10, "upstreams.users.tls.ca: it is valid from 2020-01-01 to 2020-01-31"),
+        (10, "upstreams.users.tls.certificate: it is valid from 2100-01-01 to 2100-01-31"),
+    ]
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "make", "reason"),
+    [
+        ("/proc/nobody/audit.jsonl", None, "No such file or directory"),
+        ("file/audit.jsonl", Path.touch, "Not a directory"),
+        ("taken", Path.mkdir, "it is a directory"),
+        ("pipe", fifo, "it is no regular file"),
+        ("new/and/deep/audit.jsonl", None, ""),
+        ("old.jsonl", Path.touch, ""),
+    ],
+)
+@pytest.mark.parametrize("member", ["file", "spill"])
+def test_an_audit_file_that_can_not_be_written(
+    tmp_path: Path, member: str, file: str, make: Callable[[Path], None] | None, reason: str
+) -> None:
+    """And nothing is made by looking."""
+    if make is not None:
+        make(tmp_path / file.partition("/")[0])
+    before = sorted(tmp_path.rglob("*"))
+    sink = f"file: ¦{file}" if member == "file" else f"redis_stream: s, spill: ¦{file}"
+    marked = CLEAN.replace("file: a.jsonl", sink) + 'store: {url: "redis://127.0.0.1/"}\n'
+    found = warnings(tmp_path, marked.replace("¦", ""))
+    assert found == (
+        [(*place(marked), f"audit.sinks[0].{member}: the file can't be written: {reason}")] if reason else []
+    )
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "p.yaml"])
+
+
+ACKNOWLEDGED = [
+    ("version: 1", "version: 1\nmode: report\nacknowledge: {report-mode: for a week}"),
+    ("upstream: users", "upstream: users\n    mode: report\n    acknowledge: {report-mode: for a week}"),
+    ("version: 1", "version: 1\nacknowledge: {no-rate-limit: inside}"),
+    ("max_lifetime: 1h", "acknowledge: {any-lifetime: theirs}"),
+    ("{sinks: [{file: a.jsonl}], ", "{acknowledge: {no-audit: a demo}, "),
+    ("window: 1s", "window: 1s, mode: report, acknowledge: {report-mode: we look}"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), ACKNOWLEDGED)
+def test_a_warning_that_is_meant(tmp_path: Path, old: str, new: str) -> None:
+    """Beside the rule or around it; the digest is the same, and without the acknowledgement it is a warning."""
+    path = tmp_path / "p.yaml"
+    text = CLEAN.replace(old, new)
+    if "no-rate-limit" in new:
+        text = text.replace("    rate_limits: per-user\n", "").replace(
+            "rate_limits: {per-user: {limit: 5, window: 1s}}\n", ""
+        )
+    path.write_text(text)
+    meant = load(path, ENVIRON)
+    found = review(meant)
+    assert found.warnings == ()
+    ((problem, reason),) = found.acknowledged
+    assert f"{{{problem.code}: {reason}}}" in new
+    path.write_text(re.sub(r"(, |\n +|\n|(?<={))acknowledge: {[^}]*}(, )?", "", text))
+    plain = load(path, ENVIRON)
+    assert [warning.code for warning in lint(plain)] == [problem.code]
+    assert digest(plain) == digest(meant)
+
+
+def test_an_acknowledgement_of_nothing_and_of_another_place(tmp_path: Path) -> None:
+    marked = CLEAN.replace("upstream: users", "upstream: users\n    acknowledge: {¦public: no longer}")
+    assert warnings(tmp_path, marked.replace("¦", "")) == [
+        (*place(marked), "routes[0].acknowledge.public: there is no warning public here that could be meant")
+    ]
+    other = CLEAN.replace("audit:", PUBLIC.replace("¦", "").replace("rate_limits: per-ip", "rate_limits: per-ip"))
+    other = other.replace("{per-user", "{per-ip: {limit: 1, window: 1s, key: client_ip}, per-user")
+    other = other.replace("upstream: users\n", "upstream: users\n    acknowledge: {public: of another route}\n", 1)
+    assert [text.partition(":")[0] for _, _, text in warnings(tmp_path, other)] == [
+        "routes[0].acknowledge.public",
+        "routes[1].auth",
+    ]
+
+
+def test_what_depends_on_the_machine_may_be_acknowledged_in_vain(tmp_path: Path) -> None:
+    meant = "{acknowledge: {unwritable: by CI, unkeyed-chain: by CI}, sinks"
+    assert warnings(tmp_path, CLEAN.replace("{sinks", meant)) == []
+
+
+def test_the_page_has_every_code() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "warnings.md").read_text(), re.MULTILINE)
+    assert rows == list(Code)

@@ -1,6 +1,8 @@
 """The JSON Schema: fresh, valid, and of one mind with the model about the policies that are here."""
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
+from mitmgate.policy.checks import check
+from mitmgate.policy.document import Document
 from mitmgate.policy.schema import FILE, text
+from mitmgate.policy.validation import validate
 
 POLICIES = sorted(FILE.parent.glob("*.yaml"))
 
@@ -64,6 +69,64 @@ def test_mistakes_are_not_valid(validator: Draft202012Validator, location: list[
         inner = inner[step]
     inner[last] = value
     assert not validator.is_valid(policy)
+
+
+def sections(schema: Any, value: Any, node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield each place of a policy where a section stands, with the section's schema."""
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    for choice in node.get("anyOf", []) + node.get("oneOf", []):
+        yield from sections(schema, value, choice, location)
+    if isinstance(value, dict) and "properties" in node and set(node.get("required", ())) <= set(value):
+        yield location, node
+        for name, member in node["properties"].items():
+            if name in value:
+                yield from sections(schema, value[name], member, (*location, name))
+    elif isinstance(value, dict):
+        for inner in node.get("patternProperties", {}).values():
+            for name, member in value.items():
+                yield from sections(schema, member, inner, (*location, name))
+    elif isinstance(value, list) and isinstance(node.get("items"), dict):
+        for index, member in enumerate(value):
+            yield from sections(schema, member, node["items"], (*location, index))
+
+
+ALONE = {("Keys", "jwks_url"): "https://issuer.example/", ("Match", "prefix"): "/"}
+"""Members without which a section says nothing, though none of them is required."""
+
+
+def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator) -> None:
+    """In each section of the example, with its required members alone: the member, written with its default."""
+    schema = json.loads(FILE.read_text())
+    example = read(Path(__file__).with_name("policy-example.yaml"))
+    tried: set[tuple[str, str]] = set()
+    for location, node in sections(schema, example, schema, ()):
+        name = next((name for name, section in schema["$defs"].items() if section is node), "Policy")
+        for member, described in node["properties"].items():
+            if "default" not in described or (name, member) in tried:
+                continue
+            tried.add((name, member))
+            policy = copy.deepcopy(example)
+            inner = policy
+            for step in location:
+                inner = inner[step]
+            kept = {key: inner[key] for key in node.get("required", ())}
+            kept |= {key: value for (section, key), value in ALONE.items() if section == name}
+            inner.clear()
+            inner |= {member: described["default"], **kept}
+            validator.validate(policy)
+            document = Document("policy.yaml", policy)
+            problems = [*validate(document)[1], *check(document)]
+            at = (*location, member)
+            assert [str(problem) for problem in problems if problem.location[: len(at)] == at] == []
+    every = {
+        (name, member)
+        for name, section in {**schema["$defs"], "Policy": schema}.items()
+        for member, described in section.get("properties", {}).items()
+        if "default" in described
+    }
+    assert every - tried == set()
+    assert len(every) > 80
 
 
 def test_defaults_and_units_are_as_a_policy_writes_them() -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import orjson
 
+from mitmgate.policy.interpolation import without_newline
 from mitmgate.usage import UserError
 
 GENESIS = "0" * 64
@@ -28,10 +29,13 @@ _TAIL = len(_MAC) + 64 + len(_END)
 
 
 def key_from_env(name: str, value: str | None) -> bytes:
-    """Return the chain's key out of the value of the environment variable `name`; UserError where it is not set."""
+    """Return the chain's key out of the value of the environment variable `name`; UserError where it is not set.
+
+    A newline at its end is not part of it, as in a policy.
+    """
     if not value:
         raise UserError(f"the environment variable {name}, the audit chain's key, is not set")
-    return value.encode("utf-8", "surrogateescape")
+    return without_newline(value).encode("utf-8", "surrogateescape")
 
 
 class Link(NamedTuple):

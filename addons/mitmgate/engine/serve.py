@@ -1,6 +1,7 @@
 """serve: the production host."""
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -25,10 +26,14 @@ from mitmgate.engine.slot import bind
 from mitmgate.engine.supervisor import Supervisor
 from mitmgate.engine.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
+from mitmgate.policy.lint import review
 from mitmgate.policy.loader import Loaded, PolicyError, load
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.units import UnitError, parse_duration
 from mitmgate.replay.observing import Observing, observing_options
 from mitmgate.usage import UserError
+
+logger = logging.getLogger(__name__)
 
 MODE = TARGET
 
@@ -56,6 +61,12 @@ def load_for_host(path: str) -> Loaded:
         raise UserError(str(error)) from error
 
 
+def warn(loaded: Loaded, snapshot: Snapshot | None = None) -> None:
+    """Log what `check` warns of. snapshot: what the policy was compiled to, where that was done already."""
+    for problem in review(loaded, snapshot).warnings:
+        logger.warning("%s", problem)
+
+
 async def run(
     loaded: Loaded,
     host: str,
@@ -78,6 +89,8 @@ async def run(
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
     except OptionsError as error:
         raise UserError(str(error)) from error
+    if place is None and addon.policy.source is not None:
+        warn(loaded, addon.policy.source.snapshot)
     observing.attach(addon)
     supervised = None if place is None else Supervised(place)
     lifetime = Lifetime(master, addon, patience, supervised or service_manager())
@@ -104,6 +117,7 @@ async def run(
 
 async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patience: float) -> int:
     """Run `count` workers with this command's own words, and the admin listener. Returns the exit status."""
+    warn(loaded)
     figures, where, admin = Workers(), loaded.policy.admin, None
     if where is not None:
         from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - tornado takes 80 ms to import

@@ -21,7 +21,7 @@ from mitmgate.descriptors import raise_limit
 from mitmgate.engine import signals
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.master import StartupCheck
-from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host
+from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host, warn
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.policy.loaded import Loaded
@@ -123,6 +123,8 @@ async def _run(policy: Loaded | str, options: Options, settings: dict[str, objec
         options.update(mitmgate_keep_flows=keep)
     except exceptions.OptionsError as error:
         raise UserError(str(error)) from error
+    if isinstance(policy, Loaded) and addon.policy.source is not None:
+        warn(policy, addon.policy.source.snapshot)
     master.addons.add(Announcement(master))
     reloads: set[asyncio.Task[bool]] = set()
 

@@ -3,6 +3,7 @@
 The checks read the document, not the model, so that they also speak where another part of the policy is wrong.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _client_limits(document)
     yield from _stores(document)
     yield from _listeners(document)
+    yield from _sinks(document)
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -220,6 +222,22 @@ def _stores(document: Document) -> Iterator[Problem]:
         if "redis_stream" in _mapping(sink):
             at = ("audit", "sinks", index, "redis_stream")
             yield document.problem(at, "a stream needs a redis store", hint="add store: {url: redis://HOST:6379/0}")
+
+
+def _sinks(document: Document) -> Iterator[Problem]:
+    """Yield an error where two sinks write one file: each would break the other's chain."""
+    taken: dict[str, Location] = {}
+    for index, sink in enumerate(_items(document.at(("audit", "sinks")))):
+        members = _mapping(sink)
+        member = "spill" if "redis_stream" in members else "file"
+        name = members.get(member, "audit/spill.jsonl" if member == "spill" else None)
+        if not isinstance(name, str) or not name:
+            continue
+        at: Location = ("audit", "sinks", index, member)
+        first = taken.setdefault(os.path.normpath(name), at)
+        if first != at:
+            line, _ = document.place(first)
+            yield document.problem(at, "another sink writes this file", hint=f"it is at line {line}")
 
 
 def _listeners(document: Document) -> Iterator[Problem]:

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import click
 
 from mitmgate.policy.compiler import digest
-from mitmgate.policy.lint import lint
+from mitmgate.policy.lint import Acknowledged, review
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.loader import load
-from mitmgate.policy.problem import PolicyError, Problem, in_order
+from mitmgate.policy.problem import PolicyError, Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What there is to say of one file. loaded: None where it has errors."""
+    """What there is to say of one file. loaded: None where it has errors. acknowledged: warnings that are meant."""
 
     file: str
     problems: tuple[Problem, ...]
     loaded: Loaded | None
+    acknowledged: tuple[Acknowledged, ...] = ()
 
     def summary(self) -> dict[str, str | int]:
         """Return what a valid policy holds; empty for one with errors."""
@@ -36,14 +37,16 @@ def examine(path: str, environ: Mapping[str, str]) -> Report:
         loaded = load(path, environ)
     except PolicyError as error:
         return Report(path, error.problems, None)
-    return Report(path, in_order(lint(loaded)), loaded)
+    found = review(loaded)
+    return Report(path, found.warnings, loaded, found.acknowledged)
 
 
 def _as_text(report: Report) -> str:
     lines = [str(problem) for problem in report.problems]
     if report.loaded is not None:
         routes, upstreams, sha = report.summary().values()
-        lines.append(f"{report.file}: ok, {_plural(routes, 'route')}, {_plural(upstreams, 'upstream')}, {sha}")
+        meant = f", {_plural(len(report.acknowledged), 'acknowledged warning')}" if report.acknowledged else ""
+        lines.append(f"{report.file}: ok, {_plural(routes, 'route')}, {_plural(upstreams, 'upstream')}, {sha}{meant}")
     return "\n".join(lines)
 
 
@@ -58,6 +61,7 @@ def _as_json(reports: list[Report]) -> str:
             "valid": report.loaded is not None,
             **report.summary(),
             "problems": [problem.as_dict() for problem in report.problems],
+            "acknowledged": [{**problem.as_dict(), "reason": reason} for problem, reason in report.acknowledged],
         }
         for report in reports
     ]
@@ -73,7 +77,8 @@ def check(context: click.Context, paths: tuple[str, ...], strict: bool, style: s
     """Check policy files: errors and warnings with their places.
 
     Exits with 0; 1 for warnings with --strict; 2 for errors. The environment is read as `serve` would: variables that
-    a policy names must be set.
+    a policy names must be set. A warning that is meant can be acknowledged in the policy, beside the rule, by the code
+    that stands behind it in brackets: `acknowledge: {CODE: REASON}`.
     """
     reports = [examine(path, os.environ) for path in paths]
     if style == "json":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mitmgate.policy.interpolation import FromEnvironment
-from mitmgate.policy.problem import Location, Problem, Severity, dotted
+from mitmgate.policy.problem import Code, Location, Problem, Severity, dotted
 
 Place = tuple[int, int]  # line and column, from 1
 
@@ -62,13 +62,14 @@ class Document:
         hint: str = "",
         key: bool = False,
         severity: Severity = "error",
+        code: Code | None = None,
     ) -> Problem:
         """Make a problem of a member. found: None shows the value that the file has there."""
         line, column = self.place(location, key)
         if found is None:
             found = self.shown(location)
         path, message, hint = (without_userinfo(text) for text in (dotted(location), message, hint))
-        return Problem(self.file, line, column, severity, path, message, found, hint)
+        return Problem(self.file, line, column, severity, path, message, found, hint, code, location)
 
     def shown(self, location: Location) -> str:
         """Show a member's value as `written` does; "" for one that may hold a credential."""
@@ -78,9 +79,9 @@ class Document:
         """Tell whether a message may quote a part of a value: it is no credential, nor the environment's."""
         return not is_secret(location) and not isinstance(self.at(location), FromEnvironment)
 
-    def warning(self, location: Location, message: str, hint: str = "", key: bool = False) -> Problem:
+    def warning(self, location: Location, code: Code, message: str, hint: str = "", key: bool = False) -> Problem:
         """Make a warning of a member, without its value."""
-        return self.problem(location, message, found="", hint=hint, key=key, severity="warning")
+        return self.problem(location, message, found="", hint=hint, key=key, severity="warning", code=code)
 
 
 def as_written(text: str) -> str:

@@ -35,11 +35,17 @@ class UnresolvedError(ValueError):
         self.hint = hint
 
 
+def without_newline(value: str) -> str:
+    """Return what a variable says, without a newline at its end: it comes with a secret that was read from a file."""
+    return value.removesuffix("\n").removesuffix("\r")
+
+
 def interpolate(text: str, environ: Mapping[str, str]) -> str:
     """Replace the references in a text; `$${` stands for a literal `${`.
 
-    Text without references is returned as it is, other text as FromEnvironment. An unset or empty variable takes the
-    default, as in a shell. Raises UnresolvedError for a variable that is not set, and for what is no reference.
+    Text without references is returned as it is, other text as FromEnvironment. A newline at a variable's end is not
+    part of it. An unset or empty variable takes the default, as in a shell. Raises UnresolvedError for a variable that
+    is not set, and for what is no reference.
     """
     if "${" not in text:
         return text
@@ -53,7 +59,7 @@ def interpolate(text: str, environ: Mapping[str, str]) -> str:
                 "there is a ${ that is no reference to the environment", "write ${NAME} or $${ for a literal ${"
             )
         name, default = body.groups()
-        value = environ.get(name, "")
+        value = without_newline(environ.get(name, ""))
         if value == "" and default is not None:
             value = default
         elif name not in environ:

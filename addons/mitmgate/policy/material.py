@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from ssl import SSLError, create_default_context
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from mitmgate.keys.material import key_set
 from mitmgate.keys.material import problem as key_problem
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
+from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import ListenTls
 from mitmgate.policy.model_audit import Chain
 from mitmgate.policy.model_identity import Assertion, Issuer
 from mitmgate.policy.model_upstreams import UpstreamTls
-from mitmgate.policy.problem import Location, Problem, nearest
+from mitmgate.policy.problem import Code, Location, Problem, nearest
 
 LEAST_SECRET = 32  # bytes; 256 bits
 
@@ -98,7 +100,7 @@ class Reader:
             hint = nearest(name, self.environ) or "set it before the gateway starts"
             self._wrong(location, *self._unset(name, location, hint))
             return None
-        content = value.encode("utf-8", "surrogateescape")
+        content = without_newline(value).encode("utf-8", "surrogateescape")
         self._hash(location, content)
         return content
 
@@ -146,7 +148,7 @@ class Reader:
         self.material.issuers[name] = source
         if source.kind == "jwks":
             for ignored in key_set(source, issuer.algorithms).ignored:
-                self.problems.append(self.document.warning(at, f"{ignored}; it is left out"))
+                self.problems.append(self.document.warning(at, Code.KEY_LEFT_OUT, f"{ignored}; it is left out"))
 
     def _assertion(self, location: Location) -> None:
         assertion = self._section(Assertion, location)
@@ -177,7 +179,7 @@ class Reader:
         if chain.key_env not in self.environ:
             message, hint, _ = self._unset(chain.key_env, at, nearest(chain.key_env, self.environ))
             message += ": the chain is unkeyed, and anyone can forge it"
-            self.problems.append(self.document.warning(at, message, hint))
+            self.problems.append(self.document.warning(at, Code.UNKEYED_CHAIN, message, hint))
             return
         content = self._variable(chain.key_env, at)
         if content is None or len(content) < LEAST_SECRET:
@@ -204,6 +206,8 @@ class Reader:
                     create_default_context(cadata=content.decode("ascii"))
             except (ValueError, SSLError, UnsupportedAlgorithm):
                 self._wrong((*location, member), "the file has no PEM certificate")
+            else:
+                self._dates(certificates[member][0], (*location, member))
         if tls.key is None:
             return
         content = self._file(tls.key, (*location, "key"))
@@ -218,6 +222,13 @@ class Reader:
             certificates["certificate"][0].public_key()
         ):
             self._wrong((*location, "key"), "the key is not the certificate's")
+
+    def _dates(self, certificate: x509.Certificate, location: Location) -> None:
+        now = datetime.now(UTC)
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not begins <= now <= ends:
+            message = f"it is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}, and it is {now:%Y-%m-%d}"
+            self.problems.append(self.document.warning(location, Code.CERTIFICATE_TIME, message))
 
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")

@@ -19,6 +19,7 @@ from mitmgate.policy.scalars import (
     HeaderName,
     HeaderValue,
     Integer,
+    ListenHost,
     Name,
     Port,
     Size,
@@ -53,7 +54,7 @@ class ListenTls(Section):
 class Listen(Section):
     """Where clients connect."""
 
-    host: Text = "127.0.0.1"
+    host: ListenHost = "127.0.0.1"
     """The address to bind."""
     port: Port = 8080
     """The TCP port; 0 takes a free one."""
@@ -65,7 +66,7 @@ class Listen(Section):
 class Admin(Section):
     """The listener for metrics, liveness, readiness, keys and the status page; never on the data port."""
 
-    host: Text = "127.0.0.1"
+    host: ListenHost = "127.0.0.1"
     """The address to bind."""
     port: Port = 8090
     """The TCP port; 0 takes a free one."""

@@ -42,7 +42,8 @@ class Chain(Section):
     """The hash chain that shows whether events were changed or cut."""
 
     key_env: Text | None = None
-    """The environment variable that holds the chain's key; without a key anyone can forge a chain."""
+    """The environment variable that holds the chain's key, but for a newline at its end; without a key anyone can
+    forge a chain."""
 
 
 class Redact(Section):

@@ -52,7 +52,7 @@ class Keys(Section):
     """Where an issuer's keys come from: exactly one source. Files are relative to the policy."""
 
     secret_env: Text | None = None
-    """The environment variable that holds an HMAC secret."""
+    """The environment variable that holds an HMAC secret; one newline at its end is not part of it."""
     secret_file: Text | None = None
     """A file that holds an HMAC secret; one newline at its end is not part of it."""
     public_key_file: Text | None = None

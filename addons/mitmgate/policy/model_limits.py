@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
+from mitmgate.core.authority import parse_authority
 from mitmgate.policy.model_shared import Mode
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
@@ -15,6 +16,7 @@ from mitmgate.policy.scalars import (
     DurationOrZero,
     HeaderName,
     Method,
+    host_on_the_wire,
     one_or_more,
     wrong,
 )
@@ -71,7 +73,12 @@ def _origin(text: str) -> str:
     if match is None:
         raise wrong("must be an origin", "write https://app.example, or *")
     scheme, host = match.group(1).lower(), match.group(2).lower()
-    host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
+    if "*" in host:
+        message = "must be one origin: a browser sends no wildcard, so this is never equal to what it sends"
+        raise wrong(message, "list each origin, or write * alone for any", unquoted=message)
+    host = host_on_the_wire(host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/")))
+    if parse_authority(host) is None:
+        raise wrong("must be an origin, and this has no valid host", "write https://app.example, or *")
     if text != f"{scheme}://{host}":
         message = "must be an origin as browsers send it"
         hint = "" if "@" in text else f"did you mean {scheme}://{host}?"  # the host may be a user's name and password

@@ -16,6 +16,8 @@ from mitmgate.policy.scalars import (
     HostPattern,
     Method,
     Name,
+    Role,
+    Scope,
     Size,
     Text,
     UrlPath,
@@ -139,9 +141,9 @@ def _condition(text: str) -> str:
 class Require(Section):
     """What a principal must have; everything that is given must hold."""
 
-    scopes_all: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
+    scopes_all: Annotated[tuple[Scope, ...], one_or_more(Scope)] = ()
     """Scopes, all of them."""
-    roles_any: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
+    roles_any: Annotated[tuple[Role, ...], one_or_more(Role)] = ()
     """Roles, one of them."""
     claims: dict[Text, Annotated[tuple[ClaimValue, ...], Field(min_length=1), one_or_more(ClaimValue)]] = Field(
         default={}

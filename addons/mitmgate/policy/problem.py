@@ -1,12 +1,48 @@
 """What is wrong with a policy file, where, and what would be right."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 Severity = Literal["error", "warning"]
+
+
+class Code(StrEnum):
+    """What a warning is about: the name by which a policy acknowledges it. docs/warnings.md says what each means."""
+
+    PUBLIC = "public"
+    REPORT_MODE = "report-mode"
+    NO_RATE_LIMIT = "no-rate-limit"
+    UNUSED = "unused"
+    ANY_AUDIENCE = "any-audience"
+    ANY_LIFETIME = "any-lifetime"
+    LONG_LEEWAY = "long-leeway"
+    KEYS_OVER_HTTP = "keys-over-http"
+    SHARED_SECRET = "shared-secret"
+    TWO_ISSUERS = "two-issuers"
+    KEY_LEFT_OUT = "key-left-out"
+    CERTIFICATE_TIME = "certificate-time"
+    TRUSTS_EVERYONE = "trusts-everyone"
+    DENY_ONLY = "deny-only"
+    CLIENT_CHOOSES = "client-chooses"
+    UNLIMITED_WITHOUT_STORE = "unlimited-without-store"
+    HSTS_OVER_HTTP = "hsts-over-http"
+    NO_AUDIT = "no-audit"
+    UNKEYED_CHAIN = "unkeyed-chain"
+    LOSES_EVENTS = "loses-events"
+    UNWRITABLE = "unwritable"
+    NEVER_REACHED = "never-reached"
+    NEVER_MATCHES = "never-matches"
+    LOOKS_LIKE_PATTERN = "looks-like-pattern"
+    LOOKS_LIKE_PATH = "looks-like-path"
+    UNKNOWN_METHOD = "unknown-method"
+    ITSELF = "itself"
+    NOTHING_TO_ACKNOWLEDGE = "nothing-to-acknowledge"
+
+
 Location = tuple[str | int, ...]  # ("routes", 0, "upstream")
 Stamp = tuple[int, int, int] | None  # mtime in ns, size in bytes, inode; None: the file can't be read
 
@@ -17,6 +53,7 @@ class Problem:
 
     found is the offending value as the file writes it (never a value from the environment), "" where the place says
     enough. hint is a short phrase: "did you mean users?", "write 30s".
+    code: of a warning. location: path, in its steps.
     """
 
     file: str
@@ -27,19 +64,26 @@ class Problem:
     message: str
     found: str = ""
     hint: str = ""
+    code: Code | None = None
+    location: Location = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         """Write it as compilers do, so that editors can jump there."""
         subject = f"{self.path}: " if self.path else ""
         more = "; ".join(filter(None, (self.found and f"found {self.found}", self.hint)))
         more = f" ({more})" if more else ""
+        more += f" [{self.code}]" if self.code else ""
         text = f"{self.file}:{self.line}:{self.column}: {self.severity}: {subject}{self.message}{more}"
         # One problem is one line, whatever a key or a value holds.
         return text if text.isprintable() else "".join(map(_printable, text))
 
     def as_dict(self) -> dict[str, str | int]:
         """Return the members as plain values, for JSON."""
-        return asdict(self)
+        members = asdict(self)
+        del members["location"]
+        if self.code is None:
+            del members["code"]
+        return members
 
 
 def _printable(character: str) -> str:

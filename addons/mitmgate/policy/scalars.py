@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from mitmgate.core.address import CidrSet
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
+from mitmgate.core.token import MAX_NAME
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.units import DURATION, SHARE, SIZE, UnitError, parse_duration, parse_share, parse_size
@@ -194,7 +195,8 @@ def _host(text: str) -> str:
     pattern = text[2:] if text.startswith("*.") else text
     parsed = parse_authority(pattern)
     if parsed is None:
-        raise wrong("must be a host name", "write api.example, or *.example for every host below it")
+        message = "must be a host name"
+        raise wrong(message, _host_hint(text), unquoted=message)
     host, port = parsed
     if port is not None:
         message = "must be a host without a port"
@@ -202,13 +204,36 @@ def _host(text: str) -> str:
     return f"*.{host}" if text.startswith("*.") else host
 
 
+def _host_hint(text: str) -> str:
+    """Say what was probably meant: the host of a URL, or a name as it goes over the wire (RFC 5890, A-label)."""
+    if text == "*":
+        return "leave hosts out for every host"
+    named = text.partition("://")[2] if "://" in text else text
+    host = host_on_the_wire(named.partition("/")[0])
+    parsed = parse_authority(host.removeprefix("*."))
+    if parsed is not None and parsed[0] not in text.split("://")[:1]:
+        return f"did you mean {'*.' * host.startswith('*.')}{parsed[0]}?"
+    return "write api.example, or *.example for every host below it"
+
+
+def host_on_the_wire(host: str) -> str:
+    """Return a host name as clients send it, where it is one of another script than Latin; else the text itself."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return host
+
+
 HostPattern = Annotated[str, Strict(), AfterValidator(_host)]
 
 
 def _path(text: str) -> str:
     canonical, message = canonical_path(text), "must be a canonical path"
+    pattern = pattern_in(text)
     if isinstance(canonical, Ambiguous):
         hint = "" if text.startswith("/") else f"did you mean /{text}?"
+        if pattern and text.startswith("/"):
+            hint = f"a path is no pattern; prefix: {text.partition(pattern)[0].rstrip('/') or '/'} takes all below it"
         why = f"{message}: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}"
         raise wrong(why, hint, unquoted=why)
     odd = canonical.odd - {Oddity.ENCODED_SLASH}
@@ -220,7 +245,46 @@ def _path(text: str) -> str:
     return str(text)
 
 
+_PATTERN = re.compile(r"\*|^:[A-Za-z_]|\.\+|[{}<>\\|]|^\^|.\$$|\)[+?]")
+
+
+def pattern_in(path: str) -> str:
+    """Return the first segment of a path that looks like a wildcard, a parameter or a regular expression; or ""."""
+    return next((segment for segment in path.split("/") if _PATTERN.search(segment)), "")
+
+
 UrlPath = Annotated[str, Strict(), AfterValidator(_path)]
+
+
+def _listen_host(text: str) -> str:
+    parsed = parse_authority(text.partition("://")[2].partition("/")[0] if "://" in text else text)
+    if text.startswith("[") or "/" in text or (parsed is not None and parsed[1] is not None):
+        message = "must be an address or a host name alone"
+        raise wrong(message, f"did you mean {parsed[0]}?" if parsed is not None else "", unquoted=message)
+    return str(text)
+
+
+ListenHost = Annotated[Text, AfterValidator(_listen_host)]
+
+
+def _scope(text: str) -> str:
+    if not text.isascii() or " " in text or len(text) > MAX_NAME:
+        hint = f"write [{', '.join(text.split())}]" if text.isascii() and " " in text else ""
+        message = "must be one scope: no token has any with a space, beyond ASCII, or of more than 255 characters"
+        raise wrong(message, hint, unquoted=message)
+    return str(text)
+
+
+Scope = Annotated[Text, AfterValidator(_scope)]
+
+
+def _role(text: str) -> str:
+    if len(text) > MAX_NAME:
+        raise wrong("no token has a role of more than 255 characters")
+    return str(text)
+
+
+Role = Annotated[Text, AfterValidator(_role)]
 
 
 def one_or_more(item: Any) -> BeforeValidator:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mitmgate.policy.model import Policy
+from mitmgate.policy.problem import Code
+from mitmgate.policy.section import Section
 
 FILE = Path(__file__).parents[3] / "policies" / "gateway.schema.json"
 
@@ -15,6 +17,13 @@ _FROM_ENVIRONMENT = {
     "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}",
     "description": "A value from the environment: ${NAME}, or ${NAME:-default}.",
 }
+_ACKNOWLEDGE = {
+    "type": "object",
+    "propertyNames": {"enum": [code.value for code in Code if code is not Code.NOTHING_TO_ACKNOWLEDGE]},
+    "additionalProperties": {"type": "string"},
+    "default": {},
+    "description": Section.model_fields["acknowledge"].description,
+}
 _VERBATIM = frozenset({"default", "enum", "const", "examples", "required", "pattern", "propertyNames"})
 _NARROW = frozenset({"pattern", "const", "enum"})
 _BOUNDS = {"ge": "minimum", "le": "maximum"}  # as pydantic leaves them behind a validator
@@ -23,10 +32,32 @@ _BOUNDS = {"ge": "minimum", "le": "maximum"}  # as pydantic leaves them behind a
 def schema() -> dict[str, Any]:
     """Return the schema. Wherever a scalar may stand, a reference to the environment may stand too."""
     made = _open(Policy.model_json_schema())
-    made["$defs"]["FromEnvironment"] = _FROM_ENVIRONMENT
+    made["$defs"] |= {"FromEnvironment": _FROM_ENVIRONMENT, "Acknowledge": _ACKNOWLEDGE}
+    for section in (made, *made["$defs"].values()):
+        _complete(section.get("properties", {}), made["$defs"])
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mitmgate policy"}
     result: dict[str, Any] = {**head, **{key: value for key, value in made.items() if key not in head}}
     return result
+
+
+def _complete(members: dict[str, Any], sections: dict[str, Any]) -> None:
+    """Say what the model's own schema does not: a section's default as a policy writes it, with its units."""
+    if "acknowledge" in members:
+        members["acknowledge"] = {"$ref": "#/$defs/Acknowledge"}
+    for member in members.values():
+        section = sections.get(str(member.get("$ref", "")).rpartition("/")[2])
+        if section is not None and "properties" in section and "default" in member:
+            member["default"] = _default(section, sections)
+
+
+def _default(section: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """Return a section whose members all have their defaults."""
+    made = {}
+    for name, member in section["properties"].items():
+        inner = sections.get(str(member.get("$ref", "")).rpartition("/")[2], {})
+        if "default" in member and name != "acknowledge":
+            made[name] = _default(inner, sections) if "properties" in inner else member["default"]
+    return made
 
 
 def _open(node: Any) -> Any:

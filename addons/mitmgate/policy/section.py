@@ -1,14 +1,34 @@
 """The base of every mapping in the policy's model."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    model_validator,
+)
+
+from mitmgate.policy.problem import Code, nearest
+from mitmgate.policy.scalars import Text, wrong
+
+
+def _code(text: str) -> str:
+    if text not in set(Code) or text == Code.NOTHING_TO_ACKNOWLEDGE:
+        raise wrong("no warning has this code", nearest(text, Code) or "`check` shows each warning's code in brackets")
+    return str(text)
 
 
 class Section(BaseModel):
     """A mapping of the policy: no member beside its own, frozen once it is valid."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    acknowledge: dict[Annotated[str, Strict(), AfterValidator(_code)], Text] = Field(default={}, exclude=True)
+    """Warnings of `check` about this mapping, and what is in it, that are meant: their codes, each with the reason."""
 
     @model_validator(mode="before")
     @classmethod

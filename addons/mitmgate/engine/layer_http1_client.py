@@ -171,7 +171,7 @@ class Http1Client(HttpConnection):
             self._phase = _Phase.CLOSED
             yield ReceiveHttp(ResponseEndOfMessage(self._stream_id))
         elif self._phase is _Phase.BUSY:
-            yield from self._take(self._reader.eof())
+            yield from self._take(self._reader.eof(orderly=self.conn.error is None))
         yield from self._end()
 
     def _fail(self, refusal: Refusal) -> CommandGenerator[None]:

@@ -210,6 +210,12 @@ class UpstreamTlsLayer(_PolicyTls, ServerTLSLayer):
         self.tls = connection
         yield from ()
 
+    def receive_close(self) -> CommandGenerator[None]:
+        """Note an end of the connection without close_notify, before whoever reads from it learns of the end."""
+        if not self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN and self.conn.error is None:
+            self.conn.error = "The TLS connection was cut off."
+        yield from super().receive_close()
+
 
 def _expect_name(connection: SSL.Connection, name: str) -> None:
     """Have OpenSSL check the certificate's name or address; pyOpenSSL has no word for it."""

@@ -116,8 +116,8 @@ class GatedReader:
             data = await self._reader.read(n)
         except asyncio.CancelledError:
             self._connection.state = ConnectionState.CLOSED
-        except OSError:  # a reset: mitmproxy takes it for an end as well
-            pass
+        except OSError as error:  # mitmproxy takes it for an end as well; who must know it asks the connection
+            self._connection.error = f"The connection was reset: {error}"
         if not data and self._turns is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._turns.turn()

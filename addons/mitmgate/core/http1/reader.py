@@ -252,10 +252,14 @@ class ResponseReader:
             self._buffer += data
         return events
 
-    def eof(self) -> list[ResponseEvent]:
-        """Take the end of the connection: the end of a body that lasts until then, or a refusal."""
+    def eof(self, *, orderly: bool = True) -> list[ResponseEvent]:
+        """Take the end of the connection: the end of a body that lasts until then, or a refusal.
+
+        orderly: False where the transport says that it was broken off, by a reset or without TLS' close_notify: then
+        nobody knows whether that was all (RFC 9112, sections 8 and 9.8).
+        """
         if self._state is _State.BODY:
-            if isinstance(self._body, LengthBody) and self._body.remaining < 0:
+            if orderly and isinstance(self._body, LengthBody) and self._body.remaining < 0:
                 self._state = _State.DONE
                 return [END]
             self._state = _State.FAILED

@@ -1,5 +1,6 @@
 """TLS with an upstream on asyncio's transports; it demands what engine/layer_tls.py demands."""
 
+import asyncio
 import ssl
 from functools import lru_cache
 
@@ -27,3 +28,16 @@ def upstream_context(tls: UpstreamTls | None) -> ssl.SSLContext:
 def server_name(endpoint: Endpoint, tls: UpstreamTls | None) -> str:
     """Return the name that the endpoint's certificate must be for."""
     return (None if tls is None else tls.server_name) or endpoint.host
+
+
+def ended_in_order(transport: asyncio.Transport) -> bool:
+    """Tell whether what the peer sends has ended as it should: over TLS, with its close_notify."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        return tls.read(1) == b""
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:
+        return False

@@ -14,6 +14,7 @@ from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.engine.lane.tls import ended_in_order
 
 logger = logging.getLogger(__name__)
 
@@ -175,12 +176,12 @@ class LaneUpstream(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Take the end of what the upstream sends; the connection is of no more use."""
-        self._lost()
+        self._lost(orderly=self._transport is None or ended_in_order(self._transport))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the connection."""
-        self._lost()
+        """Take the end of the connection: without `eof_received` before it, a reset."""
+        self._lost(orderly=False)
         self._transport = None
 
     def pause_writing(self) -> None:
@@ -243,9 +244,9 @@ class LaneUpstream(asyncio.BufferedProtocol):
         if recipient is not None:
             recipient.response_end()
 
-    def _lost(self) -> None:
+    def _lost(self, *, orderly: bool) -> None:
         if self.phase is Phase.BUSY:
-            self._take(self._reader.eof())
+            self._take(self._reader.eof(orderly=orderly))
         self._end()
 
     def _fail(self, reason: Reason) -> None:

@@ -236,3 +236,13 @@ def test_what_has_ended_is_freed_without_the_garbage_collector(upstream: Recordi
             wait_for(lambda: alive() <= before + 1, "what has ended to be freed", 3)
         finally:
             gc.enable()
+
+
+def test_client_that_left_before_its_answer_is_no_defect(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    # its kernel resets the connection when the answer comes, so that our side can't be closed behind it
+    for _ in range(10):
+        with connect(gate.port) as link:
+            link.sendall(b"0\r\n\r\n")
+    assert gate.hooks.wait_ends(10) == [("response", Reason.HEAD_MALFORMED)] * 10
+    wait_for(lambda: gate.layer.connected == 0, "the clients to be gone")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

@@ -312,7 +312,10 @@ class LaneClient(Answering):
             self._holds = 0
             transport.resume_reading()
         self._deadline.set(LINGER_SECONDS)
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone, and asyncio has yet to tell
+            self._end()
 
     def _next_soon(self) -> None:
         if self._phase is Phase.READING and self._head is None and not self._stalled:

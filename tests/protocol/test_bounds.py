@@ -2,8 +2,10 @@
 
 import contextlib
 import socket
+import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,9 @@ from mitmgate.engine.lane.pool import IDLE_SECONDS
 from mitmgate.engine.limits import Connections, PolicyBounds
 from tests.live.harness_http import raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
+from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, Source, connect, receive, route
+from tests.protocol.test_tls import listen
 
 HEAD = b"POST /p HTTP/1.1\r\nHost: x\r\n"
 
@@ -224,3 +228,19 @@ def test_burst_of_connections_is_queued(gate: Gate) -> None:
     assert {status_of(receive(link)) for link in links} == {401}
     for link in links:
         link.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_clients_that_reset_before_they_are_accepted_are_nothing(
+    tmp_path: Path, upstream: RecordingUpstream, caplog: pytest.LogCaptureFixture, secure: bool
+) -> None:
+    # each of them made three tracebacks of mitmproxy's layers: a cheap way to fill a disk
+    with Gate(route(upstream.url), tls=listen(Authority(tmp_path)) if secure else None) as gate:
+        with caplog.at_level("WARNING"):
+            for _ in range(20):
+                link = connect(gate.port)
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                link.close()
+            assert status_of(raw_request(gate.port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) == (0 if secure else 200)
+            wait_for(lambda: gate.layer.connected == 0, "all to be gone")
+        assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

@@ -86,6 +86,7 @@ class _Acceptor:
 
     async def _start(self, connection: socket.socket) -> None:
         try:
+            connection.getpeername()  # which fails where the client has reset it: nothing is made for that
             await self._loop.connect_accepted_socket(self._factory, connection)
         except OSError:  # it has gone already
             connection.close()

@@ -139,6 +139,9 @@ class ProtocolLayer:
         """Put the top layer in place, or turn the client away."""
         if not isinstance(client.proxy_mode, ReverseMode):
             return
+        if client.peername is None:
+            client.error = "reset before it was accepted"
+            return
         try:
             excess = self.enter(client.peername[0])
             if excess is None or (excess > 0 and self.secured):  # a handshake is dear, and only after it comes a word
@@ -196,7 +199,7 @@ class ProtocolLayer:
 
     def client_disconnected(self, client: Client) -> None:
         """Take the client off the count, and see to it that its sockets are closed."""
-        if not isinstance(client.proxy_mode, ReverseMode):
+        if not isinstance(client.proxy_mode, ReverseMode) or client.peername is None:
             return
         self.leave(client.peername[0])
         seat = self._seats.get(client.id)

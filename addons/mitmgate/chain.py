@@ -55,13 +55,17 @@ def stages(
     source: SnapshotSource,
     services: Services,
     clock: Callable[[], float] = time.time,
+    ticks: Callable[[], float] = time.perf_counter,
 ) -> tuple[Stage, ...]:
     """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature.
+
+    clock: Unix seconds, for what the world dates, such as tokens. ticks: seconds of a clock that nobody sets, for what
+    lasts: limits and circuits. Replay brings its own.
 
     Raises UserError where they are not those that Enforcer will ask, in their order: it would deny everything.
     """
     chain = (
-        Arrival(source, services.trail.pressure, clock),
+        Arrival(source, services.trail.pressure, clock, ticks),
         Hygiene(),
         Endpoints(),
         Routing(),
@@ -72,7 +76,7 @@ def stages(
         SizeLimit(),
         Authorization(),
         RateLimit(services.store),
-        CircuitBreaker(clock),
+        CircuitBreaker(ticks),
         Rewrite(),
     )
     names = tuple([stage.name for stage in chain])

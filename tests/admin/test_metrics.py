@@ -36,7 +36,7 @@ def sources(snapshot: Snapshot | None = None, **members: object) -> Sources:
         "accepting": lambda: True,
         "connected": lambda: 2,
         "circuits": dict,
-        "key_sets": lambda now: [],
+        "key_sets": list,
         "store_available": lambda: True,
         "sinks": list,
         "history": History(),

@@ -33,10 +33,8 @@ class Gate:
 
     def __init__(self, url: str, *, retry: float = 30.0, refresh: float = 300.0, max_stale: float = 3600.0) -> None:
         self.source = KeySource("jwks_url", url=url, refresh=refresh, min_refresh=10.0, max_stale=max_stale)
-        self.unix, self.ticks = NOW, 1000.0
-        self.ring = KeyRing(
-            open_keys=lambda source: RemoteKeys(source, clock=lambda: self.unix, ticks=lambda: self.ticks, retry=retry)
-        )
+        self.ticks = 1000.0
+        self.ring = KeyRing(open_keys=lambda source: RemoteKeys(source, ticks=lambda: self.ticks, retry=retry))
         self.issuers = {"corp": issuer(self.source, "ES256")}
         self.ring.configure(self.issuers)
 
@@ -189,16 +187,41 @@ def test_an_outage_is_bridged_until_the_keys_are_stale(server: JwksServer) -> No
     async def test() -> None:
         async with started(Gate(server.url, refresh=0.02, max_stale=3600.0, retry=0.01)) as gate:
             server.status = 500
-            gate.unix += 100
+            gate.ticks += 3600
             fetches = server.fetches
             await until(lambda: server.fetches > fetches + 2)
             assert gate.at_once(OLD_TOKEN) is None
-            late = sign("ES256", OLD, {**CLAIMS, "exp": NOW + 9000}, {"kid": "old"})
-            assert gate.at_once(late, now=NOW + 3600) is None
-            assert gate.at_once(late, now=NOW + 3601) is Reason.KEYS_UNAVAILABLE
+            gate.ticks += 1
+            assert not gate.knows(OLD_TOKEN)
             server.status = 200
-            gate.unix = NOW + 3601
-            await until(lambda: gate.at_once(late, now=NOW + 3601) is None)
+            await until(lambda: gate.knows(OLD_TOKEN))
+
+    run(test)
+
+
+def test_a_stale_key_set_is_fetched_for_the_request_that_needs_it(server: JwksServer) -> None:
+    async def test() -> None:
+        async with started(Gate(server.url)) as gate:
+            gate.ticks += 3601
+            assert await gate.waiting(OLD_TOKEN) is None
+            assert server.fetches == 2
+            server.status = 503
+            gate.ticks += 3601
+            assert await gate.waiting(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE
+            assert gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE, "fetched less than min_refresh ago"
+            assert server.fetches == 3
+
+    run(test)
+
+
+@pytest.mark.parametrize("later", [3600.0, -3600.0])
+def test_the_age_of_a_key_set_does_not_follow_the_time_of_day(server: JwksServer, later: float) -> None:
+    async def test() -> None:
+        async with started(Gate(server.url, max_stale=60.0)) as gate:
+            lasting = sign("ES256", OLD, {**CLAIMS, "iat": NOW - 7200, "exp": NOW + 7200}, {"kid": "old"})
+            assert gate.at_once(lasting) is None
+            assert gate.at_once(lasting, now=NOW + later) is None
+            assert server.fetches == 1
 
     run(test)
 
@@ -220,11 +243,11 @@ def test_a_first_fetch_that_fails_is_tried_again(server: JwksServer, monkeypatch
     async def test() -> None:
         server.status = 503
         async with started(Gate(server.url, retry=0.01)) as gate:
-            assert gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE
+            assert not gate.knows(OLD_TOKEN)
             await until(lambda: server.fetches > 3)
-            assert gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE
+            assert not gate.knows(OLD_TOKEN)
             server.status = 200
-            await until(lambda: gate.at_once(OLD_TOKEN) is None)
+            await until(lambda: gate.knows(OLD_TOKEN))
 
     run(test)
 
@@ -256,9 +279,9 @@ def test_start_does_not_wait_for_ever(server: JwksServer, monkeypatch: pytest.Mo
     async def test() -> None:
         server.open.clear()
         async with asyncio.timeout(2), started(Gate(server.url)) as gate:
-            assert gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE
+            assert not gate.knows(OLD_TOKEN)
             server.open.set()
-            await until(lambda: gate.at_once(OLD_TOKEN) is None)
+            assert await gate.waiting(OLD_TOKEN) is None, "who needs the keys waits for the fetch that is under way"
 
     run(test)
 
@@ -444,14 +467,14 @@ def test_a_reload_keeps_the_keys_whose_source_did_not_change(server: JwksServer)
     run(test)
 
 
-def test_a_reload_without_preparation_denies_until_the_keys_are_there(server: JwksServer) -> None:
+def test_a_reload_without_preparation_waits_for_the_keys(server: JwksServer) -> None:
     async def test() -> None:
         with JwksServer(NEW_SET) as other:
             async with started(Gate(server.url)) as gate:
                 gate.issuers = {"corp": replace(gate.issuers["corp"], keys=replace(gate.source, url=other.url))}
                 gate.ring.configure(gate.issuers)
-                assert gate.at_once(NEW_TOKEN) is Reason.KEYS_UNAVAILABLE
-                await until(lambda: gate.at_once(NEW_TOKEN) is None)
+                assert not gate.knows(NEW_TOKEN)
+                assert await gate.waiting(NEW_TOKEN) is None
                 assert gate.at_once(OLD_TOKEN) is Reason.TOKEN_KEY_UNKNOWN
 
     run(test)

@@ -52,7 +52,7 @@ class Live:
         self.ring.configure(snapshot.issuers)
         source = InForce(snapshot)
         services = Services(MemoryStore(), self.ring, open_trail(AuditSettings(on_full="drop")))
-        self.stages = chain.stages(source, services, clock)
+        self.stages = chain.stages(source, services, clock, clock)
         self.breaker = next(stage for stage in self.stages if isinstance(stage, CircuitBreaker))
         self.enforcer = Enforcer(source, chain.REQUIRED)
 

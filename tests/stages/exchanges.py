@@ -72,7 +72,7 @@ def flow_of(method: str = "GET", path: str = "/users/7", fields: Fields = (), pe
 
 def arrival(snapshot: Snapshot) -> Arrival:
     """Make an Arrival whose clock stands at NOW, with an audit trail that has room."""
-    return Arrival(Source(snapshot), lambda: None, lambda: NOW)
+    return Arrival(Source(snapshot), lambda: None, lambda: NOW, lambda: NOW)
 
 
 def arrived(snapshot: Snapshot, flow: HTTPFlow, *stages: Stage) -> Exchange:

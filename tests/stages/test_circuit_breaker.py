@@ -45,7 +45,7 @@ class Bench:
 
     def ask(self, path: str = "/near") -> tuple[tuple[Outcome, Reason], Exchange]:
         made = routed(self.snapshot, path=path)
-        made.now = self.now
+        made.now = made.started = self.now
         return said(self.breaker, made), made
 
     def end(self, made: Exchange, status: int | None, failure: Reason | None = None, *, admitted: bool = True) -> None:
@@ -285,7 +285,7 @@ def test_an_upstream_of_the_same_name_and_another_address_has_another_circuit(sn
     for upstream, expected in ((moved, ADMITTED), (snapshot.upstreams["users"], REFUSED), (moved, ADMITTED)):
         made = routed(snapshot, path="/near")
         assert made.route is not None
-        made.route, made.now = replace(made.route, upstream=upstream), bench.now
+        made.route, made.started = replace(made.route, upstream=upstream), bench.now
         assert said(bench.breaker, made) == expected
     assert set(bench.breaker.states()) == {USERS, "users http://[::1]:9009"}
 

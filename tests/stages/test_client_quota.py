@@ -34,7 +34,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def asking(snapshot: Snapshot, client: str = "192.0.2.7", path: str = "/users/7", after: float = 0.0) -> Exchange:
     made = routed(snapshot, path=path)
     made.client = parse_address(client)
-    made.now = NOW + after
+    made.started = NOW + after
     return made
 
 

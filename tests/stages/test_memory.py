@@ -131,7 +131,7 @@ class Published:
         self.edition = 0
         self.editions = (*key_sets(), None)
 
-    def current(self, now: float) -> KeySet | None:
+    def current(self) -> KeySet | None:
         return self.editions[self.edition]
 
     def refetch(self) -> None:
@@ -159,7 +159,7 @@ class Gate:
         self._ring.configure(self.snapshot.issuers)
         trail = SimpleNamespace(pressure=lambda: self._denial)
         services: Any = SimpleNamespace(trail=trail, store=self._store, ring=self._ring)
-        self._arrival, *self._rest = stages(self, services, lambda: self.now)
+        self._arrival, *self._rest = stages(self, services, lambda: self.now, lambda: self.now)
 
     def _open(self, source: KeySource) -> Any:
         made = Published(source)

@@ -126,8 +126,8 @@ def sources_of(
     def failed_shares() -> Mapping[str, float]:
         return {} if gateway.breaker is None else gateway.breaker.failed_shares()
 
-    def key_sets(now: float) -> Sequence[KeySetState]:
-        return [] if gateway.services is None else gateway.services.ring.states(now)
+    def key_sets() -> Sequence[KeySetState]:
+        return [] if gateway.services is None else gateway.services.ring.states()
 
     def store_available() -> bool:
         return gateway.services is not None and gateway.services.store.available

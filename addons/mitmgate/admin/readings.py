@@ -1,7 +1,6 @@
 """Readings: what is looked up when a report is made, rather than counted on the request path."""
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +28,7 @@ class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
 
     policy: the policy in force, None: there is none. connected: clients. circuits, failed_shares: `CircuitBreaker`'s
-    `states` and `failed_shares`. key_sets: `KeyRing.states`, given the time. sinks: `AuditTrail.states`. shadow:
+    `states` and `failed_shares`. key_sets: `KeyRing.states`. sinks: `AuditTrail.states`. shadow:
     differences by (change, reason). draining: whether the process is on its way to its end. keys: the public keys of
     identity assertions.
     """
@@ -38,7 +37,7 @@ class Sources:
     accepting: Callable[[], bool]
     connected: Callable[[], int]
     circuits: Callable[[], Mapping[str, State]]
-    key_sets: Callable[[float], Sequence[KeySetState]]
+    key_sets: Callable[[], Sequence[KeySetState]]
     store_available: Callable[[], bool]
     sinks: Callable[[], Sequence[SinkState]]
     history: History
@@ -48,10 +47,9 @@ class Sources:
     keys: Callable[[], Sequence[Jwk]] = tuple
 
 
-def report_of(sources: Sources, counted: Mapping[str, Series], now: float | None = None) -> Report:
-    """Make the report of this process. counted: the series of Metrics. now: Unix seconds; None: the clock's."""
-    now = time.time() if now is None else now
-    snapshot, key_sets = sources.policy(), sources.key_sets(now)
+def report_of(sources: Sources, counted: Mapping[str, Series]) -> Report:
+    """Make the report of this process. counted: the series of Metrics."""
+    snapshot, key_sets = sources.policy(), sources.key_sets()
     available = sources.store_available()
     missing = readiness(
         draining=sources.draining(),

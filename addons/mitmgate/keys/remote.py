@@ -29,18 +29,16 @@ class RemoteKeys:
         source: KeySource,
         *,
         fetch: Callable[[str], Awaitable[bytes]] = fetch_document,
-        clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
         retry: float = 1.0,
     ) -> None:
         """Prepare; nothing is fetched before `start`.
 
-        clock: Unix seconds, the scale of `current`. ticks: seconds, for min_refresh. retry: seconds to the first
-        retry of a failed fetch; each further one waits twice as long.
+        ticks: seconds of a clock that nobody sets: a key set's age says nothing of the time of day. retry: seconds to
+        the first retry of a failed fetch; each further one waits twice as long.
         """
         self.source = source
         self._fetch = fetch
-        self._clock = clock
         self._ticks = ticks
         self._retry = retry
         parts = urlsplit(source.url)
@@ -56,19 +54,19 @@ class RemoteKeys:
         self._fetching: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
-    def current(self, now: float) -> KeySet | None:
+    def current(self) -> KeySet | None:
         """Return the keys in force; None where none were fetched, none is usable, or they are older than max_stale."""
         keys = self._keys
-        if keys is None or not keys.keys or now - self._fetched > self.source.max_stale:
+        if keys is None or not keys.keys or self._ticks() - self._fetched > self.source.max_stale:
             return None
         return keys
 
-    def age(self, now: float) -> float | None:
+    def age(self) -> float | None:
         """Return the seconds since the key set was fetched; None where it never was."""
-        return None if self._keys is None else max(0.0, now - self._fetched)
+        return None if self._keys is None else self._ticks() - self._fetched
 
     def refetch(self) -> asyncio.Task[None] | None:
-        """Return the fetch that may bring a key that is not known: the one under way, or a new one.
+        """Return the fetch that may bring keys that are not there: the one under way, or a new one.
 
         None where the last one was started less than min_refresh seconds ago, or this is not running.
         """
@@ -113,7 +111,7 @@ class RemoteKeys:
             fetch = self._begin()
 
     async def _update(self) -> None:
-        asked = self._clock()
+        asked = self._ticks()
         try:
             document = await self._fetch(self.source.url)
             if document != self._document:
@@ -124,7 +122,7 @@ class RemoteKeys:
         except Exception as error:  # whatever a server or a document does, the next refresh must come
             self._failures += 1
             self.failed += 1
-            kept = "those that are kept serve" if self.current(asked) is not None else "there are none to verify with"
+            kept = "those that are kept serve" if self.current() is not None else "there are none to verify with"
             expected = isinstance(error, FetchError | ValueError)
             logger.warning("keys of %s not fetched: %s; %s", self._shown, error, kept, exc_info=not expected)
         finally:

@@ -46,7 +46,7 @@ class _Entry(NamedTuple):
         if (
             earliest <= now < latest
             and by_iss.get(verifier.issuer.issuer) is verifier
-            and verifier.keys.current(now) is keys
+            and verifier.keys.current() is keys
         ):
             return principal
         return None
@@ -133,12 +133,12 @@ class KeyRing:
         self._started = False
         await asyncio.gather(*(remote.close() for remote in self._remotes.values()), *self._closing)
 
-    def states(self, now: float) -> list[KeySetState]:
+    def states(self) -> list[KeySetState]:
         """Say of each issuer of the policy in force whether tokens could be verified now, for readiness and metrics."""
         states = []
         for name, verifier in self._edition.verifiers.items():
-            keys, usable = verifier.keys, verifier.keys.current(now) is not None
-            age, failed = (keys.age(now), keys.failed) if isinstance(keys, RemoteKeys) else (None, 0)
+            keys, usable = verifier.keys, verifier.keys.current() is not None
+            age, failed = (keys.age(), keys.failed) if isinstance(keys, RemoteKeys) else (None, 0)
             states.append(KeySetState(name, usable, age, failed))
         return states
 

@@ -23,8 +23,8 @@ _ALGORITHMS = {name: algorithm for name, algorithm in get_default_algorithms().i
 class KeyStore(Protocol):
     """Where an issuer's keys are kept."""
 
-    def current(self, now: float) -> KeySet | None:
-        """Return the keys in force at `now` (Unix seconds), the same object until they change; None: there are none."""
+    def current(self) -> KeySet | None:
+        """Return the keys in force, the same object until they change; None: there are none."""
         ...
 
     def refetch(self) -> Task[None] | None:
@@ -39,7 +39,7 @@ class StaticKeys:
         """Keep the keys."""
         self._keys = keys
 
-    def current(self, now: float) -> KeySet | None:
+    def current(self) -> KeySet | None:
         """Return the keys."""
         return self._keys
 
@@ -85,7 +85,7 @@ class Verifier:
         refusal = check_header(token, issuer)
         if refusal is not None:
             return refusal
-        keys = self.keys.current(now)
+        keys = self.keys.current()
         if keys is None:
             return KEYS_UNAVAILABLE
         candidates = keys.select(token.key_id, token.algorithm)
@@ -103,6 +103,6 @@ class Verifier:
         return Verified(principal, keys, *verified.times.window(issuer.leeway, issuer.max_lifetime))
 
     def awaits(self, token: UnverifiedToken, refusal: Refusal) -> Task[None] | None:
-        """Return the fetch that may turn a refusal of `verify` round: the token's key may be newer than ours."""
-        missed = refusal is _KEY_UNKNOWN or (refusal is _SIGNATURE and token.key_id is None)
+        """Return the fetch that may turn a refusal of `verify` round: keys may be newer than ours, or ours too old."""
+        missed = refusal in {_KEY_UNKNOWN, KEYS_UNAVAILABLE} or (refusal is _SIGNATURE and token.key_id is None)
         return self.keys.refetch() if missed else None

@@ -112,7 +112,7 @@ class Canary:
         """Decide the remembered requests under both policies, and compare. In a thread, some 200 µs a request."""
         recorded = []
         for number, exchange in enumerate(
-            sorted((exchange for _, exchange in self._recent), key=lambda exchange: exchange.now)
+            sorted((exchange for _, exchange in self._recent), key=lambda exchange: exchange.started)
         ):
             recorded.append(self._recorded(exchange))  # here, because the ring belongs to the event loop
             if number % 64 == 63:

@@ -1,5 +1,8 @@
 """Decide recorded requests again: the same chain, at the recorded time, with nothing but memory around it.
 
+What was dated then, such as a token, is so again; what lasts, such as a limit's window, has a clock that only runs on
+where that of the recording was set back.
+
 Two kinds of events happen at a gateway, and replay repeats both in the order of their times: a request is decided, and
 later the circuit learns what its endpoint said. Between the two the request is on its way, and holds a probe's slot,
 say, exactly as long as it did then.
@@ -42,13 +45,13 @@ class Decider:
         """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request."""
         self.snapshot = snapshot
         self.ring = ring
-        self.now = 0.0
+        self.now = self.ticks = 0.0
         self.imagined = 0
         """Admitted requests of which the recording has no response: taken for answered at once, with success."""
         ring.configure(snapshot.issuers)
         source = _InForce(snapshot)
         services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")))
-        self._chain: tuple[Stage, ...] = chain.stages(source, services, lambda: self.now)
+        self._chain: tuple[Stage, ...] = chain.stages(source, services, lambda: self.now, lambda: self.ticks)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
         self._enforcer = Enforcer(source, chain.REQUIRED)
@@ -58,7 +61,7 @@ class Decider:
     def decide(self, recorded: Recorded) -> Exchange:
         """Decide one request. Call it in the order of arrival; an earlier time than the last is taken for the last."""
         self._learn(recorded.at)
-        self.now = recorded.at
+        self.now, self.ticks = recorded.at, max(self.ticks, recorded.at)
         self.ring.presented = recorded.presented
         exchange = self._arrival.begin(recorded.request)
         exchange.request_id = recorded.request_id or exchange.request_id
@@ -97,7 +100,8 @@ class Decider:
     def _learn(self, until: float) -> None:
         """Tell the circuit what it had learnt before this time."""
         while self._events and self._events[0][0] <= until:
-            self.now, _, exchange, after = heapq.heappop(self._events)
+            at, _, exchange, after = heapq.heappop(self._events)
+            self.ticks = max(self.ticks, at)
             if isinstance(after, Reason):
                 endpoint = self._breaker.fail_over(exchange, after)
                 exchange.endpoint = endpoint or exchange.endpoint

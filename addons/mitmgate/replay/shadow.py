@@ -63,7 +63,7 @@ class Shadow:
         emit: Callable[[Event], None],
         *,
         ignored: frozenset[bytes] = frozenset(),
-        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.perf_counter,
     ) -> None:
         """emit: takes events, such as the audit trail's. ignored: lower-case header names that are not compared."""
         self.candidate = candidate
@@ -73,20 +73,23 @@ class Shadow:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._emit = emit
         self._ignored = ignored
-        self._clock = clock
-        self._now: float | None = None
+        self._ticks = ticks
+        self._live: Exchange | None = None  # which a candidate's exchange begins with
         self._ring = KeyRing()
         self._ring.configure(candidate.issuers)
         services = Services(MemoryStore(), self._ring, open_trail(AuditSettings(on_full="drop")))
         source = _Candidate(unsigned(candidate))
-        self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time)
+        self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time, self._tick)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
         self._flows: weakref.WeakKeyDictionary[HTTPFlow, Exchange] = weakref.WeakKeyDictionary()
         self._waiting: set[asyncio.Task[None]] = set()
 
     def _time(self) -> float:
-        return self._clock() if self._now is None else self._now
+        return time.time() if self._live is None else self._live.now
+
+    def _tick(self) -> float:
+        return self._ticks() if self._live is None else self._live.started
 
     def running(self) -> None:
         """Fetch the candidate's keys. Nobody waits for them: a shadow has no effect."""
@@ -123,9 +126,9 @@ class Shadow:
 
     def _begin(self, live: Exchange) -> Exchange:
         """Begin an exchange at the time, and with the ids, of the live one."""
-        self._now = live.now
+        self._live = live
         exchange = self._arrival.begin(live.request)
-        self._now = None
+        self._live = None
         exchange.request_id, exchange.traceparent = live.request_id, live.traceparent
         return exchange
 

@@ -36,12 +36,17 @@ class Arrival(Stage):
     reportable: ClassVar[bool] = False
 
     def __init__(
-        self, source: SnapshotSource, pressure: Callable[[], Pressure], clock: Callable[[], float] = time.time
+        self,
+        source: SnapshotSource,
+        pressure: Callable[[], Pressure],
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """pressure: the audit trail's, asked once a request. clock: Unix seconds; replay brings its own."""
+        """pressure: the audit trail's, asked once a request. clock: Unix seconds. ticks: monotonic seconds."""
         self._source = source
         self._pressure = pressure
         self._clock = clock
+        self._ticks = ticks
         self._identifiers = Identifiers(os.urandom)
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
@@ -73,7 +78,7 @@ class Arrival(Stage):
             request,
             request_id,
             self._clock(),
-            time.perf_counter(),
+            self._ticks(),
             Verdict(snapshot.digest),
             client,
             scheme,

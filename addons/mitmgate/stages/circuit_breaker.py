@@ -33,9 +33,9 @@ class CircuitBreaker(Stage):
 
     name: ClassVar[str] = "circuit-breaker"
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """clock: Unix seconds, for the time at which an outcome is known."""
-        self._clock = clock
+    def __init__(self, ticks: Callable[[], float] = time.perf_counter) -> None:
+        """ticks: the clock of `Exchange.started`, for the time at which an outcome is known."""
+        self._ticks = ticks
         self._breakers: dict[str, Breaker] = {}
         self._turns: dict[str, int] = {}
         self._names: dict[str, tuple[Upstream, tuple[str, ...]]] = {}
@@ -55,7 +55,7 @@ class CircuitBreaker(Stage):
             if breaker is not None and breaker.leave is not None:  # as nearly always; `_acquire` would do the same
                 exchange.endpoint, exchange.permit = upstream.endpoints[0], breaker.leave
                 return self.admitted
-        wait = self._acquire(exchange, upstream, exchange.now, ())
+        wait = self._acquire(exchange, upstream, exchange.started, ())
         if wait is None:
             return self.admitted
         if reports(exchange):  # the request goes on all the same; without a permit, it says nothing of the endpoint
@@ -77,7 +77,7 @@ class CircuitBreaker(Stage):
             # The same endpoint once more, since a new connection may do where an old one was stale: the request will
             # say of the endpoint what it has to say when it ends, and a permit is enough for both attempts.
             return exchange.endpoint if exchange.permit is not None else None
-        now, tried = self._clock(), (exchange.endpoint,)
+        now, tried = self._ticks(), (exchange.endpoint,)
         exchange.failed_over = (*exchange.failed_over, reason)
         self._settle(exchange, Outcome.FAILURE if reason is Reason.UPSTREAM_CLOSED else Outcome.UNREACHABLE, now)
         wait = self._acquire(exchange, route.upstream, now, tried)
@@ -89,7 +89,7 @@ class CircuitBreaker(Stage):
 
     def failed_shares(self) -> Mapping[str, float]:
         """Return what part of each endpoint's requests within its window failed, 0 to 1, by "UPSTREAM URL"."""
-        now = self._clock()
+        now = self._ticks()
         upstreams = self._policy.upstreams.values() if self._policy is not None else ()
         rules = {key: upstream.circuit for upstream in upstreams for key in _keys_of(upstream)}
         return {key: breaker.share(rules[key], now) for key, breaker in self._breakers.items() if key in rules}
@@ -102,7 +102,7 @@ class CircuitBreaker(Stage):
 
     def judge(self, exchange: Exchange, status: int) -> None:
         """Settle the permit where the response's head already says it all."""
-        now = self._clock()
+        now = self._ticks()
         outcome, permit = self._outcome(exchange, status, now), exchange.permit
         self._settle(exchange, outcome, now)
         if outcome is Outcome.SUCCESS and permit is not None and not permit.probe:
@@ -122,7 +122,7 @@ class CircuitBreaker(Stage):
 
     def conclude(self, exchange: Exchange, status: int | None) -> None:
         """Settle the permit: status is the upstream's, None where it gave none or has been judged."""
-        now = self._clock()
+        now = self._ticks()
         outcome, permit = self._outcome(exchange, status, now), exchange.permit
         if exchange.judged and permit is not None and outcome in FAILED and permit.endpoint in self._breakers:
             self._breakers[permit.endpoint].withdraw(permit)
@@ -142,7 +142,7 @@ class CircuitBreaker(Stage):
         slow = rule.slow
         if slow is not None:
             took = exchange.upstream_seconds
-            if (now - exchange.now if took is None else took) > slow:
+            if (now - exchange.started if took is None else took) > slow:
                 return Outcome.FAILURE
         return Outcome.FAILURE if status in rule.statuses else Outcome.SUCCESS
 
@@ -151,7 +151,7 @@ class CircuitBreaker(Stage):
         exchange.permit = None
         if permit is not None and route is not None:
             if permit.probe or outcome is not Outcome.ABANDONED:
-                exchange.settled = (*exchange.settled, now)
+                exchange.settled = (*exchange.settled, exchange.now + now - exchange.started)
             breaker = self._breakers.get(permit.endpoint)
             if breaker is not None:
                 breaker.settle(route.upstream.circuit, permit, outcome, now)

@@ -33,8 +33,8 @@ class Answer:
 class Exchange:
     """What the stages have found out so far. Each member is written by the one stage that its comment names.
 
-    now is Unix seconds at arrival and stays what it is: one request is decided at one time. started is the
-    monotonic clock (seconds) at arrival, for durations only.
+    now is Unix seconds at arrival and stays what it is: one request is decided at one time. started is the same moment
+    by a clock that nobody sets (seconds, time.perf_counter): limits, circuits and durations count by it.
     """
 
     snapshot: Snapshot

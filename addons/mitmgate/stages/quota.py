@@ -35,14 +35,14 @@ class Quota(Stage):
         if len(limits) == 1:
             limit = limits[0]
             key = key_of(limit, exchange)
-            grant = self._store.take_one(limit, key, exchange.now)
+            grant = self._store.take_one(limit, key, exchange.started)
             if grant is not None:
                 exchange.grants.append(grant)
                 return self.admitted
             takes = [Take(limit, key)]
         else:
             takes = [Take(limit, key_of(limit, exchange)) for limit in limits]
-        grants = self._store.take(takes, exchange.now)
+        grants = self._store.take(takes, exchange.started)
         if isinstance(grants, list | tuple):  # a tenth of what the abstract Sequence takes to be asked for
             return self._step(exchange, grants)
         return self._step_later(exchange, grants)

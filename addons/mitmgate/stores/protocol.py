@@ -22,8 +22,8 @@ class CounterStore(Protocol):
         """Spend from every limit of a request, or from none; return one grant for each take, in their order.
 
         A limit in enforce mode that has no room keeps all others from spending; one in report mode is counted and
-        reported without affecting others. now: Unix seconds; a shared store uses its own clock instead. Keys in one
-        call differ; ValueError otherwise. A failing store is no error: the grants say `degraded`.
+        reported without affecting others. now: seconds of a clock that nobody sets; a shared store uses its own.
+        Keys in one call differ; ValueError otherwise. A failing store is no error: the grants say `degraded`.
         """
         ...
 

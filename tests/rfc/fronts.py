@@ -39,12 +39,16 @@ class Front:
 
     def connect(self, source: str = "127.0.0.1", *protocols: str) -> socket.socket:
         """Open a connection from an address; protocols: what ALPN offers where the front speaks TLS."""
-        link = socket.create_connection(("127.0.0.1", self.gateway.port), PATIENCE, source_address=(source, 0))
+        link = self.plain(source)
         if self.kind != "tls":
             return link
         context = ssl.create_default_context(cafile=self.authority.ca)
         context.set_alpn_protocols(list(protocols) or ["http/1.1"])
         return context.wrap_socket(link, server_hostname="localhost")
+
+    def plain(self, source: str = "127.0.0.1") -> socket.socket:
+        """Open a TCP connection."""
+        return socket.create_connection(("127.0.0.1", self.gateway.port), PATIENCE, source_address=(source, 0))
 
     def raw(self, data: bytes, *, source: str = "127.0.0.1", answers: int | None = None) -> bytes:
         """Send bytes as they are, and return all that comes back until the connection ends.

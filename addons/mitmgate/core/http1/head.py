@@ -137,7 +137,7 @@ def parse_response(raw: bytes, method: bytes, bounds: Bounds) -> ResponseHead | 
         return _malformed("The status line is malformed.")
     if len(lines) - 1 > bounds.response_fields:
         return _malformed("The head has too many header fields.")
-    headers = parse_fields(lines, 1)
+    headers = parse_fields(lines, 1, spaced=True)
     if isinstance(headers, str):
         return _malformed(headers)
     version, status, phrase = match[1].decode("ascii"), int(match[2]), match[3] or b""
@@ -151,14 +151,20 @@ def parse_response(raw: bytes, method: bytes, bounds: Bounds) -> ResponseHead | 
     return ResponseHead(status, phrase, version, headers, body, _keep_alive(headers, version) and body != -1)
 
 
-def parse_fields(lines: list[bytes], start: int) -> Headers | str:
-    """Parse field lines (RFC 9112, section 5), from lines[start] on; a text says what is wrong."""
+def parse_fields(lines: list[bytes], start: int, *, spaced: bool = False) -> Headers | str:
+    """Parse field lines (RFC 9112, section 5), from lines[start] on; a text says what is wrong.
+
+    spaced: whitespace before a colon is taken away, as it must be in responses (section 5.1); in a request it is an
+    error.
+    """
     fields: list[tuple[bytes, bytes]] = []
     index: dict[bytes, list[bytes]] = {}
     for at in range(start, len(lines)):
         name, colon, value = lines[at].partition(b":")
         lower = KNOWN.get(name)
         if lower is None:
+            if spaced:
+                name = name.rstrip(b" \t")
             if not colon or TOKEN.fullmatch(name) is None:
                 return "A header field's line is folded, or its name is not a token followed by a colon."
             lower = name.lower()

@@ -137,3 +137,10 @@ def test_every_dependency_says_what_for() -> None:
         if re.match(r'    "[a-z-]+[><=~]', line) and not above.strip().startswith("#")
     ]
     assert unexplained == []
+
+
+def test_the_table_of_requirements_names_tests_that_exist() -> None:
+    rows = re.findall(r"`([a-z0-9]+/test_[a-z0-9_]+)::(test_[a-z0-9_]+)` \|$", text_of("docs/rfc.md"), re.MULTILINE)
+    assert len(rows) > 40
+    missing = [f"{file}::{name}" for file, name in rows if f"def {name}(" not in text_of(f"tests/{file}.py")]
+    assert missing == []

@@ -85,3 +85,27 @@ def test_only_an_orderly_end_is_one(
         assert got.endswith(b"0\r\n\r\n") is complete, got
         expected = ("response", Reason.OK) if complete else ("error", Reason.UPSTREAM_CLOSED)
         assert gate.hooks.wait_ends(1) == [expected]
+
+
+def test_a_service_gets_a_closure_alert(authority: Authority) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("127.0.0.1"))
+    ends: list[str] = []
+
+    def serve(plain: socket.socket) -> None:
+        with context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as link:
+            read_head(link)
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            try:
+                ends.append("alert" if link.recv(1) == b"" else "more")
+            except OSError as error:
+                ends.append(repr(error))
+
+    with (
+        Serving(serve) as upstream,
+        Gate(route(upstream.url.replace("http:", "https:"), tls=UpstreamTls(ca=authority.ca))) as gate,
+        connect(gate.port) as link,
+    ):
+        link.sendall(GET)
+        assert receive(link).endswith(b"ok")
+    assert ends == ["alert"]

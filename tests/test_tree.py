@@ -144,3 +144,32 @@ def test_the_table_of_requirements_names_tests_that_exist() -> None:
     assert len(rows) > 40
     missing = [f"{file}::{name}" for file, name in rows if f"def {name}(" not in text_of(f"tests/{file}.py")]
     assert missing == []
+
+
+def numbers() -> dict[str, float]:
+    """Return the numbers that what runs is written with: those of modules that have a name in capitals."""
+    root, found = ROOT / "addons/mitmgate", {}
+    tools = {"demo", "inspect", "replay"}  # these bound nothing that a client meets
+    for path in sorted(root.rglob("*.py")):
+        module = path.relative_to(root).with_suffix("")
+        for node in ast.parse(path.read_text()).body if module.parts[0] not in tools else ():
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id.isupper() and isinstance(node, ast.Assign | ast.AnnAssign):
+                try:
+                    value = eval(compile(ast.Expression(node.value or ast.Constant(None)), "", "eval"), {})
+                except (NameError, TypeError, AttributeError):
+                    continue
+                if type(value) in {int, float}:
+                    found[f"{module}:{target.id}"] = float(value)
+    return found
+
+
+def test_the_list_of_bounds_is_that_of_the_source() -> None:
+    """A number that is new needs a row in docs/bounds.md: what it bounds, and what happens beyond it."""
+    units = {"": 1, "s": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    rows = re.findall(r"^\| `([\w/]+:\w+)` \| (-?[\d.,]+) ?(\w*) \|", text_of("docs/bounds.md"), re.MULTILINE)
+    listed = {name: float(value.replace(",", "")) * units[unit] for name, value, unit in rows}
+    found = numbers()
+    assert len(found) > 100
+    assert {name: value for name, value in found.items() if listed.get(name) != value} == {}, "see docs/bounds.md"
+    assert listed.keys() <= found.keys(), "of docs/bounds.md, and not in the source"

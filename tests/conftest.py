@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("tests.live", "tests.protocol")  # what harnesses assert counts under `python -O` too
+# What harnesses assert counts under `python -O` too.
+pytest.register_assert_rewrite("tests.live", "tests.protocol", "tests.attack")
 settings.register_profile("local", deadline=None)  # a loaded machine is no failure
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

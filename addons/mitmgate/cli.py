@@ -32,6 +32,7 @@ COMMANDS = {
     "learn": Entry("mitmgate.replay.commands:learn", "Propose a policy from recorded traffic."),
     "redact": Entry("mitmgate.replay.commands:redact", "Write a recording without usable credentials."),
     "bench": Entry("mitmgate.bench_command:command", "Measure the gateway beside stock mitmdump."),
+    "fuzz": Entry("mitmgate.fuzz_command:command", "Hold generated conversations with a gateway, and judge what came."),
 }
 
 

@@ -16,10 +16,10 @@ from mitmgate import process_log
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Verdict
 from mitmgate.engine import collector
-from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.master import LeanMaster
 from mitmgate.hostoptions import required_options
 from mitmgate.policy.watcher import PolicySource
+from mitmgate.proxy.listener import Listener
 from mitmgate.stages.arrival import ingress
 from mitmgate.stages.enforcer import point_at
 from mitmgate.stages.exchange import Exchange, begin
@@ -55,7 +55,7 @@ async def main(policy: str, port: int) -> None:
     master = LeanMaster(options)
     options.update(mode=[f"reverse:http://upstream.invalid@127.0.0.1:{port}"])
     options.update(**required_options(options))
-    master.addons.add(ProtocolLayer(source, lambda exchange, reason: None), AdmitAll(source))
+    master.addons.add(Listener(source, lambda exchange, reason: None), AdmitAll(source))
     collector.settle()
     await master.run()
 

@@ -5,14 +5,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
-from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.connection import Client
 
 from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.reason import Reason
@@ -127,22 +125,8 @@ async def _beside_the_loop[Made](make: Callable[[], Made]) -> Made:
         sys.setswitchinterval(usual)
 
 
-class HeldBack:
-    """Hold what mitmproxy's own listener accepts until the services are started. Ours accepts nothing before."""
-
-    name: ClassVar[str] = "mitmgate-held-back"
-
-    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
-        """start: returns when they are, or have had their time."""
-        self._start = start
-
-    async def client_connected(self, client: Client) -> None:
-        """Let the connection go on; mitmproxy listens before it runs the hook `running`."""
-        await self._start()
-
-
 class ProtocolFactory(Protocol):
-    """Makes the addon that replaces mitmproxy's HTTP layers."""
+    """Makes the addon that listens and proxies, in place of mitmproxy's server."""
 
     def __call__(self, source: SnapshotSource, fail_over: Callable[[Exchange, Reason], Endpoint | None]) -> object:
         """source: the policy in force. fail_over: the next endpoint after one that failed for this reason."""
@@ -183,6 +167,8 @@ class Gateway:
         self.history = History()
         self.services: Services | None = None
         self._protocol = protocol
+        self.protocol: object | None = None
+        """The addon that listens and proxies, once there is a policy."""
         self._loaded = policy if isinstance(policy, Loaded) else None
         self._path = policy.path if isinstance(policy, Loaded) else policy
         self._observers = observers
@@ -240,10 +226,9 @@ class Gateway:
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
         self.history.first(time.time())
-        held_back = [HeldBack(self.start)] if type(ctx.master.addons.get("proxyserver")) is Proxyserver else []
+        self.protocol = self._protocol(self.policy, breaker.fail_over)
         self.addons = [
-            *held_back,
-            self._protocol(self.policy, breaker.fail_over),
+            self.protocol,
             *chain,
             ResponseHeaders(),
             self.audit,

@@ -15,6 +15,7 @@ TARGET: Final = f"reverse:http://{BLACK_HOLE}"
 OWN_SCRIPT: Final = Path(__file__).resolve().parents[1] / "gateway.py"
 
 REQUIRED: Final = {
+    "server": False,  # the gateway's own listener takes the addresses of the reverse mode
     "connection_strategy": "lazy",  # eager dials before there is a request to decide on
     "keep_host_header": True,  # otherwise Host is rewritten before `requestheaders`
     "onboarding": False,  # serves mitm.it

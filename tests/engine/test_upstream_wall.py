@@ -1,26 +1,17 @@
-"""An upstream connection, in either engine, under a caller that lies about its bodies: it is never used again."""
+"""An upstream connection under a caller that lies about its bodies: it is never used again."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.options import Options
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
-from mitmproxy.test import tflow
+from mitmproxy.connection import Server
 
 from mitmgate.core.http1 import Bounds, ResponseHead
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.lane.upstream import LaneUpstream, Phase
-from mitmgate.engine.layer_events import RequestForwarded, UpstreamFailed
-from mitmgate.engine.layer_http1_client import Http1Client
-from mitmgate.engine.layer_wire import Wire
 
 POST = Forward("POST", "/p", "x", ((b"Host", b"x"),))
 GET = Forward("GET", "/g", "x", ((b"Host", b"x"),))
@@ -83,7 +74,7 @@ class Lane:
         _, connection = await loop.create_connection(
             lambda: LaneUpstream(self, key, Bounds(), buffer, Server(address=None)), "127.0.0.1", port
         )
-        assert connection.send(self, forward, length, None)
+        assert connection.send(self, forward, length, None, upgrade=forward is UPGRADE)
         for step in steps:
             if step is None:
                 connection.end_body()
@@ -103,40 +94,7 @@ class Lane:
         return bytes(received), kept
 
 
-class Layers:
-    """The layers' connection, driven by hand."""
-
-    def __init__(self) -> None:
-        self.failed: list[Reason] = []
-        self.ended = 0
-
-    async def run(self, forward: Forward, length: int | None, steps: list[Step], answer: bytes) -> tuple[bytes, bool]:
-        context = Context(tflow.tclient_conn(), Options())
-        context.server = Server(address=("127.0.0.1", 80))
-        context.server.state = ConnectionState.OPEN
-        layer = Http1Client(context, Bounds(), Wire(None, context.client))
-        sent = b""
-
-        def handle(event: events.Event) -> None:
-            nonlocal sent
-            for command in layer.handle_event(event):
-                if isinstance(command, commands.SendData):
-                    sent += command.data
-                elif isinstance(command, commands.CloseConnection):
-                    context.server.state = ConnectionState.CLOSED
-                elif isinstance(command, ReceiveHttp) and isinstance(command.event, UpstreamFailed):
-                    self.failed.append(command.event.reason)
-
-        handle(events.Start())
-        handle(RequestForwarded(1, forward, length, None))
-        for step in steps:
-            handle(RequestEndOfMessage(1) if step is None else RequestData(1, step))
-        if context.server.connected:
-            handle(events.DataReceived(context.server, answer))
-        return sent, layer.idle
-
-
-@pytest.fixture(params=[Lane, Layers])
+@pytest.fixture(params=[Lane])
 def engine(request: pytest.FixtureRequest) -> Any:
     kind: Callable[[], Any] = request.param
     return kind()
@@ -183,8 +141,6 @@ def test_connection_whose_request_was_whole_is_kept(
 def test_lie_fails_the_exchange_and_closes_the_connection(
     engine: Any, forward: Forward, length: int | None, steps: list[Step]
 ) -> None:
-    if forward is UPGRADE and isinstance(engine, Lane):
-        forward = GET  # whoever asks for an upgrade is not in the lane
     written, kept = run(engine, forward, length, steps)
     assert not kept
     assert engine.failed == [Reason.BODY_MALFORMED]
@@ -218,7 +174,7 @@ def test_connection_with_more_than_the_answer_is_not_kept(engine: Any, method: s
 
 def test_connection_that_was_asked_to_become_another_is_not_kept() -> None:
     """A service that does not know the upgrade answers 200, and may take what follows for either protocol."""
-    _, kept = run(Layers(), UPGRADE, 0, [None])
+    _, kept = run(Lane(), UPGRADE, 0, [None])
     assert not kept
 
 

@@ -16,6 +16,12 @@ from tests.live.harness import ROOT, SECRET, mint, policy, write_policy
 from tests.live.harness_http import free_port, request, wait_for
 from tests.live.harness_upstream import RecordingUpstream
 
+HALT = """
+from mitmproxy import exceptions
+def requestheaders(flow):
+    flow.request.host, flow.request.port = "127.0.0.1", PORT
+    raise exceptions.AddonHalt()
+"""
 HARM = {
     "a stage raises": "Authorization.decide = lambda self, exchange: 1 / 0",
     "a stage raises later": """
@@ -36,12 +42,6 @@ def requestheaders(flow):
     flow.request.host, flow.request.port = "127.0.0.1", PORT
     raise RuntimeError("and raises")
 Authorization.requestheaders = lambda self, flow: None
-""",
-    "an earlier script halts the chain": """
-from mitmproxy import exceptions
-def requestheaders(flow):
-    flow.request.host, flow.request.port = "127.0.0.1", PORT
-    raise exceptions.AddonHalt()
 """,
 }
 
@@ -83,12 +83,23 @@ def mitmdump(
 
 def up(process: subprocess.Popen[bytes], log: Path) -> bool:
     assert process.poll() is None, log.read_text()
-    return "listening at" in log.read_text()
+    return "mitmgate is listening on" in log.read_text()
 
 
 def test_without_harm_the_request_is_admitted(tmp_path: Path, upstream: RecordingUpstream) -> None:
     harmless(tmp_path, upstream, "pass", 200)
     upstream.assert_saw_only(1)
+
+
+def test_a_script_that_halts_the_chain_and_points_elsewhere_changes_nothing(
+    tmp_path: Path, upstream: RecordingUpstream
+) -> None:
+    """No addon can end an event early, in any host: every stage is asked, and what was decided is what is sent."""
+    with RecordingUpstream() as elsewhere:
+        harmless(tmp_path, upstream, HALT.replace("PORT", elsewhere.url.rpartition(":")[2]), 200)
+        elsewhere.assert_saw_nothing()
+    upstream.assert_saw_only(1)
+    assert upstream.last().one("x-user-id") == "alice"
 
 
 @pytest.mark.parametrize("harm", HARM)

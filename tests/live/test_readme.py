@@ -114,7 +114,15 @@ def test_the_first_policy_in_stock_mitmweb(first_policy: Path, upstream: Recordi
     own = ["--listen-host", "127.0.0.1", "--listen-port", str(port), "--web-port", str(free_port())]
     own += ["--no-web-open-browser", "--set", f"confdir={directory}"]
     with running([str(Path(sys.executable).with_name(command)), *words, *own], directory, port):
+        wait_for(lambda: healthy(port), "the gateway in mitmproxy's place")  # whose server listens a moment longer
         walk(port, directory, upstream)
+
+
+def healthy(port: int) -> bool:
+    try:
+        return request(port, "GET", "/health").status == 200
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("option", ["--shadow", "--canary"])

@@ -93,6 +93,9 @@ def test_nobody_is_answered_before_the_first_keys_are_there(
                 wait_for(lambda: "not fetched" in gateway.log, "the failure")
                 server.status = 200
             server.open.set()
+            if front == "stock":  # mitmproxy listens before it loads a script, and what it accepts is closed
+                said = "mitmgate is listening on"
+                wait_for(lambda: said in gateway.log + gateway.stdout.read_text(), "the gateway to listen", 60)
             wait_for(lambda: accepts(gateway), "connections to be accepted", 60)
             answer = gateway.get("/api/v1/users/7", token=token())
             assert (answer.status, answer.reason) == (200, None), gateway.log

@@ -21,9 +21,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Step
-from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.engine.master import LeanMaster
 from mitmgate.hostoptions import spare_start
+from mitmgate.proxy.listener import Listener
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
 from mitmgate.stages.exchange import Exchange, exchange_of
@@ -103,6 +103,8 @@ class Decide(Stage):
             return self.deny(Reason.CREDENTIAL_MISSING, "No.")
         if head.path.startswith("/lost"):
             raise RuntimeError("a stage that fails")
+        if head.odd:  # as Routing does
+            return self.deny(Reason.PATH_AMBIGUOUS)
         exchange.route, exchange.max_body = self.route, self.route.max_body
         exchange.principal = self.principal
         declared = exchange.request.declared_body
@@ -199,28 +201,24 @@ class Gate:
                 master.addons.remove(errorcheck)
             opts.update_known(
                 mode=[f"reverse:http://{BLACK_HOLE}@127.0.0.1:0"],
+                server=False,
                 connection_strategy="lazy",
                 keep_host_header=True,
                 block_global=False,
             )
-            self.layer = ProtocolLayer(self.source, self._fail_over)
+            self.layer = Listener(self.source, self._fail_over)
             decide = Decide(self._route)
             self.decide = decide
             master.addons.add(self.layer, Arrival(self.source, lambda: None), Hygiene(), decide, self.hooks)
             if self._with_enforcer:
                 master.addons.add(_OpenEnforcer(self.source, ("arrival", "hygiene", "decide")))
             running = asyncio.create_task(master.run())
-            proxyserver = master.addons.get("proxyserver")
-            while not (found := proxyserver.listen_addrs()):  # noqa: ASYNC110
+            while not (found := self.layer.listen_addrs()):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             self.port = found[0][1]
             self._started.set()
             await running
-            if not lean:
-                await proxyserver.servers.update([])  # mitmproxy leaves its sockets to the end of the process
-            for handler in list(proxyserver.connections.values()):
-                await handler.on_timeout()
-            while proxyserver.connections:  # noqa: ASYNC110
+            while self.layer.connected:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         except BaseException as error:
             self._failure = error

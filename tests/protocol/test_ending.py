@@ -47,7 +47,7 @@ def test_retiring_ends_idle_connections_now_and_busy_ones_with_their_response(
         with connect(gate.port) as late:
             assert receive(late) == b""
     wait_for(lambda: gate.layer.connected == 0, "all clients to be gone")
-    assert gate.layer._seats == {}
+    assert gate.layer.clients == set()
 
 
 def test_retiring_http_2(tmp_path_factory: pytest.TempPathFactory, upstream: RecordingUpstream) -> None:
@@ -111,7 +111,7 @@ def test_no_seat_is_left_when_clients_have_gone(gate: Gate, upstream: RecordingU
         with connect(gate.port) as link:
             link.sendall(GET)
             receive(link, complete=True)
-    wait_for(lambda: gate.layer._seats == {} and gate.layer.connected == 0, "the seats to be free", 3)
+    wait_for(lambda: not gate.layer.clients and gate.layer.connected == 0, "the seats to be free", 3)
 
 
 @pytest.mark.parametrize("reset", [True, False])

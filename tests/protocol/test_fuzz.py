@@ -58,7 +58,7 @@ def _hostile(gate: Gate, upstream: RecordingUpstream, parts: list[bytes], cut: i
             answered = receive(link)
         except ConnectionError:
             answered = b""
-    wait_for(lambda: not gate.master.addons.get("proxyserver").connections, "the connection to end", 5)
+    wait_for(lambda: not gate.layer.connected, "the connection to end", 5)
     flows = {id(flow): flow for name, flow in gate.hooks.seen if name == "requestheaders"}
     exchanges = [exchange_of(flow) for flow in flows.values()]
     ends = [flow for name, flow in gate.hooks.seen if name in {"response", "error"}]

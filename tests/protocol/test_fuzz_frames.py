@@ -1,4 +1,8 @@
-"""Hostile HTTP/2 frames against the layer alone: it ends the connection or answers, and never fails."""
+"""Hostile HTTP/2 frames against a connection alone: it ends or answers, and never fails."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
 
 import hpack
 import pytest
@@ -12,28 +16,24 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mitmproxy import options
-from mitmproxy.connection import Client, ConnectionState
-from mitmproxy.http import Response
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from mitmgate.core.http1 import Bounds
-from mitmgate.engine.layer_connection import GatewayLayer
-from mitmgate.engine.layer_wire import Wire
+from mitmgate.engine.lane.client import LaneClient
+from mitmgate.proxy.http2 import Http2Connection
+from mitmgate.proxy.listener import Front
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream
+from tests.protocol.harness import Gate, route
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
-REQUEST = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/")]
-OPTIONS = options.Options()
-OPTIONS.add_option("validate_inbound_headers", bool, True, "")
+REQUEST = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/deny")]
 
 names = st.sampled_from(
     [b":method", b":path", b":scheme", b":authority", b":status", b"x", b"X", b"te", b"content-length"]
 )
-values = st.one_of(st.sampled_from([b"GET", b"/", b"https", b"x", b"1", b"trailers"]), st.binary(max_size=5))
+values = st.one_of(st.sampled_from([b"GET", b"/deny", b"https", b"x", b"1", b"trailers"]), st.binary(max_size=5))
 blocks = st.one_of(
     st.just(hpack.Encoder().encode(REQUEST)),
     st.lists(st.tuples(names, values), max_size=5).map(lambda fields: hpack.Encoder().encode(REQUEST + fields)),
@@ -70,58 +70,89 @@ frames = st.one_of(
 )
 
 
-class Drive:
-    """The layer of one client connection, whose hooks are answered at once: every request is denied."""
+class Link(asyncio.Transport):
+    """A transport without a socket."""
 
-    def __init__(self, alpn: bytes) -> None:
-        client = Client(peername=("192.0.2.1", 1), sockname=("192.0.2.2", 2), state=ConnectionState.OPEN, alpn=alpn)
-        client.tls = True
-        self.client = client
-        self.layer = GatewayLayer(Context(client, OPTIONS), Bounds(), Wire(None, client), lambda exchange, reason: None)
-        self.sent = b""
+    def __init__(self) -> None:
+        super().__init__()
         self.closed = False
-        self.give(events.Start())
 
-    def give(self, event: events.Event) -> None:
-        queue = [event]
-        while queue:
-            for command in self.layer.handle_event(queue.pop(0)):
-                if isinstance(command, commands.StartHook):
-                    if isinstance(command, HttpRequestHeadersHook):
-                        command.flow.response = Response.make(401, b"no")
-                    queue.append(events.HookCompleted(command))
-                elif isinstance(command, commands.SendData):
-                    self.sent += command.data
-                elif isinstance(command, commands.CloseConnection):
-                    self.closed = True
-                else:
-                    assert isinstance(command, commands.RequestWakeup | commands.Log), command
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peername": ("192.0.2.1", 1), "sockname": ("192.0.2.2", 2)}.get(name, default)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
 
 
-@settings(max_examples=300)
-@given(st.lists(frames, max_size=8), st.booleans())
-def test_hostile_frames(sent: list[bytes], together: bool) -> None:
-    drive = Drive(b"h2")
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Gate]:
+    """Run a gateway whose connections are driven by hand; every request is denied."""
+    with RecordingUpstream() as upstream, Gate(route(upstream.url)) as gate:
+        yield gate
+        upstream.assert_saw_nothing()
+
+
+def drive(gate: Gate, protocol: bytes, parts: list[bytes]) -> None:
+    """Give bytes to a connection, in the gateway's own loop; it must end without a defect, and hold nothing."""
+
+    async def run() -> None:
+        front = Front(gate.layer, mode())
+        secured = protocol == b"h2"
+        connection = Http2Connection(front, Bounds(), b"https") if secured else LaneClient(front, Bounds(), b"https")
+        link = Link()
+        connection.connection_made(link)
+        for part in parts:
+            if part and not link.closed:
+                connection.get_buffer(-1)[: len(part)] = part
+                connection.buffer_updated(len(part))
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+        await asyncio.sleep(0)
+        assert connection.transits == []
+        assert connection not in gate.layer.clients
+
+    asyncio.run_coroutine_threadsafe(run(), gate.loop).result(PATIENCE)
+
+
+def mode() -> ReverseMode:
+    made = ProxyMode.parse("reverse:http://upstream.invalid@127.0.0.1:0")
+    assert isinstance(made, ReverseMode)
+    return made
+
+
+FIXTURE = [HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=FIXTURE)
+@given(sent=st.lists(frames, max_size=8), together=st.booleans())
+def test_hostile_frames(listener: Gate, caplog: pytest.LogCaptureFixture, sent: list[bytes], together: bool) -> None:
     data = [PREFACE, *sent]
-    for part in [b"".join(data)] if together else data:
-        if part and not drive.closed:
-            drive.give(events.DataReceived(drive.client, part))
-    drive.client.state = ConnectionState.CAN_WRITE
-    drive.give(events.ConnectionClosed(drive.client))
-    assert drive.closed
-    assert not drive.layer._broken
-    assert drive.layer.streams == {}
+    drive(listener, b"h2", [b"".join(data)] if together else data)
+    assert "defect" not in caplog.text
 
 
-@pytest.mark.parametrize("alpn", [b"h2", b"http/1.1"])
-@settings(max_examples=150)
+@pytest.mark.parametrize("protocol", [b"h2", b"http/1.1"])
+@settings(max_examples=150, deadline=None, suppress_health_check=FIXTURE)
 @given(parts=st.lists(st.binary(max_size=30), max_size=6))
-def test_hostile_bytes(alpn: bytes, parts: list[bytes]) -> None:
-    drive = Drive(alpn)
-    for part in parts:
-        if part and not drive.closed:
-            drive.give(events.DataReceived(drive.client, part))
-    drive.client.state = ConnectionState.CAN_WRITE
-    drive.give(events.ConnectionClosed(drive.client))
-    assert drive.closed
-    assert not drive.layer._broken
+def test_hostile_bytes(listener: Gate, caplog: pytest.LogCaptureFixture, protocol: bytes, parts: list[bytes]) -> None:
+    drive(listener, protocol, parts)
+    assert "defect" not in caplog.text

@@ -5,7 +5,6 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from mitmproxy.http import HTTPFlow
@@ -15,9 +14,11 @@ from mitmgate.engine.lane import pool as pool_module
 from mitmgate.engine.lane.client import LaneClient
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.upstream import LaneUpstream
+from mitmgate.proxy.listener import GENERATION
 from tests.live.harness_http import request, status_of, wait_for
 from tests.live.harness_upstream import HANG, Raw, RecordingUpstream, Reply
 from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.test_ending import on_loop
 
 GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -29,8 +30,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def idle(gate: Gate) -> int:
-    lane: Any = gate.layer.lane
-    return int(lane.ways.pool.size)
+    return gate.layer.ways.pool.size
 
 
 def test_clients_share_upstream_connections(gate: Gate, upstream: RecordingUpstream) -> None:
@@ -236,6 +236,29 @@ def test_what_has_ended_is_freed_without_the_garbage_collector(upstream: Recordi
             wait_for(lambda: alive() <= before + 1, "what has ended to be freed", 3)
         finally:
             gc.enable()
+
+
+def test_fields_are_forgotten_after_two_generations_and_the_clock_stops_when_all_are_gone(gate: Gate) -> None:
+    listener = gate.layer
+
+    def age() -> None:
+        timer = listener._ageing
+        assert timer is not None
+        assert 0 < timer.when() - gate.loop.time() <= GENERATION
+        timer.cancel()
+        listener._age()
+
+    with connect(gate.port) as one, connect(gate.port) as other:
+        for link in (one, other):
+            link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\n\r\n")
+            assert status_of(receive(link, complete=True)) == 200
+        assert len(listener.known) == 1
+        on_loop(gate, age)
+        on_loop(gate, age)
+        wait_for(lambda: len(listener.known) == 0, "the fields to be forgotten")
+    wait_for(lambda: not listener.clients, "the clients to be gone")
+    on_loop(gate, age)
+    wait_for(lambda: listener._ageing is None, "the clock to stop")
 
 
 def test_client_that_left_before_its_answer_is_no_defect(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:

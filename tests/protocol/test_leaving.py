@@ -5,27 +5,25 @@ import gc
 import socket
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hpack import Encoder
 from hyperframe.frame import HeadersFrame, SettingsFrame
-from mitmproxy.connection import Connection as ProxyConnection
-from mitmproxy.connection import ConnectionState
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layer import Layer
-from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection
 
 from mitmgate.core.reason import Reason
-from mitmgate.engine.layer_timers import Timer, Timers
-from mitmgate.engine.layer_wire import Wire
+from mitmgate.engine.lane.client import LaneClient
+from mitmgate.engine.lane.transit import Transit
+from mitmgate.proxy.http2 import Http2Connection, Http2Stream
+from mitmgate.proxy.listener import SecuredConnection
+from mitmgate.proxy.websocket import Relay
 from tests.live.harness_http import raw_request, status_of, wait_for
-from tests.live.harness_upstream import HANG, HANG_UP, PATIENCE, RecordingUpstream
+from tests.live.harness_upstream import HANG_UP, PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, receive, route
 from tests.protocol.test_http2 import GET as H2_GET
@@ -34,8 +32,7 @@ from tests.protocol.test_streaming import Serving, read_head
 from tests.protocol.test_tls import client_context, listen
 from tests.protocol.test_upgrade import HANDSHAKE, echo, exchange
 
-KINDS = (Layer, Context, Timer, Timers, Wire)
-"""Not mitmproxy's handler: where a client has half-closed, mitmproxy's own frame and its CancelledError keep it."""
+KINDS = (LaneClient, Http2Connection, Http2Stream, SecuredConnection, Transit, Relay)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +49,7 @@ def left() -> Counter[str]:
 
 
 def assert_nothing_is_left(gate: Gate, before: Counter[str]) -> None:
-    wait_for(lambda: gate.layer.connected == 0 and not gate.layer._seats, "all connections to be gone")
+    wait_for(lambda: gate.layer.connected == 0 and not gate.layer.clients, "all connections to be gone")
     wait_for(lambda: not left() - before, f"no {left() - before} to be left", 3)
 
 
@@ -154,7 +151,6 @@ class Dialling:
 def test_client_that_leaves_while_its_upstream_is_dialled_is_on_record(
     tmp_path: Path, upstream: RecordingUpstream, protocol: str, stream: str
 ) -> None:
-    # mitmproxy cancels the dial, and says nothing of it: the exchange never ended, and had no audit event
     authority, dialling = Authority(tmp_path), Dialling()
     with Gate(route(upstream.url, stream=stream), tls=listen(authority)) as gate:
         gate.master.addons.add(dialling)
@@ -162,42 +158,3 @@ def test_client_that_leaves_while_its_upstream_is_dialled_is_on_record(
             assert dialling.begun.wait(PATIENCE)
         assert gate.hooks.wait_ends(1) == [("error", Reason.CLIENT_CLOSED)]
     upstream.assert_saw_nothing()
-
-
-def in_loop(gate: Gate, coroutine: Coroutine[None, None, object]) -> None:
-    asyncio.run_coroutine_threadsafe(coroutine, gate.loop).result(PATIENCE)
-
-
-async def cancel_what_waits(handler: ConnectionHandler, *ended: ProxyConnection) -> None:
-    """Cancel connections' tasks, as mitmproxy does where it can't write, and release the lock that they wait for."""
-    tasks = [handler.transports[connection].handler for connection in ended if connection in handler.transports]
-    for task in tasks:
-        assert task is not None
-        task.cancel()
-    await asyncio.sleep(0)
-    handler._server_event_lock.release()
-
-
-@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
-@pytest.mark.parametrize("client_too", [False, True])
-def test_end_of_a_connection_that_mitmproxy_does_not_tell_ends_the_exchange(
-    tmp_path: Path, upstream: RecordingUpstream, protocol: str, client_too: bool
-) -> None:
-    # a task that is cancelled while it waits for mitmproxy's lock loses what it was to tell; `serve` has no such lock
-    upstream.reply = HANG
-    authority = Authority(tmp_path)
-    with Gate(route(upstream.url), tls=listen(authority)) as gate:
-        with requesting(gate, authority, protocol):
-            wait_for(lambda: len(upstream.requests) == 1, "the request")
-            (handler,) = gate.master.addons.get("proxyserver").connections.values()
-            (server,) = [connection for connection in handler.transports if connection is not handler.client]
-            in_loop(gate, handler._server_event_lock.acquire())
-            upstream.hang_up()
-            wait_for(lambda: server.state is not ConnectionState.OPEN, "the upstream's end")
-            if not client_too:
-                in_loop(gate, cancel_what_waits(handler, server))
-                assert gate.hooks.wait_ends(1) == [("response", Reason.UPSTREAM_CLOSED)]
-        if client_too:
-            wait_for(lambda: handler.client.state is not ConnectionState.OPEN, "the client's end")
-            in_loop(gate, cancel_what_waits(handler, server, handler.client))
-            assert len(gate.hooks.wait_ends(1)) == 1  # whichever of the two is told first

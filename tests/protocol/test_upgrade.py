@@ -12,7 +12,7 @@ from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
-from mitmgate.engine import layer_websocket
+from mitmgate.proxy import websocket
 from tests.live.harness_http import raw_request, status_of, wait_for
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.harness import Gate, connect, route
@@ -65,7 +65,7 @@ def exchange(link: socket.socket, ws: Connection, text: str) -> str:
 
 
 def test_websocket_messages_pass_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_websocket, "KEPT_MESSAGES", 10)
+    monkeypatch.setattr(websocket, "KEPT_MESSAGES", 10)
     with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
         link.sendall(HANDSHAKE)
         assert read_head(link) == SWITCHING
@@ -81,7 +81,7 @@ def test_websocket_messages_pass_and_few_are_kept(monkeypatch: pytest.MonkeyPatc
 
 
 def test_message_beyond_the_bound_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_websocket, "MAX_MESSAGE", 100_000)
+    monkeypatch.setattr(websocket, "MAX_MESSAGE", 100_000)
     with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
         link.sendall(HANDSHAKE)
         read_head(link)

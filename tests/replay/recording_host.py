@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 from mitmproxy import options
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate import process_log
-from mitmgate.engine.gateway import gateway
+from mitmgate.engine.gateway import gateway, listener_of
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.replay.canary import Allowance, Canary
 from mitmgate.replay.recorder import recorder
@@ -52,9 +51,7 @@ async def run(policy: str, port: int, path: str, candidate: str | None) -> None:
     checks: set[asyncio.Task[None]] = set()
     loop.add_signal_handler(signal.SIGUSR1, lambda: checks.add(asyncio.create_task(check())))
     proxy = asyncio.create_task(master.run())
-    server = master.addons.get("proxyserver")
-    assert isinstance(server, Proxyserver)
-    while not server.listen_addrs():  # noqa: ASYNC110 - mitmproxy has no event for it
+    while not listener_of(addon).listen_addrs():  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.01)
     print(f"listening on {port}", flush=True)
     await proxy

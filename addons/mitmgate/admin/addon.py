@@ -5,8 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from mitmproxy import ctx, exceptions
-from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy import exceptions
 
 from mitmgate.admin.metrics import Metrics
 from mitmgate.admin.readings import Sources
@@ -110,11 +109,11 @@ class Admin:
 def sources_of(
     gateway: Gateway,
     connected: Callable[[], int],
-    accepting: Callable[[], bool] | None = None,
+    accepting: Callable[[], bool] = bool,
     shadow: Callable[[], Mapping[tuple[str, str], int]] = dict,
     draining: Callable[[], bool] = bool,
 ) -> Sources:
-    """Name what a gateway's report asks, see Sources. accepting: None: mitmproxy's own listener is asked."""
+    """Name what a gateway's report asks, see Sources."""
 
     def policy() -> Snapshot | None:
         source = gateway.policy.source
@@ -146,7 +145,7 @@ def sources_of(
 
     return Sources(
         policy=policy,
-        accepting=accepting or _listens,
+        accepting=accepting,
         connected=connected,
         circuits=circuits,
         failed_shares=failed_shares,
@@ -158,9 +157,3 @@ def sources_of(
         draining=draining,
         keys=keys,
     )
-
-
-def _listens() -> bool:
-    """Ask mitmproxy's proxyserver whether it accepts connections."""
-    proxyserver = ctx.master.addons.get("proxyserver")
-    return isinstance(proxyserver, Proxyserver) and bool(proxyserver.listen_addrs())

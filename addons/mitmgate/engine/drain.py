@@ -9,9 +9,7 @@ The process is not ready from the first signal on. What a third signal does is t
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
-
-from mitmgate.engine.listener import Listening
+from typing import Final, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +18,27 @@ PATIENCE: Final = 30.0
 FAREWELL: Final = 0.5
 """Seconds in which what was cut may still send its protocol's own end (a WebSocket's close frame)."""
 _LOOK_EVERY: Final = 0.01
+
+
+class Listening(Protocol):
+    """What a host that shuts down asks of its listener."""
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        ...
+
+    def last_call(self) -> None:
+        """Let every connection end: with its next response, which says so, or when it was idle for a moment."""
+        ...
+
+    def cut_all(self) -> int:
+        """End what still runs, because patience is over; return how many requests that were."""
+        ...
 
 
 class Drain:
@@ -64,9 +83,9 @@ class Drain:
         try:
             self._tell()
             listener.close()
-            listener.retire()
+            listener.last_call()
             if not await self._gone(self._patience):
-                self.cut = listener.cut()
+                self.cut = listener.cut_all()
                 if self.cut:
                     logger.warning("%d requests were cut: they had not ended in time", self.cut)
                     self._hurry.clear()

@@ -1,27 +1,34 @@
-"""The gateway with its protocol layer and its admin listener: the one addon that every proxying host loads."""
+"""The gateway with its listener and its admin listener: the one addon that every proxying host loads."""
 
+import socket
 from collections.abc import Sequence
+from functools import partial
 
 from mitmgate.admin.addon import Admin, sources_of
 from mitmgate.chain import Gateway
-from mitmgate.engine.layer import ProtocolLayer
 from mitmgate.policy.loaded import Loaded
+from mitmgate.proxy.listener import Listener
 from mitmgate.replay.observing import shadow_counts
 
 
 def gateway(
-    policy: Loaded | str | None = None, observers: Sequence[object] = (), admin: Admin | None = None
+    policy: Loaded | str | None = None,
+    observers: Sequence[object] = (),
+    admin: Admin | None = None,
+    bound: socket.socket | None = None,
 ) -> Gateway:
     """Make the addon. policy: the policy, loaded, or its file; None: mitmproxy's option `mitmgate_policy` names it.
 
-    admin: serves the policy's admin listener, or reports to the process that does; None: the host has none.
+    admin: serves the policy's admin listener, or reports to the process that does; None: the host has none. bound: the
+    socket to accept on; None: as the host's options say.
     """
-    made = Gateway(ProtocolLayer, policy, observers if admin is None else (*observers, admin))
+    made = Gateway(partial(Listener, bound=bound), policy, observers if admin is None else (*observers, admin))
     if admin is not None:
         admin.attach(
             sources_of(
                 made,
-                connected=lambda: connected(made),
+                connected=lambda: 0 if made.protocol is None else listener_of(made).connected,
+                accepting=lambda: made.protocol is not None and bool(listener_of(made).listen_addrs()),
                 shadow=lambda: shadow_counts(made),
                 draining=lambda: admin.draining(),  # noqa: PLW0108 - the host sets it later
             )
@@ -29,6 +36,9 @@ def gateway(
     return made
 
 
-def connected(gateway: Gateway) -> int:
-    """Return how many clients are connected."""
-    return sum(addon.connected for addon in gateway.addons if isinstance(addon, ProtocolLayer))
+def listener_of(gateway: Gateway) -> Listener:
+    """Return the listener of a gateway that has a policy. Raises LookupError where it has none."""
+    listener = gateway.protocol
+    if isinstance(listener, Listener):
+        return listener
+    raise LookupError("no policy is in force")

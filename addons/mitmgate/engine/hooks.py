@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import fields
 from inspect import isawaitable
+from operator import is_not
 from typing import Any, NamedTuple
 
 from mitmproxy import hooks
@@ -143,6 +144,24 @@ class HookTable(AddonManager):
                 callback([flow])
             except Exception as error:
                 _failed("update", callback, error)
+
+
+class StockHooks(HookTable):
+    """The hooks of a host with mitmproxy's own addon manager, which is asked anew whenever its addons have changed."""
+
+    def __init__(self, manager: AddonManager) -> None:
+        """manager: the host's; it stays what it is, and runs the lifecycle events."""
+        self.chain, self.lookup = manager.chain, manager.lookup
+        self._entries = None
+        self._updates = ()
+        self._compiled: list[Any] = []
+
+    def run(self, kind: type[hooks.Hook], data: Any) -> Coroutine[Any, Any, None] | None:
+        """Run a hook with the addons that are there now."""
+        addons = list(traverse(self.chain))
+        if len(addons) != len(self._compiled) or any(map(is_not, addons, self._compiled)):
+            self._compiled, self._entries = addons, None
+        return super().run(kind, data)
 
 
 def _failed(name: str, callback: Callback, error: Exception) -> None:

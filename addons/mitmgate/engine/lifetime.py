@@ -13,8 +13,10 @@ from mitmgate.audit.event import worker_lost
 from mitmgate.chain import Gateway
 from mitmgate.engine import collector
 from mitmgate.engine.drain import Drain
+from mitmgate.engine.gateway import listener_of
 from mitmgate.engine.master import LeanMaster
 from mitmgate.engine.notify import Watching
+from mitmgate.proxy.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class Lifetime:
 
     def __init__(self, master: LeanMaster, gateway: Gateway, patience: float, watching: Watching) -> None:
         """patience: seconds that running requests get in the end. watching: who is told."""
-        self.drain = Drain(master.listener, patience, self._begin_drain, self._stop)
+        self.drain = Drain(_Listening(gateway), patience, self._begin_drain, self._stop)
         self.announce: Callable[[Address, str], None] | None = None
         """Called with the address and the policy's path, when the process is ready."""
         self._master = master
@@ -61,12 +63,13 @@ class Lifetime:
 
     def running(self) -> None:
         """Be ready."""
-        addresses = self._master.listener.listen_addrs()
-        if not addresses or self._gateway.policy.source is None:
+        source = self._gateway.policy.source
+        addresses = [] if source is None else listener_of(self._gateway).listen_addrs()
+        if not addresses or source is None:
             return
         collector.settle()
         if self.announce is not None:
-            self.announce(addresses[0], str(self._gateway.policy.source.path))
+            self.announce(addresses[0], str(source.path))
         self._watching.ready(self._status)
 
     @property
@@ -111,4 +114,30 @@ class Lifetime:
         self._master.shutdown()  # type: ignore[no-untyped-call]  # mitmproxy's own
 
     def _begin_drain(self) -> None:
-        self._watching.stopping(f"draining: {self._master.listener.connected} clients are connected")
+        self._watching.stopping(f"draining: {_Listening(self._gateway).connected} clients are connected")
+
+
+class _Listening:
+    """The listener of a gateway that may not have one yet: it then listens no more once it has."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    @property
+    def _listener(self) -> Listener | None:
+        return None if self._gateway.protocol is None else listener_of(self._gateway)
+
+    @property
+    def connected(self) -> int:
+        return 0 if self._listener is None else self._listener.connected
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def last_call(self) -> None:
+        if self._listener is not None:
+            self._listener.last_call()
+
+    def cut_all(self) -> int:
+        return 0 if self._listener is None else self._listener.cut_all()

@@ -1,7 +1,6 @@
-"""The host of `serve`: mitmproxy's Master with the few addons that a gateway needs, and our listener."""
+"""The host of `serve`: mitmproxy's Master with the few addons that a gateway needs. The gateway brings its listener."""
 
 import asyncio
-import socket
 from typing import ClassVar
 
 from mitmproxy.addons.core import Core
@@ -12,17 +11,7 @@ from mitmproxy.master import Master
 from mitmproxy.options import Options
 
 from mitmgate.engine.hooks import HookTable
-from mitmgate.engine.listener import Listener
 from mitmgate.usage import UserError
-
-
-class NoGuess:
-    """Stand in for mitmproxy's NextLayer, which would guess protocols; the gateway's own layers take every place.
-
-    mitmproxy's proxyserver warns where no addon has this name.
-    """
-
-    name: ClassVar[str] = "nextlayer"
 
 
 class AltSvc(UpdateAltSvc):
@@ -61,10 +50,9 @@ class LeanMaster(Master):
     the deprecated `add_log` hook.
     """
 
-    def __init__(self, options: Options, bound: socket.socket | None = None) -> None:
-        """options: mitmproxy's. bound: the socket to accept on; None: as the options say. Wants a running loop."""
+    def __init__(self, options: Options) -> None:
+        """options: mitmproxy's. Wants a running loop."""
         super().__init__(options)
-        self.listener = Listener(bound)
         self._legacy_log_events.uninstall()
         self.addons = HookTable(self)
-        self.addons.add(Core(), self.listener, NoGuess(), AltSvc(), StartupCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own
+        self.addons.add(Core(), AltSvc(), StartupCheck())  # type: ignore[no-untyped-call]  # mitmproxy's own

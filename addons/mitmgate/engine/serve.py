@@ -81,9 +81,9 @@ async def run(
     observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
     """
     opts = options.Options()
-    master = LeanMaster(opts, None if place is None else place.take())
+    master = LeanMaster(opts)
     admin = Admin(None if place is None else inherited(place.figures))
-    addon = gateway(loaded, admin=admin)
+    addon = gateway(loaded, admin=admin, bound=None if place is None else place.take())
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)

@@ -17,8 +17,10 @@ from mitmproxy.tools.web.master import WebMaster
 
 from mitmgate import process_log
 from mitmgate.admin.addon import check_admin
+from mitmgate.chain import Gateway
 from mitmgate.descriptors import raise_limit
 from mitmgate.engine import signals
+from mitmgate.engine.gateway import listener_of
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.master import StartupCheck
 from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host, warn
@@ -56,13 +58,14 @@ class Announcement:
 
     name = "mitmgate-announcement"
 
-    def __init__(self, master: WebMaster) -> None:
-        """master: knows the addresses once it runs."""
+    def __init__(self, master: WebMaster, gateway: Gateway) -> None:
+        """Both know their addresses once they run."""
         self._master = master
+        self._gateway = gateway
 
     def running(self) -> None:
         """Print the line. The token stands in it once, as mitmweb does it, and in no log."""
-        addresses = [address for server in self._master.proxyserver.servers for address in server.listen_addrs]
+        addresses = listener_of(self._gateway).listen_addrs()
         gateway = ", ".join(f"http://{_joined(address[0], address[1])}" for address in addresses)
         click.echo(f"mitmgate web: gateway on {gateway}; its decisions on {self._master.web_url}")
 
@@ -125,7 +128,7 @@ async def _run(policy: Loaded | str, options: Options, settings: dict[str, objec
         raise UserError(str(error)) from error
     if isinstance(policy, Loaded) and addon.policy.source is not None:
         warn(policy, addon.policy.source.snapshot)
-    master.addons.add(Announcement(master))
+    master.addons.add(Announcement(master, addon))
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:

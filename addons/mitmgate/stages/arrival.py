@@ -101,7 +101,7 @@ class Arrival(Stage):
         return self._signed(await pressure)
 
 
-def _subject(client: Client) -> str | None:
+def subject_of(client: Client) -> str | None:
     """Return the subject of the client's certificate (RFC 4514); the TLS layer lets only verified ones in."""
     if not client.certificate_list:
         return None
@@ -130,5 +130,5 @@ def ingress(flow: HTTPFlow) -> Request:
         authority=data.authority.decode("latin-1"),
         peer=client.peername[0] if client.peername else "",
         declared_body=declared,
-        certificate=_subject(client),
+        certificate=subject_of(client),
     )

@@ -10,7 +10,6 @@ from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
-from mitmgate.core.websocket import asks
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32
@@ -47,14 +46,10 @@ class RequestReader:
     before it is answered. After a Refusal it reads nothing more.
     """
 
-    __slots__ = ("_body", "_bounds", "_buffer", "_known", "_scanned", "_state", "received")
-
-    received: bytes
-    """All bytes of the current request so far, where it asks for a WebSocket: for whoever speaks what comes next."""
+    __slots__ = ("_body", "_bounds", "_buffer", "_known", "_scanned", "_state")
 
     def __init__(self, bounds: Bounds, known: KnownFields | None = None) -> None:
         """bounds: head, fields and target are looked at. known: what need not be parsed again."""
-        self.received = b""
         self._bounds = bounds
         self._buffer = bytearray()
         self._scanned = 0
@@ -131,8 +126,6 @@ class RequestReader:
         if isinstance(head, Refusal):
             return self._refuse(head, data[: end + 2])
         events: list[RequestEvent] = [head]
-        if asks(head.version, head.headers):
-            self.received = data
         if head.body == 0:
             self._state = _State.DONE
             events.append(END)

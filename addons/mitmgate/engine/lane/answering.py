@@ -12,10 +12,11 @@ from mitmproxy.http import Response
 from mitmgate.core.http1 import Bounds, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.known import KnownFields
-from mitmgate.engine.lane.deadline import Deadline
+from mitmgate.engine.lane.deadline import FLUSH_SECONDS, LINGER_SECONDS, Deadline
 from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.layer_http1_server import CONTINUE
-from mitmgate.engine.layer_wire import FLUSH_SECONDS
+from mitmgate.proxy.websocket import Relay
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Phase(Enum):
@@ -23,6 +24,7 @@ class Phase(Enum):
 
     READING = auto()
     LINGERING = auto()
+    TUNNEL = auto()
     CLOSED = auto()
 
 
@@ -53,7 +55,9 @@ class Answering(asyncio.BufferedProtocol):
         self._bodiless = False
         self._gone = False  # the client sends nothing more
         self._holds = 0
-        self.connection: Client
+        self._relay: Relay | None = None
+        self.congested = False
+        self.client: Client
         self.transit: Transit | None = None
 
     @property
@@ -107,6 +111,55 @@ class Answering(asyncio.BufferedProtocol):
         """Send a part of the body."""
         if data and not self._bodiless and self._transport is not None:
             self._transport.write(chunk(data) if self._chunked else data)
+
+    # A WebSocket's frames.
+
+    @property
+    def pipe(self) -> "Answering":
+        """The client's side of a WebSocket."""
+        return self
+
+    def switch(self, response: Response, relay: Relay) -> None:
+        """Send a 101, and give what comes from now on to a relay."""
+        raw = response_head(101, response.data.headers.fields)
+        if raw is None or self._transport is None:
+            raise ValueError("the 101 can't be sent")
+        self._responding = True
+        self._phase = Phase.TUNNEL
+        self._relay = relay
+        self._deadline.clear()
+        self._transport.write(raw)
+        self._release(Hold.PIPELINE)
+        if early := self._reader.take_pending():
+            relay.client_data(early)
+
+    def send_frames(self, data: bytes) -> None:
+        """Send bytes of frames."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def hold_frames(self, held: bool) -> None:
+        """Stop, or go on, reading."""
+        if held:
+            self._hold(Hold.TRANSIT)
+        else:
+            self._release(Hold.TRANSIT)
+
+    def end_frames(self) -> None:
+        """Close the connection so that what was sent can be read: what still comes is thrown away for a moment."""
+        self._relay = None
+        transport = self._transport
+        if self._gone or transport is None or transport.is_closing():
+            self._end()
+            return
+        self._holds = 0
+        transport.resume_reading()
+        self._phase = Phase.LINGERING
+        self._deadline.set(LINGER_SECONDS)
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone, and asyncio has yet to tell
+            self._end()
 
     def break_off(self) -> None:
         """End the connection inside a response, so that the client can't take it for complete."""

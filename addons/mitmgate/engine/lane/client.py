@@ -2,9 +2,10 @@
 
     READING → (answered, and both sides want to go on) → READING
     READING → (answered before the request was read, or after a refusal) → LINGERING → closed
-    READING → (a request for a WebSocket) → handed over to mitmproxy's layers
+    READING → (a 101) → TUNNEL → closed
 
-Lingering is what engine/layer_http1_server.py says it is.
+Lingering: a connection that is closed while bytes are still unread is reset by the kernel, and the client may lose the
+answer. So our half is closed first, and what still comes is thrown away, within bounds (RFC 9112, section 9.6).
 """
 
 import asyncio
@@ -15,7 +16,6 @@ from typing import Final, Protocol
 
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.http import Headers
-from mitmproxy.proxy.mode_specs import ReverseMode
 
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, chunk
@@ -23,17 +23,17 @@ from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
-from mitmgate.core.websocket import asks
 from mitmgate.engine.lane.answering import Answering, Hold, Phase
+from mitmgate.engine.lane.deadline import LINGER_SECONDS
+from mitmgate.engine.lane.request import new_request
 from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.lane.waiting import Ways
-from mitmgate.engine.layer_connection import QUEUE
-from mitmgate.engine.layer_http1_server import LINGER_BYTES, LINGER_SECONDS
-from mitmgate.engine.layer_request import new_request
+from mitmgate.engine.lane.waiting import QUEUE, Ways
 from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
 
+LINGER_BYTES: Final = 64 * 1024 * 1024
+"""What is read and dropped of a client that was answered early."""
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 
@@ -42,9 +42,12 @@ class Front(Protocol):
     """What a connection asks of the lane."""
 
     ways: Ways
-    mode: ReverseMode
     buffer: memoryview
     known: KnownFields
+
+    def client(self, transport: asyncio.Transport) -> Client:
+        """Make mitmproxy's record of a connection."""
+        ...
 
     def enter(self, client: "LaneClient", peer: str) -> int | None:
         """Count the connection. Returns by how many there are too many; None: close it."""
@@ -54,23 +57,19 @@ class Front(Protocol):
         """Take the connection off the count."""
         ...
 
-    def hand_over(self, transport: asyncio.Transport, received: bytes) -> None:
-        """Give the connection to mitmproxy's layers, with what was received of its current request."""
-        ...
-
 
 class LaneClient(Answering):
     """A client's connection. One request at a time; what is pipelined waits in the reader."""
 
-    def __init__(self, front: Front, bounds: Bounds) -> None:
-        """bounds: of the policy in force when the client connected."""
+    def __init__(self, front: Front, bounds: Bounds, scheme: bytes = b"http") -> None:
+        """bounds: of the policy in force when the client connected. scheme: what the connection is."""
         super().__init__(front.ways.loop, bounds, front.known)
+        self._scheme = scheme
         self._front = front
         self._buffer = front.buffer
         self._peer = ""
         self._discarded = 0
         self._stalled = False  # the next request waits until the client has read the last answer
-        self.congested = False
         self._last_call: float | None = None  # seconds for which a next request is waited for; it is the last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -84,13 +83,7 @@ class LaneClient(Answering):
             return
         self._transport = transport
         self._peer = peer[0]
-        self.connection = Client(
-            peername=peer,
-            sockname=own,
-            timestamp_start=time.time(),
-            state=ConnectionState.OPEN,
-            proxy_mode=self._front.mode,
-        )
+        self.client = self._front.client(transport)
         excess = self._front.enter(self, self._peer)
         if excess is None:
             self.end()
@@ -117,6 +110,8 @@ class LaneClient(Answering):
                         self._deadline.set(self._bounds.head_timeout)
                 elif reader.pending > QUEUE:
                     self._hold(Hold.PIPELINE)
+            elif self._relay is not None:
+                self._relay.client_data(bytes(self._buffer[:nbytes]))
             elif self._phase is Phase.LINGERING:
                 self._discarded += nbytes
                 if self._discarded > LINGER_BYTES:
@@ -143,8 +138,8 @@ class LaneClient(Answering):
             self._guarded(self._closed)
         self._phase = Phase.CLOSED
         self._deadline.close()
-        self.connection.state = ConnectionState.CLOSED
-        self.connection.timestamp_end = time.time()
+        self.client.state = ConnectionState.CLOSED
+        self.client.timestamp_end = time.time()
         self._front.leave(self, self._peer)
 
     def pause_writing(self) -> None:
@@ -206,22 +201,19 @@ class LaneClient(Answering):
 
     def _begin(self, head: RequestHead, *, more: bool) -> None:
         """Begin a request. more: a part of its body is there as well."""
-        if self._transport is not None and asks(head.version, head.headers):
-            self._leave_lane(self._transport)
-            return
         self._deadline.clear()
         target = head.target
         authority = b""
         if not target.startswith(b"/"):
             split = split_target(target)
-            if split.scheme and split.scheme != b"http":
+            if split.scheme and split.scheme != self._scheme:
                 detail = "The request target names another scheme than the connection has."
                 self._refuse(Refusal(Reason.TARGET_INVALID, detail, head.method, target))
                 return
             target, authority = split.path, split.authority
         self._head = head
         fields = headers_of(head.headers.fields)
-        request = new_request(head.method, target, head.version.encode("ascii"), fields, b"http", authority)
+        request = new_request(head.method, target, head.version.encode("ascii"), fields, self._scheme, authority)
         self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
         transit.begin(request, head, None, more=more)
 
@@ -231,18 +223,9 @@ class LaneClient(Answering):
         self._close = True
         method, target = refusal.method or _PLACEHOLDER, refusal.target or _PLACEHOLDER
         self._head = RequestHead(method, target, "HTTP/1.1", _NO_HEADERS, 0, False, False)
-        request = new_request(method, target, b"HTTP/1.1", Headers(refusal.fields), b"http")
+        request = new_request(method, target, b"HTTP/1.1", Headers(refusal.fields), self._scheme)
         self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
         transit.begin(request, None, refusal)
-
-    def _leave_lane(self, transport: asyncio.Transport) -> None:
-        self._phase = Phase.CLOSED
-        self._deadline.close()
-        self._transport = None
-        if self._holds:
-            transport.resume_reading()
-        self._front.leave(self, self._peer)
-        self._front.hand_over(transport, self._reader.received)
 
     def _closed(self) -> None:
         missing = self._reader.eof() if self._phase is Phase.READING else None
@@ -265,6 +248,11 @@ class LaneClient(Answering):
     @property
     def _last(self) -> bool:
         return self._last_call is not None
+
+    @property
+    def transits(self) -> list[Transit]:
+        """The request that runs."""
+        return [] if self.transit is None else [self.transit]
 
     def last_call(self, seconds: float) -> None:
         """Take one more request, if it comes within so many seconds: its response says that it is the last.

@@ -3,8 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from math import inf
+from typing import Final
 
-from mitmgate.engine.layer_timers import SLACK
+SLACK: Final = 0.002
+"""Seconds that a timer may fire before its deadline, for want of finer clocks."""
+FLUSH_SECONDS: Final = 30.0
+"""What a peer gets to take what was written before its connection was closed."""
+LINGER_SECONDS: Final = 2.0
+"""How long a client that was answered early may go on sending, so that it reads the answer and not a reset."""
 
 
 class Deadline:

@@ -11,8 +11,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.upstream import Phase
-from mitmgate.engine.lane.waiting import TransitState
-from mitmgate.engine.layer_stream_ending import DETAILS, MALFORMED, RequestPhase, ResponsePhase
+from mitmgate.engine.lane.waiting import DETAILS, MALFORMED, RequestPhase, ResponsePhase, TransitState
 from mitmgate.stages.enforcer import problem_response
 
 

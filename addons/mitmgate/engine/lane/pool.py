@@ -16,8 +16,9 @@ from mitmgate.descriptors import Descriptors, is_shortage
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.tls import server_name, upstream_context
 from mitmgate.engine.lane.upstream import Key, LaneUpstream
-from mitmgate.engine.layer_connection import FRESH_SECONDS
 
+FRESH_SECONDS: Final = 1.0
+"""An idle connection that is older is not used for a request that can't be repeated: it may be stale."""
 IDLE_SECONDS: Final = 4.0
 """How long an idle connection is kept where the upstream does not say: many servers close theirs after 5 s."""
 LONGEST_IDLE: Final = 60.0

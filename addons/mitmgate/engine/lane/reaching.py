@@ -1,14 +1,17 @@
 """How a transit reaches an endpoint that it can be sent to: the chosen one, or the next where the policy allows one."""
 
 from collections.abc import Callable
+from typing import Final
 
 from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.ending import TransitEnding
 from mitmgate.engine.lane.pool import Unreachable
 from mitmgate.engine.lane.upstream import LaneUpstream
-from mitmgate.engine.layer_stream_request import IDEMPOTENT
 from mitmgate.stages.enforcer import point_at
 from mitmgate.stages.exchange import Exchange
+
+IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
+"""Methods of requests that may be sent twice (RFC 9110, section 9.2.2)."""
 
 
 class TransitReaching(TransitEnding):
@@ -28,7 +31,7 @@ class TransitReaching(TransitEnding):
             if connection is not None:
                 self._reached(connection, then)
                 return
-        self._wait(self._dial(exchange, then))
+        self._wait(self._dial(exchange, then), dial=True)
 
     async def _dial(self, exchange: Exchange, then: Callable[[LaneUpstream], None]) -> Callable[[], None]:
         """Open a connection. Returns what is to be done with it."""
@@ -37,7 +40,7 @@ class TransitReaching(TransitEnding):
         upstream = exchange.route.upstream
         try:
             connection = await self._ways.pool.open(
-                exchange.endpoint, upstream.tls, upstream.connect_timeout, self._client.connection
+                exchange.endpoint, upstream.tls, upstream.connect_timeout, self._client.client
             )
         except Unreachable as error:
             reason = error.reason

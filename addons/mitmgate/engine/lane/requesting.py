@@ -1,25 +1,28 @@
 """The request's half of a transit: decided before its body is read, and sent to an endpoint that can be reached."""
 
+import secrets
 import time
 from typing import Final
 
-from mitmproxy.connection import Server
-from mitmproxy.http import HTTPFlow, Request
+from mitmproxy.connection import Client, Server
+from mitmproxy.http import Headers, HTTPFlow, Request, Response
 from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHeadersHook,
     HttpRequestHook,
 )
 
 from mitmgate.core.http1 import Refusal, RequestHead
+from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.streaming import streams
 from mitmgate.engine.lane.reaching import TransitReaching
 from mitmgate.engine.lane.upstream import LaneUpstream
-from mitmgate.engine.layer_connection import QUEUE
-from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
-from mitmgate.engine.layer_stream_request import unadmitted
+from mitmgate.engine.lane.waiting import QUEUE, RequestPhase, ResponsePhase
+from mitmgate.stages.arrival import subject_of
+from mitmgate.stages.enforcer import problem_response
 from mitmgate.stages.exchange import Exchange, exchange_of, received, reject
+from mitmgate.stages.message import make_response
 
 _NOWHERE: Final = Server(address=None)
 """The server of a flow that has none yet."""
@@ -36,12 +39,12 @@ class TransitRequest(TransitReaching):
         head: None where the bytes never became a request, and `refusal` says why. more: a part of the body is there, so
         that no client waits to be asked for it.
         """
-        connection = self._client.connection
+        connection = self._client.client
         self.flow = flow = HTTPFlow(connection, _NOWHERE)
         flow.request = request
         flow.live = True
         if head is not None:
-            received(flow, _ingress(connection.peername[0], request, head))
+            received(flow, _ingress(connection, request, head))
             self._length = head.body
             self._expects = head.expects_continue
             self._asked = more
@@ -79,6 +82,10 @@ class TransitRequest(TransitReaching):
             self._fail(Reason.STAGE_ERROR)
             return
         self._made = made
+        self._upgrade = exchange.head is not None and exchange.head.upgrade == "websocket"
+        if self._upgrade and (not route.websocket or length != 0):
+            self._fail(Reason.UPGRADE_REFUSED)
+            return
         self._retries = route.upstream.retries
         if length == 0:
             self._request = RequestPhase.BUFFERING
@@ -186,7 +193,7 @@ class TransitRequest(TransitReaching):
         made = self._made
         if made is None:
             raise ValueError("nothing to forward")
-        if not upstream.send(self, made, self._length, content):
+        if not upstream.send(self, made, self._length, content, upgrade=self._upgrade):
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
 
@@ -205,11 +212,16 @@ class TransitRequest(TransitReaching):
     def client_gone(self) -> None:
         """Take the end of the client's connection."""
         self._gone = True
-        if not self._waiting and not self._over:
+        if self._relay is not None:
+            self._relay.client_ended()
+            return
+        if self._dialling is not None:
+            self._dialling.cancel()
+        elif not self._waiting and not self._over:
             self._abort(Reason.CLIENT_CLOSED)
 
 
-def _ingress(peer: str, request: Request, head: RequestHead) -> Ingress:
+def _ingress(client: Client, request: Request, head: RequestHead) -> Ingress:
     """Take the request as it arrived, as `stages.arrival.ingress` does, without parsing its fields again."""
     data = request.data
     return Ingress(
@@ -217,8 +229,21 @@ def _ingress(peer: str, request: Request, head: RequestHead) -> Ingress:
         target=data.path.decode("latin-1"),
         version=head.version,
         headers=head.headers,
-        scheme="http",
+        scheme="https" if client.tls else "http",
         authority=data.authority.decode("latin-1"),
-        peer=peer,
+        peer=client.peername[0],
         declared_body=head.body,
+        certificate=subject_of(client) if client.certificate_list else None,
     )
+
+
+def unadmitted(exchange: Exchange | None) -> Response:
+    """Answer where nobody admitted and nobody denied: the chain is broken, and broken means closed."""
+    detail = "The gateway could not decide on this request."
+    if exchange is not None:
+        exchange.failure = Reason.STAGE_ERROR
+        exchange.failure_detail = detail
+        return problem_response(exchange, Reason.STAGE_ERROR, detail)
+    body = problem_body(Reason.STAGE_ERROR, detail, secrets.token_hex(16))
+    fields = Headers(((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store")))
+    return make_response(Reason.STAGE_ERROR.status, fields, body)

@@ -1,11 +1,11 @@
-"""TLS with an upstream on asyncio's transports; it demands what engine/layer_tls.py demands."""
+"""TLS with an upstream on asyncio's transports; as strict as proxy/tls.py with clients."""
 
 import asyncio
 import ssl
 from functools import lru_cache
 
 from mitmgate.core.rules import Endpoint, UpstreamTls
-from mitmgate.engine.layer_tls import CIPHERS
+from mitmgate.proxy.tls import CIPHERS
 
 
 @lru_cache(maxsize=64)

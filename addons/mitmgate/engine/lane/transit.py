@@ -7,27 +7,35 @@
                                                  └─ send, stream → response hook
     any failure → problem response while no head was sent, else a visible abort and the error hook
 
-The same states as engine/layer_stream.py, in callbacks. The request's half is in requesting.py, the end in ending.py.
+The request's half is in requesting.py, the end in ending.py.
 """
 
+import asyncio
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from mitmproxy.http import Response
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpResponseHeadersHook,
-)
+from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook, HttpResponseHook
+from mitmproxy.proxy.layers.websocket import WebsocketEndHook
+from mitmproxy.websocket import WebSocketData
 
 from mitmgate.core.http1 import ResponseHead
 from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.reason import Reason
 from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.engine.lane.requesting import TransitRequest
-from mitmgate.engine.layer_stream import BUFFER, QUIET_SECONDS
-from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
+from mitmgate.engine.lane.waiting import DETAILS, RequestPhase, ResponsePhase
+from mitmgate.proxy.websocket import Relay, accepts
 from mitmgate.stages.exchange import seconds_left
 from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
+
+BUFFER: Final = 8 * 1024 * 1024
+"""Bytes of a response that `stream: never` holds back; beyond them it streams all the same."""
+QUIET_SECONDS: Final = 600.0
+"""How long an event stream may be silent."""
 
 
 class Transit(TransitRequest):
@@ -41,6 +49,9 @@ class Transit(TransitRequest):
             self._hold_upstream(lambda: self.response_head(head))
             return
         if self._response is not ResponsePhase.WAITING or self._request is RequestPhase.DROPPED:
+            return
+        if head.status == 101:
+            self._answered_101(head)
             return
         flow, exchange = self.flow, self.exchange
         fields = received_fields(head.status, head.headers.fields)
@@ -56,6 +67,57 @@ class Transit(TransitRequest):
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._deadline.set(self._quiet)
         self._hook(HttpResponseHeadersHook, self._response_decided)
+
+    def _answered_101(self, head: ResponseHead) -> None:
+        """Take the upstream's word that the connection is a WebSocket from here on, where it answers this handshake."""
+        self.flow.response = response = make_response(101, headers_of(head.headers.fields), b"")
+        made = self._made
+        if not self._upgrade or made is None or not accepts(made, response):
+            self.flow.response = None
+            self._fail(Reason.UPSTREAM_MALFORMED)
+            return
+        self._deadline.clear()
+        self.flow.websocket = WebSocketData()  # before the hooks: addons see what follows
+        self._hook(HttpResponseHeadersHook, lambda: self._hook(HttpResponseHook, self._switch))
+
+    def _switch(self) -> None:
+        if self._killed():
+            return
+        flow, upstream, response = self.flow, self._upstream, self.flow.response
+        if upstream is None or response is None:
+            self._fail(Reason.UPSTREAM_CLOSED)
+            return
+        self._head_sent = True
+        self._relay = relay = Relay(flow, self._ways.table, self._client.pipe, upstream, self._wait_for, self._relayed)
+        self._limit_lifetime()
+        relay.start()
+        self._client.switch(response, relay)
+        if self._relay is not None:
+            upstream.tunnel(relay)
+
+    def _wait_for(self, pending: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        """Go on with a relay when a hook of its has ended."""
+        task = self._ways.loop.create_task(pending)
+
+        def go_on(task: asyncio.Task[None]) -> None:
+            try:
+                if not task.cancelled():
+                    task.result()
+                then()
+            except Exception:
+                logger.exception("a WebSocket is broken off because of a defect")
+                self.broken()
+
+        task.add_done_callback(go_on)
+
+    def _relayed(self, reason: Reason | None) -> None:
+        """Take the end of a WebSocket."""
+        self._stop()
+        self._relay = self._upstream = None
+        self._response = ResponsePhase.DONE
+        if reason is not None:
+            self._blame(reason, DETAILS.get(reason, reason.title))
+        self._hook(WebsocketEndHook, self._done)
 
     def _response_decided(self) -> None:
         if self._killed():
@@ -134,10 +196,16 @@ class Transit(TransitRequest):
 
     def upstream_congested(self, congested: bool) -> None:
         """Slow the client's upload down, or let it go on."""
+        if self._relay is not None:
+            self._relay.congested(client=False, congested=congested)
+            return
         self._hold_client(congested)
 
     def client_congested(self, congested: bool) -> None:
         """Slow the response down, or let it go on."""
+        if self._relay is not None:
+            self._relay.congested(client=True, congested=congested)
+            return
         if self._upstream is not None and self._response is ResponsePhase.STREAMING:
             self._upstream.hold(congested)
 
@@ -171,12 +239,16 @@ class Transit(TransitRequest):
 
     def cut(self, reason: Reason) -> None:
         """End a streamed response: what admitted it no longer holds."""
-        if self.lasts:
+        if self._relay is not None:
+            self._relay.cut(reason)
+        elif self.lasts:
             self._abort(reason)
 
     def stop(self, reason: Reason) -> None:
         """End the exchange, because the gateway ends: with a problem while that can still be said."""
-        if self._waiting:
+        if self._relay is not None:
+            self._relay.cut(reason)
+        elif self._waiting:
             self._blame(reason, "")
         elif not self._over:
             self._fail(reason)

@@ -1,6 +1,7 @@
 """A connection to an endpoint: one request, then its response, then perhaps another client's next."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from enum import Enum, auto
@@ -14,7 +15,9 @@ from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.engine.lane.deadline import FLUSH_SECONDS, LINGER_SECONDS
 from mitmgate.engine.lane.tls import ended_in_order
+from mitmgate.proxy.websocket import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +30,16 @@ type Key = tuple[Endpoint, UpstreamTls | None]
 
 
 class Phase(Enum):
-    """IDLE: another request can be sent. OPENED: not used yet, and already somebody's."""
+    """IDLE: another request can be sent. OPENED: not used yet, and already somebody's. TUNNEL: a WebSocket's.
+
+    LEAVING: a WebSocket's that has ended; what still comes is nobody's.
+    """
 
     OPENED = auto()
     IDLE = auto()
     BUSY = auto()
+    TUNNEL = auto()
+    LEAVING = auto()
     CLOSED = auto()
 
 
@@ -97,11 +105,21 @@ class LaneUpstream(asyncio.BufferedProtocol):
         self._outgoing = OutgoingRequest()
         self._keep_alive = True
         self._held = False
+        self._upgrade = False  # the current request asks for a WebSocket
+        self._relay: Relay | None = None
         self.congested = False
 
     # What the transit does.
 
-    def send(self, recipient: Recipient, forward: Forward, length: int | None, content: bytes | None) -> bool:
+    def send(
+        self,
+        recipient: Recipient,
+        forward: Forward,
+        length: int | None,
+        content: bytes | None,
+        *,
+        upgrade: bool = False,
+    ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) in chunks.
 
         False, and the connection is closed, where the head can't be written safely.
@@ -109,12 +127,13 @@ class LaneUpstream(asyncio.BufferedProtocol):
         method, outgoing = forward.method.encode("latin-1"), self._outgoing
         if content is not None:
             length = len(content)
-        raw = outgoing.begin(method, forward.target.encode("latin-1"), forward.fields, length)
+        raw = outgoing.begin(method, forward.target.encode("latin-1"), forward.fields, length, upgrade=upgrade)
         if raw is None:
             self.abandon()
             return False
         closed, self.phase = self.phase is Phase.CLOSED, Phase.BUSY
         self._recipient = recipient
+        self._upgrade = upgrade
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
         if closed:  # between its opening and this
@@ -156,6 +175,40 @@ class LaneUpstream(asyncio.BufferedProtocol):
         elif data and self._transport is not None:
             self._transport.write(data)
 
+    # A WebSocket's frames.
+
+    def tunnel(self, relay: Relay) -> None:
+        """Give what comes to a relay, beginning with what came behind the 101."""
+        self._relay = relay
+        self.hold(False)
+        if early := self._reader.leftover:
+            relay.upstream_data(early)
+
+    def send_frames(self, data: bytes) -> None:
+        """Send bytes of frames."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def hold_frames(self, held: bool) -> None:
+        """Stop, or go on, reading."""
+        self.hold(held)
+
+    def end_frames(self) -> None:
+        """Close the connection, when what was sent is gone."""
+        self._relay = self._recipient = None
+        self.phase = Phase.LEAVING
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self.hold(False)
+        if transport.can_write_eof():
+            with contextlib.suppress(OSError):
+                transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.close)
+        else:
+            transport.close()
+        asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
+
     # What the transport does.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -171,6 +224,10 @@ class LaneUpstream(asyncio.BufferedProtocol):
         """Take bytes of the response."""
         if self.phase is Phase.BUSY:
             self._take(self._reader.feed(bytes(self._buffer[:nbytes])))
+        elif self.phase is Phase.TUNNEL:
+            self._pass_on(bytes(self._buffer[:nbytes]))
+        elif self.phase is Phase.LEAVING:
+            pass
         else:
             self._end()  # bytes that answer nothing: nobody can say what comes next
 
@@ -196,6 +253,21 @@ class LaneUpstream(asyncio.BufferedProtocol):
         if self._recipient is not None:
             self._recipient.upstream_congested(False)
 
+    def _pass_on(self, data: bytes | None) -> None:
+        recipient, relay = self._recipient, self._relay
+        try:
+            if relay is None:  # reading is held until there is one: only the end can come
+                self._fail(Reason.UPSTREAM_CLOSED)
+            elif data is None:
+                relay.upstream_ended()
+            else:
+                relay.upstream_data(data)
+        except Exception:
+            logger.exception("a WebSocket is broken off because of a defect")
+            self.abandon()
+            if recipient is not None:
+                recipient.broken()
+
     def _take(self, taken: list[ResponseEvent]) -> None:
         recipient = None
         try:
@@ -206,9 +278,12 @@ class LaneUpstream(asyncio.BufferedProtocol):
                 if isinstance(event, bytes):
                     recipient.response_body(event)
                 elif isinstance(event, ResponseHead):
-                    if event.status == 101:  # whoever asks for an upgrade is not in this lane
-                        self._fail(Reason.UPSTREAM_MALFORMED)
-                        return
+                    if event.status == 101:
+                        if not self._upgrade:
+                            self._fail(Reason.UPSTREAM_MALFORMED)
+                            return
+                        self.phase = Phase.TUNNEL
+                        self.hold(True)
                     self._keep_alive = event.keep_alive
                     if b"keep-alive" in event.headers:
                         self.keep_seconds = _timeout(event.headers.one(b"keep-alive") or b"")
@@ -229,6 +304,7 @@ class LaneUpstream(asyncio.BufferedProtocol):
         transport = self._transport
         if (
             self._keep_alive
+            and not self._upgrade  # who does not know the upgrade may read what follows as either protocol
             and self._outgoing.complete
             and not self._reader.pending
             and transport is not None
@@ -247,6 +323,8 @@ class LaneUpstream(asyncio.BufferedProtocol):
     def _lost(self, *, orderly: bool) -> None:
         if self.phase is Phase.BUSY:
             self._take(self._reader.eof(orderly=orderly))
+        elif self.phase is Phase.TUNNEL:
+            self._pass_on(None)
         self._end()
 
     def _fail(self, reason: Reason) -> None:

@@ -8,8 +8,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Final, Protocol
 
 from mitmproxy import hooks
 from mitmproxy.connection import Client
@@ -20,13 +21,45 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
 from mitmgate.engine.hooks import HookTable
-from mitmgate.engine.lane.deadline import Deadline
 from mitmgate.engine.lane.pool import UpstreamPool
 from mitmgate.engine.lane.upstream import LaneUpstream, Recipient
-from mitmgate.engine.layer_stream_ending import RequestPhase, ResponsePhase
+from mitmgate.proxy.websocket import Pipe, Relay
 from mitmgate.stages.exchange import Exchange
 
 logger = logging.getLogger(__name__)
+
+QUEUE: Final = 64 * 1024
+"""Bytes that may wait for a transit that waits, or pipelined behind one; then the socket is not read."""
+MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
+"""Statuses of the gateway's own after which a client is not read from again."""
+
+DETAILS: Final = {
+    Reason.UPSTREAM_UNREACHABLE: "The service could not be reached.",
+    Reason.UPSTREAM_TIMEOUT: "The service did not answer in time.",
+    Reason.UPSTREAM_CLOSED: "The service closed the connection before its response was complete.",
+    Reason.UPSTREAM_MALFORMED: "The service answered with something that is not a valid response.",
+    Reason.BODY_TIMEOUT: "The request's body did not arrive in time.",
+    Reason.CLIENT_CLOSED: "The client closed the connection.",
+}
+
+
+class RequestPhase(Enum):
+    """How far the request has come."""
+
+    WAITING = auto()
+    BUFFERING = auto()
+    STREAMING = auto()
+    COMPLETE = auto()
+    DROPPED = auto()  # answered; what still comes of it is nobody's
+
+
+class ResponsePhase(Enum):
+    """How far the response has come."""
+
+    WAITING = auto()
+    BUFFERING = auto()
+    STREAMING = auto()
+    DONE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +70,35 @@ class Ways:
     table: HookTable
     pool: UpstreamPool
     fail_over: Callable[[Exchange, Reason], Endpoint | None]
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def background(self, pending: Coroutine[Any, Any, None]) -> None:
+        """Run something that nobody waits for."""
+        task = self.loop.create_task(pending)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+class Expiry(Protocol):
+    """The deadline of a transit; `expired` is called when it passes."""
+
+    def set(self, seconds: float) -> None:
+        """Expire in so many seconds, instead of when it was to expire."""
+        ...
+
+    def at(self, due: float) -> None:
+        """Expire at a time of the loop's clock."""
+        ...
+
+    def clear(self) -> None:
+        """Don't expire."""
+        ...
 
 
 class Requester(Protocol):
     """The client's side of a transit."""
 
-    connection: Client
+    client: Client
     congested: bool
 
     def hold_for_transit(self, held: bool) -> None:
@@ -59,6 +115,15 @@ class Requester(Protocol):
 
     def send_body(self, data: bytes) -> None:
         """Send a part of the body."""
+        ...
+
+    @property
+    def pipe(self) -> Pipe:
+        """The client's side of a WebSocket."""
+        ...
+
+    def switch(self, response: Response, relay: Relay) -> None:
+        """Send a 101, and give what comes from now on to a relay."""
         ...
 
     def finish(self) -> None:
@@ -80,6 +145,7 @@ class TransitState(Recipient):
         "_content",
         "_deadline",
         "_delivered",
+        "_dialling",
         "_expects",
         "_gone",
         "_head_sent",
@@ -93,6 +159,7 @@ class TransitState(Recipient):
         "_queued",
         "_quiet",
         "_received",
+        "_relay",
         "_replayed",
         "_request",
         "_request_body",
@@ -102,6 +169,7 @@ class TransitState(Recipient):
         "_retries",
         "_sent",
         "_started",
+        "_upgrade",
         "_upstream",
         "_waiting",
         "_ways",
@@ -109,8 +177,8 @@ class TransitState(Recipient):
         "flow",
     )  # fmt: skip
 
-    def __init__(self, ways: Ways, client: Requester, bounds: Bounds, deadline: Deadline) -> None:
-        """deadline: the connection's, which is the transit's as long as it lasts."""
+    def __init__(self, ways: Ways, client: Requester, bounds: Bounds, deadline: Expiry) -> None:
+        """deadline: the connection's or the stream's, which is the transit's as long as it lasts."""
         self._ways = ways
         self._client = client
         self._bounds = bounds
@@ -139,6 +207,9 @@ class TransitState(Recipient):
         self._asked = False  # and the client has been told, or does not wait
         self._gone = False  # the client's connection has ended
         self._waiting = False  # for a hook, or for a connection
+        self._upgrade = False  # the request asks for a WebSocket, and may
+        self._relay: Relay | None = None
+        self._dialling: asyncio.Task[Callable[[], None]] | None = None
         self._overdue = False  # the deadline passed meanwhile
         self._queue: deque[Callable[[], None]] | None = None
         self._queued = 0
@@ -154,8 +225,8 @@ class TransitState(Recipient):
 
     @property
     def lasts(self) -> bool:
-        """Whether the response is being streamed, and so outlives its decision."""
-        return self._response is ResponsePhase.STREAMING
+        """Whether the response is being streamed, or a WebSocket goes on, and so outlives its decision."""
+        return self._response is ResponsePhase.STREAMING or self._relay is not None
 
     @property
     def _over(self) -> bool:
@@ -169,16 +240,20 @@ class TransitState(Recipient):
         else:
             self._wait(_ended(pending, then))
 
-    def _wait(self, pending: Coroutine[Any, Any, Callable[[], None]]) -> None:
+    def _wait(self, pending: Coroutine[Any, Any, Callable[[], None]], *, dial: bool = False) -> None:
+        """Suspend until something is done. dial: it is given up where the client leaves meanwhile."""
         self._waiting = True
         task = self._ways.loop.create_task(pending)
+        if dial:
+            self._dialling = task
         task.add_done_callback(self._go_on)
 
     def _go_on(self, task: "asyncio.Task[Callable[[], None]]") -> None:
         self._waiting = False
+        self._dialling = None
         try:
             if task.cancelled():
-                self._abort(Reason.STAGE_ERROR)
+                self._abort(Reason.CLIENT_CLOSED if self._gone else Reason.STAGE_ERROR)
                 return
             task.result()()
             queue = self._queue

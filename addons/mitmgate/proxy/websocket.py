@@ -1,0 +1,343 @@
+"""A WebSocket between a client and a service: messages are relayed whole, each end is told why the other one ended.
+
+    client ⇄ wsproto ⇄ websocket_message hook ⇄ wsproto ⇄ upstream
+
+Frames are read and made anew by wsproto, so that neither side's mistakes reach the other, and a close frame of ours can
+be put in. A message is bounded while it is put together, inflating included. Close codes are RFC 6455, section 7.4.1.
+"""
+
+import base64
+import contextlib
+import hashlib
+import logging
+import time
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from mitmproxy import hooks
+from mitmproxy.http import HTTPFlow, Response
+from mitmproxy.proxy.layers.websocket import WebsocketMessageHook, WebsocketStartHook
+from mitmproxy.websocket import WebSocketData, WebSocketMessage
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.extensions import Extension, PerMessageDeflate
+from wsproto.frame_protocol import CloseReason, Opcode
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError, split_comma_header
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Bytes of one message, inflated."""
+KEPT_MESSAGES: Final = 100
+KEPT_BYTES: Final = 256 * 1024
+"""How many messages, and bytes of them, stay with the flow."""
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+def accepts(forward: Forward, response: Response) -> bool:
+    """Tell whether a 101 is the answer to this very handshake (RFC 6455, section 4.1)."""
+    key = next((value for name, value in forward.fields if name.lower() == b"sec-websocket-key"), b"")
+    expected = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
+    connection = {token.strip().lower() for token in response.headers.get("connection", "").split(",")}
+    return (
+        response.headers.get("upgrade", "").lower() == "websocket"
+        and "upgrade" in connection
+        and response.headers.get("sec-websocket-accept", "") == expected
+    )
+
+
+class Pipe(Protocol):
+    """The socket of one side."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer does not take what it is sent."""
+        ...
+
+    def send_frames(self, data: bytes) -> None:
+        """Send bytes of frames."""
+        ...
+
+    def hold_frames(self, held: bool) -> None:
+        """Stop, or go on, reading."""
+        ...
+
+    def end_frames(self) -> None:
+        """Close the connection, when what was sent is gone."""
+        ...
+
+
+class RunHook(Protocol):
+    """What runs mitmproxy's hooks."""
+
+    def run(self, kind: type[hooks.Hook], data: Any) -> Coroutine[Any, Any, None] | None:
+        """Run one. Returns what is left to await."""
+        ...
+
+
+class BoundedDeflate(PerMessageDeflate):
+    """permessage-deflate (RFC 7692) that inflates no more of a message than a bound."""
+
+    def __init__(self, bound: int) -> None:
+        """bound: bytes of one message."""
+        super().__init__()
+        self._bound = bound
+        self._inflated = 0
+
+    def frame_inbound_payload_data(self, proto: Any, data: bytes) -> bytes | CloseReason:
+        """Inflate a part of a message."""
+        if not self._inbound_compressed or not self._inbound_is_compressible:
+            return data
+        return self._inflate(bytes(data))
+
+    def frame_inbound_complete(self, proto: Any, fin: bool) -> bytes | CloseReason | None:
+        """Inflate the end of a message."""
+        if not fin or not self._inbound_is_compressible:
+            return super().frame_inbound_complete(proto, fin)
+        if not self._inbound_compressed:
+            self._inbound_compressed = None
+            return None
+        data = self._inflate(b"\x00\x00\xff\xff")
+        self._inflated = 0
+        self._inbound_compressed = None
+        if self.server_no_context_takeover if proto.client else self.client_no_context_takeover:
+            self._decompressor = None
+        return data
+
+    def _inflate(self, data: bytes) -> bytes | CloseReason:
+        decompressor = self._decompressor
+        if decompressor is None:
+            return CloseReason.PROTOCOL_ERROR
+        try:
+            inflated = decompressor.decompress(data, self._bound - self._inflated + 1)
+        except zlib.error:
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._inflated += len(inflated)
+        if self._inflated > self._bound or decompressor.unconsumed_tail:
+            return CloseReason.MESSAGE_TOO_BIG
+        return inflated
+
+
+class _Side:
+    """One of the two connections."""
+
+    __slots__ = ("bytes", "from_client", "messages", "parts", "pipe", "size", "ws")
+
+    def __init__(self, kind: ConnectionType, extensions: list[Extension], pipe: Pipe) -> None:
+        self.ws = Connection(kind, extensions)
+        self.from_client = kind is ConnectionType.SERVER  # towards a client, the gateway is the server
+        self.pipe = pipe
+        self.parts: list[bytes] = []  # of a message that is not complete
+        self.size = 0
+        self.messages = 0
+        self.bytes = 0
+
+
+class Relay:
+    """The life of one WebSocket, from the 101 on."""
+
+    def __init__(
+        self,
+        flow: HTTPFlow,
+        table: RunHook,
+        client: Pipe,
+        upstream: Pipe,
+        wait: Callable[[Coroutine[Any, Any, None], Callable[[], None]], None],
+        ended: Callable[[Reason | None], None],
+    ) -> None:
+        """wait: calls its second argument when the first is done. ended: told once: why, None for an orderly end."""
+        self.flow = flow
+        self._table = table
+        self._wait = wait
+        self._ended = ended
+        self._client = _Side(ConnectionType.SERVER, _extensions(flow.response), client)
+        self._upstream = _Side(ConnectionType.CLIENT, _extensions(flow.response), upstream)
+        self._queue: list[tuple[_Side, bytes | None]] | None = None  # what came while a hook waits
+        self._over = False
+        flow.websocket = flow.websocket or WebSocketData()
+
+    def start(self) -> None:
+        """Tell the addons that a WebSocket has begun."""
+        self._hook(WebsocketStartHook, lambda: None)
+
+    def client_data(self, data: bytes) -> None:
+        """Take bytes of the client's."""
+        self._take(self._client, data)
+
+    def upstream_data(self, data: bytes) -> None:
+        """Take bytes of the service's."""
+        self._take(self._upstream, data)
+
+    def client_ended(self) -> None:
+        """Take the end of the client's connection."""
+        self._take(self._client, None)
+
+    def upstream_ended(self) -> None:
+        """Take the end of the service's connection."""
+        self._take(self._upstream, None)
+
+    def congested(self, client: bool, congested: bool) -> None:
+        """Read one side only as fast as the other takes it. client: it is the client that does not."""
+        self._other(self._client if client else self._upstream).pipe.hold_frames(congested)
+
+    def cut(self, reason: Reason) -> None:
+        """End both sides, because what admitted the connection no longer holds, or the gateway ends."""
+        code = CloseReason.GOING_AWAY if reason is Reason.GATEWAY_STOPPING else CloseReason.POLICY_VIOLATION
+        self._end(code, code, reason)
+
+    @property
+    def counted(self) -> tuple[int, int, int, int]:
+        """Messages and bytes from the client, messages and bytes from the service."""
+        return self._client.messages, self._client.bytes, self._upstream.messages, self._upstream.bytes
+
+    def _other(self, side: _Side) -> _Side:
+        return self._upstream if side is self._client else self._client
+
+    def _take(self, side: _Side, data: bytes | None) -> None:
+        if self._over:
+            return
+        if self._queue is not None:
+            self._queue.append((side, data))
+            if data is not None:
+                side.pipe.hold_frames(True)
+            return
+        if data is None:
+            if side.ws.state is ConnectionState.OPEN:  # no close frame came: 1006 for the record
+                towards = CloseReason.GOING_AWAY if side is self._client else CloseReason.INTERNAL_ERROR
+                self._close_record(side, CloseReason.ABNORMAL_CLOSURE, "")
+                self._end(towards, None, None)
+            return
+        try:
+            side.ws.receive_data(data)
+            for event in side.ws.events():
+                self._relay(side, event)
+                if self._over:
+                    return
+        except RemoteProtocolError as error:
+            hint = error.event_hint
+            code = hint.code if isinstance(hint, CloseConnection) else CloseReason.PROTOCOL_ERROR
+            self._violated(side, code)
+
+    def _violated(self, side: _Side, code: int) -> None:
+        """End what breaks the protocol or a bound: that side is told the code, the other that it is over."""
+        towards = CloseReason.GOING_AWAY if side is self._client else CloseReason.INTERNAL_ERROR
+        self._close_record(side, code, "")
+        other = self._other(side)
+        self._say(side, code)
+        self._say(other, code if code == CloseReason.MESSAGE_TOO_BIG else towards)
+        self._finish(None)
+
+    def _relay(self, side: _Side, event: Event) -> None:
+        other = self._other(side)
+        if isinstance(event, TextMessage | BytesMessage):
+            data = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
+            side.parts.append(data)
+            side.size += len(data)
+            if side.size > MAX_MESSAGE:
+                self._violated(side, CloseReason.MESSAGE_TOO_BIG)
+            elif event.message_finished:
+                content = data if len(side.parts) == 1 else b"".join(side.parts)
+                side.parts, side.size = [], 0
+                self._message(side, Opcode.TEXT if isinstance(event, TextMessage) else Opcode.BINARY, content)
+        elif isinstance(event, Ping | Pong):
+            self._send(other, event)
+        elif isinstance(event, CloseConnection):
+            self._close_record(side, event.code, event.reason or "")
+            self._send(other, event)
+            self._send(side, event.response())
+            self._finish(None)
+
+    def _message(self, side: _Side, opcode: Opcode, content: bytes) -> None:
+        side.messages += 1
+        side.bytes += len(content)
+        data = self.flow.websocket
+        if data is None:
+            raise ValueError("no WebSocket")
+        message = WebSocketMessage(opcode, side.from_client, content)
+        data.messages.append(message)
+        self._forget(data)
+
+        def send() -> None:
+            if not message.dropped and not self._over:
+                text = message.content.decode(errors="replace") if message.type is Opcode.TEXT else message.content
+                self._send(self._other(side), TextMessage(text) if isinstance(text, str) else BytesMessage(text))
+
+        self._hook(WebsocketMessageHook, send)
+
+    @staticmethod
+    def _forget(data: WebSocketData) -> None:
+        messages = data.messages
+        if len(messages) > KEPT_MESSAGES:
+            del messages[: len(messages) - KEPT_MESSAGES]
+        size = sum(len(message.content) for message in messages)
+        while size > KEPT_BYTES and len(messages) > 1:
+            size -= len(messages.pop(0).content)
+
+    def _hook(self, kind: type[hooks.Hook], then: Callable[[], None]) -> None:
+        """Run a hook, then go on; what comes meanwhile waits."""
+        pending = self._table.run(kind, self.flow)
+        if pending is None:
+            then()
+            return
+        outer, self._queue = self._queue, []
+
+        def go_on() -> None:
+            queue, self._queue = self._queue or [], outer
+            then()
+            self._client.pipe.hold_frames(self._upstream.pipe.congested)
+            self._upstream.pipe.hold_frames(self._client.pipe.congested)
+            for side, data in queue:
+                self._take(side, data)
+
+        self._wait(pending, go_on)
+
+    def _send(self, side: _Side, event: Event) -> None:
+        with contextlib.suppress(LocalProtocolError):  # it has closed already
+            side.pipe.send_frames(side.ws.send(event))
+
+    def _say(self, side: _Side, code: int) -> None:
+        """Send a close frame where one can still be sent."""
+        if side.ws.state in {ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING}:
+            self._send(side, CloseConnection(code=code))
+
+    def _close_record(self, side: _Side, code: int, reason: str) -> None:
+        data = self.flow.websocket
+        if data is not None and data.close_code is None:
+            data.closed_by_client = side is self._client
+            data.close_code = int(code)
+            data.close_reason = reason
+
+    def _end(self, towards_upstream: int, towards_client: int | None, reason: Reason | None) -> None:
+        data = self.flow.websocket
+        if data is not None and data.close_code is None:
+            data.closed_by_client = False
+            data.close_code = int(towards_upstream)
+        self._say(self._upstream, towards_upstream)
+        self._say(self._client, towards_upstream if towards_client is None else towards_client)
+        self._finish(reason)
+
+    def _finish(self, reason: Reason | None) -> None:
+        self._over = True
+        self._queue = None
+        data = self.flow.websocket
+        if data is not None:
+            data.timestamp_end = time.time()
+        self._client.pipe.end_frames()
+        self._upstream.pipe.end_frames()
+        self._ended(reason)
+
+
+def _extensions(response: Response | None) -> list[Extension]:
+    """Make what the handshake has agreed on; of extensions wsproto knows one."""
+    said = "" if response is None else response.headers.get("Sec-WebSocket-Extensions", "")
+    made: list[Extension] = []
+    for extension in split_comma_header(said.encode("ascii", "replace")) if said else []:
+        if extension.split(";", 1)[0].strip() == PerMessageDeflate.name:
+            deflate = BoundedDeflate(MAX_MESSAGE)
+            deflate.finalize(extension)
+            made.append(deflate)
+    return made

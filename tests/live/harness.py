@@ -209,7 +209,10 @@ class Gateway:
     def _accepts(self) -> bool:
         status = self.process.poll()
         assert status is None, f"{self.host} ended with status {status}"
-        return str(self.port) in self.stdout.read_text(errors="replace")
+        said = self.stdout.read_text(errors="replace")
+        if self.host == "stock":  # mitmproxy itself listens before it loads a script, and what it accepts is closed
+            return "mitmgate is listening on" in said
+        return str(self.port) in said
 
     def stop(self) -> int:
         """End the process by SIGTERM, and return its exit status; what it owed the audit log is then written."""

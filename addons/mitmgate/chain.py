@@ -15,7 +15,7 @@ from mitmproxy.addonmanager import Loader
 from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
-from mitmgate.hostoptions import MISTAKE, refuse_weakening, required_options, spare_start
+from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, required_options, spare_start
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import PolicyError, Stamp
@@ -227,6 +227,11 @@ class Gateway:
         self.policy.source, self.services = source, services
         self.history.first(time.time())
         self.protocol = self._protocol(self.policy, breaker.fail_over)
+        if self._path is None:  # a stock mitmproxy, which knows nothing of what the policy says of it
+            listen = source.snapshot.policy.listen
+            elsewhere = listens_elsewhere(ctx.options, listen.host, listen.port)
+            if elsewhere is not None:
+                logger.warning("%s", elsewhere)
         self.addons = [
             self.protocol,
             *chain,

@@ -6,6 +6,7 @@ from typing import Final
 
 from mitmproxy.addons.errorcheck import ErrorCheck
 from mitmproxy.options import Options
+from mitmproxy.proxy.mode_specs import ProxyMode
 
 from mitmgate.stages.enforcer import BLACK_HOLE
 
@@ -80,6 +81,22 @@ def spare_start(errorcheck: object) -> None:
 def required_options(options: Options) -> dict[str, object]:
     """Return the required options that this host knows and has set otherwise."""
     return {name: value for name, value in REQUIRED.items() if name in options and getattr(options, name) != value}
+
+
+def listens_elsewhere(options: Options, host: str, port: int) -> str | None:
+    """Say where mitmproxy listens, where that is not what the policy says. host, port: the policy's.
+
+    In stock mitmproxy its own options decide, and by themselves they mean every address.
+    """
+    mode = ProxyMode.parse(options.mode[0])
+    there, number = mode.listen_host(options.listen_host), mode.listen_port(options.listen_port)
+    if (there, number) == (host, port):
+        return None
+    where = f"{there or 'every address'}, port {number}"
+    return (
+        f"mitmproxy listens on {where}, and not where the policy says: "
+        f"give it --listen-host {host} --listen-port {port}"
+    )
 
 
 def refuse_weakening(options: Options, allow_scripts: bool) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mitmgate.core.rules import Issuer
+from mitmgate.demo.policy import demo_policy
 from mitmgate.keys.minting import mint
 from mitmgate.policy.loader import PolicyError, load_snapshot
 from mitmgate.policy.units import UnitError, parse_duration
@@ -20,7 +21,7 @@ from mitmgate.usage import UserError
 @click.option("--role", "roles", multiple=True, help="A role; may be given again.")
 @click.option("--scope", "scopes", multiple=True, help="A scope; may be given again.")
 @click.option("--claim", "claims", multiple=True, metavar="NAME=VALUE", help="A further claim; VALUE is JSON or text.")
-@click.option("--policy", "path", default="policies/demo.yaml", show_default=True, metavar="FILE", help="The policy.")
+@click.option("--policy", "path", metavar="FILE", help="The policy.  [default: the demo's]")
 @click.option("--issuer", "name", help="The issuer's name in the policy, where it has several with a secret.")
 @click.option("--ttl", default="5m", show_default=True, metavar="DURATION", help="How long the token is valid.")
 def token(
@@ -28,11 +29,12 @@ def token(
     roles: Sequence[str],
     scopes: Sequence[str],
     claims: Sequence[str],
-    path: str,
+    path: str | None,
     name: str | None,
     ttl: str,
 ) -> None:
     """Mint a token for an issuer with a development secret, and print nothing else."""
+    path = path or str(demo_policy())
     try:
         issuers = load_snapshot(Path(path), os.environ).issuers
         lifetime = parse_duration(ttl)

@@ -17,7 +17,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.options import Options
 from mitmproxy.proxy.layer import Layer
 
-from mitmgate.engine.serve import MODE
+from mitmgate.engine.serve import MODE, load_for_host
 from mitmgate.inspect import web
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.stages.exchange import Exchange, exchanges
@@ -92,7 +92,7 @@ def main() -> None:
     threading.Thread(target=clients, args=(port, token), daemon=True).start()
     settings: dict[str, object] = {"web_host": "127.0.0.1", "web_open_browser": False, "web_port": web_port}
     options = Options(mode=[MODE], listen_host="127.0.0.1", listen_port=port)
-    asyncio.run(web._run(policy, options, settings, KEEP_FLOWS))
+    asyncio.run(web._run(load_for_host(policy), options, settings, KEEP_FLOWS))
 
 
 if __name__ == "__main__":

@@ -49,10 +49,17 @@ def policy(directory: Path, **kinds: str) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mitmgate", "token", *map(str, arguments)]
-    environ = {**os.environ, "DEV_SECRET": SECRET.decode(), "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    environ = {**os.environ, "DEV_SECRET": SECRET.decode(), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_without_a_policy_it_is_the_demos_wherever_one_stands(tmp_path: Path) -> None:
+    done = run("--sub", "alice", cwd=tmp_path, MITMGATE_DEV_SECRET=SECRET.decode())
+    assert (done.stderr, done.returncode) == ("", 0)
+    claims = jwt.decode(done.stdout.strip(), SECRET, ["HS256"], audience="api://demo")
+    assert (claims["sub"], claims["iss"]) == ("alice", "https://dev.example")
 
 
 def test_the_token_is_all_of_stdout_and_the_gateway_takes_it(tmp_path: Path) -> None:

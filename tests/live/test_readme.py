@@ -1,5 +1,6 @@
-"""The README's first policy, its commands and its mitmproxy line, run as they are printed."""
+"""The README's first policy, its commands and its mitmproxy line, run as they are printed, as a stranger would."""
 
+import json
 import os
 import re
 import shlex
@@ -7,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jwt
 import pytest
 
+from tests.deploy.hosts import Host, Network
 from tests.live.harness import ROOT
 from tests.live.harness_http import free_port, request, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
+from tests.workers.processes import children
 
 README = (ROOT / "README.md").read_text()
 SECRET = "a-development-secret-of-more-than-256-bits"
@@ -35,16 +40,6 @@ def line_with(text: str) -> str:
 
 def words_of(line: str) -> list[str]:
     return [str(ROOT / word[2:]) if word == "./run.sh" else word for word in shlex.split(line)]
-
-
-@pytest.fixture
-def first_policy(tmp_path: Path, upstream: RecordingUpstream) -> Path:
-    """Write the README's policy as gateway.yaml, before a recording upstream."""
-    text = next(block for block in blocks("yaml") if "routes:" in block)
-    assert text.count("127.0.0.1:9002") == 1
-    path = tmp_path / "gateway.yaml"
-    path.write_text(text.replace("127.0.0.1:9002", f"127.0.0.1:{upstream.port}"))
-    return path
 
 
 def environment() -> dict[str, str]:
@@ -81,57 +76,157 @@ def running(words: list[str], directory: Path, port: int) -> Iterator[None]:
         process.wait(PATIENCE)
 
 
-def walk(port: int, directory: Path, upstream: RecordingUpstream) -> None:
-    """Send what the README sends, and check what it promises."""
-    token = run(line_with("./run.sh token"), directory).strip()
-    curl = shlex.split(line_with("curl -i").replace("$TOKEN", token).replace("8080", str(port)))
-    done = subprocess.run(curl, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    assert done.stdout.startswith("HTTP/1.1 200")
-    seen = upstream.last()
-    assert (seen.method, seen.target, seen.one("x-user-id")) == ("GET", "/7", "alice")
-    assert seen.all("authorization") == []
-    assert request(port, "GET", "/api/v1/orders/7").status == 401
-    stranger = run(line_with("./run.sh token").replace("orders.read", "other"), directory).strip()
-    assert request(port, "GET", "/api/v1/orders/7", token=stranger).status == 403
-    statuses = [request(port, "GET", "/api/v1/orders/7", token=token).status for _ in range(100)]
-    assert statuses == [200] * 99 + [429]
-    upstream.assert_saw_only(100)
+def first_policy() -> str:
+    """Return the README's first policy."""
+    return next(block for block in blocks("yaml") if "routes:" in block)
 
 
-def test_the_first_policy_with_serve(first_policy: Path, upstream: RecordingUpstream) -> None:
-    directory, port = first_policy.parent, free_port()
-    run(line_with("./run.sh check"), directory)
-    with running(
-        [*words_of(line_with("./run.sh serve --policy gateway.yaml")), "--listen", f"127.0.0.1:{port}"], directory, port
-    ):
-        walk(port, directory, upstream)
+def block_with(text: str) -> str:
+    """Return the one shell block of the README that has the text."""
+    (found,) = (block for block in blocks("sh") if text in block)
+    return found
 
 
-def test_the_first_policy_in_stock_mitmweb(first_policy: Path, upstream: RecordingUpstream) -> None:
-    directory, port = first_policy.parent, free_port()
-    command, *words = words_of(line_with("mitmweb --mode"))
-    words = [str(ROOT / word) if word == "addons/gateway.py" else word for word in words]
-    own = ["--listen-host", "127.0.0.1", "--listen-port", str(port), "--web-port", str(free_port())]
-    own += ["--no-web-open-browser", "--set", f"confdir={directory}"]
-    with running([str(Path(sys.executable).with_name(command)), *words, *own], directory, port):
-        wait_for(lambda: healthy(port), "the gateway in mitmproxy's place")  # whose server listens a moment longer
-        walk(port, directory, upstream)
+class Stranger:
+    """Somebody with a fresh clone, terminals, and a machine on which nothing else runs."""
+
+    def __init__(self, machine: Host, clone: Path) -> None:
+        self.machine = machine
+        self.clone = clone
+
+    def terminal(self, lines: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Paste lines into a terminal that stands in the clone; what they print goes to the machine's log."""
+        environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        words = ["env", "-i", *(f"{name}={value}" for name, value in {**environment, **variables}.items())]
+        words += [f"HOME={self.machine.directory}", "PYTHONUNBUFFERED=1"]  # as on a terminal
+        return self.machine.start([*words, "bash", "-c", f"cd {shlex.quote(str(self.clone))}\n{lines}"])
+
+    def finish(self, lines: str, **variables: str) -> None:
+        """Paste lines that come to an end."""
+        status = self.terminal(lines, **variables).wait(60)
+        assert status == 0, self.machine.log
+
+    def says(self, text: str, process: subprocess.Popen[bytes]) -> None:
+        """Wait until something is printed."""
+        self.machine.wait_for_log(text, process)
+
+    def listening(self) -> set[str]:
+        """Return the addresses that are listened on, as /proc/net/tcp has them."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.machine.namespace, "cat", "/proc/net/tcp", "/proc/net/tcp6"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        rows = [line.split() for line in done.stdout.splitlines()]
+        return {row[1].rpartition(":")[0] for row in rows if len(row) > 3 and row[3] == "0A"}
 
 
-def healthy(port: int) -> bool:
-    try:
-        return request(port, "GET", "/health").status == 200
-    except OSError:
-        return False
+LOOPBACK = {"0100007F"}  # proc(5): the address as a number in the host's order, hexadecimal
+PORT = 8000
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Stranger]:
+    """Clone the working tree, and give it the environment that run.sh would make."""
+    clone = tmp_path / "clone"
+    listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    (clone / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (clone / ".venv" / part.name).symlink_to(part)
+    stamp = clone / ".venv" / "runtime.lock"
+    stamp.unlink(missing_ok=True)
+    shutil.copy(clone / ".lock" / "runtime.txt", stamp)
+    with Network(tmp_path) as network:
+        yield Stranger(network.host("stranger"), clone)
+
+
+def promises(secret: str) -> None:
+    """Check what the README says that the gateway does; the thread stands on the stranger's machine."""
+
+    def token(scope: str) -> str:
+        now = int(time.time())
+        claims = {"iss": "https://dev.example", "aud": "api://orders", "sub": "bob", "exp": now + 60, "scope": scope}
+        return jwt.encode(claims, secret, "HS256")
+
+    assert request(PORT, "GET", "/api/v1/orders/7").status == 401
+    assert request(PORT, "GET", "/api/v1/orders/7", token=token("other")).status == 403
+    answers = [request(PORT, "GET", "/api/v1/orders/7", token=token("orders.read")) for _ in range(101)]
+    assert [answer.status for answer in answers] == [200] * 100 + [429]
+    assert int(answers[-1].one("retry-after") or 0) > 0
+
+
+def test_a_stranger_follows_the_readme(stranger: Stranger) -> None:
+    """Every line as it is printed, the demo still running: it takes no port of the first policy."""
+    demo, *_ = block_with("# the demo").splitlines()
+    stranger.says("# CORS preflight", stranger.terminal(demo))
+    (stranger.clone / "gateway.yaml").write_text(first_policy())
+    stranger.says("echo is listening on", stranger.terminal(block_with("./run.sh echo")))
+    serving = stranger.terminal(block_with("./run.sh serve --policy gateway.yaml\n"))
+    stranger.says(f"mitmgate is listening on http://127.0.0.1:{PORT} with policy gateway.yaml", serving)
+    assert "gateway.yaml: ok, 1 route, 1 upstream" in stranger.machine.log
+    (token,) = re.findall(r"^eyJ[\w.-]+$", stranger.machine.log, re.MULTILINE)
+    stranger.finish(block_with("curl -i"), TOKEN=token)
+    answer = stranger.machine.log.partition("HTTP/1.1 200")[2]
+    echoed = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+    fields = {name.lower(): value for name, value in echoed["headers"].items()}
+    assert (echoed["method"], echoed["path"], fields["x-user-id"]) == ("GET", "/7", "alice")
+    assert "authorization" not in fields
+    assert stranger.listening() == LOOPBACK
+    process, *_ = children(serving.pid) or [serving.pid]  # bash may have left its place to its last command
+    variables = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+    (secret,) = (
+        value for name, _, value in (line.partition("=") for line in variables) if name == "MITMGATE_DEV_SECRET"
+    )
+    with stranger.machine.inside():
+        promises(secret)
+
+
+def test_a_stranger_runs_the_first_policy_in_stock_mitmweb(stranger: Stranger) -> None:
+    (stranger.clone / "gateway.yaml").write_text(first_policy())
+    stranger.says("echo is listening on", stranger.terminal(block_with("./run.sh echo")))
+    serving = stranger.terminal(block_with("mitmweb --mode"), MITMGATE_DEV_SECRET=SECRET)
+    stranger.says(f"listening at 127.0.0.1:{PORT}", serving)
+    assert stranger.listening() == LOOPBACK
+    assert "not where the policy says" not in stranger.machine.log
+    with stranger.machine.inside():
+        promises(SECRET)
+
+
+def test_stock_mitmproxy_says_what_it_lacks_and_where_it_listens(stranger: Stranger) -> None:
+    (stranger.clone / "gateway.yaml").write_text(first_policy())
+    line = block_with("mitmweb --mode").replace("mitmweb", "mitmdump").replace("--listen-port 8000", "")
+    serving = stranger.terminal(line.replace("--listen-host 127.0.0.1", ""), MITMGATE_DEV_SECRET=SECRET)
+    stranger.says("give it --listen-host 127.0.0.1 --listen-port 8000", serving)
+    assert "mitmproxy listens on every address, port 8080, and not where the policy says" in stranger.machine.log
+    serving.terminate()
+    serving.wait(PATIENCE)
+    without = stranger.machine.directory / "sitecustomize.py"
+    without.write_text("import sys\nsys.modules['pydantic'] = None\n")
+    variables = {"MITMGATE_DEV_SECRET": SECRET, "PYTHONPATH": str(without.parent)}
+    assert stranger.terminal(line, **variables).wait(60) == 1
+    assert "mitmgate needs the package pydantic: install mitmgate into the environment" in stranger.machine.log
+    assert f"pip install {stranger.clone}" in stranger.machine.log
 
 
 @pytest.mark.parametrize("option", ["--shadow", "--canary"])
-def test_the_first_policy_with_a_candidate(first_policy: Path, upstream: RecordingUpstream, option: str) -> None:
-    directory, port = first_policy.parent, free_port()
-    (directory / "candidate.yaml").write_text(first_policy.read_text().replace("orders.read", "orders.write"))
+def test_the_first_policy_with_a_candidate(tmp_path: Path, upstream: RecordingUpstream, option: str) -> None:
+    port = free_port()
+    text = first_policy().replace("127.0.0.1:9000", f"127.0.0.1:{upstream.port}")
+    (tmp_path / "gateway.yaml").write_text(text)
+    (tmp_path / "candidate.yaml").write_text(text.replace("orders.read", "orders.write"))
     line = line_with(f"./run.sh serve --policy gateway.yaml {option}")
-    with running([*words_of(line), "--listen", f"127.0.0.1:{port}"], directory, port):
-        walk(port, directory, upstream)
+    with running([*words_of(line), "--listen", f"127.0.0.1:{port}"], tmp_path, port):
+        token = run(line_with("./run.sh token"), tmp_path).strip()
+        assert request(port, "GET", "/api/v1/orders/7", token=token).status == 200
+        assert (upstream.last().target, upstream.last().one("x-user-id")) == ("/7", "alice")
+        assert request(port, "GET", "/api/v1/orders/7").status == 401
+        upstream.assert_saw_only(1)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The start, in every host: keys are waited for, and nothing that is away keeps a gateway from its start."""
 
 import os
+import re
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +70,17 @@ def test_the_policy_is_read_once(tmp_path: Path, upstream: RecordingUpstream, fr
         gateway.await_start()
         assert gateway.get("/public").status == 200
         assert gateway.stop() == 0
+
+
+@pytest.mark.parametrize("front", ["serve", "worker", "web"])
+def test_the_address_that_is_printed_can_be_pasted(tmp_path: Path, upstream: RecordingUpstream, front: str) -> None:
+    host, arguments = FRONTS[front]
+    gateway = Gateway(policy_file(tmp_path, upstream), host=host)
+    gateway.arguments = (*arguments, "--listen", f"[::1]:{gateway.port}")
+    with gateway:
+        (url,) = re.findall(rf"(http://\S+:{gateway.port})\b", gateway.stdout.read_text())
+        done = subprocess.run(["curl", "-sf", f"{url}/public"], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "upstream says hello"), url
 
 
 @pytest.mark.parametrize("front", ["serve", "worker", "web"])

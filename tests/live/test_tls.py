@@ -24,6 +24,7 @@ def test_a_client_over_tls(tmp_path: Path, upstream: RecordingUpstream, host: Ho
     certificate, key = authority.issue("localhost")
     document = policy(tmp_path, upstream, listen={"tls": {"certificate": certificate, "key": key}})
     with Gateway(write_policy(tmp_path, document), host=host) as gateway:
+        assert f"https://127.0.0.1:{gateway.port}" in gateway.stdout.read_text()
         url = f"https://localhost:{gateway.port}/api/v1/users"
         words = (version, "--cacert", authority.ca, "-w", " %{http_version} %{http_code}")
         assert curl(*words, "-H", f"Authorization: Bearer {mint()}", url) == f"upstream says hello {told} 200 exit=0"

@@ -68,6 +68,12 @@ def test_no_such_policy(tmp_path: Path) -> None:
         assert_mistake(start(host, "--policy", str(tmp_path / "none.yaml")), "none.yaml")
 
 
+def test_an_echo_service_on_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_mistake(start("echo", "--port", str(port)), f"127.0.0.1:{port}", "in use")
+
+
 def test_a_port_in_use(tmp_path: Path) -> None:
     path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mitmgate.core.rules import Issuer
 from mitmgate.demo.examples import ROLE, SCOPES, Example, examples
+from mitmgate.demo.policy import demo_policy
 from mitmgate.demo.service import LOOPBACK, EchoService
 from mitmgate.keys.minting import mint
 from mitmgate.policy.loader import PolicyError, load_snapshot
@@ -55,15 +56,6 @@ def demo(port: int) -> int:
             echo.start()
         lines = fresh_examples(f"http://{LOOPBACK}:{port}", policy, environment)
         return run(policy, f"{LOOPBACK}:{port}", environment, lines)
-
-
-def demo_policy() -> Path:
-    """Find the demo's policy: in a checkout under policies/, in an installed package beside this file."""
-    here = Path(__file__).resolve()
-    for path in (here.parents[3] / "policies" / "demo.yaml", here.with_name("demo.yaml")):
-        if path.is_file():
-            return path
-    raise UserError("policies/demo.yaml is missing; the demo needs it")
 
 
 def fresh_examples(base: str, policy: Path, environment: Mapping[str, str]) -> list[Example]:

@@ -74,12 +74,14 @@ class EchoService(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, service: str, port: int) -> None:
-        """Bind at once: `port` where it is free, else any free one (see `server_port`)."""
+    def __init__(self, service: str, port: int, *, elsewhere: bool = True) -> None:
+        """Bind at once: `port`, or where that is taken any free one (see `server_port`), unless it must be this one."""
         self.service = service
         try:
             super().__init__((LOOPBACK, port), Echo)
         except OSError:
+            if not elsewhere:
+                raise
             super().__init__((LOOPBACK, 0), Echo)
 
     def server_bind(self) -> None:

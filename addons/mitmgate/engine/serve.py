@@ -109,7 +109,7 @@ async def run(
         {signal.SIGUSR2: "it is the supervisor's to replace workers, and this process has none (see serve --workers)"},
     )
     if supervised is None:
-        lifetime.announce = announce
+        lifetime.announce = lambda address, path: announce(address, loaded, path)
     else:
         await supervised.obey(lifetime.commands)
     return await lifetime.run()
@@ -129,7 +129,7 @@ async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patien
         command_line(),
         patience,
         service_manager(),
-        lambda bound: announce(bound, str(loaded.path), f", {count} worker{'s'[: count > 1]}"),
+        lambda bound: announce(bound, loaded, loaded.path, f", {count} worker{'s'[: count > 1]}"),
         figures,
     )
     if admin is not None:
@@ -149,10 +149,16 @@ def duration(_: click.Context, option: click.Parameter, text: str) -> float:
         raise UserError(f"{option.opts[0]} {text}: {error}" + f"; {error.hint}" * bool(error.hint)) from error
 
 
-def announce(address: Address, path: str, more: str = "") -> None:
-    """Print one line when connections are accepted."""
+def url_of(address: Address, loaded: Loaded) -> str:
+    """Write where clients find the gateway (RFC 3986, section 3.2.2: an IPv6 address stands in brackets)."""
+    scheme = "http" if loaded.policy.listen.tls is None else "https"
     host, port = address[:2]
-    click.echo(f"mitmgate is listening on http://{host}:{port} with policy {path}{more}")
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def announce(address: Address, loaded: Loaded, path: str, more: str = "") -> None:
+    """Print one line when connections are accepted."""
+    click.echo(f"mitmgate is listening on {url_of(address, loaded)} with policy {path}{more}")
 
 
 @click.command("serve")

@@ -23,7 +23,7 @@ from mitmgate.engine import signals
 from mitmgate.engine.gateway import listener_of
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.master import StartupCheck
-from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host, warn
+from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host, url_of, warn
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.policy.loaded import Loaded
@@ -58,15 +58,16 @@ class Announcement:
 
     name = "mitmgate-announcement"
 
-    def __init__(self, master: WebMaster, gateway: Gateway) -> None:
+    def __init__(self, master: WebMaster, gateway: Gateway, loaded: Loaded) -> None:
         """Both know their addresses once they run."""
         self._master = master
         self._gateway = gateway
+        self._loaded = loaded
 
     def running(self) -> None:
         """Print the line. The token stands in it once, as mitmweb does it, and in no log."""
         addresses = listener_of(self._gateway).listen_addrs()
-        gateway = ", ".join(f"http://{_joined(address[0], address[1])}" for address in addresses)
+        gateway = ", ".join(url_of(address, self._loaded) for address in addresses)
         click.echo(f"mitmgate web: gateway on {gateway}; its decisions on {self._master.web_url}")
 
 
@@ -116,19 +117,19 @@ def command(
     asyncio.run(_run(loaded, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep))
 
 
-async def _run(policy: Loaded | str, options: Options, settings: dict[str, object], keep: int) -> None:
+async def _run(loaded: Loaded, options: Options, settings: dict[str, object], keep: int) -> None:
     master = InspectMaster(options, with_termlog=False)
     master.addons.remove(master.addons.get("errorcheck"))
-    addon = gateway(policy)
+    addon = gateway(loaded)
     master.addons.add(StartupCheck(), addon)
     try:
         options.update(**settings)
         options.update(mitmgate_keep_flows=keep)
     except exceptions.OptionsError as error:
         raise UserError(str(error)) from error
-    if isinstance(policy, Loaded) and addon.policy.source is not None:
-        warn(policy, addon.policy.source.snapshot)
-    master.addons.add(Announcement(master, addon))
+    if addon.policy.source is not None:
+        warn(loaded, addon.policy.source.snapshot)
+    master.addons.add(Announcement(master, addon, loaded))
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:
@@ -148,10 +149,6 @@ async def _run(policy: Loaded | str, options: Options, settings: dict[str, objec
             raise
         problem = os.strerror(error.errno)
         raise UserError(f"mitmweb can't listen on {WEB_HOST}:{settings['web_port']}: {problem}") from error
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _hashed(password: str) -> str:

@@ -13,6 +13,7 @@ import { createServer } from "node:http";
 const log = openSync(process.argv[2], "a");
 const write = (event) => writeSync(log, JSON.stringify(event) + "\n");
 const sockets = new WeakMap(); // its number, and how many of its requests have not been read to their end
+const refused = new WeakSet();
 let connections = 0;
 let requests = 0;
 
@@ -85,13 +86,15 @@ const server = createServer((request, response) => {
 server.on("connection", (socket) => sockets.set(socket, { number: ++connections, reading: 0 }));
 
 server.on("clientError", (error, socket) => {
-  // An error of the socket is none of the parser; and a body that was cut is no request: its `end` says so.
+  // An error of the socket is none of the parser, a body that was cut is no request (its `end` says so), and what still
+  // comes after an error is not read any more, as without this listener.
   const cut = error.code === "HPE_INVALID_EOF_STATE" && (sockets.get(socket)?.reading ?? 0) > 0;
-  if (error.code?.startsWith("HPE_") && !cut) {
+  if (error.code?.startsWith("HPE_") && !cut && !refused.has(socket)) {
     write({ event: "broken", code: error.code, bytes: error.rawPacket?.toString("latin1") ?? "" });
   }
-  if (socket.writable) socket.end("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
-  else socket.destroy();
+  refused.add(socket);
+  if (socket.writable) socket.write("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+  socket.destroySoon();
 });
 
 // A WebSocket: what the client's frames hold, unmasked, comes back as text messages of the same size.

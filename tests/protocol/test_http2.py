@@ -3,6 +3,7 @@
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import h2.config
 import h2.connection
@@ -15,7 +16,9 @@ from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
     Frame,
+    GoAwayFrame,
     HeadersFrame,
+    PingFrame,
     RstStreamFrame,
     SettingsFrame,
 )
@@ -337,3 +340,17 @@ def test_no_preface_is_no_request(h2_gate: Gate, authority: Authority) -> None:
         while part := link.recv(65536):
             got += part
         assert b"HTTP/1.1" not in got
+
+
+def test_client_that_goes_on_after_its_goodbye_is_no_defect(
+    h2_gate: Gate, authority: Authority, upstream: RecordingUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(h2_gate, authority) as client:
+        assert client.answer(client.request(GET))[0] == 200
+        client.send_frames(GoAwayFrame(0), PingFrame(0, b"12345678"))
+        with suppress(OSError):
+            client.send_frames(*[PingFrame(0, b"12345678")] * 3)
+            client.read(client.terminated)
+    wait_for(lambda: h2_gate.layer.connected == 0, "the end of the connection")
+    assert h2_gate.hooks.wait_ends(1) == [("response", Reason.OK)]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

@@ -321,6 +321,9 @@ class Http2Connection(asyncio.BufferedProtocol):
                 self._handle(h2.events())
                 self._broken_frames()
                 return
+            except ngh2.ConnectionStateError:  # the client said goodbye, and its last request is done
+                self._close()
+                return
             self._handle(h2.events())
             self._watch_head()
             self._flush_soon()

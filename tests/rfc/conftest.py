@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.rfc.fronts import KINDS, Front, Kind, running
+from tests.rfc.fronts import KINDS, Front, Http2Front, Kind, running
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,15 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Fron
                 return front
 
         yield Started()
+
+
+@pytest.fixture(params=[*KINDS, "h2"])
+def every_front(request: pytest.FixtureRequest, fronts: dict[Kind, Front]) -> Front:
+    """Run the test on each front, and in HTTP/2: one that sends nothing that only HTTP/1 has."""
+    if request.param != "h2":
+        return fronts[request.param]
+    tls = fronts["tls"]
+    return Http2Front(tls.kind, tls.gateway, tls.upstream, tls.authority, tls.admin)
 
 
 @pytest.fixture(params=KINDS)

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+
 from tests.live.harness import Gateway, mint, policy, write_policy
 from tests.live.harness_http import Answered, free_port, wait_for
 from tests.live.harness_upstream import PATIENCE, Recorded, RecordingUpstream
@@ -117,6 +121,50 @@ class Front:
         (line,) = mine()
         event: dict[str, Any] = json.loads(line)
         return event
+
+
+class Http2Front(Front):
+    """The front with TLS, asked in HTTP/2."""
+
+    def ask(
+        self,
+        target: str,
+        *lines: str,
+        method: str = "GET",
+        version: str = "HTTP/2",
+        host: str | None = "localhost",
+        body: bytes = b"",
+        source: str = "127.0.0.1",
+    ) -> Answered:
+        """Send one request of these header lines, and read its answer."""
+        assert version == "HTTP/2"
+        configuration = H2Configuration(
+            client_side=True,
+            header_encoding="latin-1",
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+        client = H2Connection(configuration)
+        client.decoder.max_header_list_size = 1 << 20
+        fields = [(":method", method), (":scheme", "https"), (":path", target)]
+        fields += [] if host is None else [(":authority", host)]
+        fields += [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        client.initiate_connection()
+        client.send_headers(1, fields, end_stream=not body)
+        if body:
+            client.send_data(1, body, end_stream=True)
+        answered, content = [], b""
+        with self.connect(source, "h2") as link:
+            while True:
+                link.sendall(client.data_to_send())
+                for event in client.receive_data(link.recv(65536)):
+                    if isinstance(event, ResponseReceived):
+                        answered = event.headers
+                    elif isinstance(event, DataReceived):
+                        content += event.data
+                    elif isinstance(event, StreamEnded | StreamReset | ConnectionTerminated):
+                        status, *headers = [(str(name), str(value)) for name, value in answered]
+                        return Answered(int(status[1]), tuple(headers), content)
 
 
 def complete(got: bytes, *, bodiless: bool = False) -> int:

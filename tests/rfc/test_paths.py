@@ -21,8 +21,8 @@ from tests.rfc.fronts import Front, bearer
         *("/public/%25%32%65%25%32%65/a", "/public/%25u002e%25u002e", "/odd/a%2F..%20%2Fb", "/odd//../strict"),
     ],
 )
-def test_a_segment_that_some_server_reads_as_dots_is_refused(front: Front, path: str) -> None:
-    front.refused(400, "path-ambiguous", path)
+def test_a_segment_that_some_server_reads_as_dots_is_refused(every_front: Front, path: str) -> None:
+    every_front.refused(400, "path-ambiguous", path)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_a_segment_that_some_server_reads_as_dots_is_refused(front: Front, path:
         ("/stripped//a;b/c%2Fd", "//a;b/c%2Fd"),
     ],
 )
-def test_what_a_route_takes_goes_on_as_it_is(front: Front, path: str, forwarded: str) -> None:
-    assert front.seen(path).target == forwarded
+def test_what_a_route_takes_goes_on_as_it_is(every_front: Front, path: str, forwarded: str) -> None:
+    assert every_front.seen(path).target == forwarded
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_what_a_route_takes_goes_on_as_it_is(front: Front, path: str, forwarded:
         *((path, 404, "no-route") for path in ("/odd%2Fstrict", "/odd;x/strict//")),
     ],
 )
-def test_an_odd_path_is_no_way_around_another_route(front: Front, path: str, status: int, reason: str) -> None:
+def test_an_odd_path_is_no_way_around_another_route(every_front: Front, path: str, status: int, reason: str) -> None:
     """The service could read each of these as /odd/strict, which wants an administrator."""
-    front.refused(status, reason, path, bearer())
+    every_front.refused(status, reason, path, bearer())
 
 
-def test_without_a_credential_nothing_is_told_of_which_routes_take_what(front: Front) -> None:
+def test_without_a_credential_nothing_is_told_of_which_routes_take_what(every_front: Front) -> None:
     for path in ("/api/v1/users//x", "/nowhere//x", "/odd//strict/x", "/nowhere/a;b", "/odd/strict;x"):
-        front.refused(401, "credential-missing", path)
+        every_front.refused(401, "credential-missing", path)

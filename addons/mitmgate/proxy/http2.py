@@ -279,6 +279,8 @@ class Http2Connection(asyncio.BufferedProtocol):
                 max_inbound_header_list_size=self._bounds.head + FRAME,
                 max_inbound_header_count=2 * self._bounds.fields + 100,
                 max_outbound_ack=100,
+                # As libnghttp2 estimates it, with the gateway's own fields; else a large response is a reset stream.
+                max_send_header_block_length=2 * self._bounds.response_head + 64 * 1024,
                 stream_reset_rate_limit=(200, 33),
                 glitch_rate_limit=(1000, 100),
             ),

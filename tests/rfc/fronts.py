@@ -1,7 +1,6 @@
 """Each way that a client's bytes can take into the gateway, as one thing for tests to ask: real processes and sockets.
 
-lane: `serve`, plain HTTP/1.1, on the fast lane. tls: `serve` with TLS, on mitmproxy's layers. web: `mitmgate web`,
-plain HTTP/1.1 on mitmproxy's layers, in stock mitmweb.
+lane: `serve`, plain HTTP/1.1. tls: `serve` with TLS, HTTP/1.1 or HTTP/2. web: `mitmgate web`, plain HTTP/1.1.
 """
 
 import asyncio

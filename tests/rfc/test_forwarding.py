@@ -54,7 +54,7 @@ def test_a_client_is_not_believed(every_front: Front) -> None:
     assert seen.all("x-forwarded-host") == ["localhost"]
     assert seen.all("x-forwarded-port") == []
     assert seen.all("x-forwarded-proto") == ["https" if every_front.kind == "tls" else "http"]
-    assert "evil" not in str(seen.headers) and "445" not in str(seen.headers)
+    assert not {value for _, value in seen.headers} & {"evil.example", "444", "445", "203.0.113.9"}
 
 
 def test_a_proxy_that_says_nothing_that_can_be_read_is_as_one_that_says_nothing(front: Front) -> None:

@@ -346,11 +346,12 @@ def test_client_that_goes_on_after_its_goodbye_is_no_defect(
     h2_gate: Gate, authority: Authority, upstream: RecordingUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Client(h2_gate, authority) as client:
-        assert client.answer(client.request(GET))[0] == 200
-        client.send_frames(GoAwayFrame(0), PingFrame(0, b"12345678"))
+        stream_id = client.request(GET)
+        client.send_frames(RstStreamFrame(stream_id, 8))
+        client.send_frames(GoAwayFrame(0))
         with suppress(OSError):
-            client.send_frames(*[PingFrame(0, b"12345678")] * 3)
+            for _ in range(20):  # each in a record of its own
+                client.send_frames(PingFrame(0, b"12345678"))
             client.read(client.terminated)
     wait_for(lambda: h2_gate.layer.connected == 0, "the end of the connection")
-    assert h2_gate.hooks.wait_ends(1) == [("response", Reason.OK)]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

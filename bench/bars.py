@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
+from bench.denials import Denials
 from bench.load import Sample
 from bench.sides import DIRECT
 from bench.turns import Comparison, Series, Spread, paired
@@ -26,7 +28,7 @@ class Bar:
         return self.figure.median >= self.bound if self.at_least else self.figure.median <= self.bound
 
 
-def bars(comparison: Comparison | None, scaling: Scaling | None) -> list[Bar]:
+def bars(comparison: Comparison | None, scaling: Scaling | None, denials: Denials | None = None) -> list[Bar]:
     """Return the bars for what was measured; one whose subjects are absent is left out, and its absence is told."""
     found: list[Bar | None] = []
     if comparison is not None:
@@ -42,6 +44,14 @@ def bars(comparison: Comparison | None, scaling: Scaling | None) -> list[Bar]:
         ]
     if scaling is not None:
         found += [_scaling(scaling, HALF, "32 connections a worker"), _scaling(scaling, name(1), "64 in all")]
+    if denials is not None:
+        shape, worst = denials.dearest()[0]
+        what = "CPU of the dearest refused head, of"
+        for other, cost in (
+            (" the median one's", denials.middle),
+            (" an admitted request's", median(denials.admitted)),
+        ):
+            found.append(Bar(what + other, Spread.of([worst / cost]), "", 3.0, at_least=False, note=shape))
     return [bar for bar in found if bar is not None]
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from bench import plot, sheets
 from bench.bars import Bar, bars
 from bench.bodies import Carried, bodies
+from bench.denials import Denials, denials
 from bench.load import CONNECTIONS, wrk
 from bench.machine import Machine, this_machine
 from bench.rig import Rig, beside, rig
@@ -46,6 +47,7 @@ class Results:
     stages: list[Cost] | None = None
     scaling: Scaling | None = None
     bodies: list[Carried] | None = None
+    denials: Denials | None = None
     bars: list[Bar] = field(default_factory=list)
 
     def sheets(self) -> list[Sheet]:
@@ -59,6 +61,8 @@ class Results:
             made.append(sheets.scaled(self.scaling))
         if self.bodies is not None:
             made.append(sheets.carried(self.bodies))
+        if self.denials is not None:
+            made.append(sheets.refused(self.denials))
         return made
 
 
@@ -75,7 +79,7 @@ def run(settings: Settings, outputs: Outputs) -> None:
     with rig() as made, beside(made.cores):
         results = Results(this_machine(made.cores), settings)
         _measure(made, settings, results, console)
-    results.bars = bars(results.comparison, results.scaling)
+    results.bars = bars(results.comparison, results.scaling, results.denials)
     machine = results.machine
     console.print(machine.words, highlight=False)
     if not machine.quiet:
@@ -99,6 +103,9 @@ def _measure(made: Rig, settings: Settings, results: Results, console: Console) 
         if "bodies" in settings.sections:
             status.update("bodies")
             results.bodies = bodies(made, settings)
+        if "denials" in settings.sections:
+            status.update("refused requests")
+            results.denials = denials(made, settings)
 
 
 def write(results: Results, outputs: Outputs) -> None:

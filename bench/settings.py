@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-SECTIONS = ("compare", "stages", "workers", "bodies")
+SECTIONS = ("compare", "stages", "workers", "bodies", "denials")
 
 
 @dataclass(frozen=True, slots=True)

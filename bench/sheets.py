@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bench.bars import Bar, added_to_direct
 from bench.bodies import Carried
+from bench.denials import Denials
 from bench.load import CONNECTIONS
 from bench.stages import Cost
 from bench.turns import Comparison, Series, Spread
@@ -175,6 +176,18 @@ def carried(found: list[Carried]) -> Sheet:
                 str(sum(s.failed for s in samples)),
             )
         )
+    return sheet
+
+
+def refused(found: Denials) -> Sheet:
+    """Return the table of what refused requests cost: the dearest heads, the median one, a plain one."""
+    sheet = Sheet("Refused requests, one at a time, client limit used up", ("head", "CPU µs", "of the median"))
+    middle = found.middle
+    rows = found.dearest()[:12]
+    rows += [("(the median of all)", middle), ("plain", median(found.costs["plain"]))]
+    rows.append(("(admitted, for comparison)", median(found.admitted)))
+    sheet.rows = [(name, f"{cost:,.0f}", f"{cost / middle:.1f}") for name, cost in rows]
+    sheet.notes.append(f"{len(found.costs)} kinds of heads, each as long as the bounds allow")
     return sheet
 
 

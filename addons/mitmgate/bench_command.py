@@ -10,7 +10,7 @@ from mitmgate.usage import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = click.Path(dir_okay=False, path_type=Path)
-SECTIONS = ("compare", "stages", "workers", "bodies")
+SECTIONS = ("compare", "stages", "workers", "bodies", "denials")
 
 
 @click.command("bench")

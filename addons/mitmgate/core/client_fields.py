@@ -7,6 +7,7 @@ behind them. docs/headers.md lists what is here for users; a test holds the two 
 import re
 from collections.abc import Iterable
 from enum import Enum, auto
+from string import ascii_lowercase, digits
 from typing import Final
 
 HOP_BY_HOP: Final = frozenset(
@@ -47,8 +48,9 @@ IDENTITY_FAMILIES: Final = tuple(
 """What other gateways tell services of a verified user, or of its certificate (RFC 9440), and services believe. Removed
 unless the policy keeps one by name (`identity.keep`)."""
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SHAPE: Final = re.compile(rb"[^a-z0-9]+")
+_TOKEN: Final = b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DASHED: Final = bytes(octet if chr(octet) in ascii_lowercase + digits else ord("-") for octet in range(256))
+_DASHES: Final = re.compile(rb"--+")
 _KNOWN_NAMES: Final = 4096
 _KNOWN_LENGTH: Final = 64
 
@@ -63,7 +65,8 @@ class Disposition(Enum):
 
 def shape(name: bytes) -> bytes:
     """Return what a lower-case name is to a service that folds all that is no letter and no digit."""
-    return _SHAPE.sub(b"-", name)
+    dashed = name.translate(_DASHED)
+    return _DASHES.sub(b"-", dashed) if b"--" in dashed else dashed
 
 
 def looks_like_identity(shaped: bytes) -> bool:
@@ -101,7 +104,7 @@ class ClientFields:
         return known
 
     def _disposition(self, name: bytes) -> Disposition:
-        if _TOKEN.fullmatch(name) is None:
+        if not name or name.translate(None, _TOKEN):
             return Disposition.REFUSE
         if name in HOP_BY_HOP or name in FRAMING or name in ANSWERED_HERE or b"_" in name:
             return Disposition.DROP

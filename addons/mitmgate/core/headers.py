@@ -11,6 +11,14 @@ DERIVED: Final = 8
 _NOTHING: Final = object()
 
 
+def listed(values: Iterable[bytes], word: bytes) -> bool:
+    """Tell whether a list field (RFC 9110, section 5.6.1) has a word, without regard to case. word: lower-case.
+
+    Clients choose how long a list is; most are looked at in one go, and taken apart only where the word may be there.
+    """
+    return any(word in lower and word in [*map(bytes.strip, lower.split(b","))] for lower in map(bytes.lower, values))
+
+
 class Headers:
     """Header fields in their order, looked up without regard to case (RFC 9110, section 5.1).
 

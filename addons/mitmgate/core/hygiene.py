@@ -96,7 +96,7 @@ def clean(request: Request, screened: Screened, max_target: int = 8192) -> Head 
         return kept
     upgrade = None
     if asks(request.version, request.headers):
-        if not is_handshake(request):
+        if not is_handshake(request.method, request.headers, request.declared_body):
             return Refusal(Reason.UPGRADE_REFUSED, "The WebSocket handshake is not well-formed.")
         upgrade = "websocket"
     return Head(request.method, raw_path, query if mark else None, authority[0], authority[1], kept, upgrade, odd)
@@ -154,7 +154,7 @@ def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:
     values = headers.all(b"connection")
     if not values or (len(values) == 1 and values[0] in _PLAIN_CONNECTION):
         return frozenset()
-    names = frozenset(name.strip().lower() for value in values for name in value.split(b",") if name.strip())
+    names = frozenset(map(bytes.strip, b",".join(values).lower().split(b","))) - {b""}
     if names & _NEVER_NOMINATED:
         return Refusal(Reason.HEADER_INVALID, "Connection names a field that is not hop-by-hop.")
     return names

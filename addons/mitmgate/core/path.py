@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 _PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
 _WRITTEN = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,=:@/;\[\]|^-]++|%[0-9A-Fa-f]{2})*+")
-_BROWSERS: Final = str.maketrans({"[": "%5B", "]": "%5D", "|": "%7C", "^": "%5E"})
+_BROWSERS: Final = (("[", "%5B"), ("]", "%5D"), ("|", "%7C"), ("^", "%5E"))
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX: Final = "0123456789ABCDEFabcdef"
 _FOLDED: Final = {
@@ -47,6 +47,7 @@ _COMPATIBLE: Final = {
 }
 """What has a meaning in a path after Unicode's compatibility folding (NFKC, Standard Annex 15), which is left to this
 table: on a long row of combining marks the folding itself takes a time that grows with the square of its length."""
+_NOT_COMPATIBLE = re.compile(f"[{''.join(map(chr, _COMPATIBLE))}]")
 _QUERY = re.compile(r"[!-~]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
@@ -87,8 +88,9 @@ def canonical_path(raw: str) -> CanonicalPath | Ambiguous:
         return Ambiguous("The path holds a backslash.")
     if _WRITTEN.fullmatch(raw) is None:
         return Ambiguous("The path holds a character that must be percent-encoded.")
-    first, *escapes = raw.translate(_BROWSERS).split("%")
-    folded = first + "".join([_FOLDED[escape[:2]] + escape[2:] for escape in escapes])
+    first, *escapes = raw.split("%")
+    # Of many escapes most are followed by another one; a slice takes as long as everything else here.
+    folded = first + "".join([_FOLDED.get(escape) or _FOLDED[escape[:2]] + escape[2:] for escape in escapes])
     if _DOUBLE.search(folded) is not None:  # only now: the digits of "%25%32%65" may be encoded themselves
         return Ambiguous("The path is percent-encoded twice.")
     if _CONTROL.search(folded) is not None:
@@ -99,6 +101,8 @@ def canonical_path(raw: str) -> CanonicalPath | Ambiguous:
     flaw = _flaw(a2b_qp(folded.replace("=", "=3D").replace("%2F", _SLASH).replace("%", "=")))
     if flaw is not None:
         return Ambiguous(f"The path {flaw}.")
+    for written, encoded in _BROWSERS:
+        folded = folded.replace(written, encoded)
     return CanonicalPath(folded, _oddities(folded))
 
 
@@ -108,7 +112,7 @@ def _flaw(octets: bytes) -> str | None:
         text = octets.decode("utf-8")
     except UnicodeDecodeError:
         return "is not UTF-8"
-    if not text.isascii():
+    if _NOT_COMPATIBLE.search(text) is not None:
         text = text.translate(_COMPATIBLE)
     if _DOTS.search(text) is not None:
         return "holds a dot segment"

@@ -42,6 +42,35 @@ def _rank(route: Route) -> tuple[int, int, int, int]:
     return (-int(route.exact), -len(route.path.rstrip("/")), -hosts, -int(bool(route.methods)))
 
 
+class _Place:
+    """The routes of one path, found by the host that is asked for: of a thousand hosts as soon as of one."""
+
+    __slots__ = ("_everywhere", "_named", "_under", "routes")
+
+    def __init__(self, routes: list[Route]) -> None:
+        """routes: most specific first."""
+        self.routes = routes
+        self._everywhere = [number for number, route in enumerate(routes) if not route.hosts]
+        self._named: dict[str, list[int]] = {}
+        self._under: dict[str, list[int]] = {}  # by what follows the star
+        for number, route in enumerate(routes):
+            for pattern in route.hosts:
+                hosts, name = (self._under, pattern[1:]) if pattern.startswith("*.") else (self._named, pattern)
+                hosts.setdefault(name, []).append(number)
+
+    def of(self, host: str) -> list[Route]:
+        """Return those for a host (see `host_matches`), in their order."""
+        if len(self._everywhere) == len(self.routes):
+            return self.routes
+        found = {*self._everywhere, *self._named.get(host, ())}
+        if self._under:
+            dot = host.find(".", 1)
+            while dot > 0:
+                found.update(self._under.get(host[dot:], ()))
+                dot = host.find(".", dot + 1)
+        return [self.routes[number] for number in sorted(found)]
+
+
 class RouteTable:
     """All routes, most specific first; equally specific ones keep the policy's order."""
 
@@ -52,13 +81,15 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         """Sort once; prefixes are kept apart by length, so that a match is a few dictionary look-ups."""
         self.routes = tuple(sorted(routes, key=_rank))
-        self._exact: dict[str, list[Route]] = {}
-        self._prefixes: dict[str, list[Route]] = {}
+        exact: dict[str, list[Route]] = {}
+        prefixes: dict[str, list[Route]] = {}
         for route in self.routes:
             if route.exact:
-                self._exact.setdefault(route.path, []).append(route)
+                exact.setdefault(route.path, []).append(route)
             else:
-                self._prefixes.setdefault(route.path.rstrip("/"), []).append(route)
+                prefixes.setdefault(route.path.rstrip("/"), []).append(route)
+        self._exact = {path: _Place(routes) for path, routes in exact.items()}
+        self._prefixes = {path: _Place(routes) for path, routes in prefixes.items()}
         self._longest = max(map(len, self._prefixes), default=0)
 
     def match(self, method: str, host: str, path: str) -> Route | NoRoute:
@@ -67,7 +98,7 @@ class RouteTable:
         The most specific path with a matching host decides; a less specific path is never a way around its methods.
         """
         here = self._exact.get(path)
-        found = None if here is None else _among(here, method, host)
+        found = None if here is None else _among(here.of(host), method)
         if found is not None:
             return found
         end = len(path)
@@ -78,7 +109,7 @@ class RouteTable:
         while end >= 0:
             here = self._prefixes.get(path[:end])
             if here is not None:
-                found = _among(here, method, host)
+                found = _among(here.of(host), method)
                 if found is not None:
                     return found
             end = path.rfind("/", 0, end)
@@ -112,19 +143,15 @@ def allow_field(methods: Iterable[str]) -> Fields:
     return ((b"Allow", ", ".join(listed).encode("ascii")),) if listed else ()
 
 
-def _among(routes: list[Route], method: str, host: str) -> Route | NoRoute | None:
-    """Choose among the routes of one path; None where none of them is for this host."""
-    here: list[Route] = []
+def _among(routes: list[Route], method: str) -> Route | NoRoute | None:
+    """Choose among the routes of one path and host; None where there are none."""
     for route in routes:
-        if route.hosts and not any(host_matches(pattern, host) for pattern in route.hosts):
-            continue
         if not route.methods or method in route.methods:
             return route
-        here.append(route)
     if method == "HEAD":  # RFC 9110, section 9.1: whoever takes GET takes HEAD, unless another route does
-        taken = next((route for route in here if "GET" in route.methods), None)
+        taken = next((route for route in routes if "GET" in route.methods), None)
         if taken is not None:
             return taken
-    if not here:
+    if not routes:
         return None
-    return NoRoute(allowed(method for route in here for method in route.methods))
+    return NoRoute(allowed(method for route in routes for method in route.methods))

@@ -4,8 +4,7 @@ import base64
 import binascii
 from typing import Final
 
-from mitmgate.core.headers import Headers
-from mitmgate.core.request import Request
+from mitmgate.core.headers import Headers, listed
 
 VERSION: Final = b"13"
 _KEY: Final = 16  # bytes
@@ -17,29 +16,19 @@ def asks(version: str, headers: Headers) -> bool:
     An offer of anything else, such as the `h2c` that Java's client and `curl --http2` make with each request, is none;
     nor is that of an HTTP/1.0 client, which a server must ignore.
     """
-    return (
-        b"upgrade" in headers
-        and version == "HTTP/1.1"
-        and any(_name(protocol) == b"websocket" for value in headers.all(b"upgrade") for protocol in value.split(b","))
-    )
+    return b"upgrade" in headers and version == "HTTP/1.1" and listed(headers.all(b"upgrade"), b"websocket")
 
 
-def is_handshake(request: Request) -> bool:
-    """Check the opening handshake of a request that asks for a WebSocket."""
-    headers = request.headers
-    options = {_name(option) for value in headers.all(b"connection") for option in value.split(b",")}
+def is_handshake(method: str, headers: Headers, body: int | None) -> bool:
+    """Check the opening handshake of a request that asks for a WebSocket. body: octets that are declared of it."""
     try:
         key = len(base64.b64decode(headers.one(b"sec-websocket-key") or b"", validate=True))
     except binascii.Error:
         return False
     return (
-        request.method == "GET"
-        and b"upgrade" in options
+        method == "GET"
+        and listed(headers.all(b"connection"), b"upgrade")
         and headers.one(b"sec-websocket-version") == VERSION
         and key == _KEY
-        and request.declared_body == 0
+        and body == 0
     )
-
-
-def _name(written: bytes) -> bytes:
-    return written.strip(b" \t").lower()

@@ -3,7 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
-from mitmgate.core.headers import Headers
+from mitmgate.core.headers import Headers, listed
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
@@ -217,7 +217,7 @@ def _keep_alive(headers: Headers, version: str) -> bool:
     values = headers.all(b"connection")
     if not values or values == [b"keep-alive"]:
         return True
-    return not any(token.strip().lower() == b"close" for value in values for token in value.split(b","))
+    return not listed(values, b"close")
 
 
 def _malformed(detail: str) -> Refusal:

@@ -23,6 +23,7 @@ from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route,
 from mitmgate.core.verdict import Step
 from mitmgate.engine.master import LeanMaster
 from mitmgate.hostoptions import spare_start
+from mitmgate.policy.model import Limits
 from mitmgate.proxy.listener import Listener
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
@@ -68,17 +69,16 @@ class Source:
     tls: Any = None
 
     def __post_init__(self) -> None:
-        limits = {"head": 32768, "head_timeout": 10.0, "idle_timeout": 75.0, "connections": 10000} | self.limits
-        limits = {"fields": 100, "target": 8192, "response_head": None, "response_fields": 1000} | limits
+        limits = Limits().model_copy(update=self.limits)
         self.snapshot: Any = SimpleNamespace(
             digest="sha256:test",
             mode="enforce",
-            policy=SimpleNamespace(limits=SimpleNamespace(**limits), listen=SimpleNamespace(tls=self.tls)),
+            policy=SimpleNamespace(limits=limits, listen=SimpleNamespace(tls=self.tls)),
             path="policy.yaml",
             resolve=lambda name: name,
             trusted_proxies=CidrSet(),
             client_fields=ClientFields({b"x-user-id"}),
-            max_head=limits["head"],
+            max_head=limits.head,
             max_body=10 << 20,
             max_target=8192,
             upstreams={},

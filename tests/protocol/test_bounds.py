@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
-from mitmgate.engine import limits as limits_module
 from mitmgate.engine.lane.pool import IDLE_SECONDS
 from mitmgate.engine.limits import Connections, PolicyBounds
 from tests.live.harness_http import raw_request, request, status_of, wait_for
@@ -106,9 +104,8 @@ def test_endless_chunked_body_is_cut_at_the_limit(upstream: RecordingUpstream) -
         assert status_of(got) == 413
 
 
-def test_body_that_stops_coming_is_a_408(upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "Bounds", lambda **members: Bounds(**members, body_timeout=0.4))
-    with Gate(route(upstream.url)) as gate:
+def test_body_that_stops_coming_is_a_408(upstream: RecordingUpstream) -> None:
+    with Gate(route(upstream.url), limits={"body_timeout": 0.4}) as gate:
         for fields in (b"Content-Length: 10\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"):
             started = time.monotonic()
             assert status_of(raw_request(gate.port, HEAD + fields)) == 408
@@ -116,9 +113,8 @@ def test_body_that_stops_coming_is_a_408(upstream: RecordingUpstream, monkeypatc
         assert gate.hooks.wait_ends(2) == [("response", Reason.BODY_TIMEOUT)] * 2
 
 
-def test_body_that_drips_is_a_408(upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "Bounds", lambda **members: Bounds(**members, body_timeout=0.5))
-    with Gate(route(upstream.url)) as gate, connect(gate.port) as link:
+def test_body_that_drips_is_a_408(upstream: RecordingUpstream) -> None:
+    with Gate(route(upstream.url), limits={"body_timeout": 0.5}) as gate, connect(gate.port) as link:
         started = time.monotonic()
         link.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
         link.settimeout(0.02)
@@ -129,6 +125,28 @@ def test_body_that_drips_is_a_408(upstream: RecordingUpstream, monkeypatch: pyte
                 got = link.recv(4096)
         assert status_of(got) == 408
         assert time.monotonic() - started < 1
+
+
+def drip(gate: Gate, seconds: float) -> tuple[int, int]:
+    """Send a byte every 20 ms; return the status that came within these seconds, 0 for none, and the bytes sent."""
+    with connect(gate.port) as link:
+        link.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
+        link.settimeout(0.02)
+        started, sent = time.monotonic(), 0
+        while time.monotonic() - started < seconds:
+            sent += link.send(b"x")
+            with contextlib.suppress(TimeoutError):
+                return status_of(link.recv(4096)), sent
+        return 0, sent
+
+
+def test_rate_of_the_slowest_upload_is_the_policys(upstream: RecordingUpstream) -> None:
+    """At 50 bytes a second: too slow for 500, the default; quick enough for 10; and whatever it takes for 0."""
+    with Gate(route(upstream.url), limits={"body_timeout": 0.3}) as gate:
+        assert drip(gate, 10)[0] == 408
+    for rate in (10, 0):
+        with Gate(route(upstream.url), limits={"body_timeout": 0.3, "body_rate": rate}) as gate:
+            assert drip(gate, 1.2)[0] == 0, rate
 
 
 # Connections.

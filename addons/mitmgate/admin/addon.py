@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from mitmproxy import exceptions
 
 from mitmgate.admin.metrics import Metrics
-from mitmgate.admin.readings import Sources
+from mitmgate.admin.readings import Held, Sources
 from mitmgate.admin.report import Report
 from mitmgate.admin.workers import Reporter
 from mitmgate.audit.writer import SinkState
@@ -112,6 +112,7 @@ def sources_of(
     accepting: Callable[[], bool] = bool,
     shadow: Callable[[], Mapping[tuple[str, str], int]] = dict,
     draining: Callable[[], bool] = bool,
+    memory: Callable[[], Held] = lambda: Held(0, 0, 0),
 ) -> Sources:
     """Name what a gateway's report asks, see Sources."""
 
@@ -156,4 +157,5 @@ def sources_of(
         shadow=shadow,
         draining=draining,
         keys=keys,
+        memory=memory,
     )

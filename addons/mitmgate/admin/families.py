@@ -65,6 +65,9 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("mitmgate_requests_in_flight", "gauge", "Requests that have arrived and not ended."),
     Family("mitmgate_connections", "gauge", "Clients that are connected."),
+    Family("mitmgate_memory_held_bytes", "gauge", "Bytes that are held for clients: bodies, queues, answers not read."),
+    Family("mitmgate_memory_limit_bytes", "gauge", "Bytes that may be held for clients (limits.memory)."),
+    Family("mitmgate_memory_ended", "counter", "Exchanges and connections that were ended for what was held."),
     Family(
         "mitmgate_rate_limit_decisions",
         "counter",

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client.process_collector import ProcessCollector
 
@@ -23,6 +23,14 @@ from mitmgate.process_log import without_credentials
 BUILD: Final = (__version__, version("mitmproxy"), platform.python_version())
 
 
+class Held(NamedTuple):
+    """Bytes that are held for clients, how many may be, and how often the largest account was ended for that."""
+
+    held: int
+    limit: int
+    ended: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
@@ -30,7 +38,7 @@ class Sources:
     policy: the policy in force, None: there is none. connected: clients. circuits, failed_shares: `CircuitBreaker`'s
     `states` and `failed_shares`. key_sets: `KeyRing.states`. sinks: `AuditTrail.states`. shadow:
     differences by (change, reason). draining: whether the process is on its way to its end. keys: the public keys of
-    identity assertions.
+    identity assertions. memory: what is held for clients.
     """
 
     policy: Callable[[], Snapshot | None]
@@ -45,12 +53,14 @@ class Sources:
     draining: Callable[[], bool] = bool
     failed_shares: Callable[[], Mapping[str, float]] = dict
     keys: Callable[[], Sequence[Jwk]] = tuple
+    memory: Callable[[], Held] = lambda: Held(0, 0, 0)
 
 
 def report_of(sources: Sources, counted: Mapping[str, Series]) -> Report:
     """Make the report of this process. counted: the series of Metrics."""
     snapshot, key_sets = sources.policy(), sources.key_sets()
     available = sources.store_available()
+    held = sources.memory()
     missing = readiness(
         draining=sources.draining(),
         accepting=sources.accepting(),
@@ -65,6 +75,9 @@ def report_of(sources: Sources, counted: Mapping[str, Series]) -> Report:
         **_audit(sources.sinks()),
         **_policy(snapshot, sources.history),
         "mitmgate_connections": {(): sources.connected()},
+        "mitmgate_memory_held_bytes": {(): held.held},
+        "mitmgate_memory_limit_bytes": {(): held.limit},
+        "mitmgate_memory_ended": {(): held.ended},
         "mitmgate_circuit_state": _circuits(snapshot, sources.circuits()),
         "mitmgate_circuit_failed_share": _failed_shares(snapshot, sources.failed_shares()),
         "mitmgate_store_available": {(): int(available)},

@@ -114,5 +114,6 @@ class Reason(Enum):
     POLICY_UNAVAILABLE = "policy-unavailable", 503, "No policy in force"
     AUDIT_UNAVAILABLE = "audit-unavailable", 503, "Audit log unavailable"
     GATEWAY_STOPPING = "gateway-stopping", 503, "Gateway is shutting down"
+    MEMORY_EXHAUSTED = "memory-exhausted", 503, "Gateway at capacity"
     DESCRIPTORS_EXHAUSTED = "descriptors-exhausted", 503, "Gateway at capacity"
     CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"

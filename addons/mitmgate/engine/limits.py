@@ -7,6 +7,7 @@ from typing import Final
 from mitmgate.core.address import parse_address
 from mitmgate.core.http1 import Bounds
 from mitmgate.descriptors import Descriptors
+from mitmgate.engine.memory import SHARE, available
 from mitmgate.policy.model import Limits
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
@@ -21,11 +22,15 @@ TURNED_AWAY: Final = 64
 class PolicyBounds:
     """The bounds of the policy in force, made once a policy; Bounds' own defaults where there is none."""
 
-    __slots__ = ("_bounds", "_descriptors", "_snapshot", "_source")
+    __slots__ = ("_bounds", "_descriptors", "_snapshot", "_source", "_workers")
 
-    def __init__(self, source: SnapshotSource, descriptors: Descriptors | None = None) -> None:
-        """source: the policy in force. descriptors: what the process has, and so how many clients; None: enough."""
+    def __init__(self, source: SnapshotSource, descriptors: Descriptors | None = None, workers: int = 1) -> None:
+        """source: the policy in force. descriptors: what the process has, and so how many clients; None: enough.
+
+        workers: processes that share the machine's memory.
+        """
         self._source = source
+        self._workers = workers
         self._descriptors = descriptors
         self._snapshot: Snapshot | None = None
         self._bounds = Bounds()
@@ -61,10 +66,18 @@ class PolicyBounds:
             response_fields=limits.response_fields,
             head_timeout=limits.head_timeout,
             idle_timeout=limits.idle_timeout,
+            body_timeout=limits.body_timeout,
+            body_rate=limits.body_rate,
+            memory=available() // SHARE // self._workers if limits.memory is None else limits.memory,
             connections=connections,
             per_address=max(1, connections // ADDRESS_SHARE),
             turned_away=turned_away,
         )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that may be held for all clients."""
+        return self().memory
 
     def trusts(self, peer: str) -> bool:
         """Tell whether an address is a trusted proxy's, which stands for many clients."""
@@ -89,7 +102,7 @@ class Connections:
 
     def enter(self, peer: str) -> tuple[int, int]:
         """Count a connection; returns how many there are, in all and from this address."""
-        key = _key(peer)
+        key = address_key(peer)
         self.total += 1
         count = self._by_address.get(key, 0) + 1
         self._by_address[key] = count
@@ -97,7 +110,7 @@ class Connections:
 
     def leave(self, peer: str) -> None:
         """Take a connection off the count."""
-        key = _key(peer)
+        key = address_key(peer)
         self.total -= 1
         count = self._by_address.get(key, 0) - 1
         if count > 0:
@@ -106,7 +119,8 @@ class Connections:
             self._by_address.pop(key, None)
 
 
-def _key(peer: str) -> str:
+def address_key(peer: str) -> str:
+    """Name what a client is counted by: its address, or its network where it has all of one."""
     address = parse_address(peer)
     if isinstance(address, IPv6Address):
         return str(int(address) >> 64)

@@ -75,15 +75,17 @@ async def run(
     *,
     patience: float = PATIENCE,
     place: Place | None = None,
+    workers: int = 1,
 ) -> int:
     """Proxy until a signal ends it. Returns the process's exit status: 1 where requests or records were lost.
 
     observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
+    workers: processes that serve the same clients.
     """
     opts = options.Options()
     master = LeanMaster(opts)
     admin = Admin(None if place is None else inherited(place.figures))
-    addon = gateway(loaded, admin=admin, bound=None if place is None else place.take())
+    addon = gateway(loaded, admin=admin, bound=None if place is None else place.take(), workers=workers)
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
@@ -203,7 +205,7 @@ def command(
     if worker is not None:
         place = Place.parse(worker)
         mine = observing.for_worker(place.slot) if count > 1 else observing
-        raise SystemExit(asyncio.run(run(loaded, *place.address, mine, patience=patience, place=place)))
+        raise SystemExit(asyncio.run(run(loaded, *place.address, mine, patience=patience, place=place, workers=count)))
     address = listen_address(loaded, listen)
     check_free(*address)
     check_admin(loaded.policy)

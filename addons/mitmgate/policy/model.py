@@ -95,6 +95,15 @@ class Limits(Section):
     )
     response_fields: Annotated[Integer, Field(ge=1, le=10_000)] = 1000
     """The most header fields of a response."""
+    body_timeout: Duration = duration(
+        "30s", "How long a request body may pause, and take beside the time that its bytes earn (seconds)."
+    )
+    body_rate: Size = size("500B", "The slowest upload (bytes a second): bytes earn time at this rate; 0B: any rate.")
+    memory: Size | None = Field(
+        default=None,
+        description="How much each process may hold for clients (bytes): bodies that are put together, queues, answers"
+        " that are not read; unset: a quarter of what its cgroup or the machine has, shared among the workers.",
+    )
     connections: Count = 10000
     """How many clients may be connected at once to each process; fewer, where its file descriptors are fewer."""
 
@@ -107,6 +116,8 @@ class Limits(Section):
         for member in ("target", "token"):
             if member in self.model_fields_set and getattr(self, member) >= self.head:
                 raise wrong("does not fit into a head", "raise head", at=member)
+        if self.memory is not None and self.memory < 1 << 20:
+            raise wrong("must be at least 1MiB", at="memory")
         return self
 
 

@@ -35,6 +35,7 @@ from mitmgate.engine.lane.deadline import LINGER_SECONDS, SLACK
 from mitmgate.engine.lane.request import new_request
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
+from mitmgate.engine.memory import PAGE, Account
 from mitmgate.proxy.websocket import Pipe, Relay
 from mitmgate.stages.message import headers_of
 
@@ -125,6 +126,7 @@ class Http2Stream:
         "answered",
         "client",
         "congested",
+        "counted",
         "deadline",
         "declared",
         "ended",
@@ -148,6 +150,7 @@ class Http2Stream:
         self.ended = ended
         self.answered = False  # the transit is done
         self.congested = False
+        self.counted = 0  # bytes that the transit holds
         self.held = False  # the transit takes no more of the body for now
         self.unacknowledged = 0
         self.declared = declared
@@ -211,6 +214,15 @@ class Http2Stream:
             self._say(lambda h2: h2.send_data(self.stream_id, data))
             self._connection.measure(self)
 
+    def recount(self) -> None:
+        """Say anew how much is held for the client."""
+        self.counted = 0 if self.transit is None else self.transit.held
+        self._connection.recount()
+
+    def admits(self, wanted: int) -> bool:
+        """Tell whether so many bytes more may be held for the client."""
+        return self._connection.account.admits(wanted)
+
     @property
     def pipe(self) -> Pipe:
         """HTTP/2 has no upgrade (RFC 9113, section 8.6)."""
@@ -237,6 +249,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
         self.loop = front.ways.loop
         self.client: Client
+        self.account: Account
         self._front = front
         self._bounds = bounds
         self._scheme = scheme
@@ -658,7 +671,9 @@ class Http2Connection(asyncio.BufferedProtocol):
                 self._broken_frames()
                 return
             self._record_refused()
-            self._relieve(h2)
+            self._go_on(h2)
+            if self.account.held or h2.queued_body_size() >= PAGE:
+                self.recount()
         except Exception:
             self._crash()
 
@@ -672,7 +687,31 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._meter.sent(len(data))
             transport.write(data)
 
-    def _relieve(self, h2: ngh2.Connection) -> None:
+    def recount(self) -> None:
+        """Say anew how much is held for the client: by requests, and of responses that it does not take."""
+        self.account.set(self._queued() + sum(stream.counted for stream in self._streams.values()))
+
+    def relieve(self) -> None:
+        """End the stream that holds the most."""
+        h2 = self._h2
+        if h2 is None:
+            return
+        streams = [*self._streams.values(), *self._sending.values()]
+        largest = max(streams, key=lambda stream: stream.counted + _queued(h2, stream.stream_id), default=None)
+        if largest is None:
+            self.end()
+        elif largest.transit is not None and not largest.answered:
+            largest.transit.relieve()
+            largest.counted = largest.transit.held if largest.transit is not None else 0
+        else:
+            self._streams.pop(largest.stream_id, None)
+            self._sending.pop(largest.stream_id, None)
+            self.say(lambda h2: h2.reset_stream(largest.stream_id, ngh2.ErrorCode.CANCEL))
+            self._settle()
+        self.recount()
+        self.account.settle()
+
+    def _go_on(self, h2: ngh2.Connection) -> None:
         """Go on with what waited for the client to take something."""
         for stream in list(self._streams.values()):
             if stream.congested and h2.queued_body_size(stream.stream_id) <= RESUMED:

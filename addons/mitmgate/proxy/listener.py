@@ -41,7 +41,8 @@ from mitmgate.engine.lane.client import LaneClient
 from mitmgate.engine.lane.pool import UpstreamPool
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
-from mitmgate.engine.limits import Connections, PolicyBounds
+from mitmgate.engine.limits import Connections, PolicyBounds, address_key
+from mitmgate.engine.memory import Account, Memory
 from mitmgate.hostoptions import MISTAKE
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.proxy.http2 import Http2Connection
@@ -64,6 +65,7 @@ class Connection(Protocol):
     """A client's connection, whatever it speaks."""
 
     client: Client
+    account: Account
 
     @property
     def transits(self) -> list[Transit]:
@@ -82,6 +84,10 @@ class Connection(Protocol):
         """End the connection now."""
         ...
 
+    def relieve(self) -> None:
+        """End what holds the most memory of what is held for this client."""
+        ...
+
 
 class Listener:
     """Accept connections, bound how many there are, and make the protocol of each.
@@ -97,13 +103,16 @@ class Listener:
         source: SnapshotSource,
         fail_over: Callable[[Exchange, Reason], Endpoint | None],
         bound: socket.socket | None = None,
+        workers: int = 1,
     ) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used.
 
-        bound: the socket to accept on, bound already; None: one for each of the host's reverse modes is made.
+        bound: the socket to accept on, bound already; None: one for each of the host's reverse modes is made. workers:
+        processes that serve the same clients, and share the machine's memory.
         """
         self.descriptors = Descriptors(raise_limit())
-        self.bounds = PolicyBounds(source, self.descriptors)
+        self.bounds = PolicyBounds(source, self.descriptors, workers)
+        self.memory = Memory(self.bounds)
         self.fail_over = fail_over
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.known = KnownFields()
@@ -355,10 +364,12 @@ class Front:
         """Take a connection that speaks HTTP. Returns by how many there are too many; None: close it."""
         if not self._secured:
             self._excess = self._listener.count(peer)
+        connection.account = self._listener.memory.account(peer, address_key(peer), connection.relieve)
         return self._excess if self._listener.join(connection) else None
 
     def leave(self, connection: Connection, peer: str) -> None:
         """Take the end of the connection."""
+        connection.account.close()
         self._listener.part(connection)
         if not self._secured:
             self._listener.uncount(peer)

@@ -291,6 +291,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 view = memoryview(data)
                 for start in range(0, len(view), RECORD):
                     self.tls.send(view[start : start + RECORD])
+                    if start % READ_BYTES == READ_BYTES - RECORD:
+                        self._flush()  # OpenSSL keeps for good as much memory as it has once held
         except SSL.Error as error:
             logger.debug("a TLS connection is broken off: %s", describe(error))
             self.abort()

@@ -35,6 +35,10 @@ MAX_MESSAGE: Final = 16 * 1024 * 1024
 KEPT_MESSAGES: Final = 100
 KEPT_BYTES: Final = 256 * 1024
 """How many messages, and bytes of them, stay with the flow."""
+_CODES: Final = {
+    Reason.GATEWAY_STOPPING: CloseReason.GOING_AWAY,
+    Reason.MEMORY_EXHAUSTED: CloseReason.TRY_AGAIN_LATER,
+}
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -148,12 +152,19 @@ class Relay:
         upstream: Pipe,
         wait: Callable[[Coroutine[Any, Any, None], Callable[[], None]], None],
         ended: Callable[[Reason | None], None],
+        changed: Callable[[], None],
     ) -> None:
-        """wait: calls its second argument when the first is done. ended: told once: why, None for an orderly end."""
+        """wait: calls its second argument when the first is done. ended: told once: why, None for an orderly end.
+
+        changed: called when more, or less, is held than before.
+        """
         self.flow = flow
         self._table = table
         self._wait = wait
         self._ended = ended
+        self._changed = changed
+        self._kept = 0  # bytes of messages that stay with the flow
+        self._counted = 0
         self._client = _Side(ConnectionType.SERVER, _extensions(flow.response), client)
         self._upstream = _Side(ConnectionType.CLIENT, _extensions(flow.response), upstream)
         self._queue: list[tuple[_Side, bytes | None]] | None = None  # what came while a hook waits
@@ -186,8 +197,14 @@ class Relay:
 
     def cut(self, reason: Reason) -> None:
         """End both sides, because what admitted the connection no longer holds, or the gateway ends."""
-        code = CloseReason.GOING_AWAY if reason is Reason.GATEWAY_STOPPING else CloseReason.POLICY_VIOLATION
+        code = _CODES.get(reason, CloseReason.POLICY_VIOLATION)
         self._end(code, code, reason)
+
+    @property
+    def held(self) -> int:
+        """Bytes of messages that are still coming, that wait for a hook, or that are kept to be looked at."""
+        queued = sum(len(data) for _, data in self._queue or () if data is not None)
+        return self._client.size + self._upstream.size + self._kept + queued
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
@@ -204,6 +221,7 @@ class Relay:
             self._queue.append((side, data))
             if data is not None:
                 side.pipe.hold_frames(True)
+                self._count()
             return
         if data is None:
             if side.ws.state is ConnectionState.OPEN:  # no close frame came: 1006 for the record
@@ -217,10 +235,17 @@ class Relay:
                 self._relay(side, event)
                 if self._over:
                     return
+            self._count()
         except RemoteProtocolError as error:
             hint = error.event_hint
             code = hint.code if isinstance(hint, CloseConnection) else CloseReason.PROTOCOL_ERROR
             self._violated(side, code)
+
+    def _count(self) -> None:
+        held = self.held
+        if held != self._counted:
+            self._counted = held
+            self._changed()
 
     def _violated(self, side: _Side, code: int) -> None:
         """End what breaks the protocol or a bound: that side is told the code, the other that it is over."""
@@ -268,14 +293,14 @@ class Relay:
 
         self._hook(WebsocketMessageHook, send)
 
-    @staticmethod
-    def _forget(data: WebSocketData) -> None:
+    def _forget(self, data: WebSocketData) -> None:
         messages = data.messages
         if len(messages) > KEPT_MESSAGES:
             del messages[: len(messages) - KEPT_MESSAGES]
         size = sum(len(message.content) for message in messages)
         while size > KEPT_BYTES and len(messages) > 1:
             size -= len(messages.pop(0).content)
+        self._kept = size
 
     def _hook(self, kind: type[hooks.Hook], then: Callable[[], None]) -> None:
         """Run a hook, then go on; what comes meanwhile waits."""

@@ -28,6 +28,7 @@ from mitmgate.engine.lane.deadline import LINGER_SECONDS
 from mitmgate.engine.lane.request import new_request
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import QUEUE, Ways
+from mitmgate.engine.memory import PAGE, Account
 from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class LaneClient(Answering):
         self._peer = ""
         self._discarded = 0
         self._stalled = False  # the next request waits until the client has read the last answer
+        self.account: Account
         self._last_call: float | None = None  # seconds for which a next request is waited for; it is the last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,6 +112,8 @@ class LaneClient(Answering):
                         self._deadline.set(self._bounds.head_timeout)
                 elif reader.pending > QUEUE:
                     self._hold(Hold.PIPELINE)
+                if reader.pending >= PAGE:
+                    self.recount()
             elif self._relay is not None:
                 self._relay.client_data(bytes(self._buffer[:nbytes]))
             elif self._phase is Phase.LINGERING:
@@ -145,18 +149,41 @@ class LaneClient(Answering):
     def pause_writing(self) -> None:
         """Slow down what is written: the client does not read."""
         self.congested = True
+        self.recount()
         if self.transit is not None:
             self.transit.client_congested(True)
 
     def resume_writing(self) -> None:
         """Go on writing."""
         self.congested = False
+        self.recount()
         if self.transit is not None:
             self.transit.client_congested(False)
         elif self._stalled:
             self._stalled = False
             self._release(Hold.STALLED)
             self._guarded(self._next)
+
+    def recount(self) -> None:
+        """Say anew how much is held for the client."""
+        held = self._reader.pending
+        if self.transit is not None:
+            held += self.transit.held
+        if self.congested and self._transport is not None:
+            held += self._transport.get_write_buffer_size()
+        self.account.set(held)
+
+    def admits(self, wanted: int) -> bool:
+        """Tell whether so many bytes more may be held for the client."""
+        return self.account.admits(wanted)
+
+    def relieve(self) -> None:
+        """Let go of what is held: end the exchange, or, where there is none, the connection."""
+        if self.transit is not None:
+            self._guarded(self.transit.relieve)
+            if self._transport is None or self._transport.get_write_buffer_size() < PAGE:
+                return
+        self.end()  # a head that does not end, or answers that the client does not read
 
     def hold_for_transit(self, held: bool) -> None:
         """Stop, or go on, reading the current request's body."""
@@ -275,6 +302,8 @@ class LaneClient(Answering):
             self._transport.write(chunk(b""))
         self._chunked = False
         self.transit = None
+        if self.account.held:
+            self.recount()
         self._release(Hold.TRANSIT)
         if self._phase is not Phase.READING:
             return

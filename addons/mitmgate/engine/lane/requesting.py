@@ -95,9 +95,13 @@ class TransitRequest(TransitReaching):
             if length is not None and length > self._limit:
                 self._fail(Reason.BODY_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
                 return
+        passes = streams(route.stream, length) or self.flow.request.stream
+        if not self._client.admits(QUEUE if passes or length is None else length):
+            self._fail(Reason.MEMORY_EXHAUSTED)
+            return
         self._started = self._ways.loop.time()
         self._set_body_deadline()
-        if streams(route.stream, length) or self.flow.request.stream:
+        if passes:
             self.flow.request.stream = True
             self._connect(self._stream_request)
         else:
@@ -118,9 +122,10 @@ class TransitRequest(TransitReaching):
         """Take a part of the request's body."""
         if self._waiting:
             self._queued += len(data)
-            self._later(lambda: self.body(data))
+            self._later(lambda: self._queued_body(data))
             if self._queued > QUEUE:
                 self._hold_client(True)
+            self._client.recount()
             return
         request = self._request
         if request is not RequestPhase.STREAMING and request is not RequestPhase.BUFFERING:
@@ -135,6 +140,11 @@ class TransitRequest(TransitReaching):
                 self._upstream.send_body(data)
         else:
             self._request_body.append(data)
+            self._client.recount()
+
+    def _queued_body(self, data: bytes) -> None:
+        self._queued -= len(data)
+        self.body(data)
 
     def _set_body_deadline(self) -> None:
         """Give the body a pause's length and, unless the route always streams, no more than its bytes have earned."""

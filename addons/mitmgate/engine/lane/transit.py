@@ -26,6 +26,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.lane.waiting import DETAILS, RequestPhase, ResponsePhase
+from mitmgate.engine.memory import PAGE
 from mitmgate.proxy.websocket import Relay, accepts
 from mitmgate.stages.exchange import seconds_left
 from mitmgate.stages.message import headers_of, make_response
@@ -88,7 +89,10 @@ class Transit(TransitRequest):
             self._fail(Reason.UPSTREAM_CLOSED)
             return
         self._head_sent = True
-        self._relay = relay = Relay(flow, self._ways.table, self._client.pipe, upstream, self._wait_for, self._relayed)
+        client = self._client
+        self._relay = relay = Relay(
+            flow, self._ways.table, client.pipe, upstream, self._wait_for, self._relayed, client.recount
+        )
         self._limit_lifetime()
         relay.start()
         self._client.switch(response, relay)
@@ -154,6 +158,8 @@ class Transit(TransitRequest):
                 self._response_body.clear()
                 self._start_streaming(self.flow.response)
                 self._client.send_body(held)
+            if self._delivered >= PAGE:
+                self._client.recount()
 
     def response_end(self) -> None:
         """Take the end of the response."""
@@ -200,6 +206,7 @@ class Transit(TransitRequest):
             self._relay.congested(client=False, congested=congested)
             return
         self._hold_client(congested)
+        self._client.recount()
 
     def client_congested(self, congested: bool) -> None:
         """Slow the response down, or let it go on."""
@@ -243,6 +250,15 @@ class Transit(TransitRequest):
             self._relay.cut(reason)
         elif self.lasts:
             self._abort(reason)
+
+    def relieve(self) -> None:
+        """End the exchange, because too much is held for this client; with a problem while that can still be said."""
+        if self._relay is not None:
+            self._relay.cut(Reason.MEMORY_EXHAUSTED)
+        elif self._waiting:
+            self._later(self.relieve)
+        elif not self._over:
+            self._fail(Reason.MEMORY_EXHAUSTED)
 
     def stop(self, reason: Reason) -> None:
         """End the exchange, because the gateway ends: with a problem while that can still be said."""

@@ -155,6 +155,11 @@ class LaneUpstream(asyncio.BufferedProtocol):
         if self.phase is Phase.BUSY:
             self._write(self._outgoing.end())
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the service has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def abandon(self) -> None:
         """Close the connection, which has an unfinished exchange on it."""
         self._recipient = None

@@ -40,6 +40,8 @@ DETAILS: Final = {
     Reason.UPSTREAM_MALFORMED: "The service answered with something that is not a valid response.",
     Reason.BODY_TIMEOUT: "The request's body did not arrive in time.",
     Reason.CLIENT_CLOSED: "The client closed the connection.",
+    Reason.MEMORY_EXHAUSTED: "The gateway has no room for another body.",
+    Reason.DESCRIPTORS_EXHAUSTED: "The gateway has no room for another connection.",
 }
 
 
@@ -124,6 +126,14 @@ class Requester(Protocol):
 
     def switch(self, response: Response, relay: Relay) -> None:
         """Send a 101, and give what comes from now on to a relay."""
+        ...
+
+    def recount(self) -> None:
+        """Say anew how much is held for the client."""
+        ...
+
+    def admits(self, wanted: int) -> bool:
+        """Tell whether so many bytes more may be held for the client."""
         ...
 
     def finish(self) -> None:
@@ -229,6 +239,20 @@ class TransitState(Recipient):
         return self._response is ResponsePhase.STREAMING or self._relay is not None
 
     @property
+    def held(self) -> int:
+        """Bytes that are put together, queued, or wait to be taken by the service."""
+        if self._relay is not None:
+            return self._relay.held
+        held = self._queued
+        if not self.flow.request.stream and self._request is not RequestPhase.DROPPED:
+            held += self._received
+        if self._response is ResponsePhase.BUFFERING and self._request is not RequestPhase.DROPPED:
+            held += self._delivered
+        if self._upstream is not None and self._upstream.congested:
+            held += self._upstream.unsent
+        return held
+
+    @property
     def _over(self) -> bool:
         return self._response is ResponsePhase.DONE or self._request is RequestPhase.DROPPED
 
@@ -262,7 +286,9 @@ class TransitState(Recipient):
             if self._waiting:
                 return
             self._queue = None
-            self._queued = 0
+            if self._queued:
+                self._queued = 0
+                self._client.recount()
             if self._held and (self._upstream is None or not self._upstream.congested):
                 self._hold_client(False)
             if self._upstream is not None and not (self.lasts and self._client.congested):

@@ -8,6 +8,7 @@ once, so that whatever else the machine does meets all of them; a ratio is the m
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from rich.console import Console
 
@@ -49,6 +50,8 @@ class Results:
     bodies: list[Carried] | None = None
     denials: Denials | None = None
     bars: list[Bar] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Sections for which no time was left."""
 
     def sheets(self) -> list[Sheet]:
         """Return the tables."""
@@ -78,33 +81,43 @@ def run(settings: Settings, outputs: Outputs) -> None:
     console = terminal()
     with rig() as made, beside(made.cores):
         results = Results(this_machine(made.cores), settings)
-        _measure(made, settings, results, console)
+        measure(made, settings, results, console)
     results.bars = bars(results.comparison, results.scaling, results.denials)
     machine = results.machine
     console.print(machine.words, highlight=False)
     if not machine.quiet:
         console.print("the machine was not quiet: don't believe these figures", style="bold")
+    if results.left_out:
+        console.print(f"no time was left for: {', '.join(results.left_out)} (--only measures one alone)", style="bold")
     console.print()
     sheets.show(results.sheets(), console)
     write(results, outputs)
 
 
-def _measure(made: Rig, settings: Settings, results: Results, console: Console) -> None:
+def measure(made: Rig, settings: Settings, results: Results, console: Console) -> None:
+    """Measure section after section, while there is time; the results take what was found."""
+    began = monotonic()
+
+    def begin(section: str, words: str) -> bool:
+        """Tell whether a section is wanted, and has its time."""
+        if section not in settings.sections:
+            return False
+        if settings.budget is not None and monotonic() - began > settings.budget:
+            results.left_out.append(section)
+            return False
+        status.update(words)
+        return True
+
     with console.status("") as status:
-        if "compare" in settings.sections:
-            status.update("subjects side by side")
+        if begin("compare", "subjects side by side"):
             results.comparison = compare(made, settings)
-        if "stages" in settings.sections:
-            status.update("what each part of a policy costs")
+        if begin("stages", "what each part of a policy costs"):
             results.stages = stages(made, settings)
-        if "workers" in settings.sections:
-            status.update("one worker and two")
+        if begin("workers", "one worker and two"):
             results.scaling = workers(made, settings)
-        if "bodies" in settings.sections:
-            status.update("bodies")
+        if begin("bodies", "bodies"):
             results.bodies = bodies(made, settings)
-        if "denials" in settings.sections:
-            status.update("refused requests")
+        if begin("denials", "refused requests"):
             results.denials = denials(made, settings)
 
 

@@ -14,10 +14,12 @@ class Settings:
     sections: tuple[str, ...] = SECTIONS
     peers: bool = False
     reduced: bool = False
+    budget: float | None = None
+    """Seconds after which no further section is begun, and the table says which were left out; None: no bound."""
 
 
-QUICK = Settings(seconds=1, rounds=1, reduced=True)
-"""Under a minute: shows that everything works; its figures are rough."""
+QUICK = Settings(seconds=1, rounds=1, reduced=True, budget=60.0)
+"""A minute or two: shows that everything works; its figures are rough."""
 
 
 def choose(*, seconds: int | None, rounds: int | None, quick: bool, peers: bool, sections: tuple[str, ...]) -> Settings:

@@ -16,7 +16,9 @@ SECTIONS = ("compare", "stages", "workers", "bodies", "denials")
 @click.command("bench")
 @click.option("--seconds", type=click.IntRange(1, 120), help="Seconds for each measurement; 5 unless --quick.")
 @click.option("--rounds", type=click.IntRange(1, 20), help="Turns of each subject; 3 unless --quick.")
-@click.option("--quick", is_flag=True, help="Under a minute: one round of a second, and a part of the sections.")
+@click.option(
+    "--quick", is_flag=True, help="A minute or two: one round of a second; sections that no time is left for are named."
+)
 @click.option("--peers", is_flag=True, help="Measure HAProxy and a fastify gateway too, where they are installed.")
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Measure this section alone; repeatable.")
 @click.option(

@@ -19,6 +19,7 @@ from tests.live.harness import ROOT, mint, policy
 from tests.live.harness_http import free_port, raw_request, wait_for
 from tests.live.harness_upstream import Raw, Recorded, RecordingUpstream, Reply
 from tests.live.test_reasons import DENIED, made
+from tests.protocol.harness import crowd
 
 
 def requests_of_the_audit(path: Path) -> Counter[tuple[str, ...]]:
@@ -141,8 +142,11 @@ def test_no_client_makes_a_label(tmp_path: Path, upstream: RecordingUpstream) ->
 
 def test_connections_and_requests_are_counted_while_they_last(tmp_path: Path) -> None:
     held = threading.Event()
-    with RecordingUpstream(Reply(until=held)) as upstream, admin_gateway(tmp_path, upstream) as gateway:
-        links = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(5)]
+    with (
+        RecordingUpstream(Reply(until=held)) as upstream,
+        admin_gateway(tmp_path, upstream) as gateway,
+        crowd(gateway.port, 5) as links,
+    ):
         links[0].sendall(b"GET /public HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_for(lambda: gateway.value("mitmgate_connections") == 5, "five connections")
         wait_for(lambda: gateway.value("mitmgate_requests_in_flight") == 1, "one request")

@@ -1,5 +1,6 @@
 """Metrics counts each exchange once, whatever it ends with, and cheaply."""
 
+import time
 import timeit
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,6 @@ def test_a_request_costs_little(metrics: Metrics) -> None:
         made.counted = False
         metrics.response(flow)
 
-    # Short runs: the best of them is one that nobody else's load interrupted.
-    assert min(timeit.repeat(once, number=100, repeat=200)) / 100 < BUDGET
+    # This process's own time, in short runs: nobody else's load is in the best of them.
+    assert min(timeit.repeat(once, timer=time.process_time, number=100, repeat=200)) / 100 < BUDGET
     assert cast(int, sum(cast(int, count) for count in requests(metrics).values())) == 20_000

@@ -16,6 +16,7 @@ from tests.live.harness import Gateway, Host, mint, policy_file
 from tests.live.harness_http import free_port, raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import RecordingUpstream
 from tests.live.test_user_mistakes import assert_mistake, start
+from tests.protocol.harness import crowd
 
 
 @pytest.fixture(scope="module")
@@ -209,16 +210,12 @@ LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_more_connections_than_the_bound_are_closed(shared: AdminGateway) -> None:
-    links = [socket.create_connection(("127.0.0.1", shared.admin_port), timeout=10) for _ in range(100)]
-    try:
+    with crowd(shared.admin_port, 100) as links:
         assert (
             raw_request(shared.admin_port, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", until_close=True) == b""
         )
         links[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert links[0].recv(100).startswith(b"HTTP/1.1 200")
-    finally:
-        for link in links:
-            link.close()
 
     def answers() -> bool:
         try:

@@ -9,10 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from bench import incidents, leaks
 from bench.bodies import carry
-from bench.compare import Outputs, Results, write
+from bench.compare import Outputs, Results, measure, write
 from bench.load import Sample
 from bench.machine import this_machine
 from bench.rig import Rig, beside, rig
@@ -44,6 +45,15 @@ def whole(sample: Sample) -> bool:
     """Say whether a sample has every figure, and none that can't be."""
     figures = (sample.requests_per_second, sample.cpu_us, sample.core, sample.p50_ms, sample.resident_mib)
     return all(figure > 0 for figure in figures) and sample.p99_ms >= sample.p50_ms and 0 < sample.load_core < 2
+
+
+def test_sections_that_no_time_is_left_for_are_named(made: Rig) -> None:
+    """Where the budget is over, nothing more is measured."""
+    settings = Settings(reduced=True, budget=-1.0, sections=("stages", "bodies"))
+    results = Results(this_machine(made.cores), settings)
+    measure(made, settings, results, Console(quiet=True))
+    assert results.left_out == ["stages", "bodies"]
+    assert (results.stages, results.bodies) == (None, None)
 
 
 def test_side_by_side_with_all_that_is_written(made: Rig, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Assertions are what any JWT library verifies with the published key, say what they should, and are signed once."""
 
 import json
+import time
 import timeit
 from base64 import urlsafe_b64decode
 from collections.abc import Callable
@@ -156,4 +157,7 @@ def test_signing_again_costs_next_to_nothing() -> None:
     def again() -> bytes:
         return signer.assertion(ALICE, "users", "GET", "/v1/7", NOW)
 
-    assert min(timeit.repeat(again, number=50, repeat=5)) < min(timeit.repeat(fresh, number=50, repeat=5)) / 5
+    def seconds(sign: Callable[[], bytes]) -> float:
+        return min(timeit.repeat(sign, timer=time.process_time, number=50, repeat=5))
+
+    assert seconds(again) < seconds(fresh) / 5

@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Self
@@ -248,6 +248,13 @@ class _OpenEnforcer(Enforcer):
 def connect(port: int, patience: float = PATIENCE) -> socket.socket:
     """Open a connection to the gateway."""
     return socket.create_connection(("127.0.0.1", port), timeout=patience)
+
+
+@contextmanager
+def crowd(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Open so many connections to the gateway; all are closed in the end, also where a test fails."""
+    with ExitStack() as links:
+        yield [links.enter_context(connect(port)) for _ in range(count)]
 
 
 def receive(link: socket.socket, *, complete: bool | None = None) -> bytes:

@@ -326,7 +326,7 @@ def test_idle_connection_is_closed_with_a_goodbye(authority: Authority, upstream
             assert client.answer(client.request(GET))[0] == 200
             started = time.monotonic()
             client.read(client.terminated)
-            assert 0.2 < time.monotonic() - started < 1
+            assert 0.2 < time.monotonic() - started < 10
         upstream.reply = Reply(delay=0.8)
         with Client(gate, authority) as client:
             assert client.answer(client.request(GET))[0] == 200  # a connection with a request is not idle

@@ -17,7 +17,7 @@ from mitmgate.engine.lane.upstream import LaneUpstream
 from mitmgate.proxy.listener import GENERATION
 from tests.live.harness_http import request, status_of, wait_for
 from tests.live.harness_upstream import HANG, Raw, RecordingUpstream, Reply
-from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.harness import Gate, connect, crowd, receive, route
 from tests.protocol.test_ending import on_loop
 
 GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -114,8 +114,7 @@ def test_pool_is_bounded(upstream: RecordingUpstream, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pool_module, "KEPT", 3)
     go = threading.Event()
     upstream.reply = Reply(until=go)
-    with Gate(route(upstream.url)) as gate:
-        links = [connect(gate.port) for _ in range(8)]
+    with Gate(route(upstream.url)) as gate, crowd(gate.port, 8) as links:
         for link in links:
             link.sendall(GET)
         wait_for(lambda: len(upstream.requests) == 8, "eight requests")

@@ -122,7 +122,7 @@ def test_handshake_that_does_not_come_is_ended(authority: Authority, upstream: R
                 started = time.monotonic()
                 link.sendall(first)
                 assert receive(link) == b""
-                assert abs(time.monotonic() - started - 0.4) < 0.2
+                assert 0.3 < time.monotonic() - started < 5
         with secure(gate, client_context(authority)) as link:
             link.sendall(GET[:10])
             assert status_of(receive(link)) == 408

@@ -113,7 +113,7 @@ def test_connections_end_with_the_token_that_opened_them() -> None:
         assert exchange(link, Connection(ConnectionType.CLIENT), "hello") == "hello"
         assert link.recv(4096) == b"\x88\x02\x03\xf0"  # 1008
         assert link.recv(4096) == b""
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
 
     def serve(link: socket.socket) -> None:
         read_head(link)

@@ -326,13 +326,13 @@ def test_a_slow_body_of_a_client_is_not_taken_for_a_slow_upstream(tmp_path: Path
 
     def slowly() -> Iterator[bytes]:
         yield b"x"
-        time.sleep(0.5)
+        time.sleep(3)
         yield b"y"
 
     path = tmp_path / "traffic.mitm"
     with RecordingUpstream() as upstream:
         made = policy(tmp_path, upstream)
-        made["upstreams"]["users"] |= {"circuit": {"failures": 1, "share": 0, "slow": "400ms", "open_for": "60s"}}
+        made["upstreams"]["users"] |= {"circuit": {"failures": 1, "share": 0, "slow": "2s", "open_for": "60s"}}
         with Gateway(write_policy(tmp_path, made), arguments=("--record", str(path))) as gateway:
             assert [gateway.request("POST", "/public", body=slowly()).status for _ in range(2)] == [200, 200]
             upstream.reply = Reply(delay=0.5)

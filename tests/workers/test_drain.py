@@ -70,7 +70,7 @@ def test_idle_connections_are_no_reason_to_wait(tmp_path: Path, upstream: Record
         began = time.monotonic()
         gateway.process.send_signal(signal.SIGINT)
         assert end(gateway) == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # a drain's patience is 30 s
         link.close()
 
 

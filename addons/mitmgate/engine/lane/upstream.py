@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import time
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1024
 """What is read from a socket at once."""
+LAST_WORDS: Final = 128
+"""Times READ_BYTES: what is still read of a connection that its service has reset."""
 
 
 type Key = tuple[Endpoint, UpstreamTls | None]
@@ -242,7 +246,15 @@ class LaneUpstream(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the connection: without `eof_received` before it, a reset."""
+        """Take the end of the connection: without `eof_received` before it, a reset.
+
+        A service that answers before it has read a whole request, and closes, resets the connection: writing to it
+        fails, and the answer still lies in the socket, which asyncio is about to close.
+        """
+        if exc is not None and self._transport is not None:
+            for data in _last_words(self._transport):
+                if self.phase is Phase.BUSY:
+                    self._take(self._reader.feed(data))
         self._lost(orderly=False)
         self._transport = None
 
@@ -349,6 +361,18 @@ class LaneUpstream(asyncio.BufferedProtocol):
                 transport.abort()
             else:
                 transport.close()
+
+
+def _last_words(transport: asyncio.Transport) -> Iterator[bytes]:
+    """Read what lies ready on a socket in plain text that its peer has reset."""
+    if transport.get_extra_info("sslcontext") is not None:
+        return
+    with contextlib.suppress(OSError):
+        for _ in range(LAST_WORDS):
+            data = os.read(transport.get_extra_info("socket").fileno(), READ_BYTES)
+            if not data:
+                return
+            yield data
 
 
 def _timeout(value: bytes) -> float | None:

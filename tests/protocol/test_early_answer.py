@@ -1,0 +1,63 @@
+"""A service that answers while the client still uploads: the answer is delivered, and is what the service said."""
+
+import contextlib
+import socket
+import threading
+from collections import Counter
+from typing import Self
+
+import pytest
+
+from mitmgate.core.reason import Reason
+from tests.live.harness_http import request
+from tests.protocol.harness import Gate, route
+
+MIB = 1024 * 1024
+RUNS = 10
+
+
+class Refusing:
+    """A service that reads a head and some of the body, answers, and closes: what it has not read resets the rest."""
+
+    def __init__(self, status: bytes) -> None:
+        self._status = status
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: socket.socket) -> None:
+        with contextlib.suppress(OSError), link:
+            got = b""
+            while b"\r\n\r\n" not in got or len(got) < 100_000:
+                got += link.recv(65536)
+            link.sendall(b"HTTP/1.1 " + self._status + b"\r\nContent-Length: 5\r\nConnection: close\r\n\r\nearly")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(20)
+
+
+@pytest.mark.parametrize("status", [b"413 Content Too Large", b"401 Unauthorized"])
+@pytest.mark.parametrize("kind", ["streamed", "chunked", "held"])
+def test_early_answer_is_delivered(status: bytes, kind: str) -> None:
+    size = {"streamed": 8 * MIB, "chunked": 8 * MIB, "held": MIB - 1}[kind]
+    parts = [b"x" * 65536] * (size // 65536)
+    with Refusing(status) as service, Gate(route(service.url, max_body=64 * MIB)) as gate:
+        statuses: Counter[tuple[int, bytes]] = Counter()
+        for _ in range(RUNS):
+            answered = request(gate.port, "POST", "/p", body=parts if kind == "chunked" else b"x" * size)
+            statuses[answered.status, answered.body[:5]] += 1
+        assert statuses[int(status[:3]), b"early"] >= RUNS - 1, statuses
+        reasons = Counter(reason for _, reason in gate.hooks.wait_ends(RUNS))
+        assert reasons[Reason.OK] >= RUNS - 1, reasons

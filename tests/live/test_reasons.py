@@ -145,6 +145,8 @@ ELSEWHERE = {
     Reason.POLICY_UNAVAILABLE: "stages/test_enforcer",
     Reason.CLIENT_CLOSED: "protocol/test_upstream",
     Reason.GATEWAY_STOPPING: "workers/test_drain",
+    Reason.MEMORY_EXHAUSTED: "live/test_memory",
+    Reason.DESCRIPTORS_EXHAUSTED: "live/test_descriptors",
 }
 """What is no denial, or needs more than one request: the test that produces it."""
 

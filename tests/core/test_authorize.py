@@ -150,6 +150,7 @@ def test_the_same_values_are_written_the_same(one: object, other: object) -> Non
         (ValueError("no such member"), Reason.CONDITION_ERROR),
         (RuntimeError("the evaluator broke"), Reason.CONDITION_ERROR),
         (RecursionError(), Reason.CONDITION_ERROR),
+        (TimeoutError("too long"), Reason.CONDITION_TIMEOUT),
     ],
 )
 def test_conditions(answer: object, reason: Reason | None) -> None:

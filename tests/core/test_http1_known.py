@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader
-from mitmgate.core.http1.known import LONGEST, MOST, KnownFields
+from mitmgate.core.http1.known import LONGEST, MOST, ROOM, KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 
 LINES = [
@@ -111,3 +111,13 @@ def test_a_refusal_is_not_remembered(fields: bytes) -> None:
         (event,) = RequestReader(Bounds(), known).feed(b"GET / HTTP/1.1\r\n" + fields + b"\r\n\r\n")
         assert isinstance(event, Refusal)
     assert len(known) == 0
+
+
+def test_memory_is_bounded_by_octets_too() -> None:
+    known = KnownFields()
+    for number in range(3 * ROOM // LONGEST):
+        fields = b"Host: x\r\nA: %d\r\nB: " % number
+        head_of(known, b"GET / HTTP/1.1\r\n" + fields + b"b" * (LONGEST - len(fields)) + b"\r\n\r\n")
+    assert 0 < len(known) <= 2 * ROOM // LONGEST
+    assert sum(map(len, known._present)) <= ROOM
+    assert sum(map(len, known._former)) <= ROOM

@@ -370,3 +370,16 @@ def test_signatures_are_what_the_rfc_says() -> None:
     unsigned = sign("HS256", SECRET).rpartition(b".")[0]
     token = unsigned + b"." + b64(hmac.digest(SECRET, unsigned, hashlib.sha256))
     assert ask(token, DEV) is None
+
+
+def test_large_tokens_count_for_several_in_the_memory_of_verified_ones() -> None:
+    ring = KeyRing(cached_tokens=8)
+    named = {DEV.name: DEV}
+    ring.configure(named)
+    for number in range(20):
+        token = sign("HS256", SECRET, CLAIMS | {"sub": f"user-{number}", "pad": "x" * 2500})
+        assert outcome(ring, named, token) is None
+    assert 1 <= len(ring._cache) <= 2
+    for number in range(20):
+        assert outcome(ring, named, sign("HS256", SECRET, CLAIMS | {"sub": f"user-{number}"})) is None
+    assert len(ring._cache) == 8

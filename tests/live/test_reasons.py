@@ -133,6 +133,7 @@ ELSEWHERE = {
     Reason.UPSTREAM_MALFORMED: "live/test_reasons",
     Reason.KEYS_UNAVAILABLE: "live/test_reasons",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
+    Reason.CONDITION_TIMEOUT: "core/test_authorize",
     Reason.BODY_MALFORMED: "live/test_reasons",
     Reason.LENGTH_MISMATCH: "protocol/test_http2_messages",
     Reason.FRAMES_EXCESSIVE: "protocol/test_http2_floods",

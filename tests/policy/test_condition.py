@@ -187,3 +187,43 @@ def test_any_text_is_a_condition_or_an_error(source: str) -> None:
         return
     with contextlib.suppress(ValueError):
         assert condition.holds(ALL) in (True, False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "principal.subject.matches(principal.claims.p)",
+        'request.path.matches("^/a" + principal.subject)',
+        'request.path.matches(request.headers["x"])',
+        'matches(request.path, "^/a")',
+        '["a"].exists(x, request.path.matches(x))',
+    ],
+)
+def test_a_pattern_that_comes_with_a_request_is_refused(source: str) -> None:
+    """It would be compiled for each request, for milliseconds: the pattern is the client's choice."""
+    with pytest.raises(ConditionError, match="a pattern that is written out"):
+        compile_condition(source)
+
+
+@pytest.mark.parametrize("pattern", ['"^/a$"', "'^/a$'", 'r"^/a$"', '"""^/a$"""', ' "^/a$" '])
+def test_a_pattern_that_is_written_out_is_taken(pattern: str) -> None:
+    condition = compile_condition(f"request.path . matches({pattern})")
+    facts = {**ALL, "request": {**REQUEST, "path": "/a"}}
+    assert condition.holds(facts) is True
+
+
+def test_an_evaluation_that_takes_too_long_has_no_value() -> None:
+    condition = compile_condition("principal.claims.l.all(x, principal.claims.l.exists(y, y == x))")
+    claims = {"l": list(range(1500))}
+    with pytest.raises(TimeoutError):
+        condition.holds({"principal": {"claims": claims}})
+    assert condition.holds({"principal": {"claims": {"l": [1, 2]}}}) is True
+
+
+def test_long_roles_are_not_remembered() -> None:
+    condition = compile_condition('"admin" in principal.roles')
+    for number in range(20):
+        assert condition.holds({"principal": {"roles": [f"{number:03}" * 200]}}) is False
+    assert condition._known == {}
+    assert condition.holds({"principal": {"roles": ["admin"]}}) is True
+    assert len(condition._known) == 1

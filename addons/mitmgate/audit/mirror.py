@@ -1,6 +1,7 @@
 """The verdict as a plain dict for flow.metadata["mitmgate"], so that a saved flow carries its decision."""
 
 from functools import lru_cache
+from typing import Final
 
 from mitmgate.audit.decided import Decided
 from mitmgate.core.principal import Principal
@@ -16,15 +17,22 @@ def _text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-@lru_cache(maxsize=512)
+_LONGEST: Final = 64
+"""Characters of a word that is kept for all flows: clients choose them, of any length."""
+
+
 def _name(name: bytes) -> str:
     """Decode a field name, or another word that comes again and again: one text for all flows that are kept."""
-    return name.decode("latin-1")
+    return _shared(name.decode("latin-1"))
+
+
+def _shared(text: str) -> str:
+    """Return a text that is equal: the first such one, for short words that come again and again."""
+    return _kept(text) if len(text) <= _LONGEST else text
 
 
 @lru_cache(maxsize=512)
-def _shared(text: str) -> str:
-    """Return a text that is equal: the first such one, for words that come again and again."""
+def _kept(text: str) -> str:
     return text
 
 

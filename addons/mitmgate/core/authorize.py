@@ -17,6 +17,7 @@ _ROLE = Refusal(Reason.ROLE_MISSING, "None of the roles that this route requires
 _CLAIM = Refusal(Reason.CLAIM_MISMATCH, "A claim that this route requires is absent or has another value.")
 _FALSE = Refusal(Reason.CONDITION_FALSE, "The route's condition is not met.")
 _ERROR = Refusal(Reason.CONDITION_ERROR, "The route's condition could not be evaluated.")
+_SLOW = Refusal(Reason.CONDITION_TIMEOUT, "The route's condition took too long.")
 
 
 def authorize(require: Requirement, principal: Principal | None, facts: Callable[[], Facts]) -> Refusal | None:
@@ -39,6 +40,8 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
         return _ERROR
     try:
         return None if require.when.holds(facts()) is True else _FALSE
+    except TimeoutError:
+        return _SLOW
     except Exception:  # a condition is the policy author's code: whatever goes wrong in it denies
         return _ERROR
 

@@ -100,6 +100,7 @@ class Reason(Enum):
     CLAIM_MISMATCH = "claim-mismatch", 403, "Claim does not match"
     CONDITION_FALSE = "condition-false", 403, "Condition not met"
     CONDITION_ERROR = "condition-error", 403, "Condition could not be evaluated"
+    CONDITION_TIMEOUT = "condition-timeout", 403, "Condition took too long"
 
     # Circuit, rewrite, upstream.
     CIRCUIT_OPEN = "circuit-open", 503, "Upstream unavailable"

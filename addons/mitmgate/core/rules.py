@@ -135,7 +135,10 @@ class Condition(Protocol):
         ...
 
     def holds(self, facts: Mapping[str, object]) -> bool:
-        """Evaluate over facts; raises ValueError where the expression has no boolean value."""
+        """Evaluate over facts.
+
+        Raises ValueError where the expression has no boolean value, TimeoutError where it took too long.
+        """
         ...
 
 

@@ -26,6 +26,8 @@ from mitmgate.core.rules import Assertion
 
 REMEMBERED: Final = 4096
 """Assertions that are kept to be used again, about 1 KB each."""
+LONGEST_PATH: Final = 512
+"""Characters of a path whose assertion is kept: clients choose paths of up to 8 KB."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _REQUIRED: Final = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
@@ -60,7 +62,8 @@ class Signer:
         claims = assertion_claims(self._rule, principal, audience, method, path, now, identifier)
         content = self._header + b"." + _encoded(claims)
         made = content + b"." + _base64url(self._signature.sign(content, self._key))
-        self._made[key] = now, made
+        if len(path) <= LONGEST_PATH:
+            self._made[key] = now, made
         return made
 
 

@@ -23,6 +23,9 @@ FIRST_FETCH_WAIT = 5.0
 """Seconds that a start or a reload waits for key sets, failed fetches and their retries included. Then what can be
 served is; requests that need a key set that is not there are denied."""
 
+ORDINARY = 1024
+"""Octets of a token that counts once in the memory of verified tokens; its claims take about twice as much."""
+
 Result = Principal | Refusal
 
 
@@ -39,10 +42,15 @@ class _Entry(NamedTuple):
 
     verifier: Verifier
     verified: Verified
+    size: int = 0
+
+    def counts_for(self) -> int:
+        """Return the octets that it counts for, of the room that there is."""
+        return max(self.size, ORDINARY)
 
     def principal(self, by_iss: Mapping[str, Verifier], now: float) -> Principal | None:
         """Return the principal where the entry still counts, for one of these verifiers at this time."""
-        verifier, (principal, keys, earliest, latest) = self
+        verifier, (principal, keys, earliest, latest), _ = self
         if (
             earliest <= now < latest
             and by_iss.get(verifier.issuer.issuer) is verifier
@@ -72,8 +80,8 @@ class KeyRing:
     def __init__(
         self, *, cached_tokens: int = 10_000, open_keys: Callable[[KeySource], RemoteKeys] = RemoteKeys
     ) -> None:
-        """cached_tokens: the most verified tokens to remember (about 2 KB each)."""
-        self._cache: LRUCache[bytes, _Entry] = LRUCache(cached_tokens)
+        """cached_tokens: the most verified tokens to remember, of ordinary size; large ones count for several."""
+        self._cache: LRUCache[bytes, _Entry] = LRUCache(cached_tokens * ORDINARY, getsizeof=_Entry.counts_for)
         self._open_keys = open_keys
         self._remotes: dict[KeySource, RemoteKeys] = {}
         self._started = False
@@ -178,7 +186,7 @@ class KeyRing:
         if isinstance(result, Refusal):
             fetch = verifier.awaits(token, result)
             return result if fetch is None else self._verify_after(fetch, verifier, token, names, digest, now)
-        return _accepted(self._remember(digest, verifier, result), names)
+        return _accepted(self._remember(digest, verifier, result, len(token.signing_input)), names)
 
     async def _verify_after(
         self,
@@ -193,10 +201,10 @@ class KeyRing:
         result = verifier.verify(token, now)
         if isinstance(result, Refusal):
             return result
-        return _accepted(self._remember(digest, verifier, result), names)
+        return _accepted(self._remember(digest, verifier, result, len(token.signing_input)), names)
 
-    def _remember(self, digest: bytes, verifier: Verifier, verified: Verified) -> Principal:
-        self._cache[digest] = _Entry(verifier, verified)
+    def _remember(self, digest: bytes, verifier: Verifier, verified: Verified, size: int) -> Principal:
+        self._cache[digest] = _Entry(verifier, verified, size)
         return verified.principal
 
 

@@ -5,6 +5,7 @@ misspelt name would deny one request in a thousand. All names are therefore chec
 """
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Final, Protocol
@@ -45,6 +46,8 @@ _STRING = re.compile(
 )
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter)\s*\(\s*([A-Za-z_]\w*)\s*,")
 _MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-z_]\w*)\b(?!\s*\()")
+_MATCHES = re.compile(r"\bmatches\s*\(")
+_LITERAL = re.compile(r"\.\s*matches\s*\(\s*\"\"\s*\)")
 _SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
 
 
@@ -52,8 +55,15 @@ _FEW_VALUES: Final = frozenset(
     {"request.method", "principal.roles", "principal.scopes", "principal.issuer", "route.name"}
 )
 """Members with few values in practice: a condition on these alone is remembered, since it is a function of them."""
+LONGEST_KNOWN: Final = 512
+"""Characters of the facts of an answer that is remembered: roles come from tokens, and may be long."""
 KNOWN: Final = 1024
 """Answers that a condition remembers; when it knows so many, further ones are evaluated every time."""
+
+
+LONGEST: Final = 0.1
+"""Seconds of the processor that one evaluation may take. It can't be broken off: what took longer is denied, and so is
+told from what is only false; what a token or a head holds is bounded, and with it what an evaluation can take."""
 
 
 class ConditionError(ValueError):
@@ -94,8 +104,8 @@ class CelCondition:
         """Evaluate over facts, shaped as FACTS says.
 
         Raises ValueError where there is no boolean value: a missing claim or header (ask `has` or `in` first), a type
-        that does not fit, a result that is no bool. Never anything else, a panic in the evaluator included, so that
-        the caller's denial is the only other outcome.
+        that does not fit, a result that is no bool; TimeoutError where it took longer than LONGEST. Never anything
+        else, a panic in the evaluator included, so that the caller's denial is the only other outcome.
         """
         asked: tuple[object, ...] | None = None
         if self._few:
@@ -104,17 +114,20 @@ class CelCondition:
             if known is not None:
                 return known
         result = self._evaluate(facts)
-        if asked is not None and len(self._known) < KNOWN:
+        if asked is not None and len(self._known) < KNOWN and _size(asked) <= LONGEST_KNOWN:
             self._known[asked] = result
         return result
 
     def _evaluate(self, facts: Mapping[str, object]) -> bool:
+        began = time.thread_time()
         try:
             result = self._program.execute({name: _some(facts[name], members) for name, members in self._reads})
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a Rust panic is no Exception
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        if time.thread_time() - began > LONGEST:
+            raise TimeoutError(f"the condition took more than {LONGEST:g} s")
         if result is True or result is False:
             return result
         raise ValueError(f"the condition's value is {type(result).__name__}, not bool")
@@ -135,6 +148,9 @@ def compile_condition(source: str) -> CelCondition:
             raise ConditionError(f"there is no function {name}", nearest(name, (*_FUNCTIONS, *_MACROS)))
     for name in sorted(bound & FACTS.keys()):
         raise ConditionError(f"{name} is a variable already", "call the macro's variable x")
+    if len(_MATCHES.findall(code)) != len(_LITERAL.findall(code)):
+        message = "matches takes a pattern that is written out: one that comes with a request is compiled for each"
+        raise ConditionError(message, 'write request.path.matches("^/a")')
     for variable, member in _MEMBER.findall(code):
         if member not in FACTS[variable]:
             members = FACTS[variable]
@@ -189,6 +205,11 @@ def _value(fact: object, member: str) -> object:
         raise ValueError("the fact is not there")
     value = fact[member]
     return tuple(value) if isinstance(value, list) else value
+
+
+def _size(asked: tuple[object, ...]) -> int:
+    """Count the characters of facts that are texts or rows of them."""
+    return sum(sum(map(len, value)) if isinstance(value, tuple) else len(str(value)) for value in asked)
 
 
 def _some(fact: object, members: tuple[str, ...]) -> dict[str, object]:

@@ -14,17 +14,20 @@ LONGEST: Final = 4096
 """Octets of a field section that is kept."""
 MOST: Final = 256
 """Field sections of a generation."""
+ROOM: Final = 256 * 1024
+"""Octets of the field sections of a generation; what is made of one takes some ten times as much."""
 
 
 class KnownFields:
     """Request heads by the octets of their fields. Only the fields, and what follows from them, are to be read."""
 
-    __slots__ = ("_former", "_present")
+    __slots__ = ("_former", "_octets", "_present")
 
     def __init__(self) -> None:
         """Know nothing."""
         self._present: dict[bytes, RequestHead] = {}
         self._former: dict[bytes, RequestHead] = {}
+        self._octets = 0
 
     def __len__(self) -> int:
         return len(self._present) + len(self._former)
@@ -44,10 +47,12 @@ class KnownFields:
             self._keep(fields, head)
 
     def _keep(self, fields: bytes, head: RequestHead) -> None:
-        if len(self._present) >= MOST:
+        if len(self._present) >= MOST or self._octets + len(fields) > ROOM:
             self.age()
+        self._octets += len(fields)
         self._present[fields] = head
 
     def age(self) -> None:
         """Begin a generation, and forget the one before the last; called every few seconds, and when one is full."""
         self._former, self._present = self._present, {}
+        self._octets = 0

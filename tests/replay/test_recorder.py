@@ -335,11 +335,11 @@ def test_a_slow_body_of_a_client_is_not_taken_for_a_slow_upstream(tmp_path: Path
         made["upstreams"]["users"] |= {"circuit": {"failures": 1, "share": 0, "slow": "2s", "open_for": "60s"}}
         with Gateway(write_policy(tmp_path, made), arguments=("--record", str(path))) as gateway:
             assert [gateway.request("POST", "/public", body=slowly()).status for _ in range(2)] == [200, 200]
-            upstream.reply = Reply(delay=0.5)
+            upstream.reply = Reply(delay=2.5)
             assert [gateway.get("/public").status for _ in range(2)] == [200, 503]
     report = replay(open_traffic([str(path)]), load_offline(str(tmp_path / "policy.yaml"), {}))
     assert (report.decided, report.tally.total) == (4, 0), report.tally.groups
-    made["upstreams"]["users"]["circuit"]["slow"] = "700ms"
+    made["upstreams"]["users"]["circuit"]["slow"] = "1m"
     report = replay(open_traffic([str(path)]), load_offline(str(write_policy(tmp_path, made, "new.yaml")), {}))
     assert [(group.before, group.after, group.count) for group in report.tally.groups] == [
         ("deny circuit-open", "admit", 1)

@@ -35,21 +35,73 @@ def log(tmp_path: Path, trail_of: Open) -> Path:
 
 def test_verify_a_sound_log(log: Path) -> None:
     result = run("verify", log, "--key-env", "K", K=KEY)
-    assert (result.exit_code, result.output) == (0, "OK: 5 records in 2 files\n")
+    assert result.exit_code == 0
+    assert result.output.startswith("OK: 5 sound records in 2 files, up to record 5 of 20")
 
 
-def test_verify_names_the_first_broken_record(log: Path) -> None:
+def test_verify_names_every_broken_record(log: Path) -> None:
     rotated = Path(f"{log}.1")
-    rotated.write_bytes(rotated.read_bytes().replace(b'"alice"', b'"mallo"'))
+    rotated.write_bytes(b'{"forged":1}\n' + rotated.read_bytes().replace(b'"alice"', b'"mallo"'))
     result = run("verify", log, "--key-env", "K", K=KEY)
     assert result.exit_code == 1
-    assert result.output.startswith(f"BROKEN: {rotated}:2 was changed")
+    unchained, changed, verdict = result.output.splitlines()
+    assert unchained == f"unchained: {rotated}:1: is no chained record: it was put in or changed"
+    assert changed == f"changed: {rotated}:3: was changed, or chained with another key"
+    assert verdict.startswith("BROKEN (unchained 1, changed 1): 4 sound records in 2 files, up to record 5")
+
+
+def test_each_verdict_has_a_status(log: Path, trail_of: Open) -> None:
+    def status(*more: str) -> int:
+        return run("verify", log, "--key-env", "K", *more, K=KEY).exit_code
+
+    assert status() == 0
+    settings = AuditSettings(sinks=(FileSink(str(log), rotate=3000),), chain=ChainSettings(KEY.encode()))
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    assert status() == 1  # cut, and nobody says so yet
+    assert trail_of(settings).close()
+    assert (status(), status("--accept", "declared"), status("--accept", "beginning")) == (3, 0, 3)
+    kept = Path(f"{log}.1").read_bytes()
+    Path(f"{log}.1").unlink()
+    assert (status(), status("--accept", "beginning"), status("--accept", "declared")) == (4, 3, 4)
+    assert status("--accept", "beginning", "--accept", "declared") == 0
+    Path(f"{log}.1").write_bytes(kept.replace(b'"alice"', b'"mallo"'))
+    assert status("--accept", "declared", "--accept", "beginning") == 1
+
+
+def test_verify_with_the_marks_of_a_process_log(log: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "gateway.log"
+    line = f"audit log {log} ends with record 9, sha256:{'0' * 64}"
+    marks.write_text(f'{{"event": "{line}", "level": "info"}}\n')
+    result = run("verify", log, "--key-env", "K", "--marks", marks, K=KEY)
+    assert result.exit_code == 1
+    assert "old: " in result.output and "is an older one, put back" in result.output
+    missing = run("verify", log, "--key-env", "K", "--marks", tmp_path / "none", K=KEY)
+    assert isinstance(missing.exception, UserError)
+
+
+def test_verify_and_show_take_the_log_of_refused_requests_along(tmp_path: Path, trail_of: Open) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = trail_of(AuditSettings(sinks=(FileSink(str(path), rotate=20_000),), chain=ChainSettings(KEY.encode())))
+    for number in range(200):
+        trail.emit({"event": "request", "decision": "deny", "outcome": "denied", "path": f"/{number}/", "status": 401})
+    assert trail.close()
+    beside = tmp_path / "audit.refused.jsonl"
+    result = run("verify", path, "--key-env", "K", K=KEY)
+    assert result.exit_code == 0
+    assert [line.partition(": ")[0] for line in result.output.splitlines()] == [str(path), str(beside)]
+    shown = run("tail", path, "-n", "1000").output
+    assert [f"/{number}/ " in shown for number in range(200)] == [True] * 200
+    assert shown.count("gateway-stopped") == 1
+    beside.write_bytes(beside.read_bytes().replace(b"/199/", b"/198/"))
+    assert run("verify", path, "--key-env", "K", K=KEY).exit_code == 1
 
 
 def test_verify_without_the_key(log: Path) -> None:
-    result = run("verify", log)
-    assert result.exit_code == 1
-    assert "another key" in result.output
+    for _ in range(2):
+        result = run("verify", log)
+        assert isinstance(result.exception, UserError)
+        assert "chained with a key: give --key-env NAME" in str(result.exception)
+        Path(f"{log}.head").unlink(missing_ok=True)  # nothing but the records tells then
     missing = run("verify", log, "--key-env", "NOT_SET_ANYWHERE")
     assert isinstance(missing.exception, UserError)
     assert "NOT_SET_ANYWHERE" in str(missing.exception)
@@ -86,11 +138,16 @@ def test_the_command_line_gives_2_for_a_users_mistake(tmp_path: Path, capsys: py
     assert "there is no audit file" in capsys.readouterr().err
 
 
-def test_the_command_line_gives_1_for_a_broken_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_gives_1_for_a_broken_log(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mitmgate.cli import main
 
-    assert main(["audit", "verify", str(log)]) == 1
-    assert capsys.readouterr().out.startswith("BROKEN: ")
+    with log.open("ab") as file:
+        file.write(b"{}\n")
+    monkeypatch.setenv("K", KEY)
+    assert main(["audit", "verify", str(log), "--key-env", "K"]) == 1
+    assert "BROKEN (" in capsys.readouterr().out
 
 
 def test_tail(log: Path) -> None:

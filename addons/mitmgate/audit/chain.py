@@ -4,8 +4,9 @@ Theory of operation. A chained record is a line `{…,"seq":N,"prev":"…","mac"
 SHA-256 without a key, over every byte of the line before `,"mac"`; those include prev, the mac of the record before.
 Changing, inserting, removing or swapping records breaks the chain where it was done. What it can't show is a cut tail:
 so the head, a small file beside the log, says which record is the last, and which is the oldest that rotation has kept,
-under a mac of its own. Whoever holds the key, or puts an old log and its old head back together, is not detected; a
-second sink is the answer to that.
+under a mac of its own. Whoever holds the key is not detected; a second sink is the answer to that. Whoever puts an old
+log and its old head back together is not detected by these two alone: so the process log, which should be kept
+elsewhere, says now and then with which record the log ends (`verification.MARK`).
 """
 
 import hashlib
@@ -152,6 +153,16 @@ def read_head(path: str, keys: Sequence[bytes | None]) -> Head | None:
     if isinstance(last, int) and isinstance(last_mac, str) and isinstance(first, int) and isinstance(first_prev, str):
         return Head(Link(last, last_mac), first, first_prev)
     raise ValueError("it is not a head file")
+
+
+def is_keyed(path: str) -> bool:
+    """Tell whether a head file says that a key made it; nothing is checked."""
+    try:
+        with open(path, "rb") as file:
+            unsealed = _unsealed(file.read(4096).rstrip(b"\n"))
+    except OSError:
+        return False
+    return unsealed is not None and unsealed[1].get("keyed") is True
 
 
 def write_head(path: str, head: Head, key: bytes | None) -> None:

@@ -1,9 +1,19 @@
 """The growing end of a chained log: where the next record is linked, and the head file that says so."""
 
+import logging
+from time import monotonic
+
 from mitmgate.audit import chain
 from mitmgate.audit.chain import EMPTY, START, Head, Link
-from mitmgate.audit.rotation import oldest
+from mitmgate.audit.rotation import rotated, surplus
 from mitmgate.audit.tail import first_line
+
+logger = logging.getLogger(__name__)
+
+MARK = "audit log %s ends with record %d, sha256:%s"
+"""How the process log says where a log ends: a place of its own, which whoever puts an old log and its old head back
+would have to change, too (verification.marks_in reads it)."""
+MARK_EVERY = 600.0  # seconds
 
 
 class ChainEnd:
@@ -16,6 +26,8 @@ class ChainEnd:
         self._path = path
         self._key = key
         self._head = EMPTY
+        self._marked = START
+        self._mark_due = 0.0
         # What a line has beside its record: seq (of 20 digits at most), prev, mac.
         self.overhead = len(chain.link(None, Link(10**19, chain.GENESIS), [b"{}"])[0][0])
 
@@ -34,12 +46,14 @@ class ChainEnd:
     def take_up(self, line: bytes) -> dict[str, object]:
         """Find the place where the chain goes on: the log's last line, or the head where that is further.
 
-        In the second case records were lost or cut off; the next record's number and `prev` keep the gap visible.
-        Returns what `audit-recovered` has to say, nothing where all is well. Raises OSError.
+        In the second case records were lost or cut off; the next record's number and `prev` keep the gap visible. What
+        this process has written itself is further than either where an older log was put back under it. Returns what
+        `audit-recovered` has to say, nothing where all is well. Raises OSError.
         """
         found: dict[str, object] = {}
         last = chain.read(line)
         at = START if last is None else Link(last.seq, last.mac)
+        known = self._head.last
         try:
             head = chain.read_head(f"{self._path}.head", [self._key])
         except ValueError:
@@ -48,11 +62,14 @@ class ChainEnd:
             head = Head(at, 1, chain.GENESIS)
             if last is not None:
                 found["head_missing"] = True
-        if at.seq < head.last.seq:
-            missing = head.last.seq - max(at.seq, head.first - 1)
+        end = max(at, head.last, known)  # by their numbers
+        if end.seq > max(at.seq, head.last.seq):
+            found["rolled_back"] = True
+        if at.seq < end.seq:
+            missing = end.seq - max(at.seq, head.first - 1)
             if missing:
                 found["missing"] = missing
-            at = head.last
+            at = end
         self._head = Head(at, head.first, head.first_prev)
         return found
 
@@ -61,15 +78,21 @@ class ChainEnd:
 
         Before anything is removed: a crash in between leaves more records than the head asks for, never fewer.
         """
-        last = self._head.last
-        path = oldest(self._path, keep)
-        if path is None:
+        last, gone = self._head.last, surplus(self._path, keep)
+        if keep == 0:
             self._head = Head(last, last.seq + 1, last.mac)
-        else:
-            record = chain.read(first_line(path))
+        elif gone:  # only what is removed here may be missing later: what others have taken away stays to be named
+            kept = [old.path for old in rotated(self._path)[len(gone) :]]
+            record = chain.read(first_line(kept[0] if kept else self._path))
             if record is not None:
                 self._head = Head(last, record.seq, record.prev)
         self.write()
+
+    def mark(self, now: bool = False) -> None:
+        """Say in the process log where the log ends: every MARK_EVERY seconds in which it has grown, or now."""
+        if self._head.last != self._marked and (now or monotonic() >= self._mark_due):
+            self._marked, self._mark_due = self._head.last, monotonic() + MARK_EVERY
+            logger.info(MARK, self._path, *self._marked)
 
     def write(self) -> None:
         """Write the head file. Raises OSError."""

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.text import Text
 
 from mitmgate.audit.chain import key_from_env
 from mitmgate.audit.reading import Members, events, follow, last_events, printable
+from mitmgate.audit.refusals import refused_log
+from mitmgate.audit.verification import Kind, Report, marks_in
 from mitmgate.audit.verification import verify as verify_log
 from mitmgate.usage import UserError
 
@@ -29,22 +32,73 @@ def audit() -> None:
 @_PATH
 @click.option("--key-env", multiple=True, metavar="NAME", help="The environment variable with the chain's key.")
 @click.option("--without-head", is_flag=True, help="For a copy without FILE.head: a cut end is not detected.")
+@click.option(
+    "--marks", metavar="LOG", multiple=True, help="A process log of the gateway, which says how far FILE was."
+)
+@click.option(
+    "--accept",
+    type=click.Choice([Kind.DECLARED.value, Kind.BEGINNING.value]),
+    multiple=True,
+    help="Exit with 0 where nothing else is wrong.",
+)
 @click.pass_context
-def verify(context: click.Context, path: str, key_env: tuple[str, ...], without_head: bool) -> None:
-    """Check the hash chain of FILE and its rotated files.
+def verify(
+    context: click.Context,
+    path: str,
+    key_env: tuple[str, ...],
+    without_head: bool,
+    marks: tuple[str, ...],
+    accept: tuple[str, ...],
+) -> None:
+    """Check the hash chain of FILE, its rotated files and its log of refused requests, to the end: name every break.
 
-    Exit status 0: every record is there and unchanged; 1: one is not, and the first is named. Give --key-env again for
-    a key that was used earlier.
+    Exit status 0: every record is there and unchanged; 1: records were changed, put in, or are missing; 3: records are
+    missing, or may be, and the log itself declares it; 4: the oldest files were taken away, and the rest is whole. Give
+    --key-env again for a key that was used earlier.
+
+    An old FILE that was put back together with its old FILE.head is whole. --marks tells: the gateway's own log says
+    with which record FILE ended, at its start and end, at each rotation and every ten minutes.
     """
     keys: list[bytes | None] = [key_from_env(name, os.environ.get(name)) for name in key_env]
-    report = verify_log(path, keys or [None], with_head=not without_head)
+    marked: dict[int, str] = {}
+    for name in marks:
+        with _reading(name):
+            marked |= marks_in(Path(name).read_text(encoding="utf-8", errors="replace"), os.path.basename(path))
+    beside = refused_log(path)
+    reports = [verify_log(path, keys or [None], with_head=not without_head, marks=marked)]
+    if os.path.exists(beside):
+        reports.append(verify_log(beside, keys or [None], with_head=not without_head))
+    for name, report in zip((path, beside), reports, strict=False):
+        _tell(name if len(reports) > 1 else "", report, keys)
+    wrong = {kind.value for report in reports for kind in report.counts} - set(accept)
+    broken = any(report.broken for report in reports)
+    context.exit(1 if broken else 4 if Kind.BEGINNING in wrong else 3 if Kind.DECLARED in wrong else 0)
+
+
+def _tell(name: str, report: Report, keys: list[bytes | None]) -> None:
     for note in report.notes:
         click.echo(f"note: {printable(note)}", err=True)
-    if report.problem is not None:
-        click.echo(f"BROKEN: {printable(report.problem)} ({report.records} records before that are sound)")
-        context.exit(1)
-    keyed = "" if keys else "; the chain has no key, so whoever can write the file can forge it"
-    click.echo(f"OK: {report.records} records in {report.files} file{'s' * (report.files != 1)}{keyed}")
+    for kind, place, what in report.breaks:
+        click.echo(f"{kind.value}: {printable(place)}: {printable(what)}")
+    untold = report.counts.total() - len(report.breaks)
+    if untold:
+        click.echo(f"… and {untold} more")
+    end = "" if report.last is None else f", up to record {report.last.seq}" + f" of {report.time}" * bool(report.time)
+    subject = f"{name}: {_verdict(report, keys)}" if name else _verdict(report, keys)
+    click.echo(printable(f"{subject}: {report.records} sound records in {_files(report)}{end}"))
+
+
+def _verdict(report: Report, keys: list[bytes | None]) -> str:
+    counts = ", ".join(f"{kind.value} {count}" for kind, count in report.counts.items())
+    if report.broken:
+        return f"BROKEN ({counts})"
+    if counts:
+        return f"INCOMPLETE ({counts})"
+    return "OK" if keys else "OK, but for the key (there is none, so whoever can write the file can forge it)"
+
+
+def _files(report: Report) -> str:
+    return f"{report.files} file{'s' * (report.files != 1)}"
 
 
 @audit.command()

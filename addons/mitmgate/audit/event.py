@@ -103,6 +103,11 @@ def audit_recovered(now: float, sink: str, **facts: object) -> Event:
     return {"time": rfc3339(now), "event": "audit-recovered", "sink": sink, **facts}
 
 
+def refusals_moved(now: float, sink: str, to: str) -> Event:
+    """Say that refused requests are so many that further ones go to a log of their own. to: its name."""
+    return {"time": rfc3339(now), "event": "refusals-moved", "sink": sink, "to": to}
+
+
 def sink_failed(now: float, sink: str, error: str, spilling: bool) -> Event:
     """Say that a sink takes no records. spilling: they go to its spill file; otherwise they wait in the queue."""
     return {"time": rfc3339(now), "event": "sink-failed", "sink": sink, "error": error, "spilling": spilling}

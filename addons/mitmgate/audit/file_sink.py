@@ -1,29 +1,61 @@
 """The file sink: JSON lines that survive rotation, crashes, full disks and other processes writing the same file.
 
+Refused requests that would push admitted ones out go to a log of their own beside it (refusals.py).
+
 Each batch is one critical section under an exclusive lock of the file (flock), so that several worker processes may
 share a log, its rotation and its chain: open or reopen, look whether anybody else has written, rotate, append, write
 the head. A batch that could only be written in part is taken back.
 """
 
 import fcntl
+import gzip
+import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from errno import EDQUOT, EIO, ENOSPC
 from time import monotonic, sleep, time
 
 import orjson
 
 from mitmgate.audit.chain_end import ChainEnd
-from mitmgate.audit.event import audit_recovered
-from mitmgate.audit.rotation import rotate, rotated
+from mitmgate.audit.event import audit_recovered, refusals_moved
+from mitmgate.audit.refusals import Share, refused_log
+from mitmgate.audit.rotation import rotate, segments
 from mitmgate.audit.settings import ChainSettings, FileSink
 from mitmgate.audit.sink import Emit, SinkError
 from mitmgate.audit.tail import last_line, recover
 from mitmgate.usage import UserError
 
+logger = logging.getLogger(__name__)
+
+_SYNC_LOOK = 0.1  # seconds between two looks at a sync that is under way
 _LOCK_PATIENCE = 2.0  # seconds; a worker that is stopped while it holds the lock must not stop the others for ever
+_BEHIND_SEAL = tuple(f'"event":"{kind}"'.encode() for kind in ("sink-failed", "sink-recovered", "refusals-moved"))
 _PASSING = frozenset({ENOSPC, EDQUOT, EIO})  # what may have passed by the next try
+
+
+class _Sync:
+    """One fsync, in a thread of its own: a disk that takes long for it must not keep records in memory meanwhile."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Begin. descriptor: is duplicated, so that it may be closed."""
+        self.done = threading.Event()
+        self.error: OSError | None = None
+        self._descriptor = os.dup(descriptor)
+        threading.Thread(target=self._run, name="audit fsync", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.error = error
+        finally:
+            os.close(self._descriptor)
+            self.done.set()
 
 
 class FileAppender:
@@ -33,8 +65,10 @@ class FileAppender:
     opened anew.
     """
 
-    def __init__(self, settings: FileSink, chained: ChainSettings | None, emit: Emit) -> None:
-        """emit: where `audit-recovered` goes."""
+    def __init__(
+        self, settings: FileSink, chained: ChainSettings | None, emit: Emit, share: Share | None = None
+    ) -> None:
+        """emit: where `audit-recovered` goes. share: of refused requests; None: they may take the whole log."""
         self.name = f"file:{os.path.basename(settings.path)}"
         self._settings = settings
         self._path = settings.path
@@ -45,7 +79,13 @@ class FileAppender:
         self._size = -1  # of the file when this process last saw it; -1: never
         self._unsynced = False
         self._synced = monotonic()
+        self._syncing: _Sync | None = None
         self._overhead = 1 if self._chain is None else 1 + self._chain.overhead
+        self._share = share
+        self._refused: FileAppender | None = None
+        if share is not None:
+            beside = replace(settings, path=refused_log(settings.path))
+            self._refused = FileAppender(beside, chained, emit)
 
     def open(self) -> None:
         """Open the file, recover what a crash has left. Raises UserError where it can't be written at all."""
@@ -57,7 +97,31 @@ class FileAppender:
                 raise UserError(f"the audit file {self._path} can't be written: {cause.strerror}") from error
 
     def write(self, records: Sequence[bytes]) -> int:
-        """Append as many records as the file has room for before it has to be rotated."""
+        """Append as many records as the file has room for before it has to be rotated, or as go to one file."""
+        share, refused = self._share, self._refused
+        if share is None or refused is None:
+            return self._write(records)
+        moves = share.moves(records)
+        if not moves[0]:
+            count = self._write(records[: moves.index(True)] if True in moves else records)
+            seals = list(filter(_is_seal, records[:count])) if refused.is_open else []
+            if seals:  # so that its next start finds it whole
+                with suppress(SinkError):
+                    refused.write(seals)
+        else:
+            count = refused.write(records[: moves.index(False)] if False in moves else records)
+            if not share.moved:
+                logger.warning("refused requests are more than %s has room for: they go to %s", self.name, refused.name)
+                self._emit(refusals_moved(time(), self.name, os.path.basename(refused_log(self._path))))
+        share.count(records[:count])
+        return count
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the file is open."""
+        return self._presence >= 0
+
+    def _write(self, records: Sequence[bytes]) -> int:
         if self._presence < 0:
             self._open()
         while True:
@@ -69,21 +133,39 @@ class FileAppender:
 
     def idle(self) -> float | None:
         """Make durable what was written, when it is time; say when it will be time."""
+        pause = self._idle()
+        if self._refused is None or not self._refused.is_open:
+            return pause
+        pauses = [each for each in (pause, self._refused.idle()) if each is not None]
+        return min(pauses, default=None)
+
+    def _idle(self) -> float | None:
+        if self._chain is not None:
+            self._chain.mark()
         if self._chain is not None and self._chain.is_old:
             with self._locked():
                 self._catch_up()
                 with self._telling("sealed"):
                     self._chain.write()
+        if self._syncing is not None:
+            if not self._syncing.done.is_set():
+                return _SYNC_LOOK
+            self._finish_sync()
         if not self._unsynced:
             return None
         left = self._synced + self._settings.fsync - monotonic()
         if left > 0:
             return left
-        self._sync()
-        return None
+        self._unsynced = False
+        self._syncing = _Sync(self._descriptor)
+        return _SYNC_LOOK
 
     def close(self) -> None:
         """Make durable what was written, close the file."""
+        if self._refused is not None:
+            self._refused.close()
+        if self._chain is not None:
+            self._chain.mark(now=True)
         if self._descriptor >= 0:
             self._sync()
             os.close(self._descriptor)
@@ -92,7 +174,19 @@ class FileAppender:
             os.close(self._presence)
             self._presence = -1
 
+    def _finish_sync(self) -> None:
+        """Wait for the sync that is under way. Raises SinkError where it failed; it is then to be done again."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.done.wait()
+            self._synced = monotonic()
+            if syncing.error is not None:
+                self._unsynced = True
+                with self._telling("synced"):
+                    raise syncing.error
+
     def _sync(self) -> None:
+        self._finish_sync()
         if self._unsynced:
             with self._telling("synced"):
                 os.fsync(self._descriptor)
@@ -176,7 +270,7 @@ class FileAppender:
                 found["torn_bytes"] = torn
             size -= torn
             last = self._last_record(size)
-            if alone and last and not _is_seal(last):
+            if alone and last and not self._is_sealed(last, size):
                 found["unclean"] = True
             if self._chain is not None:
                 found |= self._chain.take_up(last)
@@ -188,10 +282,24 @@ class FileAppender:
         line = last_line(self._descriptor, size)
         if line:
             return line
-        for old in reversed(rotated(self._path)):
-            with open(old.path, "rb") as file:
-                return last_line(file.fileno(), os.fstat(file.fileno()).st_size)
+        for old in reversed(segments(self._path)):
+            if old.endswith(".gz"):
+                with gzip.open(old) as packed:
+                    return deque(packed, maxlen=1).pop().rstrip(b"\n")
+            with open(old, "rb") as file:
+                line = last_line(file.fileno(), os.fstat(file.fileno()).st_size)
+            if line:
+                return line
         return b""
+
+    def _is_sealed(self, last: bytes, size: int) -> bool:
+        """Tell whether a process ended in good order: behind its seal stands only what came of writing it."""
+        while not _is_seal(last):
+            if size <= 0 or not any(kind in last for kind in _BEHIND_SEAL):
+                return False
+            size -= len(last) + 1
+            last = last_line(self._descriptor, size)
+        return True
 
     def _is_full(self, record: bytes) -> bool:
         return self._size > 0 and self._size + len(record) + self._overhead > self._settings.rotate
@@ -202,6 +310,7 @@ class FileAppender:
             self._sync()
             if self._chain is not None:
                 self._chain.before_rotation(self._settings.keep)
+                self._chain.mark(now=True)
             rotate(self._path, self._settings.keep)
 
     def _append(self, records: Sequence[bytes]) -> int:
@@ -248,6 +357,8 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_seal(line: bytes) -> bool:
+    if b"gateway-stopped" not in line:
+        return False
     try:
         event = orjson.loads(line)
     except ValueError:

@@ -6,6 +6,7 @@ from structlog.typing import Processor
 
 from mitmgate.audit.file_sink import FileAppender
 from mitmgate.audit.redact import Redaction
+from mitmgate.audit.refusals import Share, room
 from mitmgate.audit.settings import AuditSettings, ChainSettings, FileSink, Redact, RedisStreamSink
 from mitmgate.audit.sink import Health
 from mitmgate.audit.writer import AuditTrail
@@ -27,7 +28,9 @@ def open_trail(settings: AuditSettings, processors: Sequence[Processor] = ()) ->
     )
     for told in settings.sinks:
         if isinstance(told, FileSink):
-            file = FileAppender(told, settings.chain, trail.emit)
+            file = FileAppender(
+                told, settings.chain, trail.emit, Share(room(told.rotate, told.rotate * (told.keep + 1)), len)
+            )
             trail.add(file, Health(file.name, trail.emit))
         else:
             from mitmgate.audit.redis_stream import StreamAppender  # noqa: PLC0415 - redis takes 70 ms to import

@@ -1,12 +1,16 @@
 """Read an audit file for people: its events, its growth, and their text made safe for a terminal."""
 
+import gzip
+import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import orjson
 
-from mitmgate.audit.rotation import rotated
+from mitmgate.audit.refusals import refused_log
+from mitmgate.audit.rotation import segments
 
 Members = dict[str, object]
 
@@ -29,9 +33,21 @@ def parse(line: bytes) -> Members | None:
 
 
 def events(path: str) -> Iterator[Members]:
-    """Yield the events of a log and its rotated files, the oldest first. Raises OSError."""
-    for name in [*(old.path for old in rotated(path)), path]:
-        with open(name, "rb") as file:
+    """Yield the events of a log and its rotated files, with those that it had no room for, the oldest first.
+
+    Raises OSError.
+    """
+    beside = refused_log(path)
+    if not os.path.exists(beside):
+        return _events(path)
+    # Its own end is also there; the gateway's events stand in the log.
+    requests = (event for event in _events(beside) if event.get("event") == "request")
+    return heapq.merge(_events(path), requests, key=lambda event: str(event.get("time", "")))
+
+
+def _events(path: str) -> Iterator[Members]:
+    for name in [*segments(path), path]:
+        with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
             for line in file:
                 event = parse(line)
                 if event is not None:
@@ -44,37 +60,60 @@ def last_events(path: str, most: int) -> Iterator[Members]:
 
 
 def follow(path: str, wait: Callable[[], bool]) -> Iterator[Members]:
-    """Yield the events that are appended from now on, over rotation too.
+    """Yield the events that are appended from now on to a log, or beside it, over rotation too.
 
     Ends when `wait`, called at the end of what there is, returns False. Raises OSError.
     """
-    file = open(path, "rb")  # noqa: SIM115 - it is another file after each rotation
-    try:
-        file.seek(0, os.SEEK_END)
-        rest = b""
+    with ExitStack() as opened:
+        growing = [opened.enter_context(closing(_Growing(path)))]
+        beside = refused_log(path)
+        if os.path.exists(beside):
+            growing.append(opened.enter_context(closing(_Growing(beside))))
         while True:
-            read = file.readline()
-            rest += read
-            if rest.endswith(b"\n"):
-                event = parse(rest)
-                rest = b""
+            if len(growing) == 1 and os.path.exists(beside):
+                growing.append(opened.enter_context(closing(_Growing(beside, new=True))))
+            found = growing[0].read()
+            found += [event for each in growing[1:] for event in each.read() if event.get("event") == "request"]
+            yield from found
+            if not found and not wait():
+                return
+
+
+class _Growing:
+    """A file of lines that is appended to and rotated."""
+
+    def __init__(self, path: str, new: bool = False) -> None:
+        """Begin at its end; new: at its beginning. Raises OSError."""
+        self._path = path
+        self._file = open(path, "rb")  # noqa: SIM115 - it is another file after each rotation
+        self._rest = b""
+        if not new:
+            self._file.seek(0, os.SEEK_END)
+
+    def read(self) -> list[Members]:
+        """Return the events that have come since the last call."""
+        found = self._lines()
+        while _is_another(self._path, self._file.fileno()):
+            renewed = open(self._path, "rb")  # noqa: SIM115 - as above
+            found += self._lines()  # what was appended between the last read and the rotation
+            self._file.close()
+            self._file, self._rest = renewed, b""
+            found += self._lines()
+        return found
+
+    def _lines(self) -> list[Members]:
+        found = []
+        for line in self._file:
+            self._rest += line
+            if self._rest.endswith(b"\n"):
+                event, self._rest = parse(self._rest), b""
                 if event is not None:
-                    yield event
-            elif not read:
-                if _is_another(path, file.fileno()):
-                    renewed = open(path, "rb")  # noqa: SIM115 - as above
-                    # What was appended between the last read and the rotation.
-                    for line in file:
-                        event = parse(rest + line)
-                        rest = b""
-                        if event is not None:
-                            yield event
-                    file.close()
-                    file = renewed
-                elif not wait():
-                    return
-    finally:
-        file.close()
+                    found.append(event)
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _is_another(path: str, descriptor: int) -> bool:

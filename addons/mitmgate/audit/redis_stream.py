@@ -13,7 +13,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from mitmgate.audit.event import audit_recovered
+from mitmgate.audit.event import audit_recovered, refusals_moved
+from mitmgate.audit.refusals import Share, room
 from mitmgate.audit.settings import RedisStreamSink
 from mitmgate.audit.sink import Emit, Health, SinkError
 from mitmgate.audit.spill import Spill
@@ -40,6 +41,7 @@ class StreamAppender:
         self._spill = None if settings.spill is None else Spill(settings.spill)
         self._missed = 0  # records that the spill file had to take
         self._retry = _FIRST_RETRY
+        self._share = Share(room(settings.maxlen, settings.maxlen, small=10), _one)
         self._again = 0.0  # the monotonic time before which Redis is left alone
         try:
             self._client = Redis.from_url(
@@ -66,21 +68,28 @@ class StreamAppender:
             self._emit(audit_recovered(time(), self.name, torn_bytes=torn))
 
     def write(self, records: Sequence[bytes]) -> int:
-        """Send records, or spill them. Raises SinkError where neither can be done."""
+        """Send records behind what is spilled, or spill them. Raises SinkError where neither can be done.
+
+        The spill file may be full while Redis is back: Redis is then the way out, so it is tried first, however many
+        records wait.
+        """
         spill = self._spill
         if spill is None:
             sent, error = self._send(records)
             if not sent and error is not None:
                 raise SinkError(error)
             return sent
-        if not spill.pending and monotonic() >= self._again:
-            sent, error = self._send(records)
-            if error is None:
-                return sent
-            self._put_off(error)
-            records = records[sent:]
-            return sent + self._put_by(spill, records)
-        return self._put_by(spill, records)
+        moved = 0
+        if monotonic() >= self._again:
+            moved = self._send_spilled(spill)
+            if not spill.pending:
+                sent, error = self._send(records)
+                if error is None:
+                    self._caught_up()
+                    return sent
+                self._put_off(error)
+                return sent + self._put_by(spill, records[sent:], sent)
+        return self._put_by(spill, records, moved)
 
     def idle(self) -> float | None:
         """Send what is spilled, when it is time to try."""
@@ -90,19 +99,30 @@ class StreamAppender:
         now = monotonic()
         if now < self._again:
             return self._again - now
+        self._send_spilled(spill)
+        return max(0.0, self._again - monotonic()) if spill.pending else None
+
+    def _send_spilled(self, spill: Spill) -> int:
+        """Send what is spilled, for _SLICE seconds at most; return how many records went."""
+        moved, until = 0, monotonic() + _SLICE
         while spill.pending:
             records = spill.read(_CHUNK)
             sent, error = self._send(records)
             spill.sent(records[:sent])
+            moved += sent
             if error is not None:
                 self._put_off(error)
-                return self._retry
-            if monotonic() > now + _SLICE:
-                return 0.0
+                return moved
+            if monotonic() > until:
+                return moved
+        if moved:
+            self._caught_up()
+        return moved
+
+    def _caught_up(self) -> None:
         self._retry = _FIRST_RETRY
         self._health.recovered(self._missed)
         self._missed = 0
-        return None
 
     def close(self) -> None:
         """Let Redis go; what is spilled stays for the next start."""
@@ -110,8 +130,14 @@ class StreamAppender:
         if self._spill is not None:
             self._spill.close()
 
-    def _put_by(self, spill: Spill, records: Sequence[bytes]) -> int:
-        spill.append(records)
+    def _put_by(self, spill: Spill, records: Sequence[bytes], sent: int) -> int:
+        """Spill records. sent: what has gone just now; where the file is full, that is what can be said of it."""
+        try:
+            spill.append(records)
+        except SinkError:
+            if sent:
+                return 0
+            raise
         self._missed += len(records)
         self._health.spilled += len(records)
         return len(records)
@@ -130,13 +156,25 @@ class StreamAppender:
         done = 0
         while done < len(records):
             pipeline = self._client.pipeline(transaction=True)
-            for record in records[done : done + _PIPELINE]:
-                pipeline.xadd(self._settings.stream, {"event": record}, maxlen=self._settings.maxlen, approximate=True)
+            batch, stream = records[done : done + _PIPELINE], self._settings.stream
+            moves = self._share.moves(batch)
+            for record, moved in zip(batch, moves, strict=True):
+                name = f"{stream}:refused" if moved else stream
+                pipeline.xadd(name, {"event": record}, maxlen=self._settings.maxlen, approximate=True)
             try:
-                done += len(pipeline.execute())
+                pipeline.execute()
             except (RedisError, OSError) as error:
                 return done, _told(error)
+            if True in moves and not self._share.moved:
+                self._emit(refusals_moved(time(), self.name, f"{stream}:refused"))
+            self._share.count(batch)
+            done += len(batch)
         return done, None
+
+
+def _one(record: bytes) -> int:
+    """Measure a record of a stream, whose bound is a number of entries."""
+    return 1
 
 
 def _told(error: Exception) -> str:

@@ -1,7 +1,16 @@
-"""Rotated files: `audit.jsonl` becomes `audit.jsonl.1`, which becomes `audit.jsonl.2`, up to `keep` of them."""
+"""Rotated files: `audit.jsonl` becomes `audit.jsonl.1`, which becomes `audit.jsonl.2`, up to `keep` of them.
 
+Others may rotate a log, too: logrotate names files by date, and compresses them. Those are read, and left alone.
+"""
+
+import gzip
 import os
-from typing import NamedTuple
+import re
+from typing import Final, NamedTuple
+
+import orjson
+
+_DATED: Final = re.compile(r"[.-][0-9]{4}-?[0-9]{2}-?[0-9]{2}(?:[T_.-]?[0-9:.-]+)?(?:\.gz)?|\.[0-9]+\.gz")
 
 
 class Rotated(NamedTuple):
@@ -24,18 +33,39 @@ def rotated(path: str) -> list[Rotated]:
     return [Rotated(number, f"{path}.{number}") for number in sorted(numbers, reverse=True)]
 
 
+def segments(path: str) -> list[str]:
+    """Return the files that a log went on in before it, rotated by whomever, the oldest first.
+
+    Those that others have named are put in the order of their first records.
+    """
+    directory, name = os.path.split(path)
+    try:
+        entries = os.listdir(directory or ".")
+    except OSError:
+        return []
+    own = [old.path for old in rotated(path)]
+    dated = [
+        os.path.join(directory, entry)
+        for entry in entries
+        if entry.startswith(name) and _DATED.fullmatch(entry[len(name) :]) and os.path.join(directory, entry) not in own
+    ]
+    return sorted([*dated, *own], key=_first) if dated else own
+
+
+def _first(path: str) -> tuple[int, str]:
+    """Return the number and the time of a file's first record; one that has none comes first."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            event = orjson.loads(file.readline(1 << 20))
+            return int(event.get("seq", 0)), str(event.get("time", ""))
+    except (OSError, EOFError, ValueError, AttributeError, TypeError):
+        return 0, ""
+
+
 def surplus(path: str, keep: int) -> list[Rotated]:
     """Return the rotated files that have to go when the log is rotated next, the oldest first."""
     files = rotated(path)
     return files[: max(0, len(files) + 1 - keep)]
-
-
-def oldest(path: str, keep: int) -> str | None:
-    """Return the file that will hold the oldest record after the next rotation, named as it is now; None: none will."""
-    if keep == 0:
-        return None
-    kept = rotated(path)[len(surplus(path, keep)) :]
-    return kept[0].path if kept else path
 
 
 def rotate(path: str, keep: int) -> None:

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000  # records that are written at once
 LINGER = 0.01  # seconds that single records gather: a thread woken for every one would cost the event loop its GIL
+_OWN = 1000  # places of a queue for the gateway's own events
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 2.0
 
@@ -34,7 +35,10 @@ class Sink(Protocol):
         ...
 
     def write(self, records: Sequence[bytes]) -> int:
-        """Take the first n records and return n, at least 1. Raises SinkError where it can't take any."""
+        """Take the first n records and return n; 0: what is older had to go first, and more of it may go at once.
+
+        Raises SinkError where it can't take any.
+        """
         ...
 
     def idle(self) -> float | None:
@@ -58,15 +62,18 @@ class Health:
         self._sink = sink
         self._emit = emit
         self._since = 0.0
+        self._waiting = False  # records wait in memory: the spill file, too, takes none
 
     def failed(self, error: str, spilling: bool = False) -> None:
         """Count a failure."""
         self.failures += 1
-        self.spilling |= spilling
-        if self.failing:
+        if self.failing and (spilling or self._waiting):
             return
+        if not self.failing:
+            self._since = monotonic()
         self.failing = True
-        self._since = monotonic()
+        self.spilling |= spilling
+        self._waiting = not spilling
         where = "its records are spilled to a file" if spilling else "its records wait in memory"
         logger.error("audit sink %s failed, %s: %s", self._sink, where, error)
         self._emit(sink_failed(time(), self._sink, error, spilling))
@@ -75,7 +82,7 @@ class Health:
         """Say that the sink works; count: records that it has caught up with."""
         if not self.failing:
             return
-        self.failing = self.spilling = False
+        self.failing = self.spilling = self._waiting = False
         seconds = monotonic() - self._since
         logger.warning("audit sink %s works again after %.1f s", self._sink, seconds)
         self._emit(sink_recovered(time(), self._sink, seconds, count))
@@ -131,9 +138,12 @@ class SinkThread:
         """Records that the sink has not taken yet."""
         return len(self._queue) + len(self._hand)
 
-    def put(self, records: Sequence[bytes], gathered: bool) -> None:
-        """Queue records. Never blocks, never raises. gathered: they need not wait for others any more."""
-        room = max(0, self._hard_limit - len(self._queue))
+    def put(self, records: Sequence[bytes], gathered: bool, own: bool = False) -> None:
+        """Queue records. Never blocks, never raises. gathered: they need not wait for others any more.
+
+        own: of the gateway itself, not of a request; what it says of a full queue must find room in it.
+        """
+        room = max(0, self._hard_limit + own * _OWN - len(self._queue))
         if room < len(records):
             self.drop(len(records) - room)
             records = records[:room]
@@ -216,9 +226,12 @@ class SinkThread:
                     sleep(min(_FIRST_RETRY, left))
                 retry = min(retry * 2, _LAST_RETRY)
                 continue
-            self._hand = self._hand[count:]
-            self.written += count
-            self._taken()
+            if count:
+                self._hand = self._hand[count:]
+                self.written += count
+                self._taken()
+            elif self._deadline <= monotonic():
+                return False
         return True
 
     def _idle(self) -> float | None:

@@ -12,6 +12,7 @@ A queue that is full is the operator's choice (`on_full`), made where a request 
   drop   requests go on, and records that find no room are dropped.
 With `block` and `deny` the requests that are on their way, and the denials, still owe their records: they get as many
 places again. Beyond that, and with `drop`, the count of missing records is written in their place (`audit-dropped`).
+The gateway's own events, such as `sink-recovered`, have places that no request takes.
 """
 
 import asyncio
@@ -124,10 +125,11 @@ class AuditTrail:
         """Record an event; from any thread. Never blocks, never raises."""
         if self._gathering.pending:
             self.settle()
+        own = event.get("event") != "request"
         record = self._recorded(event)
         if record is not None:
             for thread in self._threads:
-                thread.put((record,), gathered=False)
+                thread.put((record,), gathered=False, own=own)
 
     def _write(self, batch: Sequence[Ended]) -> None:
         """Record requests that have ended, each for itself: one that can't be told takes no other along."""

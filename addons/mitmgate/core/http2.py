@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN
-from mitmgate.core.http1.refusal import Refusal
+from mitmgate.core.http1.refusal import Refusal, shown
 from mitmgate.core.reason import Reason
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]++")
@@ -61,7 +61,8 @@ def _read(fields: Fields, scheme: bytes, ended: bool, bounds: Bounds) -> Http2Re
     kept = _joined_cookies(kept)
     size -= (crumbs - len(kept)) * _CRUMB
     if size > bounds.head or len(kept) > bounds.fields:
-        return Refusal(Reason.HEAD_TOO_LARGE, f"The head is larger than {bounds.head} bytes, or has too many fields.")
+        detail = f"The head is larger than {bounds.head} bytes, or has too many fields."
+        return _malformed(detail, pseudo)._replace(reason=Reason.HEAD_TOO_LARGE)
     head = _target(pseudo, scheme, bounds)
     if isinstance(head, Refusal):
         return head
@@ -123,17 +124,17 @@ def _target(pseudo: dict[bytes, bytes], scheme: bytes, bounds: Bounds) -> tuple[
     given_scheme = pseudo.pop(b":scheme", b"")
     path = pseudo.pop(b":path", b"")
     if TOKEN.fullmatch(method) is None:
-        return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.")
+        return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.", target=shown(path))
     if method == b"CONNECT":
-        return Refusal(Reason.METHOD_INVALID, "CONNECT is not taken here.", method)
+        return Refusal(Reason.METHOD_INVALID, "CONNECT is not taken here.", method, shown(path or authority))
     if pseudo:
-        return Refusal(Reason.HEAD_MALFORMED, "A pseudo-header field is not known.", method)
+        return Refusal(Reason.HEAD_MALFORMED, "A pseudo-header field is not known.", method, shown(path))
     if not path or path.translate(None, TARGET) or authority.translate(None, TARGET):
-        return Refusal(
-            Reason.TARGET_INVALID, "The request target holds a character that must be percent-encoded.", method
-        )
+        detail = "The request target holds a character that must be percent-encoded."
+        return Refusal(Reason.TARGET_INVALID, detail, method, shown(path))
     if len(path) > bounds.target:
-        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {bounds.target} bytes.", method)
+        detail = f"The request target is longer than {bounds.target} bytes."
+        return Refusal(Reason.TARGET_TOO_LONG, detail, method, shown(path))
     if given_scheme != scheme:
         return Refusal(Reason.TARGET_INVALID, "The scheme is another than the connection has.", method, path)
     return method, authority, path
@@ -141,4 +142,5 @@ def _target(pseudo: dict[bytes, bytes], scheme: bytes, bounds: Bounds) -> tuple[
 
 def _malformed(detail: str, pseudo: dict[bytes, bytes]) -> Refusal:
     method = pseudo.get(b":method", b"")
-    return Refusal(Reason.HEAD_MALFORMED, detail, method if TOKEN.fullmatch(method) else b"")
+    target = shown(pseudo.get(b":path", b""))
+    return Refusal(Reason.HEAD_MALFORMED, detail, method if TOKEN.fullmatch(method) else b"", target)

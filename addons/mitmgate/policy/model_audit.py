@@ -9,7 +9,7 @@ from mitmgate.policy.section import Section
 
 
 class FileSink(Section):
-    """A file of JSON lines, relative to the policy."""
+    """A file of JSON lines, relative to the policy; beside it, NAME.refused.jsonl for a flood of refused requests."""
 
     file: Text
     """The file that is appended to."""
@@ -61,7 +61,7 @@ class Audit(Section):
     sinks: tuple[Sink, ...] = ()
     """Where events go, each to all of them."""
     queue: Annotated[Integer, Field(ge=1, le=10_000_000)] = 10000
-    """How many events may wait."""
+    """How many events may wait; a process that is killed loses twice as many at most."""
     on_full: Literal["block", "drop", "deny"] = "block"
     """A full queue: wait (block), lose events and say so in the log (drop), or refuse requests (deny)."""
     chain: Chain = Chain()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from mitmgate.audit.refusals import refused_log
 from mitmgate.audit.rotation import rotated
 from mitmgate.replay.audit_file import AuditFormat
 from mitmgate.replay.flow_file import FlowFormat
@@ -32,9 +33,13 @@ def open_traffic(paths: Sequence[str]) -> Traffic:
     known: set[str] = set()
     parts = []
     for path in paths:
-        files = [file for file in (*(old.path for old in rotated(path)), path) if file not in known]
-        known.update(files)
-        parts.append(OrderedFiles(path, files, form))
+        logs = [path]
+        if kind == "audit file" and os.path.exists(refused_log(path)):
+            logs.append(refused_log(path))
+        for log in logs:
+            files = [file for file in (*(old.path for old in rotated(log)), log) if file not in known]
+            known.update(files)
+            parts.append(OrderedFiles(log, files, form))
     return parts[0] if len(parts) == 1 else Merged(name, parts)
 
 

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from mitmgate.core.headers import Headers, listed
 from mitmgate.core.http1.bounds import Bounds
-from mitmgate.core.http1.refusal import Refusal
+from mitmgate.core.http1.refusal import Refusal, asked, shown
 from mitmgate.core.reason import Reason
 
 TEXT: Final = b"\t\r\n" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -70,22 +70,25 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
     lines = raw.split(b"\r\n")
     flaw = _flaw(raw, len(lines) - 1)
     if flaw is not None:
-        return Refusal(Reason.HEAD_MALFORMED, flaw)
+        return Refusal(Reason.HEAD_MALFORMED, flaw, *asked(raw))
     parts = lines[0].split(b" ")
     if len(parts) != 3:
-        return Refusal(Reason.HEAD_MALFORMED, "The request line is not a method, a target and a version.")
+        detail = "The request line is not a method, a target and a version."
+        return Refusal(Reason.HEAD_MALFORMED, detail, *asked(lines[0]))
     method, target, version_text = parts
     if method not in _METHODS and TOKEN.fullmatch(method) is None:
-        return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.")
+        return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.", *asked(lines[0]))
     version = _VERSIONS.get(version_text)
     if version is None:
         if _OTHER_VERSION.fullmatch(version_text) is None:
-            return Refusal(Reason.HEAD_MALFORMED, "The request line has no HTTP version.")
-        return Refusal(Reason.VERSION_UNSUPPORTED, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+            return Refusal(Reason.HEAD_MALFORMED, "The request line has no HTTP version.", *asked(lines[0]))
+        return Refusal(Reason.VERSION_UNSUPPORTED, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", method, shown(target))
     if not target or target.translate(None, TARGET):
-        return Refusal(Reason.TARGET_INVALID, "The request target holds a character that must be percent-encoded.")
+        detail = "The request target holds a character that must be percent-encoded."
+        return Refusal(Reason.TARGET_INVALID, detail, method, shown(target))
     if len(target) > bounds.target:
-        return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {bounds.target} bytes.", method)
+        detail = f"The request target is longer than {bounds.target} bytes."
+        return Refusal(Reason.TARGET_TOO_LONG, detail, method, shown(target))
     if len(lines) - 1 > bounds.fields:
         return Refusal(Reason.HEAD_TOO_LARGE, f"The head has more than {bounds.fields} header fields.", method, target)
     headers = parse_fields(lines, 1)

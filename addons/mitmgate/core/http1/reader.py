@@ -8,7 +8,7 @@ from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.known import KnownFields
-from mitmgate.core.http1.refusal import Refusal
+from mitmgate.core.http1.refusal import SHOWN, Refusal, asked
 from mitmgate.core.reason import Reason
 
 _HEAD_END: Final = b"\r\n\r\n"
@@ -72,6 +72,11 @@ class RequestReader:
         """Whether not a byte of a request is there."""
         return self._state is _State.HEAD and not self._buffer
 
+    @property
+    def asked(self) -> tuple[bytes, bytes]:
+        """What the part of a head that is there seems to ask for, for the record: method and target."""
+        return asked(bytes(self._buffer[: 4 * SHOWN]))
+
     def feed(self, data: bytes) -> list[RequestEvent]:
         """Take bytes of any cut and return what they complete."""
         if self._state is _State.BODY:
@@ -101,7 +106,7 @@ class RequestReader:
     def eof(self) -> Refusal | None:
         """Say what is missing when the client sends nothing more; None where it stopped between requests."""
         if self._state is _State.HEAD and self._buffer.strip(b"\r\n"):
-            return Refusal(Reason.HEAD_MALFORMED, "The connection ended inside the head.")
+            return Refusal(Reason.HEAD_MALFORMED, "The connection ended inside the head.", *self.asked)
         if self._state is _State.BODY:
             return Refusal(Reason.BODY_MALFORMED, "The connection ended inside the body.")
         return None
@@ -187,7 +192,7 @@ class RequestReader:
             or buffer[0] in b" \t"
         ):
             flaw = "The head holds a control character, or a loose CR or LF."
-            return self._refuse(Refusal(Reason.HEAD_MALFORMED, flaw), buffer)
+            return self._refuse(Refusal(Reason.HEAD_MALFORMED, flaw, *self.asked), buffer)
         return []
 
     def _refuse(self, refusal: Refusal, data: bytes | bytearray) -> list[RequestEvent]:
@@ -200,9 +205,11 @@ class RequestReader:
 
     def _too_large(self, data: bytes | bytearray) -> Refusal:
         line = data.find(b"\r\n")
+        method, target = asked(bytes(data[: 4 * SHOWN]))
         if line < 0 or line > self._bounds.target + 64:
-            return Refusal(Reason.TARGET_TOO_LONG, f"The request target is longer than {self._bounds.target} bytes.")
-        return Refusal(Reason.HEAD_TOO_LARGE, f"The head is larger than {self._bounds.head} bytes.")
+            detail = f"The request target is longer than {self._bounds.target} bytes."
+            return Refusal(Reason.TARGET_TOO_LONG, detail, method, target)
+        return Refusal(Reason.HEAD_TOO_LARGE, f"The head is larger than {self._bounds.head} bytes.", method, target)
 
 
 class ResponseReader:

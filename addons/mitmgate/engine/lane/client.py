@@ -270,7 +270,8 @@ class LaneClient(Answering):
             self._end()
         elif self._head is None:
             seconds = self._bounds.head_timeout
-            self._guarded(self._refuse, Refusal(Reason.HEAD_TIMEOUT, f"The head did not arrive within {seconds:g} s."))
+            detail = f"The head did not arrive within {seconds:g} s."
+            self._guarded(self._refuse, Refusal(Reason.HEAD_TIMEOUT, detail, *self._reader.asked))
 
     @property
     def _last(self) -> bool:

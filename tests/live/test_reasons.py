@@ -146,6 +146,7 @@ ELSEWHERE = {
     Reason.POLICY_UNAVAILABLE: "stages/test_enforcer",
     Reason.CLIENT_CLOSED: "protocol/test_upstream",
     Reason.GATEWAY_STOPPING: "workers/test_drain",
+    Reason.STREAM_TIMEOUT: "protocol/test_response_time",
     Reason.MEMORY_EXHAUSTED: "live/test_memory",
     Reason.DESCRIPTORS_EXHAUSTED: "live/test_descriptors",
 }

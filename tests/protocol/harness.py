@@ -47,6 +47,7 @@ def endpoint(url: str) -> Endpoint:
 def route(*urls: str, **members: Any) -> Route:
     """Make a route to upstreams; members replace those of Route, and of its Upstream."""
     of_upstream: dict[str, Any] = {
+        "body_timeout": None,
         "connect_timeout": 2.0,
         "response_timeout": 5.0,
         "retries": 1,

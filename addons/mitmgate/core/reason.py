@@ -108,6 +108,7 @@ class Reason(Enum):
     UPSTREAM_UNREACHABLE = "upstream-unreachable", 502, "Upstream unreachable"
     UPSTREAM_MALFORMED = "upstream-malformed", 502, "Upstream response malformed"
     UPSTREAM_CLOSED = "upstream-closed", 502, "Upstream closed the connection"
+    STREAM_TIMEOUT = "stream-timeout", 504, "Response took too long"
     UPSTREAM_TIMEOUT = "upstream-timeout", 504, "Upstream did not answer in time"
 
     # The gateway itself.

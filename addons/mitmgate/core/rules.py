@@ -92,6 +92,7 @@ class Upstream:
     host: str
     circuit: Circuit
     tls: UpstreamTls | None = None
+    body_timeout: float | None = None  # of a held response, after its head; None: as response_timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class Route:
     cors: Cors | None = None
     websocket: bool = False
     stream: Literal["auto", "always", "never"] = "auto"
+    stream_timeout: float | None = None  # of a response that streams, in all
     odd: frozenset[Oddity] = frozenset()
     mode: Mode = "enforce"
 

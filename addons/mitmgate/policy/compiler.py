@@ -117,6 +117,7 @@ def _upstream(name: str, upstream: Upstream, directory: Path) -> rules.Upstream:
         endpoints=tuple(map(parse_endpoint, upstream.endpoints)),
         connect_timeout=upstream.connect_timeout,
         response_timeout=upstream.response_timeout,
+        body_timeout=upstream.body_timeout,
         retries=upstream.retries,
         host=upstream.host,
         circuit=rules.Circuit(
@@ -233,6 +234,7 @@ def _route(
         cors=None if route.cors is None else cors[route.cors],
         websocket=route.websocket,
         stream=route.stream,
+        stream_timeout=route.stream_timeout,
         odd=_odd(route),
         mode=route.mode,
     )

@@ -12,6 +12,7 @@ from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
     Boolean,
+    Duration,
     HeaderName,
     HostPattern,
     Method,
@@ -176,6 +177,9 @@ class Route(Section):
     """Whether a WebSocket may be opened."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Whether bodies pass while they arrive; auto: those that are large, of unknown length, or event streams."""
+    stream_timeout: Duration | None = Field(
+        default=None, description="How long a response that streams may take in all (seconds); unset: as it wants."
+    )
     allow_encoded_slash: Boolean = False
     """Whether %2F may stand in the path."""
     allow_parameters: Boolean = False

@@ -103,6 +103,11 @@ class Upstream(Section):
     """Where it listens: http://host[:port] or https://host[:port], each with its own circuit."""
     connect_timeout: Duration = duration("2s", "How long connecting may take (seconds).")
     response_timeout: Duration = duration("30s", "How long the head of a response may take (seconds).")
+    body_timeout: Duration | None = Field(
+        default=None,
+        description="How long the body of a response that is held back may take after its head (seconds); unset: as"
+        " long as response_timeout.",
+    )
     retries: Annotated[Integer, Field(ge=0, le=10)] = 1
     """How many further endpoints are tried, where nothing was sent or the request can be repeated."""
     host: Annotated[Text, AfterValidator(_host)] = "preserve"

@@ -182,6 +182,8 @@ class TransitRequest(TransitReaching):
             self._await_response()
         elif self._response is ResponsePhase.STREAMING:
             self._deadline.set(self._quiet)
+        elif self._response is ResponsePhase.BUFFERING:
+            self._await_body()
 
     def _buffered(self) -> None:
         if self._killed():
@@ -211,6 +213,12 @@ class TransitRequest(TransitReaching):
         self._sent = self._ways.loop.time()
         route = None if self.exchange is None else self.exchange.route
         self._deadline.set(self._bounds.body_timeout if route is None else route.upstream.response_timeout)
+
+    def _await_body(self) -> None:
+        """Give the body of a response that is held back a time of its own."""
+        upstream = None if self.exchange is None or self.exchange.route is None else self.exchange.route.upstream
+        if upstream is not None:
+            self._deadline.set(upstream.response_timeout if upstream.body_timeout is None else upstream.body_timeout)
 
     def body_refused(self, refusal: Refusal) -> None:
         """Take what is wrong with the request's body."""

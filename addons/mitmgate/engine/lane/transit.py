@@ -131,6 +131,8 @@ class Transit(TransitRequest):
             self._start_streaming(response)
         else:
             self._response = ResponsePhase.BUFFERING
+            if self._request is RequestPhase.COMPLETE:
+                self._await_body()
 
     def _start_streaming(self, response: Response) -> None:
         response.stream = True
@@ -232,14 +234,18 @@ class Transit(TransitRequest):
             self._fail(Reason.UPSTREAM_TIMEOUT)
 
     def _limit_lifetime(self) -> None:
-        """End what lasts when the token that opened it expires."""
-        left = None if self.exchange is None else seconds_left(self.exchange)
+        """End what lasts when the token that opened it expires, or when the route's time for a stream is over."""
+        exchange = self.exchange
+        left, reason = None if exchange is None else seconds_left(exchange), Reason.TOKEN_EXPIRED
+        bound = None if exchange is None or exchange.route is None else exchange.route.stream_timeout
+        if bound is not None and self._relay is None and (left is None or bound < left):
+            left, reason = bound, Reason.STREAM_TIMEOUT
         if left is not None:
-            self._lifetime = self._ways.loop.call_later(left, self._outlived)
+            self._lifetime = self._ways.loop.call_later(left, self._outlived, reason)
 
-    def _outlived(self) -> None:
+    def _outlived(self, reason: Reason) -> None:
         try:
-            self.cut(Reason.TOKEN_EXPIRED)
+            self.cut(reason)
         except Exception:
             logger.exception("a request is broken off because of a defect")
             self.broken()

@@ -18,7 +18,7 @@ import pytest
 from mitmgate.chain import REQUIRED
 from tests.live.harness import ROOT, Gateway, mint, policy, write_policy
 from tests.live.harness_http import wait_for
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.live.test_fail_closed import mitmdump, up
 from tests.protocol.certificates import Authority
 from tests.rfc.fronts import Front
@@ -82,7 +82,7 @@ def stock(directory: Path, upstream: RecordingUpstream, authority: Authority) ->
     path = write_policy(directory, policy(directory, upstream))
     arguments = ["-s", str(ROOT / "addons/gateway.py"), "--set", f"mitmgate_policy={path}"]
     with mitmdump(directory, *arguments, environment=environment(directory, HARM)) as (process, port, log):
-        wait_for(lambda: up(process, log), "mitmdump to listen")
+        wait_for(lambda: up(process, log), "mitmdump to listen", 5 * PATIENCE)
         gateway = Gateway(path)
         gateway.port = port
         yield Front("lane", gateway, upstream, authority)

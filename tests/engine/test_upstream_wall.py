@@ -38,6 +38,9 @@ class Lane:
     def drop(self, connection: LaneUpstream) -> None:
         self.kept.remove(connection)
 
+    def closed_idle(self, connection: LaneUpstream) -> None:
+        self.drop(connection)
+
     def response_head(self, head: ResponseHead) -> None:
         pass
 

@@ -110,6 +110,24 @@ def test_idle_connections_end_before_the_upstream_ends_them(
             wait_for(lambda: idle(gate) == 0, "a connection that may stay", 0.5)
 
 
+def test_what_a_service_keeps_is_learned_from_its_first_close(upstream: RecordingUpstream) -> None:
+    """It keeps idle connections for so short a time that a POST could meet its end; after one close none does."""
+    with Gate(route(upstream.url)) as gate:
+        lane = gate.layer
+        assert request(gate.port, "GET", "/a").status == 200
+        assert idle(gate) == 1
+        upstream.hang_up()
+        wait_for(lambda: idle(gate) == 0, "the close")
+        [(key, learned)] = lane.ways.pool._learned.items()
+        assert 0 < learned[0] < 20
+        for method in ("POST", "GET"):
+            lane.ways.pool._learned[key] = 0.0, learned[1]  # whatever time passes here is more
+            before = upstream.connections
+            assert request(gate.port, method, "/b").status == 200
+            assert request(gate.port, method, "/b").status == 200
+            assert upstream.connections == before + 2
+
+
 def test_pool_is_bounded(upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "KEPT", 3)
     go = threading.Event()

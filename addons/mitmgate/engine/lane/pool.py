@@ -25,6 +25,8 @@ LONGEST_IDLE: Final = 60.0
 """How long it is kept at most, whatever the upstream says."""
 MARGIN: Final = 1.0
 """So much earlier than the upstream says, so that it does not close a connection while a request is on its way."""
+LEARNED_FOR: Final = 60.0
+"""Seconds for which it is believed how long a service keeps an idle connection: one that restarts closes all."""
 KEPT: Final = 256
 """Idle connections to one endpoint."""
 
@@ -54,6 +56,8 @@ class UpstreamPool:
         self._bounds = bounds
         self._buffer = buffer
         self._idle: dict[Key, list[LaneUpstream]] = {}
+        # Seconds after which a service has closed an idle connection, and until when that is believed.
+        self._learned: dict[Key, tuple[float, float]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
     def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> LaneUpstream | None:
@@ -61,9 +65,26 @@ class UpstreamPool:
         idle = self._idle.get((endpoint, tls))
         if not idle:
             return None
-        if not idempotent and idle[-1].idle_since < time.monotonic() - FRESH_SECONDS:
+        kept = self._kept(idle[-1])
+        if idle[-1].idle_since < time.monotonic() - (kept if idempotent else min(FRESH_SECONDS, kept)):
             return None
         return idle.pop()
+
+    def closed_idle(self, connection: LaneUpstream) -> None:
+        """Learn from a service that closes an idle connection how long it keeps one: the next are given up before."""
+        now = time.monotonic()
+        self._learned[connection.key] = now - connection.idle_since, now + LEARNED_FOR
+        self.drop(connection)
+
+    def _kept(self, connection: LaneUpstream) -> float:
+        kept = _kept(connection)
+        learned = self._learned.get(connection.key)
+        if learned is None:
+            return kept
+        if learned[1] < time.monotonic():
+            del self._learned[connection.key]
+            return kept
+        return min(kept, learned[0] / 2)
 
     async def open(self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client) -> LaneUpstream:
         """Open a connection in `within` seconds, TLS included. Raises Unreachable."""
@@ -142,7 +163,7 @@ class UpstreamPool:
     def _close_old(self) -> None:
         now = time.monotonic()
         for key, idle in list(self._idle.items()):
-            for connection in [one for one in idle if one.idle_since + _kept(one) <= now]:
+            for connection in [one for one in idle if one.idle_since + self._kept(one) <= now]:
                 connection.abandon()
             if not idle:
                 del self._idle[key]

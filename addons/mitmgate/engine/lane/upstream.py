@@ -88,6 +88,10 @@ class Keeper(Protocol):
         """Forget a connection that is closed."""
         ...
 
+    def closed_idle(self, connection: "LaneUpstream") -> None:
+        """Forget a connection that the service has closed while it was idle."""
+        ...
+
 
 class LaneUpstream(asyncio.BufferedProtocol):
     """HTTP/1.1 towards an endpoint."""
@@ -342,6 +346,8 @@ class LaneUpstream(asyncio.BufferedProtocol):
             self._take(self._reader.eof(orderly=orderly))
         elif self.phase is Phase.TUNNEL:
             self._pass_on(None)
+        elif self.phase is Phase.IDLE:
+            self._pool.closed_idle(self)
         self._end()
 
     def _fail(self, reason: Reason) -> None:

@@ -158,11 +158,15 @@ class RecordingUpstream:
         complete = sum(len(request.raw) for request in self.requests)
         assert len(self.raw) == complete, f"{len(self.raw) - complete} bytes beyond the complete requests"
 
+    def forget_requests(self) -> None:
+        """Forget the requests and bytes so far; the reply stays."""
+        asyncio.run_coroutine_threadsafe(self._forget(), self._loop).result(PATIENCE)
+
     def forget(self) -> None:
         """Forget what came so far, and the script, so that a test can share the server; open connections stay open."""
         self.settle()
         self.reply, self.script = Reply(), deque()
-        asyncio.run_coroutine_threadsafe(self._forget(), self._loop).result(PATIENCE)
+        self.forget_requests()
 
     async def _forget(self) -> None:
         shared = self._shared

@@ -1,5 +1,6 @@
 """An HTTP/2 client of raw frames, which keeps to no rule by itself, and what it gets back."""
 
+import contextlib
 import socket
 import ssl
 import time
@@ -150,7 +151,8 @@ class RawHttp2:
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
-            self.send(SettingsFrame(0, flags=["ACK"]))
+            with contextlib.suppress(OSError):
+                self.send(SettingsFrame(0, flags=["ACK"]))
         elif isinstance(frame, PingFrame):
             self.pongs += "ACK" in frame.flags
         elif isinstance(frame, GoAwayFrame):

@@ -21,17 +21,24 @@ class TlsGateway:
     """The gateway; use it as a context manager.
 
     Routes, all public: /held (bodies are held back where they are small), /streamed (never), and with `node` the same
-    two under /node, before a stock Node server. limits: of the policy.
+    two under /node, before a stock Node server. limits: of the policy. arguments: of the command line.
     """
 
     def __init__(
-        self, directory: Path, host: Host, *, node: bool = False, limits: dict[str, Any] | None = None
+        self,
+        directory: Path,
+        host: Host,
+        *,
+        node: bool = False,
+        limits: dict[str, Any] | None = None,
+        arguments: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
         self.upstream = RecordingUpstream()
         self.node = NodeOrigin(directory) if node else None
         self._host: Host = host
         self._limits = limits or {}
+        self._arguments = arguments
         self._stack = ExitStack()
         self._marks = 0
 
@@ -58,7 +65,7 @@ class TlsGateway:
         if self.node is not None:
             self._stack.enter_context(self.node)
         path = write_policy(self.directory, self.document())
-        self.gateway = self._stack.enter_context(Gateway(path, host=self._host))
+        self.gateway = self._stack.enter_context(Gateway(path, host=self._host, arguments=self._arguments))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -77,6 +84,7 @@ class TlsGateway:
     def mark(self) -> int:
         """Return how many events there are, when those of all requests that have ended are."""
         self._marks += 1
+        self.upstream.forget()
         path = f"/held/mark/{self._marks}"
         with self.connect() as client:
             client.response(client.request(request_fields("GET", path)))

@@ -1,0 +1,110 @@
+"""What HTTP/2 connections hold: little while they are open, and nothing when they are gone."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.harness import Host
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import Reply
+from tests.protocol.raw_http2 import INITIAL_WINDOW, RawHttp2, request_fields
+from tests.protocol.tls_gateway import TlsGateway
+
+REQUESTS = 64
+BODY = 200_000
+GROWTH = {"serve": 8, "web": 32}
+"""MiB; mitmweb keeps ten thousand lines of its log, which such clients fill."""
+
+
+@pytest.fixture(params=["serve"], scope="module", autouse=True)
+def host(request: pytest.FixtureRequest) -> Host:
+    """Run in both hosts, as processes."""
+    name: Host = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def front(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsGateway]:
+    """Run a gateway; mitmweb keeps no finished flow."""
+    arguments = ("--keep", "1") if host == "web" else ()
+    with TlsGateway(tmp_path_factory.mktemp(f"memory-{host}"), host, arguments=arguments) as running:
+        yield running
+
+
+def resident(front: TlsGateway, line: str = "VmRSS") -> float:
+    """Return the resident memory of the process, in MiB; VmHWM is its peak."""
+    lines = Path(f"/proc/{front.gateway.process.pid}/status").read_text().splitlines()
+    return next(int(each.split()[1]) for each in lines if each.startswith(line)) / 1024
+
+
+def ask(front: TlsGateway, client: RawHttp2) -> list[int]:
+    """Send as many requests as a connection may have open, and return when the service has them."""
+    arrived = len(front.upstream.requests) + REQUESTS
+    numbers = [client.stream() for _ in range(REQUESTS)]
+    client.send(*[client.head(number, request_fields("GET", "/held/big"), end=True) for number in numbers])
+    wait_for(lambda: len(front.upstream.requests) == arrived, "the requests")
+    return numbers
+
+
+def warm(front: TlsGateway) -> None:
+    """Let the process become as large as an ordinary client makes it."""
+    front.mark()
+    for _ in range(2):
+        with front.connect() as client:
+            assert {client.response(number).status for number in ask(front, client)} == {200}
+    Path(f"/proc/{front.gateway.process.pid}/clear_refs").write_text("5")  # resets the peak
+
+
+def test_what_clients_do_not_take_is_given_back_when_they_leave(front: TlsGateway, host: Host) -> None:
+    warm(front)
+    before = resident(front)
+    front.upstream.reply = Reply(body=b"x" * BODY)
+    for _ in range(100 if host == "serve" else 15):
+        with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+            ask(front, client)
+        front.upstream.forget_requests()
+    wait_for(lambda: resident(front) - before < GROWTH[host], "memory to be given back")
+
+
+def test_a_connection_holds_little_of_what_its_client_does_not_take(front: TlsGateway, host: Host) -> None:
+    warm(front)
+    before = resident(front)
+    front.upstream.reply = Reply(body=b"x" * BODY)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(front.connect(settings={INITIAL_WINDOW: 0})) for _ in range(3)]
+        for client in clients:
+            ask(front, client)
+        for client in clients:
+            client.ping()
+        assert resident(front) - before < 3 * 1.5 * GROWTH[host]
+
+
+def test_a_client_that_takes_one_response_and_not_the_others_gets_it(front: TlsGateway) -> None:
+    warm(front)
+    front.upstream.reply = Reply(body=b"x" * BODY)
+    with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+        numbers = ask(front, client)
+        wanted = client.streams[numbers[-1]]
+        client.grant(0, 2**30)
+        for _ in range(BODY // 20_000):
+            have = len(wanted.body)
+            client.grant(numbers[-1], 20_000)
+            client.until(lambda: len(wanted.body) >= have + 20_000, "the next part")  # noqa: B023 - called at once
+        assert len(wanted.body) == BODY
+        client.until(lambda: wanted.ended, "the end")
+        for number in numbers[:-1]:
+            client.grant(number, BODY)
+        assert {len(client.response(number).body) for number in numbers} == {BODY}
+
+
+def test_responses_one_after_the_other_that_are_not_taken_are_bounded_too(front: TlsGateway, host: Host) -> None:
+    warm(front)
+    before = resident(front)
+    front.upstream.reply = Reply(body=b"x" * BODY)
+    with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+        for number in range(REQUESTS):
+            client.request(request_fields("GET", f"/held/{number}"))
+            client.until(lambda: client.streams[2 * number + 1].status == 200, "the head")  # noqa: B023
+        assert resident(front) - before < 1.5 * GROWTH[host]

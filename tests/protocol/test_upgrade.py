@@ -5,17 +5,20 @@ import hashlib
 import os
 import socket
 import time
+import tracemalloc
 
 import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
+from wsproto.extensions import PerMessageDeflate
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.proxy import websocket
+from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, status_of, wait_for
 from tests.live.harness_upstream import RecordingUpstream
-from tests.protocol.harness import Gate, connect, route
+from tests.protocol.harness import Gate, connect, receive, route
 from tests.protocol.test_streaming import Serving, read_head
 
 KEY = base64.b64encode(b"0123456789abcdef")
@@ -164,3 +167,90 @@ def test_refusal_of_an_upgrade_by_the_upstream_is_passed_on() -> None:
 
     with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate:
         assert status_of(raw_request(gate.port, HANDSHAKE)) == 426
+
+
+DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover; server_no_context_takeover\r\n"
+BOMB_BYTES = 60_000_000
+
+
+def bomb(kind: ConnectionType) -> bytes:
+    """Make a frame of some 60 KB that inflates to BOMB_BYTES."""
+    deflate = PerMessageDeflate(True, None, True, None)
+    deflate.finalize("permessage-deflate; client_no_context_takeover; server_no_context_takeover")
+    frame = Connection(kind, [deflate]).send(BytesMessage(bytes(BOMB_BYTES)))
+    assert len(frame) < 100_000
+    return frame
+
+
+@pytest.mark.parametrize("hostile", ["client", "upstream"])
+def test_a_message_is_bounded_while_it_is_inflated(hostile: str) -> None:
+    seen: list[bytes] = []
+
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(SWITCHING[:-2] + DEFLATE + b"\r\n")
+        if hostile == "upstream":
+            link.sendall(bomb(ConnectionType.SERVER))
+        while data := link.recv(65536):
+            seen.append(data)
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE[:-2] + DEFLATE + b"\r\n")
+        read_head(link)
+        tracemalloc.start()
+        try:
+            if hostile == "client":
+                link.sendall(bomb(ConnectionType.CLIENT))
+                tracemalloc.reset_peak()
+            assert receive(link) == b"\x88\x02\x03\xf1"  # 1009
+            if hostile == "client":
+                assert tracemalloc.get_traced_memory()[1] < 2.5 * websocket.MAX_MESSAGE
+        finally:
+            tracemalloc.stop()
+        wait_for(lambda: bool(gate.hooks.seen[-1:]), "the end")
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.websocket is not None, "the record")
+        assert found.websocket == (1009, hostile, 0, 0)
+    assert len(b"".join(seen)) < 100  # a close frame, and nothing of the message
+
+
+@pytest.mark.parametrize(
+    ("leaves", "told", "record"),
+    [("client", b"\x03\xe9", (1006, "client", 1, 1)), ("upstream", b"\x03\xf3", (1006, "upstream", 1, 1))],
+)
+def test_an_end_without_a_close_frame_is_said_and_recorded(
+    leaves: str, told: bytes, record: tuple[int, str, int, int]
+) -> None:
+    seen: list[bytes] = []
+
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(SWITCHING)
+        ws = Connection(ConnectionType.SERVER)
+        ws.receive_data(link.recv(65536))
+        link.sendall(ws.send(next(event for event in ws.events() if isinstance(event, TextMessage))))
+        if leaves == "client":
+            while data := link.recv(65536):
+                seen.append(data)
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate:
+        with connect(gate.port) as link:
+            link.sendall(HANDSHAKE)
+            read_head(link)
+            ws = Connection(ConnectionType.CLIENT)
+            if leaves == "upstream":
+                link.sendall(ws.send(TextMessage("hello")))
+                assert receive(link).endswith(b"hello\x88\x02" + told)
+            else:
+                assert exchange(link, ws, "hello") == "hello"
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.websocket is not None, "the record")
+        assert found.websocket == record
+        assert (found.body_in, found.body_out) == (5, 5)
+        if leaves == "client":
+            wait_for(lambda: bool(seen), "the close frame")
+            head, mask, code = seen[0][:2], seen[0][2:6], seen[0][6:8]
+            assert head == b"\x88\x82"
+            assert bytes(a ^ b for a, b in zip(code, mask, strict=False)) == told

@@ -50,9 +50,11 @@ Ended = tuple[
     bool,  # upgraded
     int | None,  # bytes_in
     int | None,  # bytes_out
+    tuple[int, str, int, int] | None,  # of a WebSocket: code, closed_by, messages_in, messages_out
 ]
 """One request's facts. A plain tuple: it is made on every request, and a named one costs ten times as much."""
 
+_WEBSOCKET: Final = ("code", "closed_by", "messages_in", "messages_out")
 _MOST_TEXTS: Final = 1024
 _TEXTS: Final[dict[int, tuple[object, str]]] = {}
 """By identity, texts of values that never change; each is kept with its value, so that no other gets its identity."""
@@ -67,12 +69,13 @@ def ended(
     upstream_seconds: float | None = None,
     bytes_in: int | None = None,
     bytes_out: int | None = None,
+    websocket: tuple[int, str, int, int] | None = None,
 ) -> Ended:
     """Take what the event of a request will say. Called when its exchange ends.
 
     seconds: from arrival to end. status: of the response that the client got, None: none was sent. aborted: the
     exchange ended before its response was complete. upstream_seconds: the upstream's part of it. bytes_in, bytes_out:
-    of the bodies.
+    of the bodies, or of a WebSocket's messages. websocket: code, closed_by, messages_in, messages_out.
     """
     verdict = decided.verdict
     return (
@@ -100,6 +103,7 @@ def ended(
         upgraded,
         bytes_in,
         bytes_out,
+        websocket,
     )
 
 
@@ -130,6 +134,7 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         upgraded,
         bytes_in,
         bytes_out,
+        websocket,
     ) = one
     event: Event = {
         "time": rfc3339(now),
@@ -178,6 +183,8 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         event["bytes_out"] = bytes_out
     if upgraded:
         event["upgraded"] = True
+    if websocket is not None:
+        event["websocket"] = dict(zip(_WEBSOCKET, websocket, strict=True))
     if grants:
         _add_limits(event, grants)
     event["policy"] = policy

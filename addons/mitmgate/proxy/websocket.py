@@ -169,6 +169,7 @@ class Relay:
         self._upstream = _Side(ConnectionType.CLIENT, _extensions(flow.response), upstream)
         self._queue: list[tuple[_Side, bytes | None]] | None = None  # what came while a hook waits
         self._over = False
+        self._closed_by = "gateway"
         flow.websocket = flow.websocket or WebSocketData()
 
     def start(self) -> None:
@@ -210,6 +211,11 @@ class Relay:
     def counted(self) -> tuple[int, int, int, int]:
         """Messages and bytes from the client, messages and bytes from the service."""
         return self._client.messages, self._client.bytes, self._upstream.messages, self._upstream.bytes
+
+    @property
+    def closed_by(self) -> str:
+        """Who has ended it: "client", "upstream" or "gateway"."""
+        return self._closed_by
 
     def _other(self, side: _Side) -> _Side:
         return self._upstream if side is self._client else self._client
@@ -270,6 +276,8 @@ class Relay:
                 self._message(side, Opcode.TEXT if isinstance(event, TextMessage) else Opcode.BINARY, content)
         elif isinstance(event, Ping | Pong):
             self._send(other, event)
+        elif isinstance(event, CloseConnection) and side.ws.state is ConnectionState.OPEN:
+            self._violated(side, event.code)  # wsproto's own word on what it can't read: no close frame came
         elif isinstance(event, CloseConnection):
             self._close_record(side, event.code, event.reason or "")
             self._send(other, event)
@@ -332,6 +340,7 @@ class Relay:
     def _close_record(self, side: _Side, code: int, reason: str) -> None:
         data = self.flow.websocket
         if data is not None and data.close_code is None:
+            self._closed_by = "client" if side is self._client else "upstream"
             data.closed_by_client = side is self._client
             data.close_code = int(code)
             data.close_reason = reason

@@ -99,4 +99,5 @@ def _ended(flow: HTTPFlow, exchange: Exchange, aborted: bool) -> Ended:
         exchange.upstream_seconds,
         body_in,
         body_out,
+        exchange.websocket,
     )

@@ -4,7 +4,7 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
@@ -27,6 +27,15 @@ class Answer:
     status: int
     fields: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
+
+
+class WebSocketEnd(NamedTuple):
+    """How a WebSocket ended. code: RFC 6455, section 7.4.1; 1006: without a close frame. messages: whole ones."""
+
+    code: int
+    closed_by: str  # "client", "upstream" or "gateway"
+    messages_in: int
+    messages_out: int
 
 
 @dataclass(slots=True)
@@ -72,6 +81,7 @@ class Exchange:
     upstream_seconds: float | None = None  # the protocol layer: the upstream's part, up to its response's head
     body_in: int | None = None  # the protocol layer: bytes of the request body that were read, where they were streamed
     body_out: int | None = None  # the protocol layer: bytes of the response body that were sent, the same
+    websocket: WebSocketEnd | None = None  # the protocol layer
     audited: bool = False  # Audit
     counted: bool = False  # the admin listener's Metrics
 

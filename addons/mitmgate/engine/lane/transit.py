@@ -19,6 +19,7 @@ from mitmproxy.http import Response
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook, HttpResponseHook
 from mitmproxy.proxy.layers.websocket import WebsocketEndHook
 from mitmproxy.websocket import WebSocketData
+from wsproto.frame_protocol import CloseReason
 
 from mitmgate.core.http1 import ResponseHead
 from mitmgate.core.http1.framing import received_fields
@@ -28,7 +29,7 @@ from mitmgate.engine.lane.requesting import TransitRequest
 from mitmgate.engine.lane.waiting import DETAILS, RequestPhase, ResponsePhase
 from mitmgate.engine.memory import PAGE
 from mitmgate.proxy.websocket import Relay, accepts
-from mitmgate.stages.exchange import seconds_left
+from mitmgate.stages.exchange import WebSocketEnd, seconds_left
 from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,11 @@ class Transit(TransitRequest):
     def _relayed(self, reason: Reason | None) -> None:
         """Take the end of a WebSocket."""
         self._stop()
+        relay, data = self._relay, self.flow.websocket
+        if relay is not None and data is not None and self.exchange is not None:
+            messages_in, self.exchange.body_in, messages_out, self.exchange.body_out = relay.counted
+            code = data.close_code or CloseReason.ABNORMAL_CLOSURE
+            self.exchange.websocket = WebSocketEnd(int(code), relay.closed_by, messages_in, messages_out)
         self._relay = self._upstream = None
         self._response = ResponsePhase.DONE
         if reason is not None:

@@ -17,7 +17,7 @@ from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
-from mitmgate.engine.lane.deadline import FLUSH_SECONDS, LINGER_SECONDS
+from mitmgate.engine.lane.deadline import FLUSH_SECONDS
 from mitmgate.engine.lane.tls import ended_in_order
 from mitmgate.proxy.websocket import Relay
 
@@ -211,16 +211,9 @@ class LaneUpstream(asyncio.BufferedProtocol):
         self._relay = self._recipient = None
         self.phase = Phase.LEAVING
         transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        self.hold(False)
-        if transport.can_write_eof():
-            with contextlib.suppress(OSError):
-                transport.write_eof()
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.close)
-        else:
-            transport.close()
-        asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
+        if transport is not None and not transport.is_closing():
+            transport.close()  # what was sent goes out first
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
 
     # What the transport does.
 

@@ -35,7 +35,7 @@ MOST = 20_000
 """Frames that a flood sends at most; the bound is a twentieth of it, and what the bytes of a response earn."""
 
 
-@pytest.fixture(params=["serve"], scope="module", autouse=True)
+@pytest.fixture(params=["serve", "web"], scope="module", autouse=True)
 def host(request: pytest.FixtureRequest) -> Host:
     """Run in both hosts, as processes."""
     name: Host = request.param
@@ -75,6 +75,7 @@ def answered(client: RawHttp2) -> int:
 
 Make = Callable[[RawHttp2], Frame | bytes]
 FLOODS: dict[str, Make] = {
+    "ping": lambda client: PingFrame(0, b"12345678"),
     "ping-ack": lambda client: PingFrame(0, b"12345678", flags=["ACK"]),
     "settings": lambda client: SettingsFrame(0),
     "settings-ack": lambda client: SettingsFrame(0, flags=["ACK"]),
@@ -85,7 +86,10 @@ FLOODS: dict[str, Make] = {
     "window-of-a-stream": lambda client: WindowUpdateFrame(upload(client), 1),
     "window-of-a-stream-that-ended": lambda client: WindowUpdateFrame(answered(client), 1),
     "empty-data": lambda client: client.data(upload(client), b""),
+    "padded-data": lambda client: client.data(upload(client), b"", padding=200),
+    "data-byte-by-byte": lambda client: client.data(upload(client), b"x"),
     "unknown": lambda client: unknown(0),
+    "unknown-and-large": lambda client: unknown(16384),
     "altsvc": lambda client: b"\0\0\3\x0a\0" + bytes(4) + b"\0\0x",
     "resets-of-streams-that-ended": lambda client: RstStreamFrame(answered(client), 0),
 }
@@ -118,6 +122,33 @@ def test_heads_in_many_pieces_end_the_connection(front: TlsGateway) -> None:
             client.send(*parts)
         assert client.end() == ENHANCE_YOUR_CALM
     front.event(lambda event: event["reason"] == Reason.FRAMES_EXCESSIVE.code, after=before)
+
+
+def test_streams_without_end_beyond_the_bound_end_the_connection(front: TlsGateway) -> None:
+    before = front.mark()
+    front.upstream.reply = HANG
+    with front.connect() as client:
+        heads = [client.head(client.stream(), request_fields("GET", "/held/many"), end=True) for _ in range(1000)]
+        with contextlib.suppress(OSError):
+            client.send(*heads)
+        assert client.end() == ENHANCE_YOUR_CALM
+    front.event(lambda event: event["reason"] == Reason.FRAMES_EXCESSIVE.code, after=before)
+    front.upstream.settle()
+    assert len(front.upstream.requests) <= 64
+    front.upstream.hang_up()
+
+
+def test_resets_end_the_connection_on_record(front: TlsGateway) -> None:
+    before = front.mark()
+    front.upstream.reply = HANG
+    with front.connect() as client:
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                number = client.request(request_fields("GET", "/held/reset"))
+                client.send(RstStreamFrame(number, 8))
+        assert client.end() == ENHANCE_YOUR_CALM
+    front.event(lambda event: event["reason"] == Reason.FRAMES_EXCESSIVE.code, after=before)
+    front.upstream.hang_up()
 
 
 def test_a_response_given_leave_for_byte_by_byte_ends_the_connection(front: TlsGateway) -> None:
@@ -183,6 +214,22 @@ def test_floods_cost_little_and_delay_nobody(front: TlsGateway, host: Host) -> N
     wait_for(lambda: resident(gateway) - memory < GROWTH[host], "memory to be given back")
 
 
+def test_settings_that_mean_nothing_are_not_kept(front: TlsGateway) -> None:
+    front.mark()
+    memory = resident(front.gateway)
+    with contextlib.ExitStack() as stack:
+        for at in range(0, 40):  # what one connection may send, on many
+            client = stack.enter_context(front.connect())
+            codes = range(100 + at * 900, 100 + at * 900 + 900)
+            for part in range(9):
+                client.send(settings(codes[part * 100 : part * 100 + 100]))
+            assert answered(client)
+        assert resident(front.gateway) - memory < 20  # h2 would keep 600 bytes for each: 22 MiB beside the connections
+    with front.connect(settings={1: 2**32 - 1}) as client:
+        for _ in range(3):
+            assert answered(client)
+
+
 def test_an_ordinary_client_is_not_taken_for_a_flood(front: TlsGateway) -> None:
     front.mark()
     front.upstream.reply = Reply(body=b"x" * 3_000_000)
@@ -229,7 +276,7 @@ def dripped(client: RawHttp2, drip: Callable[[], None], seconds: float) -> float
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("way", ["continuation"])
+@pytest.mark.parametrize("way", ["continuation", "frame", "frame-beside-a-request"])
 def test_the_deadline_of_a_head_holds_whatever_comes_of_it(front: TlsGateway, way: str) -> None:
     before = front.mark()
     with front.connect() as client:

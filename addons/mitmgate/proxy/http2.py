@@ -29,7 +29,7 @@ from mitmgate.core.http1.framing import BODILESS
 from mitmgate.core.http1.names import LOWER
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request, trailers_flaw
-from mitmgate.core.http2_frames import FrameMeter
+from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
 from mitmgate.engine.lane.deadline import LINGER_SECONDS, SLACK
 from mitmgate.engine.lane.request import new_request
@@ -292,6 +292,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 max_inbound_header_list_size=self._bounds.head + FRAME,
                 max_inbound_header_count=2 * self._bounds.fields + 100,
                 max_outbound_ack=100,
+                max_settings=1000,
                 # As libnghttp2 estimates it, with the gateway's own fields; else a large response is a reset stream.
                 max_send_header_block_length=2 * self._bounds.response_head + 64 * 1024,
                 stream_reset_rate_limit=(200, 33),
@@ -538,6 +539,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         while self._meter.opened - begun > self._recorded:
             self._recorded += 1
             self._refuse(Refusal(Reason.CONNECTIONS_EXHAUSTED, f"More than {STREAMS} requests at once."))
+            if not self._meter.spend(REFUSED):
+                self._flood("requests at once")
+                return
 
     # What ends a connection.
 

@@ -135,7 +135,7 @@ class _Side:
         self.ws = Connection(kind, extensions)
         self.from_client = kind is ConnectionType.SERVER  # towards a client, the gateway is the server
         self.pipe = pipe
-        self.parts: list[bytes] = []  # of a message that is not complete
+        self.parts = bytearray()  # of a message that is not complete
         self.size = 0
         self.messages = 0
         self.bytes = 0
@@ -266,13 +266,14 @@ class Relay:
         other = self._other(side)
         if isinstance(event, TextMessage | BytesMessage):
             data = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
-            side.parts.append(data)
+            side.parts += data
             side.size += len(data)
             if side.size > MAX_MESSAGE:
                 self._violated(side, CloseReason.MESSAGE_TOO_BIG)
             elif event.message_finished:
-                content = data if len(side.parts) == 1 else b"".join(side.parts)
-                side.parts, side.size = [], 0
+                content = bytes(side.parts)
+                side.parts.clear()
+                side.size = 0
                 self._message(side, Opcode.TEXT if isinstance(event, TextMessage) else Opcode.BINARY, content)
         elif isinstance(event, Ping | Pong):
             self._send(other, event)

@@ -49,11 +49,11 @@ CONNECTION_WINDOW: Final = 4 * 1024 * 1024
 """Bytes that a client may send ahead on all streams of a connection."""
 FRAME: Final = 16 * 1024
 """Bytes of a frame's payload that are taken (RFC 9113, section 4.2: the least that must be)."""
-QUEUED: Final = 256 * 1024
+QUEUED: Final = 32 * 1024
 """Bytes of one response that wait for the client; then its upstream is not read."""
-RESUMED: Final = 64 * 1024
+RESUMED: Final = 16 * 1024
 """And when it is read again."""
-CONNECTION_QUEUED: Final = 2 * 1024 * 1024
+CONNECTION_QUEUED: Final = 1024 * 1024
 """Bytes of all responses of a connection that wait for the client; then its next requests wait, undecided."""
 INSIST: Final = 5.0
 """Seconds for which a retired connection may go on with new requests before it is told to stop."""
@@ -222,6 +222,11 @@ class Http2Stream:
     def admits(self, wanted: int) -> bool:
         """Tell whether so many bytes more may be held for the client."""
         return self._connection.account.admits(wanted)
+
+    @property
+    def room(self) -> float:
+        """Bytes that the client's windows let through now (RFC 9113, section 5.2)."""
+        return self._connection.room(self.stream_id)
 
     @property
     def pipe(self) -> Pipe:
@@ -736,6 +741,16 @@ class Http2Connection(asyncio.BufferedProtocol):
                 stream.deadline.set(self._bounds.idle_timeout)
         while self._waiting and self._queued() <= CONNECTION_QUEUED:
             self._begin(*self._waiting.popleft())
+
+    def room(self, stream_id: int) -> int:
+        """Bytes of a stream that the client would take now."""
+        h2 = self._h2
+        if h2 is None or stream_id < 0:
+            return 0
+        try:
+            return min(h2.remote_window_size - h2.queued_body_size(), h2.stream_remote_window_size(stream_id))
+        except ngh2.NGH2Error:
+            return 0
 
     def _queued(self) -> int:
         return 0 if self._h2 is None else self._h2.queued_body_size()

@@ -36,6 +36,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.descriptors import Descriptors, Seldom, raise_limit
 from mitmgate.engine.acceptor import accept
+from mitmgate.engine.collector import give_back
 from mitmgate.engine.hooks import HookTable, StockHooks
 from mitmgate.engine.lane.client import LaneClient
 from mitmgate.engine.lane.pool import UpstreamPool
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 LAST_CALL: Final = 0.5
 """Seconds for which a retired connection that waits for a request is kept: one may be on its way already."""
+GIVE_BACK: Final = 5.0
+"""Seconds after a connection has ended, at which its memory is given back to the system, with that of others."""
 GENERATION: Final = 5.0
 """Seconds after which fields that did not come again begin to be forgotten; after twice as many they are."""
 
@@ -126,6 +129,7 @@ class Listener:
         self._tls = ListenerContexts(source)
         self._servers: list[asyncio.Server] = []
         self._ageing: asyncio.TimerHandle | None = None
+        self._giving_back: asyncio.TimerHandle | None = None
         self._last_call: float | None = None
         self._retired = False
         self._closed = False
@@ -185,9 +189,10 @@ class Listener:
     def done(self) -> None:
         """Accept no more connections, and end those that are open."""
         self.close()
-        if self._ageing is not None:
-            self._ageing.cancel()
-            self._ageing = None
+        for timer in (self._ageing, self._giving_back):
+            if timer is not None:
+                timer.cancel()
+        self._ageing = self._giving_back = None
         for client in list(self.clients):
             client.end()
         if hasattr(self, "ways"):
@@ -306,12 +311,18 @@ class Listener:
         """Take the end of a connection."""
         if connection in self.clients:
             self.clients.discard(connection)
+            if self._giving_back is None and not self._closed:
+                self._giving_back = self.ways.loop.call_later(GIVE_BACK, self._give_back)
             self._tell(ClientDisconnectedHook, connection.client)
 
     def _tell(self, hook: type[ClientConnectedHook] | type[ClientDisconnectedHook], client: Client) -> None:
         pending = self.ways.table.run(hook, client)
         if pending is not None:
             self.ways.background(pending)
+
+    def _give_back(self) -> None:
+        self._giving_back = None
+        give_back()
 
     def _age(self) -> None:
         self.known.age()

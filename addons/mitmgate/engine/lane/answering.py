@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from enum import Enum, auto
+from math import inf
 from typing import Final
 
 from mitmproxy.connection import Client
@@ -113,6 +114,11 @@ class Answering(asyncio.BufferedProtocol):
             self._transport.write(chunk(data) if self._chunked else data)
 
     # A WebSocket's frames.
+
+    @property
+    def room(self) -> float:
+        """HTTP/1.1 has no windows."""
+        return inf
 
     @property
     def pipe(self) -> "Answering":

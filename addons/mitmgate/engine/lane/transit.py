@@ -65,6 +65,8 @@ class Transit(TransitRequest):
         mode = "auto" if exchange is None or exchange.route is None else exchange.route.stream
         quiet = is_event_stream(head.headers.one(b"content-type"))
         response.stream = streams(mode, length, events=quiet)
+        if not response.stream and mode == "auto" and length is not None and length > self._client.room:
+            response.stream = True  # held back it would wait here, as a whole, for a client that takes none of it
         self._quiet = QUIET_SECONDS if quiet else self._bounds.idle_timeout
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._deadline.set(self._quiet)

@@ -120,6 +120,11 @@ class Requester(Protocol):
         ...
 
     @property
+    def room(self) -> float:
+        """Bytes of a response that the client would take now, as far as it says so."""
+        ...
+
+    @property
     def pipe(self) -> Pipe:
         """The client's side of a WebSocket."""
         ...

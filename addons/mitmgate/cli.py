@@ -91,6 +91,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except RecursionError:  # the files that users name are the only things here that nest
+        click.echo("mitmgate: an input is nested too deeply to be read", err=True)
+        return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -23,6 +23,7 @@ from mitmgate.replay.explain import explain as explain_decision
 from mitmgate.replay.learn import propose
 from mitmgate.replay.offline import load_offline, parse_jwks
 from mitmgate.replay.opening import kind_of, open_traffic
+from mitmgate.replay.output import output
 from mitmgate.replay.plot import as_svg
 from mitmgate.replay.privacy import CLAIMS, Privacy
 from mitmgate.replay.redact_file import SignatureFinder, redact_file
@@ -92,24 +93,26 @@ def replay(
     observers: list[Observer] = []
     covered = Coverage(policy) if coverage or annotate or min_coverage is not None else None
     timeline = Timeline() if what_if else None
-    writer = ExpectationWriter(beside(_only(traffic)), recording.name) if write_expected else None
-    observers += [observer for observer in (covered, timeline, writer) if observer is not None]
+    observers += [observer for observer in (covered, timeline) if observer is not None]
     # What is loaded by now stays; the collector need not look at it again and again.
     gc.freeze()
-    with _progress(len(recording), "deciding") as advance:
-        report = run_replay(
-            recording,
-            policy,
-            against=other,
-            expected=expected,
-            compared_with="" if expected is None else str(expected.path),
-            assume_signed=assume_signed,
-            observers=observers,
-            progress=advance,
-        )
-    if writer is not None:
-        writer.close()
-        click.echo(f"{writer.path}: {report.decided:,} expectations written", err=True)
+    with ExitStack() as outputs:
+        if write_expected:
+            path = beside(_only(traffic))
+            observers.append(ExpectationWriter(path, recording.name, outputs.enter_context(output(str(path)))))
+        with _progress(len(recording), "deciding") as advance:
+            report = run_replay(
+                recording,
+                policy,
+                against=other,
+                expected=expected,
+                compared_with="" if expected is None else str(expected.path),
+                assume_signed=assume_signed,
+                observers=observers,
+                progress=advance,
+            )
+    if write_expected:
+        click.echo(f"{beside(traffic[0])}: {report.decided:,} expectations written", err=True)
     if expected is not None and expected.unmet:
         report.notes.append(f"{expected.unmet} expectations are of requests that the recording does not have")
     chosen: FailOn = fail_on or ("none" if what_if else "any")
@@ -160,10 +163,8 @@ def _written(
 
 
 def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {(error.strerror or str(error)).lower()}") from error
+    with output(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from mitmgate.core.authority import parse_authority
-from mitmgate.core.cors import is_preflight
+from mitmgate.core.cors import is_preflight, is_same_origin
 from mitmgate.core.jose import Json
 from mitmgate.core.limit import ticks
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
@@ -53,6 +53,7 @@ class Seen:
     roleless: int = 0
     anonymous: int = 0
     origins: set[str] = field(default_factory=set)
+    credentialed: int = 0  # requests of other origins with cookies
     largest: int = 0
     unmeasured: int = 0  # bodies whose length nobody declared
     targets: set[tuple[str, str]] = field(default_factory=set)  # the path as it came, and as it was forwarded
@@ -61,7 +62,7 @@ class Seen:
 
     def join(self, other: "Seen") -> None:
         """Add another place's."""
-        for name in ("count", "roleless", "anonymous", "unmeasured", "websockets", "encoded"):
+        for name in ("count", "roleless", "anonymous", "unmeasured", "websockets", "encoded", "credentialed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for counts, others in (
             (self.upstreams, other.upstreams),
@@ -179,7 +180,10 @@ def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> b
     seen.unmeasured += request.declared_body is None
     origin = headers.one(b"origin")
     if origin is not None:
-        seen.origins.add(origin.decode("latin-1"))
+        text = origin.decode("latin-1")
+        seen.origins.add(text)
+        host = headers.text("host") or request.authority
+        seen.credentialed += b"cookie" in headers and not is_same_origin(text, host)
     decision = entry.decision
     endpoint = None if decision is None else decision.endpoint
     seen.upstreams[endpoint or f"{request.scheme}://{headers.text('host') or request.authority}"] += 1

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -55,6 +55,8 @@ def read_expectations(path: Path) -> Expectations:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: can't be read: {(error.strerror or str(error)).lower()}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply for a file of expectations") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {str(error).partition('\n')[0]}") from error
     entries = document.get("expected") if isinstance(document, dict) else None
@@ -88,20 +90,13 @@ def parse_expected(text: str) -> Decision:
 class ExpectationWriter:
     """Writes the decisions of a replay as expectations, while it runs (run.Observer)."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        """Begin the file; raises UserError where it can't be written."""
+    def __init__(self, path: Path, name: str, file: BinaryIO) -> None:
+        """Begin the file."""
         self.path = path
-        try:
-            self._file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: can't be written: {(error.strerror or str(error)).lower()}") from error
-        self._file.write(_HEAD.format(name=name))
+        self._file = file
+        self._file.write(_HEAD.format(name=name).encode())
 
     def seen(self, recorded: Recorded, exchange: Exchange, decision: Decision, before: Decision | None) -> None:
         """Write one."""
         route = "" if decision.route == NO_RULE else f", route {decision.route}"
-        self._file.write(f"  {json.dumps(recorded.id)}: {decision.label}{route}\n")
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
+        self._file.write(f"  {json.dumps(recorded.id)}: {decision.label}{route}\n".encode())

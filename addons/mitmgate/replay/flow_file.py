@@ -33,7 +33,7 @@ class FlowFormat:
             arrived = None
             try:
                 arrived = arrival_of(raw)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RecursionError) as error:
                 if first:
                     raise ValueError(f"no flow file that this version reads: {error}") from error
             first = False
@@ -49,5 +49,5 @@ class FlowFormat:
             return Skipped("", "cut short: the recorder was ended in the middle of it")
         try:
             return read_flow(raw, self._tokens)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Skipped("", "damaged")

@@ -7,7 +7,7 @@ is keyed by a secret that is never written: nobody can find out a value by hashi
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, cast
@@ -26,10 +26,13 @@ CLAIMS = (
 _SCHEMES = frozenset(
     b"basic bearer digest dpop gnap hoba mutual negotiate oauth privatetoken vapid token apikey".split()
 )
-_LEAST = 3  # characters of a hidden text that is looked for within others
+_TELLING = 6  # characters of a hidden text that is looked for everywhere
+_SUBJECTS = frozenset({"sub", "oid", "uid", "user_id", "username", "login"})
+"""Claims that name the person whom a listed claim may name as well, be it with one word."""
 _STRUCTURE = frozenset({"iss", "aud", "exp", "nbf", "iat", "jti", "scope", "scp", "typ", "azp", "client_id"})
 """Claims that a policy names values of: they are no person's."""
 _HIDDEN = re.compile(r"[0-9a-f]+")
+_UNSAFE = "\N{MIDDLE DOT}"  # of ISO-8859-1, as recordings keep fields
 _SAFE = re.compile(r"[!-~](?:[ -~]*[!-~])?")  # what a field takes as it stands
 
 
@@ -82,7 +85,7 @@ class Veil:
         if not value:
             return value
         digest = blake2b(value.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16).hexdigest()
-        return digest if _SAFE.fullmatch(value) else f"\N{BULLET}{digest}"
+        return digest if _SAFE.fullmatch(value) else f"{_UNSAFE}{digest}"
 
     def octets(self, value: bytes) -> bytes:
         """Hide bytes of a header field."""
@@ -141,8 +144,10 @@ class Veil:
         }
         texts = Hidden(hidden)
         for name, value in shown.items():
-            if name.lower() not in self._claims and name not in _STRUCTURE:
-                shown[name] = texts.everywhere(value)
+            if name.lower() in self._claims or name in _STRUCTURE:
+                continue
+            whole = texts.whole(value) if name in _SUBJECTS and isinstance(value, str) else value
+            shown[name] = texts.everywhere(whole)
         return shown, hidden
 
     def _hide(self, value: Json, hidden: dict[str, str]) -> Json:
@@ -160,30 +165,35 @@ class Veil:
 
 
 class Hidden:
-    """The texts of one request that are hidden, and what stands in their places. The longest is replaced first."""
+    """The texts of one request that are hidden, and what stands in their places. The longest is replaced first.
+
+    A single word can stand anywhere and mean something else: a role, a route, a part of another word. It is replaced
+    only where it is the whole value, or a word of its own in a field that the gateway has made.
+    """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         """texts: what stands for each, as it was written."""
         self._whole = {text: place for text, place in texts.items() if text}
-        spelled = {
-            spelling: place
-            for text, place in self._whole.items()
-            if len(text) >= _LEAST
-            for spelling in {text, _wire(text), quote(text, safe=""), quote(text, safe="@"), quote_plus(text)}
-        }
-        self._parts = sorted(spelled.items(), key=lambda item: (-len(item[0]), item[0]))
-        # A word can stand anywhere and mean something else: it is the name of a route, or the browser's.
-        self._tell = tuple([(text, place) for text, place in self._parts if len(text) >= 6 and not text.isalpha()])
+        spelled = {spelling: place for text, place in self._whole.items() for spelling in {text, _wire(text)}}
+        for text, place in self._whole.items():  # in a URL, which takes no other characters
+            for spelling in {quote(text, safe=""), quote(text, safe="@"), quote_plus(text)}:
+                spelled.setdefault(spelling, place.removeprefix(_UNSAFE))
+        parts = sorted(spelled.items(), key=lambda item: (-len(item[0]), item[0]))
+        self._parts = [(_pattern(text), place) for text, place in parts]
+        self._tell = [(text, place) for text, place in parts if len(text) >= _TELLING and not text.isalpha()]
 
     def whole(self, text: str) -> str:
         """Replace a text that is hidden as it stands, or what it has of hidden texts."""
         place = self._whole.get(text)
-        return self.within(text, self._parts) if place is None else place
+        if place is not None:
+            return place
+        for pattern, part in self._parts:
+            text = pattern.sub(part, text)
+        return text
 
-    @staticmethod
-    def within(text: str, parts: Sequence[tuple[str, str]]) -> str:
-        """Replace what a text has of hidden ones."""
-        for part, place in parts:
+    def telling(self, text: str) -> str:
+        """Replace what a text has of hidden ones that are more than a word."""
+        for part, place in self._tell:
             if part in text:
                 text = text.replace(part, place)
         return text
@@ -192,12 +202,9 @@ class Hidden:
         """Replace what tells of a person, wherever it stands in a value: text, bytes, and containers of them."""
         made: Any = value
         if isinstance(value, str):
-            made = self._whole.get(value) if len(value) >= _LEAST else None
-            made = self.within(value, self._tell) if made is None else made
+            made = self.telling(value)
         elif isinstance(value, bytes):
-            text = value.decode("latin-1")
-            found = self.within(text, self._tell)
-            made = value if found == text else found.encode("utf-8")
+            made = self.telling(value.decode("latin-1")).encode("latin-1")
         elif isinstance(value, dict):
             made = {name: self.everywhere(member) for name, member in value.items()}
         elif isinstance(value, list | tuple):
@@ -207,6 +214,11 @@ class Hidden:
     def left_in(self, record: bytes) -> bool:
         """Tell whether a record still has anything that tells of a person."""
         return any(text.encode("utf-8") in record for text, _ in self._tell)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """Find a text; one of letters and digits only as a word of its own."""
+    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])" if text.isalnum() else re.escape(text))
 
 
 def _wire(text: str) -> str:

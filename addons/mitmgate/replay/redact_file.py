@@ -13,6 +13,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.token import Refusal
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.replay.output import output
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature
 from mitmgate.replay.traffic import Signature
 from mitmgate.usage import UserError
@@ -68,24 +69,26 @@ def redact_file(
     if os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target}: the recording itself; name another file")
     try:
-        with open(source, "rb") as read:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as written:
-                for flow in FlowReader(read).stream():
-                    progress()
-                    if not isinstance(flow, HTTPFlow):
-                        done.dropped += 1
-                        continue
-                    state: dict[str, Any] = flow.get_state()
-                    signature = signatures.of(state)
-                    redactor.redact(state, _counted(signature, done))
-                    written.write(redactor.record(state))
-                    done.written += 1
+        with open(source, "rb") as read, output(target, 0o600) as written:
+            for flow in FlowReader(read).stream():
+                progress()
+                if not isinstance(flow, HTTPFlow):
+                    done.dropped += 1
+                    continue
+                state: dict[str, Any] = flow.get_state()
+                signature = signatures.of(state)
+                redactor.redact(state, _counted(signature, done))
+                written.write(redactor.record(state))
+                done.written += 1
     except FlowReadException as error:
-        os.unlink(target)
         raise UserError(f"{source}: {error}") from error
     except OSError as error:
         raise UserError(f"{error.filename or source}: {(error.strerror or str(error)).lower()}") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: nested too deeply for a flow file") from error
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        number = done.written + done.dropped + 1
+        raise UserError(f"{source}: flow {number} can't be read: {type(error).__name__}: {error}") from error
     return done
 
 

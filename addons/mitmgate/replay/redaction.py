@@ -84,8 +84,9 @@ class Redactor:
         else:
             saved = dict(saved) if isinstance(saved, dict) else {}
         if came:
-            subject = saved["principal"]["subject"] if isinstance(saved.get("principal"), dict) else None
-            request["headers"] = self._forwarded(tuple(request["headers"]), came, hidden, subject)
+            known = saved["principal"] if isinstance(saved.get("principal"), dict) else {}
+            who = (str(known.get("subject", "")), ",".join(map(str, known.get("roles", ()))))
+            request["headers"] = self._forwarded(tuple(request["headers"]), came, hidden, who)
         else:
             request["headers"] = self._fields(tuple(request["headers"]), signature, hidden)
         request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
@@ -170,25 +171,29 @@ class Redactor:
         return known
 
     def _forwarded(
-        self, fields: Fields, came: Mapping[tuple[bytes, bytes], bytes], hidden: Mapping[str, str], subject: str | None
+        self,
+        fields: Fields,
+        came: Mapping[tuple[bytes, bytes], bytes],
+        hidden: Mapping[str, str],
+        who: tuple[str, str],
     ) -> Fields:
         """Hide what fields that the upstream got have of credentials and of hidden claims, as replay will make them.
 
         came: what the client's own fields became: one that was passed on is hidden in the same way. Of the others,
-        which the gateway has made, one with a credential of the policy is not shown at all.
+        which the gateway has made, one with a credential of the policy is not shown at all. who: subject and roles.
         """
         secrets = {raw.decode("latin-1"): shown.decode("latin-1") for (_, raw), shown in came.items() if raw != shown}
         texts = Hidden({**{raw: shown for raw, shown in secrets.items() if len(raw) >= _SHORTEST}, **hidden})
-        shown_fields = []
+        shown_fields, named = [], False
         for name, value in fields:
             lower, shown = name.lower(), came.get((name.lower(), value))
             if shown is None:
                 text = value.decode("latin-1")
-                replaced = texts.whole(text)
+                # The subject's field stands before that of the roles, which may say the same, and stay.
+                roles, named = text == who[1] and (named or who[0] != who[1]), named or text == who[0]
+                replaced = text if roles else texts.whole(text)
                 shown = replaced.encode("latin-1", "replace")
-                if replaced == text != subject and (
-                    self._veil.is_secret_field(lower) or self._veil.field(name, value) != value
-                ):
+                if replaced == text and text not in who and self._veil.field(lower, value) != value:
                     shown = UNSEEN
             shown_fields.append((name, shown))
         return tuple(shown_fields)

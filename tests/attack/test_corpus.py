@@ -11,7 +11,7 @@ import pytest
 from tests.attack.gateways import CORP, Ask, Attacked, Rig
 from tests.attack.wire import Partial
 from tests.live.harness import AUDIENCE, ISSUER, SECRET, mint
-from tests.live.harness_http import raw_request
+from tests.live.harness_http import raw_request, wait_for
 
 MARK = "mallory"
 PROBE = "s3cretProbeXq7Lr2Vw9Tz"
@@ -365,3 +365,40 @@ def test_credentials_are_in_no_record(gate: Attacked) -> None:
     assert PROBE not in gate.gateway.stderr.read_text(errors="replace")
     if gate.gateway.host == "serve":  # mitmproxy's own dumper and mitmweb show requests: that is what they are for
         assert PROBE not in gate.gateway.stdout.read_text(errors="replace")
+
+
+# WebSockets.
+
+HANDSHAKE = (
+    "GET {path} HTTP/1.1\r\nHost: gateway.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n{more}\r\n"
+)
+BEHIND = b"GET /admin/mallory HTTP/1.1\r\nHost: gateway.test\r\nX-User-ID: mallory\r\n\r\n"
+
+
+@pytest.mark.parametrize("front", ["http1", "http1-tls"], indirect=True)
+def test_websockets(gate: Attacked) -> None:
+    token = f"Authorization: Bearer {mint('alice')}\r\n"
+    for path, more, status in (
+        ("/socket/x", "", 401),
+        ("/socket/x", f"Authorization: Bearer {mint(key='x' * 64)}\r\n", 401),
+        ("/socket/x", "Sec-WebSocket-Protocol: x\r\n", 401),
+        ("/nothing", token, 404),
+    ):
+        client = gate.http1()
+        client.link.send(HANDSHAKE.format(path=path, more=more).encode() + BEHIND)
+        client.wait(1)
+        answers = client.wait(2, seconds=0.1)
+        assert answers[0].status == status, (path, more, answers)
+        assert all(answer.status in {0, 400, 401} for answer in answers[1:]), answers
+        client.link.close()
+    untouched(gate)
+    client = gate.http1()
+    client.link.send(HANDSHAKE.format(path="/socket/alice", more=token).encode())
+    wait_for(lambda: client.link.read(0.1) and b"\r\n\r\n" in client.link.received, "the answer to the handshake")
+    assert client.link.received.startswith(b"HTTP/1.1 101 ")
+    client.link.send(BEHIND)  # no frame of a WebSocket
+    wait_for(lambda: client.link.read(0.1) and client.link.ended, "the end of the WebSocket")
+    client.link.close()
+    _, logged = gate.judged()
+    assert [(one.method, one.url, one.one("x-user-id")) for one in logged] == [("GET", "/socket/alice", "alice")]

@@ -43,8 +43,8 @@ def test_one_line_with_both_addresses_and_the_token(tmp_path: Path) -> None:
     policy = policy_file(tmp_path, "http://127.0.0.1:9", listen={"host": "127.0.0.1", "port": listen})
     command = (sys.executable, "-m", "mitmgate", "web", "--policy", str(policy), "--web-port", str(web))
     with running(*command, directory=tmp_path) as out:
-        wait_for(lambda: "\n" in out.read_text(), "the line")
-        line = out.read_text()
+        wait_for(lambda: re.search(r"^mitmgate web: .*\n", out.read_text(), re.MULTILINE) is not None, "the line")
+        (line,) = [line for line in out.read_text().splitlines(keepends=True) if line.startswith("mitmgate web: ")]
         found = re.fullmatch(
             rf"mitmgate web: gateway on http://127\.0\.0\.1:{listen}; "
             rf"its decisions on http://127\.0\.0\.1:{web}/\?token=([0-9a-f]{{32}})\n",

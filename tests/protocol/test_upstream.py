@@ -36,7 +36,6 @@ MALFORMED = {
     "coding-twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + SECRET,
     "coding-not-final": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n" + SECRET,
     "coding-empty": b"HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n\r\n" + SECRET,
-    "coding-space": b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n" + SECRET,
     "coding-parameter": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked;q=1\r\n\r\n" + SECRET,
     "name-space": b"HTTP/1.1 200 OK\r\nX Y: a\r\n\r\n" + SECRET,
     "name-obs-text": b"HTTP/1.1 200 OK\r\nX\xe9: a\r\n\r\n" + SECRET,

@@ -53,7 +53,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Ite
         with Gateway(path, arguments=("--workers", "2")) as gateway:
             assert gateway.stdout.read_text().endswith(", 2 workers\n")
             yield Running(gateway, upstream, directory, store, admin)
-    assert main(["audit", "verify", str(directory / "audit.jsonl")]) == 0
+    # 3: breaks that the log declares, by the workers that were killed
+    assert main(["audit", "verify", str(directory / "audit.jsonl")]) in {0, 3}
 
 
 def test_a_limit_is_exact_over_the_workers(running: Running) -> None:

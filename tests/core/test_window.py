@@ -53,6 +53,10 @@ class Naive:
     def spend(self, now: int, cost: int) -> None:
         self.units += [max([now, *self.units])] * cost
 
+    def give_back(self, at: int, cost: int) -> None:
+        for unit in [unit for unit in self.units if unit == at][:cost]:
+            self.units.remove(unit)
+
 
 STEPS = st.one_of(
     st.integers(0, 400_000),
@@ -68,6 +72,7 @@ class LogMachine(RuleBasedStateMachine):
     def begin(self, units: int) -> None:
         self.limit = limit_of(units)
         self.window, self.naive, self.now = SlidingLog(), Naive(), ticks(START)
+        self.spent: list[tuple[int, int]] = []
 
     @rule(step=STEPS, cost=st.integers(1, 3))
     def take(self, step: int, cost: int) -> None:
@@ -76,8 +81,10 @@ class LogMachine(RuleBasedStateMachine):
         fits = self.naive.counting(self.now, SECOND) + cost <= limit.limit
         grant = one(limit, self.window, self.now / 1e6)
         assert grant.admitted == fits
+        assert bool(grant.spent) == fits
         if fits:
             self.naive.spend(self.now, cost)
+            self.spent.append((grant.spent, cost))
         left = limit.limit - self.naive.counting(self.now, SECOND)
         assert grant.remaining == max(0, left)
         assert (grant.reset > 0) == (left < limit.limit)
@@ -96,6 +103,16 @@ class LogMachine(RuleBasedStateMachine):
         if earlier >= self.now / 1e6:
             assert not one(limit, copy.deepcopy(self.window), earlier).admitted
 
+    @precondition(lambda self: self.spent)
+    @rule(back=st.integers(0, 3))
+    def give_back(self, back: int) -> None:
+        self.naive.counting(self.now, SECOND)
+        one(self.limit, self.window, self.now / 1e6, spend=False)
+        spent = self.spent.pop(max(0, len(self.spent) - 1 - back))
+        self.naive.give_back(*spent)
+        self.window.give_back(*spent)
+        assert self.window.live == len(self.naive.units)
+
     @rule(units=st.integers(1, 8))
     def reload(self, units: int) -> None:
         self.limit = limit_of(units)
@@ -109,7 +126,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.naive.units))
     @invariant()
     def ends(self) -> None:
-        assert self.window.until == max(self.naive.units) + SECOND
+        assert self.window.until >= max(self.naive.units) + SECOND
 
 
 class BucketMachine(RuleBasedStateMachine):
@@ -122,6 +139,7 @@ class BucketMachine(RuleBasedStateMachine):
         self.limit = limit_of(units)
         self.window, self.now = BucketedWindow(self.WIDTH), ticks(START)
         self.exact, self.longer = Naive(), Naive()
+        self.spent: list[tuple[int, int, int]] = []
 
     @rule(step=st.one_of(STEPS, st.integers(0, 25_000)), cost=st.integers(1, 3))
     def take(self, step: int, cost: int) -> None:
@@ -136,11 +154,20 @@ class BucketMachine(RuleBasedStateMachine):
         if grant.admitted:
             self.exact.spend(self.now, cost)
             self.longer.spend(self.now, cost)
+            self.spent.append((max(self.exact.units), grant.spent, cost))
         elif cost <= limit.limit:
             later = self.now / 1e6 + grant.retry_after
             assert one(limit, copy.deepcopy(self.window), later).admitted
             assert grant.reset <= grant.retry_after + 1e-6
         assert grant.remaining <= max(0, limit.limit - self.exact.counting(self.now, SECOND))
+
+    @precondition(lambda self: self.spent)
+    @rule()
+    def give_back(self) -> None:
+        at, spent, cost = self.spent.pop()
+        self.exact.give_back(at, cost)
+        self.longer.give_back(at, cost)
+        self.window.give_back(spent, cost)
 
     @rule(units=st.integers(1, 12))
     def reload(self, units: int) -> None:

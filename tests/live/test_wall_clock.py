@@ -15,18 +15,12 @@ from tests.live.harness import Gateway, mint, policy, write_policy
 from tests.live.harness_http import Answered, wait_for
 from tests.live.harness_upstream import Recorded, RecordingUpstream, Reply
 from tests.redis_server import RedisServer
+from tests.wall_clock import time_of_day
 
 KEY = private_key("ES256")
 HOUR = 3600
 WINDOW = 600
 LIMIT = 4
-
-
-def library() -> str:
-    """Return the library (Debian's faketime) that tells a process another time of day, and no other clock."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    assert found, "libfaketime is not installed: apt-get install faketime"
-    return str(found[0])
 
 
 @dataclass
@@ -61,7 +55,6 @@ class Running:
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp(request.param)
     offset = directory / "offset"
-    offset.write_text("+0")
     with ExitStack() as stack:
 
         def answer(asked: Recorded) -> Reply:
@@ -78,12 +71,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for name in ("failing", "working"):
             made["upstreams"][name] = {"endpoints": [upstream.url], "circuit": circuit}
             made["routes"].append({"name": name, "match": {"prefix": f"/{name}"}, "upstream": name, "auth": "none"})
-        environment = {
-            "LD_PRELOAD": library(),
-            "FAKETIME_TIMESTAMP_FILE": str(offset),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        environment = time_of_day(offset)
         gateway = stack.enter_context(Gateway(write_policy(directory, made), environment=environment))
         yield Running(gateway, keys, upstream, offset)
 

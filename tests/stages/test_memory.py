@@ -116,8 +116,8 @@ class Switched:
         self.available = True
         self._counters, self._fallback = MemoryStore(), Fallback()
 
-    def take(self, takes: Sequence[Take], now: float) -> list[Grant]:
-        return self._counters.take(takes, now) if self.available else self._fallback.take(takes, now, 1.0)
+    def take(self, takes: Sequence[Take], now: float, held: Sequence[Grant] = ()) -> list[Grant]:
+        return self._counters.take(takes, now, held) if self.available else self._fallback.decide(takes, now, 1.0)
 
     def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
         return self._counters.take_one(limit, key, now) if self.available else None

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from mitmgate.core.limit import Limit, ticks
 from mitmgate.core.sliding import Window
-from mitmgate.core.window import Grant, Take, denies, new_window, settle
+from mitmgate.core.window import Grant, Take, check, denies, given_back, new_window, settle
 
 Shelf = OrderedDict[str, Window]
 
@@ -56,33 +56,33 @@ class MemoryStore:
     async def close(self) -> None:
         """Do nothing."""
 
-    def take(self, takes: Sequence[Take], now: float) -> list[Grant]:
+    def take(self, takes: Sequence[Take], now: float, held: Sequence[Grant] = ()) -> list[Grant]:
         """Decide and spend. See `CounterStore.take`."""
-        return self._take(takes, now, spend=True)
+        grants = self._take(takes, now, spend=True)
+        if held and denies(grants):
+            for grant in held:
+                self._give_back(grant)
+        return grants
 
     def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
         """Decide at once where the key is known, stays on its shelf, and has room. See `CounterStore.take_one`."""
         window = self._used.get(key)
         if window is None or window.width != limit.width or now < self._now:
             return None
-        left = window.pass_one(round(now * 1e6), limit.length, limit.spare)
+        at = round(now * 1e6)
+        left = window.pass_one(at, limit.length, limit.spare)
         self._now = now
-        return Grant(limit, True, limit.limit - window.live, left / 1e6) if left else None
+        return Grant(limit, True, limit.limit - window.live, left / 1e6, 0.0, False, key, at) if left else None
 
-    def look(self, takes: Sequence[Take], now: float) -> list[Grant]:
-        """Decide without spending, where something else has denied the request already."""
-        return self._take(takes, now, spend=False)
-
-    def _take(self, takes: Sequence[Take], now: float, *, spend: bool) -> list[Grant]:
-        if len(takes) > 1 and len({take.key for take in takes}) < len(takes):
-            raise ValueError("one request takes twice of one key")
+    def _take(self, takes: Sequence[Take], now: float, *, spend: bool, shared: bool = False) -> list[Grant]:
+        check(takes)
         behind = self._now - now
         if behind > 0:
             now = self._now
         else:
             self._now = now
-        found = [self._find(take) for take in takes]
-        grants = settle(takes, [window for window, _ in found], now, spend=spend)
+        found = [self._find(take.limit, take.key) for take in takes]
+        grants = settle(takes, [window for window, _ in found], now, spend=spend, shared=shared)
         spend = spend and not denies(grants)
         at = ticks(now)
         for take, (window, shelf), grant in zip(takes, found, grants, strict=True):
@@ -92,16 +92,25 @@ class MemoryStore:
                 grant.retry_after += behind if not grant.admitted else 0.0
         return grants
 
-    def _find(self, take: Take) -> tuple[Window, Shelf | None]:
-        key = take.key
+    def _give_back(self, grant: Grant) -> None:
+        """Take back what a request had spent that another limit has denied since."""
+        limit = grant.limit
+        window, shelf = self._find(limit, grant.key)
+        if grant.spent and shelf is not None:
+            window.give_back(grant.spent, limit.cost)
+            if shelf is self._full and limit.limit - window.live >= limit.cost:
+                self._used[grant.key] = shelf.pop(grant.key)
+        given_back(grant)
+
+    def _find(self, limit: Limit, key: str) -> tuple[Window, Shelf | None]:
         for shelf in (self._used, self._full, self._fresh):
             window = shelf.get(key)
             if window is not None:
-                if window.width == take.limit.width:
+                if window.width == limit.width:
                     return window, shelf
                 del shelf[key]
                 break
-        return new_window(take.limit), None
+        return new_window(limit), None
 
     def _place(self, take: Take, window: Window, shelf: Shelf | None, grant: Grant, at: int, *, spent: bool) -> None:
         """Put a window on the shelf where it belongs now. Windows with nothing spent are not kept."""

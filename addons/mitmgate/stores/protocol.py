@@ -18,12 +18,18 @@ class CounterStore(Protocol):
         """Whether counters are shared and exact now; False: `on_store_failure` of each limit speaks."""
         ...
 
-    def take(self, takes: Sequence[Take], now: float) -> list[Grant] | Awaitable[list[Grant]]:
+    def take(
+        self, takes: Sequence[Take], now: float, held: Sequence[Grant] = ()
+    ) -> list[Grant] | Awaitable[list[Grant]]:
         """Spend from every limit of a request, or from none; return one grant for each take, in their order.
 
         A limit in enforce mode that has no room keeps all others from spending; one in report mode is counted and
         reported without affecting others. now: seconds of a clock that nobody sets; a shared store uses its own.
         Keys in one call differ; ValueError otherwise. A failing store is no error: the grants say `degraded`.
+
+        held: what an earlier call granted to the same request. Where an enforced limit of this one has no room, its
+        units are given back in the same step. Until then they count, so that a limit is never exceeded; who asks in
+        between may be denied for them.
         """
         ...
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b, sha1
 from importlib.resources import files
+from itertools import repeat
 from time import monotonic
 from urllib.parse import urlsplit
 
@@ -21,9 +22,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from mitmgate.core.limit import Limit, length_of
+from mitmgate.core.limit import EXACT_LIMIT, Limit, length_of
 from mitmgate.core.sliding import NEVER
-from mitmgate.core.window import Grant, Take
+from mitmgate.core.window import Grant, Take, check, denies
 from mitmgate.stores.batches import Batches, Words
 from mitmgate.stores.fallback import Fallback
 
@@ -34,7 +35,12 @@ FRESH = 0.1
 """Seconds after its last reply in which a connection need not be asked whether it is alive: asking costs as much as a
 small batch. That the server has closed it is seen all the same, as far as its FIN has arrived."""
 
+MOST_RETURNED = 16
+"""Grants that one question may give back for others."""
+
 PREFIX = b"mitmgate:{limits}:"
+CLOCK = PREFIX + b"clock"
+"""What the script adds to the server's time of day, where that was set back."""
 
 _SCRIPT = files("mitmgate.stores").joinpath("lua/take.lua").read_bytes()
 _SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest()
@@ -42,7 +48,7 @@ _LOAD: Words = ("SCRIPT", "LOAD", _SCRIPT)
 
 
 class RedisStore:
-    """A CounterStore in Redis. A decision waits at most `timeout`, then `on_store_failure` of each limit speaks."""
+    """A CounterStore in Redis. A decision waits about `timeout`, then `on_store_failure` of each limit speaks."""
 
     def __init__(self, url: str, timeout: float = 0.1) -> None:
         """url: redis:// or rediss://; it may hold credentials and is never logged. timeout: seconds.
@@ -59,13 +65,14 @@ class RedisStore:
         )
         parts = urlsplit(url)
         name = f"counter store {parts.hostname}:{parts.port or 6379}"
-        self._batches = Batches(name, [_RedisLink(pool) for _ in range(CONNECTIONS)], timeout)
+        probe = command([Take(Limit("probe", EXACT_LIMIT, 1.0, ()), "")])
+        self._batches = Batches(name, [_RedisLink(pool) for _ in range(CONNECTIONS)], timeout, probe)
         self._fallback = Fallback()
 
     @property
     def available(self) -> bool:
-        """Whether the server is asked, as far as is known."""
-        return self._batches.available
+        """Whether the server counts, as far as the last decisions found."""
+        return self._batches.available and not self._batches.refused
 
     async def start(self) -> None:
         """Connect. Where the server can't be reached, that is logged, and tried again in the background."""
@@ -75,22 +82,96 @@ class RedisStore:
         """End all tasks and connections. What still waits is decided without the server."""
         await self._batches.close()
 
-    def take(self, takes: Sequence[Take], now: float) -> list[Grant] | Awaitable[list[Grant]]:
+    def take(
+        self, takes: Sequence[Take], now: float, held: Sequence[Grant] = ()
+    ) -> list[Grant] | Awaitable[list[Grant]]:
         """Ask the server; while it is away, decide at once without it. See `CounterStore.take`."""
-        words = command(takes)
-        if not self.available:
-            return self._fallback.take(takes, now, self._batches.pause)
-        return self._grants(self._batches.ask(words), takes, now)
+        batches, fallback = self._batches, self._fallback
+        if not batches.available:
+            check(takes)
+            return fallback.decide(takes, now, batches.pause, held, shared=batches.slow)
+        question = _Question(fallback, takes, now, held)
+        return self._grants(question, batches.ask(question.words, question.late))
 
     def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
         """Say None: the server has to be asked."""
         return None
 
-    async def _grants(self, asked: asyncio.Future[object | None], takes: Sequence[Take], now: float) -> list[Grant]:
-        numbers = await asked
-        if not isinstance(numbers, list) or len(numbers) != 4 * len(takes):
-            return self._fallback.take(takes, now, self._batches.pause)
-        return [_grant(take, *numbers[4 * at : 4 * at + 4]) for at, take in enumerate(takes)]
+    async def _grants(self, question: "_Question", reply: asyncio.Future[object | None]) -> list[Grant]:
+        numbers = await reply
+        if isinstance(numbers, list) and len(numbers) == 5 * len(question.takes):
+            return question.answered(numbers)
+        return question.unanswered(self._batches)
+
+
+class _Question:
+    """What the server is asked about one request, and what this process learns of it, in time or not."""
+
+    __slots__ = ("_debts", "_decided", "_fallback", "_held", "_now", "_told", "returned", "takes", "words")
+
+    def __init__(self, fallback: Fallback, takes: Sequence[Take], now: float, held: Sequence[Grant]) -> None:
+        """Raises ValueError for takes that can't be asked together."""
+        check(takes)
+        self.takes = takes
+        self._fallback = fallback
+        self._now = now
+        self._held = held
+        self._debts = fallback.debts(takes, now)
+        self._decided: list[Grant] | None = None  # without the answer
+        self._told: tuple[object | None] | None = None  # the answer that came before that, or that there is none
+        returns = fallback.returns
+        self.returned = [returns.popleft() for _ in range(min(len(returns), MOST_RETURNED))]
+        self.words = command(takes, self._debts, held, self.returned)
+
+    def answered(self, numbers: Sequence[int]) -> list[Grant]:
+        """Make grants of the answer."""
+        grants = [_grant(take, *numbers[5 * at : 5 * at + 5]) for at, take in enumerate(self.takes)]
+        self._learn(grants, numbers, spent=True)
+        if self._held and denies(grants):
+            for grant in self._held:
+                self._fallback.give_back(grant, self._now)
+        return grants
+
+    def unanswered(self, batches: Batches) -> list[Grant]:
+        """Decide without the answer."""
+        self._decided = decided = self._fallback.decide(
+            self.takes, self._now, batches.pause, self._held, asked=True, shared=batches.slow
+        )
+        if self._told is not None:
+            self._reconcile(decided, *self._told)
+        return decided
+
+    def late(self, reply: object | None) -> None:
+        """Take an answer that came too late, or None: there is none, and nobody knows whether the server counted."""
+        if self._decided is None:
+            self._told = (reply,)
+        else:
+            self._reconcile(self._decided, reply)
+
+    def _reconcile(self, decided: Sequence[Grant], reply: object | None) -> None:
+        fallback, takes = self._fallback, self.takes
+        if not isinstance(reply, list) or len(reply) != 5 * len(takes):
+            for take, debt, grant in zip(takes, self._debts, decided, strict=True):
+                fallback.owe(take.limit, take.key, debt + (take.limit.cost if grant.spent else 0))
+            return
+        grants = [_grant(take, *reply[5 * at : 5 * at + 5]) for at, take in enumerate(takes)]
+        for take, here, there in zip(takes, decided, grants, strict=True):
+            if here.spent and not there.spent:
+                fallback.owe(take.limit, take.key, take.limit.cost)
+            elif there.spent and denies(decided):
+                fallback.returns.append(there)
+        self._learn(grants, reply, spent=False)
+        if denies(grants):  # the server took back what was held; the request may have gone on all the same
+            for grant in self._held:
+                if denies(decided):
+                    fallback.give_back(grant, self._now)
+                elif grant.spent and not grant.degraded:
+                    fallback.owe(grant.limit, grant.key, grant.limit.cost)
+
+    def _learn(self, grants: Sequence[Grant], numbers: Sequence[int], *, spent: bool) -> None:
+        for take, grant, live in zip(self.takes, grants, numbers[1::5], strict=True):
+            if take.limit.on_store_failure == "local":
+                self._fallback.learn(take, self._now, live, take.limit.cost if spent and grant.spent else 0)
 
 
 class _RedisLink:
@@ -143,22 +224,34 @@ class _RedisLink:
         return replies
 
 
-def command(takes: Sequence[Take]) -> Words:
-    """Make the command that asks for takes. Raises ValueError where two of them have one key."""
+def command(
+    takes: Sequence[Take], debts: Sequence[int] = (), held: Sequence[Grant] = (), returned: Sequence[Grant] = ()
+) -> Words:
+    """Make the command that asks for takes. debts: units of each that are counted first. held: see `CounterStore.take`.
+
+    Of `held` those are given back that the server has spent. returned: given back in any case.
+    """
     keys: list[bytes] = []
-    arguments: list[int] = []
-    for take in takes:
+    back = [grant for grant in returned if grant.spent]
+    arguments: list[int] = [len(takes), len(back)]
+    for take, debt in zip(takes, debts or repeat(0), strict=False):
         limit = take.limit
-        width = limit.width
-        key = take.key if width == 1 else f"{take.key}\0{width}"  # another structure, another key
-        keys.append(PREFIX + blake2b(key.encode("utf-8", "surrogatepass"), digest_size=18).hexdigest().encode())
-        arguments += (limit.limit, limit.cost, length_of(limit), width, int(limit.mode == "enforce"))
-    if len(keys) > 1 and len(set(keys)) < len(keys):
-        raise ValueError("one request takes twice of one key")
-    return ("EVALSHA", _SHA, len(keys), *keys, *arguments)
+        keys.append(_key(limit, take.key))
+        arguments += (limit.limit, limit.cost, length_of(limit), limit.width, int(limit.mode == "enforce"), debt)
+    for grant in (*back, *(grant for grant in held if grant.spent and not grant.degraded)):
+        keys.append(_key(grant.limit, grant.key))
+        arguments += (grant.spent, grant.limit.cost, grant.limit.width)
+    return ("EVALSHA", _SHA, len(keys) + 1, *keys, CLOCK, *arguments)
 
 
-def _grant(take: Take, admitted: int, live: int, wait: int, reset: int) -> Grant:
+def _key(limit: Limit, key: str) -> bytes:
+    if limit.width > 1:
+        key = f"{key}\0{limit.width}"  # another structure, another key
+    return PREFIX + blake2b(key.encode("utf-8", "surrogatepass"), digest_size=18).hexdigest().encode()
+
+
+def _grant(take: Take, admitted: int, live: int, wait: int, reset: int, spent: int) -> Grant:
     limit = take.limit
     retry_after = math.inf if wait == NEVER else wait / 1e6
-    return Grant(limit, bool(admitted), max(0, limit.limit - live), reset / 1e6, retry_after, False)
+    remaining = max(0, limit.limit - live)
+    return Grant(limit, bool(admitted), remaining, reset / 1e6, retry_after, False, take.key, spent)

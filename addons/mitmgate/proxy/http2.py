@@ -57,7 +57,7 @@ CONNECTION_QUEUED: Final = 1024 * 1024
 """Bytes of all responses of a connection that wait for the client; then its next requests wait, undecided."""
 INSIST: Final = 5.0
 """Seconds for which a retired connection may go on with new requests before it is told to stop."""
-LINGER_BYTES: Final = 256 * 1024
+LINGER_BYTES: Final = 1024 * 1024
 """Bytes that are read and dropped after the end, so that the client can read why."""
 OUTPUT: Final = 64 * 1024
 """Bytes that are serialised at once, so that a socket that does not drain is noticed."""

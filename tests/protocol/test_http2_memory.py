@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hyperframe.frame import RstStreamFrame
 
 from tests.live.harness import Host
 from tests.live.harness_http import wait_for
@@ -109,3 +110,61 @@ def test_responses_one_after_the_other_that_are_not_taken_are_bounded_too(front:
             client.ping()
         wait_for(lambda: len(front.upstream.requests) >= 2, "the first requests")
         assert resident(front) - before < 1.5 * GROWTH[host]
+
+
+def crowded(front: TlsGateway, client: RawHttp2) -> list[int]:
+    """Ask for so much, and take none of it, that the next requests wait undecided."""
+    front.upstream.reply = Reply(body=b"x" * BODY)
+    numbers = []
+    for number in range(50):
+        numbers.append(client.request(request_fields("GET", f"/held/{number}")))
+        client.ping()
+    wait_for(lambda: len(front.upstream.requests) >= 2, "the first requests")
+    return numbers
+
+
+def test_undecided_requests_are_on_record_when_their_client_leaves_and_reach_nobody(front: TlsGateway) -> None:
+    before = front.mark()
+    with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+        numbers = crowded(front, client)
+        given_up = numbers[-1]
+        client.send(RstStreamFrame(given_up, error_code=8))
+        client.ping()
+    wait_for(lambda: len(front.events()) >= before + len(numbers), "all to be on record")
+    front.upstream.settle()
+    events = front.events()[before:]
+    assert len(events) == len(numbers)
+    assert len({event["path"] for event in events}) == len(numbers)
+    undecided = {event["path"] for event in events if event["decision"] == "deny"}
+    assert f"/held/{len(numbers) - 1}" in undecided
+    assert {event["reason"] for event in events if event["path"] in undecided} == {"client-closed"}
+    seen = {request.target for request in front.upstream.requests}
+    assert not seen & undecided
+
+
+def test_trailers_of_an_undecided_request_end_it(front: TlsGateway) -> None:
+    front.mark()
+    with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+        numbers = crowded(front, client)
+        posted = client.stream()
+        client.send(client.head(posted, request_fields("POST", "/held/posted")))
+        client.ping()
+        client.send(client.head(posted, [(b"x-trailer", b"y")], end=True))
+        client.ping()
+        client.grant(0, 2**30)
+        for number in [*numbers, posted]:
+            client.grant(number, BODY)
+        assert {client.response(number).status for number in [*numbers, posted]} == {200}
+
+
+def test_a_malformed_head_before_a_good_one_is_recorded_as_what_it_is(front: TlsGateway) -> None:
+    before = front.mark()
+    with front.connect() as client:
+        bad, good = client.stream(), client.stream()
+        client.send(
+            client.head(bad, request_fields("GET", "/held/bad", (b"connection", b"close")), end=True),
+            client.head(good, request_fields("GET", "/held/good"), end=True),
+        )
+        assert client.response(good).status == 200
+    wait_for(lambda: len(front.events()) >= before + 2, "both to be on record")
+    assert sorted(event["reason"] for event in front.events()[before:]) == ["head-malformed", "ok"]

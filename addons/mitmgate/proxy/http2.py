@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
@@ -264,7 +263,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._meter = FrameMeter()
         self._streams: dict[int, Http2Stream] = {}
         self._sending: dict[int, Http2Stream] = {}  # answered; what is queued of the response is on its way
-        self._waiting: deque[tuple[int, tuple[tuple[bytes, bytes], ...], bool]] = deque()
+        self._waiting: dict[int, tuple[tuple[tuple[bytes, bytes], ...], bool]] = {}  # undecided, in order
         self._timer: asyncio.TimerHandle | None = None
         self._due = inf  # of the connection itself: idle, or a head that does not end
         self._flushing: asyncio.Handle | None = None
@@ -272,7 +271,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._closing = False
         self._retiring = False
         self._recorded = 0  # streams of which there is, or will be, a record
-        self._last = 0  # the last of them
+        self._open: set[int] = set()  # those of them that libnghttp2 has not closed
         self._going = False  # it is we who end the connection
         self._discarded: int | None = None  # bytes that came after the end
 
@@ -361,23 +360,30 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._closing = True
         if transport is None:
             return
-        try:
-            for stream in list(self._streams.values()):
-                if stream.transit is not None:
-                    stream.transit.client_gone()
-        except Exception:
-            logger.exception("a connection is closed because of a defect")
+        for stream in list(self._streams.values()):
+            self._leave(stream)
+        for stream_id in list(self._waiting):
+            self._forget_waiting(stream_id)
         for pending in (self._timer, self._flushing):
             if pending is not None:
                 pending.cancel()
         self._timer = self._flushing = None
         self._streams.clear()
         self._sending.clear()
-        self._waiting.clear()
+        self._open.clear()
         self._h2 = None
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
         self._front.leave(self, self._peer)
+
+    @staticmethod
+    def _leave(stream: Http2Stream) -> None:
+        """Tell a request that its client has gone; a defect of one is not the others'."""
+        try:
+            if stream.transit is not None and not stream.answered:
+                stream.transit.client_gone()
+        except Exception:
+            logger.exception("a request is broken off because of a defect")
 
     def pause_writing(self) -> None:
         """Serialise no more: the socket does not drain."""
@@ -394,9 +400,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         for event in taken:
             if isinstance(event, ngh2.RequestReceived):
                 self._recorded += 1
-                self._last = event.stream_id
+                self._open.add(event.stream_id)
                 if self._waiting or self._queued() > CONNECTION_QUEUED:
-                    self._waiting.append((event.stream_id, event.headers, event.end_stream))
+                    self._waiting[event.stream_id] = event.headers, event.end_stream
                 else:
                     self._begin(event.stream_id, event.headers, event.end_stream)
             elif isinstance(event, ngh2.DataReceived):
@@ -438,14 +444,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream.transit.begin(request, None, refusal)
 
     def _take_body(self, event: ngh2.DataReceived) -> None:
+        self._begin_waiting(event.stream_id)
         stream = self._streams.get(event.stream_id)
         if stream is None or stream.transit is None or stream.answered:
-            for position, (stream_id, headers, ended) in enumerate(self._waiting):
-                if stream_id == event.stream_id:  # decided now, since its body is here
-                    del self._waiting[position]
-                    self._begin(stream_id, headers, ended)
-                    self._take_body(event)
-                    return
             self._acknowledge(event.stream_id, len(event.data))
             return
         data = event.data
@@ -463,12 +464,19 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _take_trailers(self, event: ngh2.TrailersReceived) -> None:
         """Take the end of a body. Trailers are not forwarded (RFC 9110, section 6.5.1), but must be well-formed."""
+        self._begin_waiting(event.stream_id)
         flaw = trailers_flaw(event.headers, self._bounds)
         stream = self._streams.get(event.stream_id)
         if flaw is None:
             self._end_body(event.stream_id)
         elif stream is not None and stream.transit is not None and not stream.answered:
             stream.transit.body_refused(Refusal(Reason.BODY_MALFORMED, flaw))
+
+    def _begin_waiting(self, stream_id: int) -> None:
+        """Decide on a request now that waits, since more of it is here."""
+        waiting = self._waiting.pop(stream_id, None)
+        if waiting is not None:
+            self._begin(stream_id, *waiting)
 
     def _end_body(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id) or self._sending.get(stream_id)
@@ -486,15 +494,13 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream_id = event.stream_id
         self._sending.pop(stream_id, None)
         stream = self._streams.pop(stream_id, None)
+        if stream_id not in self._open:
+            self._recorded += 1
+            self._refuse(Refusal(Reason.HEAD_MALFORMED, "The HTTP/2 message is malformed."))
+            return
+        self._open.discard(stream_id)
         if stream is None:
-            if (
-                event.error_code != ngh2.ErrorCode.NO_ERROR
-                and stream_id > self._last
-                and not self._forget_waiting(stream_id)
-            ):
-                self._last = stream_id
-                self._recorded += 1
-                self._refuse(Refusal(Reason.HEAD_MALFORMED, "The HTTP/2 message is malformed."))
+            self._forget_waiting(stream_id)
         elif stream.transit is not None and not stream.answered:
             if event.error_code == ngh2.ErrorCode.PROTOCOL_ERROR:
                 stream.transit.body_refused(stream.flaw)
@@ -511,17 +517,20 @@ class Http2Connection(asyncio.BufferedProtocol):
         elif stream is None:
             self._forget_waiting(stream_id)
 
-    def _forget_waiting(self, stream_id: int) -> bool:
-        """Put on record that a request was given up, or broken, before it was decided."""
-        for position, (waiting, headers, ended) in enumerate(self._waiting):
-            if waiting == stream_id:
-                del self._waiting[position]
-                self._begin(stream_id, headers, ended)
-                stream = self._streams.pop(stream_id, None)
-                if stream is not None and stream.transit is not None and not stream.answered:
-                    stream.transit.client_gone()
-                return True
-        return False
+    def _forget_waiting(self, stream_id: int) -> None:
+        """Put on record that a request was given up before it was decided; nothing of it is forwarded."""
+        waiting = self._waiting.pop(stream_id, None)
+        if waiting is None:
+            return
+        headers, ended = waiting
+        read = read_request(headers, self._scheme, ended, self._bounds)
+        if not isinstance(read, Refusal):
+            detail = "The client gave the request up before it was decided."
+            read = Refusal(Reason.CLIENT_CLOSED, detail, read.method, read.path, read.fields)
+        try:
+            self._refuse(read)
+        except Exception:
+            logger.exception("a request is broken off because of a defect")
 
     def acknowledge(self, stream: Http2Stream, more: int) -> None:
         """Let the client send as much again as the transit has taken. more: bytes beside those that were counted."""
@@ -605,8 +614,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._write(h2)
             self._handle(h2.events())
         for stream in list(self._streams.values()):
-            if stream.transit is not None and not stream.answered:
-                stream.transit.client_gone()
+            self._leave(stream)
         if transport.is_closing():
             return
         self._discarded = 0
@@ -739,8 +747,8 @@ class Http2Connection(asyncio.BufferedProtocol):
             elif queued != stream.unacknowledged:
                 stream.unacknowledged = queued
                 stream.deadline.set(self._bounds.idle_timeout)
-        while self._waiting and self._queued() <= CONNECTION_QUEUED:
-            self._begin(*self._waiting.popleft())
+        while self._waiting and not self._closing and self._queued() <= CONNECTION_QUEUED:
+            self._begin_waiting(next(iter(self._waiting)))
 
     def room(self, stream_id: int) -> int:
         """Bytes of a stream that the client would take now."""

@@ -41,6 +41,10 @@ def test_each_condition_is_named(tmp_path: Path) -> None:
         Condition.KEYS,
     ]
     assert "corp, dev" in missing[-1].detail
+    (full,) = readiness(
+        draining=False, accepting=True, snapshot=good, unusable=[], store_available=True, audit_admits=False
+    )
+    assert full.condition is Condition.AUDIT
 
 
 def test_a_limit_before_authentication_that_denies_denies_all(tmp_path: Path) -> None:
@@ -100,6 +104,36 @@ def test_the_store_goes_and_comes_back(
             redis.start()
             wait_for(lambda: gateway.value("mitmgate_store_available") == 1, "the store to be known as back")
             assert gateway.missing() == []
+
+
+REFUSALS = {
+    "out of memory": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    "no permission": ("ACL SETUSER default -evalsha", "ACL SETUSER default +@all"),
+    "no replicas": ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    "a replica": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+}
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "two"])
+def test_a_store_that_refuses_every_command_makes_nobody_ready(
+    tmp_path: Path, upstream: RecordingUpstream, workers: tuple[str, ...]
+) -> None:
+    """Found out by a decision, and, when it counts again, without one: nobody sends requests to who is not ready."""
+    with RedisServer(tmp_path) as redis:
+        limits = {"all": {"limit": 1000, "window": "60s", "key": "client_ip", "on_store_failure": "deny"}}
+        limits["per-user"] = {"limit": 100, "window": "60s", "key": "principal"}
+        made = policy(tmp_path, upstream, store={"url": redis.url}, rate_limits=limits, client_limits=["all"])
+        with AdminGateway(tmp_path, made, arguments=workers) as gateway:
+            for wrong, (refuse, serve) in REFUSALS.items():
+                wait_for(lambda: gateway.missing() == [], f"the store, before {wrong}")
+                redis.command(*refuse.split())
+                wait_for(lambda: gateway.get("/public").status == 503 and gateway.missing() != [], wrong, 60)
+                assert gateway.missing() == ["store-answers"], wrong
+                assert gateway.value("mitmgate_store_available") == 0
+                redis.command(*serve.split())
+            wait_for(lambda: gateway.missing() == [], "the store")
+            assert gateway.value("mitmgate_store_available") == 1
+            wait_for(lambda: gateway.get("/public").status == 200, "a request to pass")
 
 
 def with_keys_from(made: dict[str, Any], url: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from tests.live.harness import ROOT, Gateway, mint, policy, write_policy
-from tests.live.harness_http import wait_for
+from tests.live.harness_http import free_port, request, wait_for
 from tests.live.harness_upstream import RecordingUpstream
 from tests.redis_server import RedisServer
 
@@ -82,6 +82,11 @@ def test_a_full_spill_disk_is_no_deadlock(
     audit = {"sinks": [sink], "queue": 50, "on_full": "deny"}
     made = policy(tmp_path, upstream, audit=audit, store={"url": redis_server.url, "timeout": "1s"})
     made["rate_limits"]["per-user"]["limit"] = 100_000
+    made["admin"] = {"port": free_port()}
+
+    def ready() -> int:
+        return request(made["admin"]["port"], "GET", "/readyz", host="localhost").status
+
     disk = {"FILE": "spill.jsonl", "FULL": str(full), "ROOM": "20000"}
     with on_a_bad_disk(write_policy(tmp_path, made), **disk) as gateway:
         assert asked(gateway.port, 20) == [200] * 20
@@ -92,6 +97,7 @@ def test_a_full_spill_disk_is_no_deadlock(
             assert len(during) < 5000, "nothing was ever refused"
         admitted = 20 + during.count(200)
         wait_for(lambda: "wait in memory" in gateway.log, "the log to say that the disk is full, too")
+        assert ready() == 503
         redis_server.start()
         number, denied = 100_000, during.count(503)
 
@@ -103,6 +109,7 @@ def test_a_full_spill_disk_is_no_deadlock(
             denied += status == 503
             return status == 200
 
+        wait_for(lambda: ready() == 200, "it to be ready without a request", 60)
         wait_for(goes_on, "requests to be admitted again", 60)
         after = asked(gateway.port, 100, start=200_000)
         assert after == [200] * 100

@@ -178,6 +178,7 @@ def test_drop_counts_and_says_so_in_the_log(make: Any) -> None:
     made.hold()
     made.emit(25)
     assert made.trail.pressure() is None
+    assert made.trail.admits
     made.release()
     kinds = [orjson.loads(record)["event"] for record in made.gate.records]
     assert kinds[1:] == ["request"] * 11 + ["audit-dropped"]
@@ -197,10 +198,12 @@ def test_deny_denies_while_full(make: Any) -> None:
     assert made.trail.pressure() is None
     made.emit(1)
     assert made.trail.pressure() == DENIAL
+    assert not made.trail.admits
     assert DENIAL.reason is Reason.AUDIT_UNAVAILABLE
     made.emit(10)  # what was on its way, and the denials, find room
     made.release()
     assert made.trail.pressure() is None
+    assert made.trail.admits
     assert len(made.gate.events()) == 20
     assert not made.gate.events("audit-dropped")
 
@@ -234,7 +237,11 @@ def test_block_waits_no_longer_than_its_bound(make: Any) -> None:
     made = make(queue=10, on_full="block", block_for=0.05)
     made.hold()
     made.emit(10)
+    assert made.trail.admits, "requests wait"
     assert asyncio.run(_denial(made.trail)) == DENIAL
+    assert not made.trail.admits, "and wait in vain"
+    made.release()
+    assert made.trail.admits
 
 
 def test_one_that_was_given_up_while_it_waited_harms_nobody(make: Any) -> None:

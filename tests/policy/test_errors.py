@@ -306,6 +306,7 @@ CASES: list[Case] = [
         "at least 500",
         "",
     ),
+    ("key: client_ip", "key: client_ip, ipv6_prefix: ¦129", "rate_limits.per-client.ipv6_prefix", "at most 128", ""),
     ("{endpoints: [", "{circuit: {share: ¦0.5}, endpoints: [", "upstreams.users.circuit.share", "a share", "write 50%"),
     ("{endpoints: [", "{circuit: {share: ¦yes}, endpoints: [", "upstreams.users.circuit.share", "a share", "like 50%"),
     # References.

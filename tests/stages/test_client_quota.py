@@ -1,5 +1,6 @@
 """ClientQuota: the client's address is counted on every route, before anything else is known of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def test_admits_up_to_the_limit_then_denies_until_the_window_has_passed(snapshot
     ]
     for client, path, after, expected in asked:
         assert said(stage, asking(snapshot, client, path, after)) == expected, (client, path, after)
+
+
+def test_one_network_of_ipv6_is_one_client(snapshot: Snapshot) -> None:
+    stage = ClientQuota(MemoryStore())
+    asked = [
+        ("2001:db8::1", ADMITTED),
+        ("2001:db8::ffff:1:2:3", ADMITTED),
+        ("2001:db8::2", REFUSED),
+        ("2001:db8:0:1::1", ADMITTED),
+        ("::1", ADMITTED),
+        ("0.0.0.1", ADMITTED),
+    ]
+    for client, expected in asked:
+        assert said(stage, asking(snapshot, client)) == expected, client
+    wider = replace(snapshot.client_limits[0], ipv6_prefix=48)
+    stage, snapshot = ClientQuota(MemoryStore()), replace(snapshot, client_limits=(wider,))
+    found = [said(stage, asking(snapshot, f"2001:db8:0:{number}::1")) for number in range(3)]
+    assert found == [ADMITTED, ADMITTED, REFUSED]
+    single = replace(wider, ipv6_prefix=128)
+    stage, snapshot = ClientQuota(MemoryStore()), replace(snapshot, client_limits=(single,))
+    assert {said(stage, asking(snapshot, f"2001:db8::{number}")) for number in range(9)} == {ADMITTED}
 
 
 def test_a_denial_says_when_to_come_again(snapshot: Snapshot) -> None:

@@ -11,6 +11,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.client_quota import ClientQuota
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.quota import key_of
 from mitmgate.stages.rate_limit import RateLimit
@@ -75,6 +76,22 @@ def test_store_down(snapshot: Snapshot, path: str, expected: list[tuple[Outcome,
         assert response is not None and int(response.headers["Retry-After"]) >= 1
 
 
+@pytest.mark.parametrize(("mode", "left"), [("enforce", 1), ("report", 0)])
+def test_what_a_route_denies_has_not_spent_the_clients_limit(tmp_path: Path, mode: str, left: int) -> None:
+    snapshot, store = snapshot_of(tmp_path, mode), MemoryStore()
+    client, route = ClientQuota(store), RateLimit(store)
+    for second in (False, True):
+        made = routed(snapshot)
+        assert said(client, made) == ADMITTED
+        assert said(route, made) == (ADMITTED if not second else REFUSED if left else OBSERVED)
+    told = {grant.limit.name: grant.remaining for grant in made.grants}
+    assert told == {"per-client": left, "per-route": 0}
+    assert [said(client, routed(snapshot, path="/near"))[0] for _ in range(left + 1)] == [
+        *[Outcome.ADMIT] * left,
+        Outcome.DENY if left else Outcome.OBSERVE,
+    ]
+
+
 def test_all_limits_or_none(snapshot: Snapshot) -> None:
     made = routed(snapshot)
     assert made.route is not None
@@ -133,7 +150,7 @@ def test_long_keys_are_counted_by_their_digest(snapshot: Snapshot) -> None:
 
 def test_addresses_are_counted_apart_and_without_one_together(snapshot: Snapshot) -> None:
     limit, keys = Limit("l", 1, 60.0, ("client_ip",)), []
-    for text in ("0.0.0.1", "::1", "2001:db8::1", "2001:db8::2", None, None):
+    for text in ("0.0.0.1", "::1", "2001:db8::1", "2001:db8:0:1::1", None, None):
         made = routed(snapshot)
         made.client = None if text is None else parse_address(text)
         keys.append(key_of(limit, made))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mitmgate.core.limit import EXACT_LIMIT
+from mitmgate.core.window import Take
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.protocol import CounterStore
 from tests.redis_server import RedisServer
@@ -84,6 +85,45 @@ def test_a_denied_request_spends_nothing_anywhere(opened: Opened) -> None:
             assert (grants[wide.limit].admitted, grants[wide.limit].remaining) == (True, 9)
             assert (grants[narrow.limit].admitted, grants[narrow.limit].remaining) == (False, 0)
         assert await admitted(store, wide, 20) == 9
+
+    check(opened, contract)
+
+
+async def in_two_steps(store: CounterStore, client: Take, route: Take) -> bool:
+    """Take of a client's limit, then of a route's, as ClientQuota and RateLimit do."""
+    first = await ask(store, client)
+    if not first[0].admitted:
+        return False
+    await asyncio.sleep(0)
+    asked = store.take([route], NOW, [grant for grant in first if grant.spent])
+    return (asked if isinstance(asked, list) else await asked)[0].admitted
+
+
+@pytest.mark.parametrize("units", [5, EXACT_LIMIT * 5])
+def test_what_a_later_call_denies_is_given_back(opened: Opened, units: int) -> None:
+    async def contract(store: CounterStore) -> None:
+        cost = units // 5
+        client, route = take_of(limit_of(units, cost=cost)), take_of(limit_of(2))
+        assert [await in_two_steps(store, client, route) for _ in range(9)] == [True, True, *[False] * 7]
+        assert (await ask(store, client))[0].remaining == 2 * cost
+        assert await admitted(store, client, 9) == 2
+        assert not await in_two_steps(store, client, take_of(limit_of(9)))
+
+    check(opened, contract)
+
+
+def test_a_client_that_races_over_two_limits_gets_neither_more_nor_less(opened: Opened) -> None:
+    """What is held for a moment may deny others, and is lost for nobody: asked again, all is admitted that fits."""
+
+    async def contract(store: CounterStore) -> None:
+        client, routes = take_of(limit_of(40)), [take_of(limit_of(10)) for _ in range(3)]
+
+        async def race(route: Take) -> int:
+            return sum([await in_two_steps(store, client, route) for _ in range(8)])
+
+        counts = await asyncio.gather(*[race(routes[at % 3]) for at in range(12)])
+        assert sum(counts) == 30
+        assert (await ask(store, client))[0].remaining == 9
 
     check(opened, contract)
 

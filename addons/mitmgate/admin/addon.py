@@ -135,6 +135,9 @@ def sources_of(
     def sinks() -> Sequence[SinkState]:
         return [] if gateway.services is None else gateway.services.trail.states()
 
+    def audit_admits() -> bool:
+        return gateway.services is not None and gateway.services.trail.admits
+
     published: deque[Jwk] = deque(maxlen=PUBLISHED)
 
     def keys() -> Sequence[Jwk]:
@@ -153,6 +156,7 @@ def sources_of(
         key_sets=key_sets,
         store_available=store_available,
         sinks=sinks,
+        audit_admits=audit_admits,
         history=gateway.history,
         shadow=shadow,
         draining=draining,

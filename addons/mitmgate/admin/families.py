@@ -87,7 +87,12 @@ FAMILIES: tuple[Family, ...] = (
         ("upstream", "endpoint"),
         merge="max",
     ),
-    Family("mitmgate_store_available", "gauge", "1 while the counter store can be asked.", merge="min"),
+    Family(
+        "mitmgate_store_available",
+        "gauge",
+        "1 while the counter store counts: it answers, and refuses nothing.",
+        merge="min",
+    ),
     Family("mitmgate_key_set_usable", "gauge", "1 while an issuer's keys can verify tokens.", ("issuer",), merge="min"),
     Family(
         "mitmgate_key_set_age_seconds",

@@ -17,6 +17,7 @@ class Condition(StrEnum):
     POLICY = "policy-in-force"
     KEYS = "keys-can-verify"
     STORE = "store-answers"
+    AUDIT = "audit-has-room"
 
 
 class Missing(NamedTuple):
@@ -37,8 +38,12 @@ def readiness(
     snapshot: Snapshot | None,
     unusable: Sequence[str],
     store_available: bool,
+    audit_admits: bool = True,
 ) -> Readiness:
-    """Judge one process. snapshot: the policy in force. unusable: the issuers whose keys can't verify a token."""
+    """Judge one process. snapshot: the policy in force. unusable: the issuers whose keys can't verify a token.
+
+    store_available, audit_admits: as the last decisions found.
+    """
     missing = []
     if draining:
         missing.append(Missing(Condition.NOT_DRAINING, "The gateway is shutting down."))
@@ -50,6 +55,8 @@ def readiness(
         missing.append(Missing(Condition.KEYS, f"No keys to verify tokens of {', '.join(unusable)} with."))
     if snapshot is not None and not store_available and denies_without_store(snapshot):
         missing.append(Missing(Condition.STORE, "The counter store does not answer, and limits deny without it."))
+    if not audit_admits:
+        missing.append(Missing(Condition.AUDIT, "The audit queue is full, and requests are denied for it."))
     return tuple(missing)
 
 

@@ -36,7 +36,8 @@ class Sources:
     """What a report asks. All are called on the event loop's thread, and none of them may wait.
 
     policy: the policy in force, None: there is none. connected: clients. circuits, failed_shares: `CircuitBreaker`'s
-    `states` and `failed_shares`. key_sets: `KeyRing.states`. sinks: `AuditTrail.states`. shadow:
+    `states` and `failed_shares`. key_sets: `KeyRing.states`. sinks: `AuditTrail.states`. audit_admits:
+    `AuditTrail.admits`. shadow:
     differences by (change, reason). draining: whether the process is on its way to its end. keys: the public keys of
     identity assertions. memory: what is held for clients.
     """
@@ -51,6 +52,7 @@ class Sources:
     history: History
     shadow: Callable[[], Mapping[tuple[str, str], int]] = dict
     draining: Callable[[], bool] = bool
+    audit_admits: Callable[[], bool] = lambda: True
     failed_shares: Callable[[], Mapping[str, float]] = dict
     keys: Callable[[], Sequence[Jwk]] = tuple
     memory: Callable[[], Held] = lambda: Held(0, 0, 0)
@@ -67,6 +69,7 @@ def report_of(sources: Sources, counted: Mapping[str, Series]) -> Report:
         snapshot=snapshot,
         unusable=[state.issuer for state in key_sets if not state.usable],
         store_available=available,
+        audit_admits=sources.audit_admits(),
     )
     series: dict[str, Series] = {
         **counted,

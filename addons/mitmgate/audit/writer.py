@@ -90,6 +90,7 @@ class AuditTrail:
         self._capacity = queue
         self._on_full = on_full
         self._takes = True  # without sinks there is nothing to wait for
+        self._waited_in_vain = False
         self._block_for = block_for
         self._instance = secrets.token_hex(6)
         self._numbers = count(1)
@@ -169,6 +170,13 @@ class AuditTrail:
             return None
         return self._room() if self._takes and self._on_full == "block" else DENIAL
 
+    @property
+    def admits(self) -> bool:
+        """Whether a request would find room for its record; where requests wait for it, as the last one found."""
+        if self._on_full == "drop" or (self._takes and not self._full()):
+            return True
+        return self._takes and self._on_full == "block" and not self._waited_in_vain
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until every sink has taken everything; False where it took too long. Blocks: not for the event loop."""
         self.settle()
@@ -229,9 +237,11 @@ class AuditTrail:
                     waiter = asyncio.get_running_loop().create_future()
                     self._waiters.append(waiter)
                     if not self._full():  # it may have got room before the waiter stood in the list
+                        self._waited_in_vain = False
                         return None
                     await waiter
         except TimeoutError:
+            self._waited_in_vain = True
             return DENIAL
 
     def _room_made(self) -> None:

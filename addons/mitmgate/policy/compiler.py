@@ -145,7 +145,9 @@ def _absolute(directory: Path, file: str | None) -> str | None:
 
 
 def _limit(name: str, limit: RateLimit) -> Limit:
-    return Limit(name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode)
+    return Limit(
+        name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode, limit.ipv6_prefix
+    )
 
 
 def _cors(cors: Cors) -> rules.Cors:

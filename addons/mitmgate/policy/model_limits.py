@@ -15,6 +15,7 @@ from mitmgate.policy.scalars import (
     Duration,
     DurationOrZero,
     HeaderName,
+    Integer,
     Method,
     host_on_the_wire,
     one_or_more,
@@ -49,6 +50,8 @@ class RateLimit(Section):
     window: Duration = Field(description="The length of the window (seconds), at every position in time.")
     key: Annotated[tuple[Key, ...], Field(min_length=1), one_or_more(Key)] = ("principal",)
     """What is counted by: principal, client_ip, issuer, route, claim:NAME, header:NAME, or a list of these."""
+    ipv6_prefix: Annotated[Integer, Field(ge=1, le=128)] = 64
+    """For client_ip: the length of the network (bits) that is one client; a host has all of a /64 (RFC 4291)."""
     cost: Count = 1
     """How many units a request takes."""
     on_store_failure: Literal["deny", "allow", "local"] = "local"

@@ -11,7 +11,7 @@ from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.exchange import Exchange
 from mitmgate.usage import UserError
 
-LIMIT: Final = ("limit", "window", "cost", "key", "mode", "on_store_failure")
+LIMIT: Final = ("limit", "window", "cost", "key", "mode", "on_store_failure", "ipv6_prefix")
 CIRCUIT: Final = ("failures", "share", "window", "open_for", "probes", "slow")
 REASONS: Final = frozenset({"quota-exceeded", "circuit-open"})
 

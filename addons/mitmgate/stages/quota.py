@@ -28,6 +28,10 @@ class Quota(Stage):
         """store: where the counters are."""
         self._store = store
 
+    def held(self, exchange: Exchange) -> Sequence[Grant]:
+        """Return what an earlier stage took, to be given back where this one denies."""
+        return ()
+
     def take(self, exchange: Exchange, limits: Sequence[Limit]) -> Step | Awaitable[Step]:
         """Decide on all limits in one call."""
         if not limits:
@@ -42,7 +46,7 @@ class Quota(Stage):
             takes = [Take(limit, key)]
         else:
             takes = [Take(limit, key_of(limit, exchange)) for limit in limits]
-        grants = self._store.take(takes, exchange.started)
+        grants = self._store.take(takes, exchange.started, self.held(exchange))
         if isinstance(grants, list | tuple):  # a tenth of what the abstract Sequence takes to be asked for
             return self._step(exchange, grants)
         return self._step_later(exchange, grants)
@@ -72,22 +76,26 @@ def key_of(limit: Limit, exchange: Exchange) -> str:
     if parts == _BY_PRINCIPAL and principal is not None:  # what most limits count by
         key = f"{limit.prefix}{principal.issuer}\0{principal.subject}"
     elif len(parts) == 1:
-        key = limit.prefix + _part(parts[0], exchange)
+        key = limit.prefix + _part(parts[0], limit, exchange)
     else:
-        values = [_part(part, exchange) for part in parts]
+        values = [_part(part, limit, exchange) for part in parts]
         key = limit.prefix + "".join([f"{len(value)}:{value}" for value in values])
     if len(key) > LONGEST_KEY:
         return f"{limit.name}\0\0{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=20).hexdigest()}"
     return key
 
 
-def _part(part: str, exchange: Exchange) -> str:
+def _part(part: str, limit: Limit, exchange: Exchange) -> str:
     principal = exchange.principal
     if part == "principal":
         return ABSENT if principal is None else f"{principal.issuer}\0{principal.subject}"
     if part == "client_ip":
         client = exchange.client  # int() takes half the time of str(), and a tenth for IPv6
-        return ABSENT if client is None else f"{client.version}.{int(client):x}"
+        if client is None:
+            return ABSENT
+        if client.version == 4:
+            return f"4.{int(client):x}"
+        return f"6.{int(client) >> (128 - limit.ipv6_prefix):x}/{limit.ipv6_prefix}"
     if part == "route":
         route = exchange.route
         # What remains of a client limit is told to everybody: it must not tell apart routes that are not public.

@@ -1,15 +1,21 @@
 """RateLimit: the limits of the route, counted for who is known by now."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import ClassVar
 
 from mitmgate.core.verdict import Step
+from mitmgate.core.window import Grant
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.quota import Quota
+from mitmgate.stages.stage import reports
 
 
 class RateLimit(Quota):
-    """Take the route's limits: exact sliding windows, all or none.
+    """Take the route's limits: exact sliding windows, all or none, those of the client included.
+
+    Where one of them denies, what ClientQuota took is given back in the same step of the store. It counted until then,
+    as it has to: nobody may get more signatures verified than a client's limit says. What another stage denies has
+    spent the client's limits.
 
     Reads: principal, client, claims, headers, route, as each limit's key says. Writes: exchange.grants,
     exchange.answer (Retry-After). Denies: 429 quota-exceeded; 503 store-unavailable where the store is away and a
@@ -22,3 +28,8 @@ class RateLimit(Quota):
         """Take them all in one call."""
         route = exchange.route
         return self.skipped if route is None else self.take(exchange, route.limits)
+
+    def held(self, exchange: Exchange) -> Sequence[Grant]:
+        """Return what ClientQuota took, unless the request goes on whatever is said here."""
+        grants = exchange.grants
+        return [grant for grant in grants if grant.spent] if grants and not reports(exchange) else ()

@@ -1,13 +1,16 @@
 """Upgrades: WebSocket where the route allows it, and nothing else."""
 
+import asyncio
 import base64
 import hashlib
 import os
 import socket
+import threading
 import time
 import tracemalloc
 
 import pytest
+from mitmproxy.http import HTTPFlow
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.extensions import PerMessageDeflate
@@ -17,7 +20,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.proxy import websocket
 from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, status_of, wait_for
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.harness import Gate, connect, receive, route
 from tests.protocol.test_streaming import Serving, read_head
 
@@ -254,3 +257,60 @@ def test_an_end_without_a_close_frame_is_said_and_recorded(
             head, mask, code = seen[0][:2], seen[0][2:6], seen[0][6:8]
             assert head == b"\x88\x82"
             assert bytes(a ^ b for a, b in zip(code, mask, strict=False)) == told
+
+
+class Slow:
+    """Holds up the head of a response until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    async def responseheaders(self, flow: HTTPFlow) -> None:
+        if flow.response is not None and flow.response.status_code == 101:
+            self.begun.set()
+            await asyncio.to_thread(self.go_on.wait, PATIENCE)
+
+
+def test_client_that_leaves_while_a_hook_looks_at_the_101_ends_an_ordinary_exchange() -> None:
+    close = threading.Event()
+
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(SWITCHING)
+        assert close.wait(PATIENCE)
+
+    slow = Slow()
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate:
+        gate.master.addons.add(slow)
+        with connect(gate.port) as link:
+            link.sendall(HANDSHAKE)
+            assert slow.begun.wait(PATIENCE)
+
+        def gone() -> list[bool]:
+            return [transit._gone for one in gate.layer.clients for transit in one.transits]
+
+        wait_for(lambda: gone() == [True], "the client's end to be noticed")
+        slow.go_on.set()
+        wait_for(lambda: ("error", Reason.CLIENT_CLOSED) in gate.hooks.ends, "the end")
+        assert gate.hooks.seen[0][1].websocket is None  # else no event would be made of it
+        close.set()
+
+
+def test_service_that_leaves_while_a_hook_looks_at_the_101_is_told_of_afterwards() -> None:
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(SWITCHING)
+
+    slow = Slow()
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        gate.master.addons.add(slow)
+        link.sendall(HANDSHAKE)
+        assert slow.begun.wait(PATIENCE)
+        slow.go_on.set()
+        got = receive(link)
+        assert got.startswith(b"HTTP/1.1 101 ")
+        assert got.endswith(b"\r\n\r\n\x88\x02\x03\xf3")  # 1011
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.websocket is not None, "the record")
+        assert found.websocket == (1006, "upstream", 0, 0)

@@ -28,6 +28,7 @@ class TransitEnding(TransitState):
     def crashed(self) -> None:
         """Record the end of what a defect of ours has broken; the client's connection is closed by its owner."""
         self._stop()
+        self._relay = None
         self._leave_upstream()
         if self._request is RequestPhase.WAITING or self._response is ResponsePhase.DONE:
             return

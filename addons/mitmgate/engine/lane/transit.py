@@ -26,6 +26,7 @@ from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.reason import Reason
 from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.engine.lane.requesting import TransitRequest
+from mitmgate.engine.lane.upstream import Phase
 from mitmgate.engine.lane.waiting import DETAILS, RequestPhase, ResponsePhase
 from mitmgate.engine.memory import PAGE
 from mitmgate.proxy.websocket import Relay, accepts
@@ -88,8 +89,12 @@ class Transit(TransitRequest):
         if self._killed():
             return
         flow, upstream, response = self.flow, self._upstream, self.flow.response
-        if upstream is None or response is None:
-            self._fail(Reason.UPSTREAM_CLOSED)
+        if self._gone or upstream is None or response is None or upstream.phase is not Phase.TUNNEL:
+            flow.websocket = None  # none has begun while the hooks waited: the end is an ordinary one, and on record
+            if self._gone:
+                self._abort(Reason.CLIENT_CLOSED)
+            else:
+                self._fail(Reason.UPSTREAM_CLOSED)
             return
         self._head_sent = True
         client = self._client

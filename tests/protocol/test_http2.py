@@ -1,5 +1,7 @@
 """HTTP/2 with a client of raw frames."""
 
+import contextlib
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,7 @@ from hyperframe.frame import (
 )
 
 from mitmgate.core.reason import Reason
+from mitmgate.proxy import http2
 from mitmgate.proxy.http2 import Http2Connection
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import HANG, RecordingUpstream, Reply
@@ -355,3 +358,22 @@ def test_client_that_goes_on_after_its_goodbye_is_no_defect(
             client.read(client.terminated)
     wait_for(lambda: h2_gate.layer.connected == 0, "the end of the connection")
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("how", ["fin", "close_notify"])
+def test_client_that_ends_its_side_and_takes_nothing_is_not_kept(
+    authority: Authority, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(http2, "FLUSH_SECONDS", 0.3)
+    upstream.reply = Reply(body=b"y" * 12_000_000)
+    with Gate(route(upstream.url), tls=listen(authority)) as gate, Client(gate, authority, window=2**31 - 1) as client:
+        client.h2.increment_flow_control_window(2**31 - 1 - 65535)
+        client.request(GET)
+        wait_for(lambda: len(upstream.requests) == 1, "the request")
+        if how == "fin":
+            client.link.shutdown(socket.SHUT_WR)
+        else:
+            client.link.setblocking(False)
+            with contextlib.suppress(ssl.SSLError, OSError):
+                client.link.unwrap()
+        wait_for(lambda: gate.layer.connected == 0, "the connection to be given up")

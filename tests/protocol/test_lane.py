@@ -89,7 +89,7 @@ def test_bytes_behind_a_response_are_nobodys(gate: Gate, upstream: RecordingUpst
 def test_connection_that_speaks_while_idle_is_dropped(gate: Gate, upstream: RecordingUpstream) -> None:
     assert request(gate.port, "GET", "/a").status == 200
     assert idle(gate) == 1
-    for transport in upstream._transports:
+    for transport in list(upstream._transports):
         upstream._loop.call_soon_threadsafe(transport.write, b"HTTP/1.1 200 OK\r\n\r\n")
     wait_for(lambda: idle(gate) == 0, "the connection to be dropped")
     assert request(gate.port, "GET", "/b").body == b"upstream says hello"

@@ -314,3 +314,47 @@ def test_service_that_leaves_while_a_hook_looks_at_the_101_is_told_of_afterwards
         assert found is not None
         wait_for(lambda: found.websocket is not None, "the record")
         assert found.websocket == (1006, "upstream", 0, 0)
+
+
+class Pondering:
+    """Looks at each message for a while, as a script that asks somebody does."""
+
+    async def websocket_message(self, flow: HTTPFlow) -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def test_messages_behind_one_that_a_hook_looks_at_arrive_in_order() -> None:
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        gate.master.addons.add(Pondering())
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        ws = Connection(ConnectionType.CLIENT)
+        words = [f"message {number}" for number in range(30)]
+        link.sendall(b"".join(ws.send(TextMessage(word)) for word in words[:20]))
+        for word in words[20:]:
+            link.sendall(ws.send(TextMessage(word)))
+        got: list[str] = []
+        while len(got) < len(words):
+            ws.receive_data(link.recv(65536))
+            got += [event.data for event in ws.events() if isinstance(event, TextMessage)]
+        assert got == words
+        link.sendall(ws.send(CloseConnection(1000)))
+        assert receive(link) == b"\x88\x02\x03\xe8"
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.websocket is not None, "the record")
+        assert found.websocket == (1000, "client", 30, 30)
+
+
+def test_client_that_leaves_behind_messages_that_hooks_look_at_has_its_end_on_record() -> None:
+    with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate:
+        gate.master.addons.add(Pondering())
+        with connect(gate.port) as link:
+            link.sendall(HANDSHAKE)
+            read_head(link)
+            ws = Connection(ConnectionType.CLIENT)
+            link.sendall(ws.send(TextMessage("a")) + ws.send(TextMessage("b")))
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.websocket is not None and gate.layer.connected == 0, "the end")

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.live.harness_upstream import Reply
 from tests.rfc.fronts import KINDS, Front, Http2Front, Kind, running
 
 
@@ -26,8 +27,8 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Fron
 def every_front(request: pytest.FixtureRequest, fronts: dict[Kind, Front]) -> Front:
     """Run the test on each front, and in HTTP/2: one that sends nothing that only HTTP/1 has."""
     if request.param != "h2":
-        return fronts[request.param]
-    tls = fronts["tls"]
+        return _fresh(fronts[request.param])
+    tls = _fresh(fronts["tls"])
     return Http2Front(tls.kind, tls.gateway, tls.upstream, tls.authority, tls.admin)
 
 
@@ -35,4 +36,10 @@ def every_front(request: pytest.FixtureRequest, fronts: dict[Kind, Front]) -> Fr
 def front(request: pytest.FixtureRequest, fronts: dict[Kind, Front]) -> Front:
     """Run the test on each front."""
     kind: Kind = request.param
-    return fronts[kind]
+    return _fresh(fronts[kind])
+
+
+def _fresh(front: Front) -> Front:
+    """Take back what the service was told to answer: another test of this process may have left it so."""
+    front.upstream.reply = Reply()
+    return front

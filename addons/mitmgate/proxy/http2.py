@@ -30,7 +30,7 @@ from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request, trailers_flaw
 from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.deadline import LINGER_SECONDS, SLACK
+from mitmgate.engine.lane.deadline import FLUSH_SECONDS, LINGER_SECONDS, SLACK
 from mitmgate.engine.lane.request import new_request
 from mitmgate.engine.lane.transit import Transit
 from mitmgate.engine.lane.waiting import Ways
@@ -351,8 +351,13 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._crash()
 
     def eof_received(self) -> bool:
-        """Take the end of what the client sends: HTTP/2 has no half-closed connections."""
-        return False
+        """Take the end of what the client sends: HTTP/2 has no half-closed connections, so that it is the end of all.
+
+        What is written goes out first, within bounds: asyncio would wait for it for ever.
+        """
+        self._going = True
+        self._close()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection, and let go of everything that it held."""
@@ -615,12 +620,13 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._handle(h2.events())
         for stream in list(self._streams.values()):
             self._leave(stream)
+        waiting = transport.get_write_buffer_size()
+        self.loop.call_later(FLUSH_SECONDS if waiting else LINGER_SECONDS, transport.abort)
         if transport.is_closing():
             return
         self._discarded = 0
         with contextlib.suppress(OSError):  # the client has gone, and asyncio has yet to tell
             transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, transport.abort)
 
     def _crash(self) -> None:
         """End what a defect of ours has broken."""

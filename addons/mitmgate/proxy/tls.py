@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1024
 """What is taken out of OpenSSL at once."""
+UNREAD: Final = 256 * 1024
+"""Bytes that a peer leaves unread while it makes OpenSSL answer; then it is not read either."""
 RECORD: Final = 16 * 1024
 """Plaintext of one record (RFC 8446, section 5.1): OpenSSL is given no more at once, so that it holds no copy."""
 
@@ -145,6 +147,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._raw: asyncio.Transport | None = None
         self._closing = False
         self._paused = False
+        self._choked = False  # the peer does not take what OpenSSL answers by itself
         self._ended = False  # the peer said close_notify, or closed the connection
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(deadline, self._expired)
@@ -206,6 +209,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
 
     def resume_writing(self) -> None:
         """Tell the inner protocol to go on writing."""
+        self._choke(False)
         if self._inner is not None:
             self._inner.resume_writing()
 
@@ -259,7 +263,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             try:
                 count = self.tls.recv_into(target)
             except SSL.WantReadError:
-                self._flush()  # the answer to a key update
+                self._flush()  # the answers to key updates, which a peer may ask for without reading any
+                self._choke(self.get_write_buffer_size() > UNREAD)
                 return
             except SSL.ZeroReturnError:
                 if not self._end_of_input():
@@ -354,10 +359,20 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if not self._paused:
             return
         self._paused = False
-        if self._raw is not None and not self._raw.is_closing():
+        if self._raw is not None and not self._raw.is_closing() and not self._choked:
             self._raw.resume_reading()
         if self._again is None:
             self._again = asyncio.get_running_loop().call_soon(self._read)
+
+    def _choke(self, choked: bool) -> None:
+        """Read nothing of a peer that makes us answer and takes no answer."""
+        if choked is not self._choked:
+            self._choked = choked
+            if self._raw is not None and not self._raw.is_closing() and not self._paused:
+                if choked:
+                    self._raw.pause_reading()
+                else:
+                    self._raw.resume_reading()
 
     def is_reading(self) -> bool:
         """Tell whether what comes is handed over."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -167,7 +168,7 @@ class Relay:
         self._counted = 0
         self._client = _Side(ConnectionType.SERVER, _extensions(flow.response), client)
         self._upstream = _Side(ConnectionType.CLIENT, _extensions(flow.response), upstream)
-        self._queue: list[tuple[_Side, bytes | None]] | None = None  # what came while a hook waits
+        self._queue: deque[tuple[_Side, bytes | Event | None]] | None = None  # what came while a hook waits
         self._over = False
         self._closed_by = "gateway"
         flow.websocket = flow.websocket or WebSocketData()
@@ -204,7 +205,7 @@ class Relay:
     @property
     def held(self) -> int:
         """Bytes of messages that are still coming, that wait for a hook, or that are kept to be looked at."""
-        queued = sum(len(data) for _, data in self._queue or () if data is not None)
+        queued = sum(_size(item) for _, item in self._queue or ())
         return self._client.size + self._upstream.size + self._kept + queued
 
     @property
@@ -220,25 +221,31 @@ class Relay:
     def _other(self, side: _Side) -> _Side:
         return self._upstream if side is self._client else self._client
 
-    def _take(self, side: _Side, data: bytes | None) -> None:
+    def _take(self, side: _Side, item: bytes | Event | None) -> None:
+        """Take bytes, a frame's event, or (None) the end of a connection; while a hook waits, in order behind it."""
         if self._over:
             return
         if self._queue is not None:
-            self._queue.append((side, data))
-            if data is not None:
+            self._queue.append((side, item))
+            if item is not None:
                 side.pipe.hold_frames(True)
                 self._count()
             return
-        if data is None:
+        if item is None:
             if side.ws.state is ConnectionState.OPEN:  # no close frame came: 1006 for the record
                 towards = CloseReason.GOING_AWAY if side is self._client else CloseReason.INTERNAL_ERROR
                 self._close_record(side, CloseReason.ABNORMAL_CLOSURE, "")
                 self._end(towards, None, None)
-            return
+        elif isinstance(item, Event):
+            self._relay(side, item)
+        else:
+            self._take_bytes(side, item)
+
+    def _take_bytes(self, side: _Side, data: bytes) -> None:
         try:
             side.ws.receive_data(data)
             for event in side.ws.events():
-                self._relay(side, event)
+                self._take(side, event)
                 if self._over:
                     return
             self._count()
@@ -317,15 +324,19 @@ class Relay:
         if pending is None:
             then()
             return
-        outer, self._queue = self._queue, []
+        self._queue = deque()
 
         def go_on() -> None:
-            queue, self._queue = self._queue or [], outer
+            queue, self._queue = self._queue or deque(), None
             then()
-            self._client.pipe.hold_frames(self._upstream.pipe.congested)
-            self._upstream.pipe.hold_frames(self._client.pipe.congested)
-            for side, data in queue:
-                self._take(side, data)
+            while queue and self._queue is None and not self._over:
+                self._take(*queue.popleft())
+            if self._queue is not None:  # another hook waits: the rest comes behind what it has made wait
+                self._queue += queue
+            elif not self._over:
+                self._client.pipe.hold_frames(self._upstream.pipe.congested)
+                self._upstream.pipe.hold_frames(self._client.pipe.congested)
+                self._count()
 
         self._wait(pending, go_on)
 
@@ -364,6 +375,12 @@ class Relay:
         self._client.pipe.end_frames()
         self._upstream.pipe.end_frames()
         self._ended(reason)
+
+
+def _size(item: bytes | Event | None) -> int:
+    if isinstance(item, TextMessage | BytesMessage):
+        return len(item.data)
+    return len(item) if isinstance(item, bytes) else 0
 
 
 def _extensions(response: Response | None) -> list[Extension]:

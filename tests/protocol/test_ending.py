@@ -103,7 +103,7 @@ def test_websocket_is_cut() -> None:
         exchange = exchange_of(gate.hooks.seen[0][1])
         assert receive(link) == b"\x88\x02\x03\xf0"  # 1008
         assert exchange is not None
-        assert exchange.failure is Reason.TOKEN_EXPIRED
+        wait_for(lambda: exchange.failure is Reason.TOKEN_EXPIRED, "the record")
 
 
 def test_no_seat_is_left_when_clients_have_gone(gate: Gate, upstream: RecordingUpstream) -> None:

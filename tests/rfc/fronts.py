@@ -186,7 +186,7 @@ def complete(got: bytes, *, bodiless: bool = False) -> int:
 
 def parse(got: bytes) -> Answered:
     """Read the bytes of the last response of a connection; interim ones are left out."""
-    while got.startswith(b"HTTP/1.1 1"):
+    while got.startswith(b"HTTP/1.1 1") and not got.startswith(b"HTTP/1.1 101 "):
         got = got.partition(b"\r\n\r\n")[2]
     head, separator, body = got.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 ") and separator, got
@@ -245,6 +245,9 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
     ]
     made["routes"].append(
         {"name": "ws", "match": {"prefix": "/ws"}, "upstream": "users", "auth": "none", "websocket": True}
+    )
+    made["routes"].append(
+        {"name": "lasting", "match": {"prefix": "/lasting"}, "upstream": "users", "stream": "always", "websocket": True}
     )
     for name in made["upstreams"]:
         made["upstreams"][name]["circuit"] = {"failures": 10000}

@@ -128,10 +128,12 @@ def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
 
 
 def seconds_left(exchange: Exchange) -> float | None:
-    """Return how long the token holds that the request was admitted with; None where it needed none."""
-    if exchange.principal is None:
+    """Return how long the token holds that the request was admitted with, its leeway included; None: it needed none."""
+    principal = exchange.principal
+    if principal is None:
         return None
-    return max(0.0, exchange.principal.expires - exchange.now - (time.perf_counter() - exchange.started))
+    until = principal.expires + exchange.snapshot.issuers[principal.issuer].leeway
+    return max(0.0, until - exchange.now - (time.perf_counter() - exchange.started))
 
 
 def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:

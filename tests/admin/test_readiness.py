@@ -4,6 +4,9 @@ import json
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from mitmgate.policy.snapshot import Snapshot
 from tests.admin.asking import AdminGateway, admin_gateway
 from tests.keys.jwks_server import JwksServer
 from tests.live.harness import AUDIENCE, policy, route, write_policy
-from tests.live.harness_http import wait_for
+from tests.live.harness_http import free_port, wait_for
 from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.redis_server import RedisServer
 
@@ -114,26 +117,115 @@ REFUSALS = {
 }
 
 
+def denying(directory: Path, upstream: RecordingUpstream, redis: RedisServer) -> dict[str, Any]:
+    """Make a policy that denies what can't be counted."""
+    limits = {"all": {"limit": 1000, "window": "60s", "key": "client_ip", "on_store_failure": "deny"}}
+    limits["per-user"] = {"limit": 100, "window": "60s", "key": "principal"}
+    return policy(directory, upstream, store={"url": redis.url}, rate_limits=limits, client_limits=["all"])
+
+
+def is_ready_but_while(
+    gateway: AdminGateway, wrong: str, refuse: Callable[[], object], serve: Callable[[], object]
+) -> None:
+    wait_for(lambda: gateway.missing() == [], f"the store, before {wrong}", 60)
+    refuse()
+    wait_for(lambda: gateway.get("/public").status == 503 and gateway.missing() != [], wrong, 60)
+    assert gateway.missing() == ["store-answers"], wrong
+    assert gateway.value("mitmgate_store_available") == 0
+    serve()
+    wait_for(lambda: gateway.missing() == [], f"the store, after {wrong}", 60)
+    wait_for(lambda: gateway.value("mitmgate_store_available") == 1, f"the store, after {wrong}")
+    wait_for(lambda: gateway.get("/public").status == 200, f"a request to pass after {wrong}")
+
+
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "two"])
 def test_a_store_that_refuses_every_command_makes_nobody_ready(
     tmp_path: Path, upstream: RecordingUpstream, workers: tuple[str, ...]
 ) -> None:
     """Found out by a decision, and, when it counts again, without one: nobody sends requests to who is not ready."""
-    with RedisServer(tmp_path) as redis:
-        limits = {"all": {"limit": 1000, "window": "60s", "key": "client_ip", "on_store_failure": "deny"}}
-        limits["per-user"] = {"limit": 100, "window": "60s", "key": "principal"}
-        made = policy(tmp_path, upstream, store={"url": redis.url}, rate_limits=limits, client_limits=["all"])
-        with AdminGateway(tmp_path, made, arguments=workers) as gateway:
-            for wrong, (refuse, serve) in REFUSALS.items():
-                wait_for(lambda: gateway.missing() == [], f"the store, before {wrong}")
-                redis.command(*refuse.split())
-                wait_for(lambda: gateway.get("/public").status == 503 and gateway.missing() != [], wrong, 60)
-                assert gateway.missing() == ["store-answers"], wrong
-                assert gateway.value("mitmgate_store_available") == 0
-                redis.command(*serve.split())
-            wait_for(lambda: gateway.missing() == [], "the store")
-            assert gateway.value("mitmgate_store_available") == 1
-            wait_for(lambda: gateway.get("/public").status == 200, "a request to pass")
+    with (
+        RedisServer(tmp_path) as redis,
+        AdminGateway(tmp_path, denying(tmp_path, upstream, redis), arguments=workers) as gateway,
+    ):
+        for wrong, words in REFUSALS.items():
+            refuse, serve = (partial(redis.command, *line.split()) for line in words)
+            is_ready_but_while(gateway, wrong, refuse, serve)
+
+
+SLOT = 2716
+"""Of every key that the gateway writes: they carry one hash tag."""
+
+
+def test_a_cluster_node_that_does_not_serve_the_slot_makes_nobody_ready(
+    tmp_path: Path, upstream: RecordingUpstream
+) -> None:
+    """Two real nodes, of which the gateway is told one: MOVED, ASK and CLUSTERDOWN."""
+    options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    buses = [str(free_port()), str(free_port())]
+    here, there = (
+        RedisServer(tmp_path, *options, "--cluster-port", bus, "--cluster-config-file", f"{bus}.conf") for bus in buses
+    )
+    with here, there:
+        assert here.command("CLUSTER", "KEYSLOT", "mitmgate:{limits}:") == b":%d\r\n" % SLOT
+        here.command("CLUSTER", "ADDSLOTS", str(SLOT), "1")  # a node without a slot becomes a replica
+        here.command("CLUSTER", "MEET", "127.0.0.1", str(there.port), buses[1])
+        mine, other = (node.command("CLUSTER", "MYID").split(b"\r\n")[1].decode() for node in (here, there))
+
+        def sets(*words: str) -> bool:
+            return here.command("CLUSTER", "SETSLOT", str(SLOT), *words) == b"+OK\r\n"
+
+        def gives_away() -> None:
+            def gives() -> bool:
+                here.command("FLUSHALL")  # no slot is given away with keys in it
+                return sets("NODE", other)
+
+            wait_for(gives, "the slot to be given away")
+            assert here.command("GET", "{limits}").startswith(b"-MOVED")
+
+        def is_moving() -> None:
+            sets("MIGRATING", other)
+            here.command("FLUSHALL")
+            assert here.command("GET", "{limits}").startswith(b"-ASK")
+
+        def drops() -> None:
+            here.command("CLUSTER", "DELSLOTS", str(SLOT))
+            assert here.command("GET", "{limits}").startswith(b"-CLUSTERDOWN")
+
+        wait_for(lambda: here.command("GET", "{limits}") == b"$-1\r\n", "the node to serve")
+        wait_for(lambda: sets("MIGRATING", other) and sets("STABLE"), "the nodes to meet")
+        with AdminGateway(tmp_path, denying(tmp_path, upstream, here)) as gateway:
+            is_ready_but_while(gateway, "another node's slot", gives_away, lambda: sets("NODE", mine))
+            is_ready_but_while(gateway, "a slot that moves", is_moving, lambda: sets("STABLE"))
+            is_ready_but_while(gateway, "nobody's slot", drops, lambda: here.command("CLUSTER", "ADDSLOTS", str(SLOT)))
+
+
+def test_a_store_that_loads_its_data_or_runs_a_script_makes_nobody_ready(
+    tmp_path: Path, upstream: RecordingUpstream
+) -> None:
+    """LOADING and BUSY, until the test says that it is enough."""
+    options = ("--enable-debug-command", "local", "--rdbcompression", "no", "--busy-reply-threshold", "1")
+    with RedisServer(tmp_path, *options) as redis, ExitStack() as waiting:
+        for number in range(200):  # between two keys it answers, once it has read so many bytes
+            redis.command("SET", f"key{number}", "x" * 4096)
+
+        def waits_for(*words: str) -> None:
+            link = waiting.enter_context(socket.create_connection(("127.0.0.1", redis.port)))
+            link.sendall(" ".join(words).encode() + b"\r\n")
+
+        def loads() -> None:
+            redis.command("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
+            redis.command("CONFIG", "SET", "key-load-delay", "100000")
+            waits_for("DEBUG", "RELOAD")
+            wait_for(lambda: redis.command("GET", "a").startswith(b"-LOADING"), "Redis to load")
+
+        def runs() -> None:
+            waits_for("EVAL", '"while true do end"', "0")
+            wait_for(lambda: redis.command("GET", "a").startswith(b"-BUSY"), "Redis to be busy")
+
+        with AdminGateway(tmp_path, denying(tmp_path, upstream, redis)) as gateway:
+            enough = partial(redis.command, "CONFIG", "SET", "key-load-delay", "0")
+            is_ready_but_while(gateway, "loading", loads, enough)
+            is_ready_but_while(gateway, "a script", runs, partial(redis.command, "SCRIPT", "KILL"))
 
 
 def with_keys_from(made: dict[str, Any], url: str) -> dict[str, Any]:

@@ -31,8 +31,16 @@ OLD_TOKEN, NEW_TOKEN = sign("ES256", OLD, header={"kid": "old"}), sign("ES256", 
 class Gate:
     """A ring with one issuer, whose clocks stand still until a test moves them."""
 
-    def __init__(self, url: str, *, retry: float = 30.0, refresh: float = 300.0, max_stale: float = 3600.0) -> None:
-        self.source = KeySource("jwks_url", url=url, refresh=refresh, min_refresh=10.0, max_stale=max_stale)
+    def __init__(
+        self,
+        url: str,
+        *,
+        retry: float = 30.0,
+        refresh: float = 300.0,
+        min_refresh: float = 10.0,
+        max_stale: float = 3600.0,
+    ) -> None:
+        self.source = KeySource("jwks_url", url=url, refresh=refresh, min_refresh=min_refresh, max_stale=max_stale)
         self.ticks = 1000.0
         self.ring = KeyRing(open_keys=lambda source: RemoteKeys(source, ticks=lambda: self.ticks, retry=retry))
         self.issuers = {"corp": issuer(self.source, "ES256")}
@@ -162,13 +170,60 @@ def test_a_withdrawn_key_is_not_accepted_from_the_cache_either(server: JwksServe
     run(test)
 
 
-@pytest.mark.parametrize("document", [b'{"keys":[]}', jwk_set(jwk("ES256", OLD, kid="old", use="enc"))])
-def test_when_every_key_is_withdrawn_nothing_is_admitted(server: JwksServer, document: bytes) -> None:
+KEYLESS = [b'{"keys":[]}', jwk_set(jwk("ES256", OLD, kid="old", use="enc")), jwk_set({"kty": "AKP"}, {})]
+
+
+@pytest.mark.parametrize("document", KEYLESS)
+def test_a_set_without_a_usable_key_withdraws_none(server: JwksServer, document: bytes) -> None:
     async def test() -> None:
-        async with started(Gate(server.url, refresh=0.02)) as gate:
+        async with started(Gate(server.url, refresh=0.02, retry=0.01, min_refresh=0.01)) as gate:
             assert gate.at_once(OLD_TOKEN) is None
             server.document = document
-            await until(lambda: gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE)
+            fetches = server.fetches
+            await until(lambda: server.fetches > fetches + 2)
+            assert gate.at_once(OLD_TOKEN) is None
+            gate.ticks += 3601
+            assert not gate.knows(OLD_TOKEN), "it is no younger for it"
+            server.document = NEW_SET
+            await until(lambda: gate.knows(NEW_TOKEN))
+            assert not gate.knows(OLD_TOKEN), "and one that drops this key withdraws it"
+
+    run(test)
+
+
+@pytest.mark.parametrize("document", KEYLESS)
+def test_where_there_never_was_a_key_nothing_is_admitted(
+    server: JwksServer, document: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "FIRST_FETCH_WAIT", 0.05)
+    server.document = document
+
+    async def test() -> None:
+        async with started(Gate(server.url)) as gate:
+            assert gate.at_once(OLD_TOKEN) is Reason.KEYS_UNAVAILABLE
+
+    run(test)
+
+
+def test_a_set_without_a_usable_key_is_looked_at_again_after_min_refresh() -> None:
+    async def test() -> None:
+        times: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def empty(url: str) -> bytes:
+            times.append(loop.time())
+            return OLD_SET if len(times) == 1 else b'{"keys":[]}'
+
+        source = KeySource("jwks_url", url="http://a/", refresh=0.08, min_refresh=0.04, max_stale=1e9)
+        remote = RemoteKeys(source, fetch=empty, retry=0.001)
+        remote.start()
+        await until(lambda: len(times) >= 5)
+        await remote.close()
+        first, *again = [after - before for before, after in pairwise(times)]
+        assert first >= 0.08
+        assert min(again) >= 0.04
+        assert remote.failed >= 3
+        assert remote.current() is not None
 
     run(test)
 
@@ -353,6 +408,8 @@ BAD_ANSWERS: dict[str, dict[str, Any]] = {
     "HTML": {"document": b"<!doctype html><title>Sign in</title>"},
     "nothing": {"document": b""},
     "a JSON list": {"document": b"[]"},
+    "no key": {"document": b'{"keys":[]}'},
+    "no key for signatures": {"document": jwk_set(jwk("ES256", NEW, kid="new", use="enc"))},
     "an error object": {"document": b'{"error":"try later"}'},
     "keys that are no list": {"document": b'{"keys":"none"}'},
     "a repeated member": {"document": b'{"keys":[],' + BOTH_SET[1:]},

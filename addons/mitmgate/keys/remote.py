@@ -2,7 +2,8 @@
 
 Requests never start more than one fetch in `min_refresh` seconds, whatever key ids they bring, and all that wait,
 wait for the same one. A new document replaces the old one as a whole, so a withdrawn key is gone with it; what is no
-JWK set replaces nothing.
+JWK set, or has no key to verify with, replaces nothing: no issuer revokes every key at once and goes on, so an empty
+list is an issuer's accident.
 """
 
 import asyncio
@@ -19,6 +20,11 @@ from mitmgate.keys.keyset import KeySet
 logger = logging.getLogger(__name__)
 
 _LONGEST_RETRY = 60.0
+_MOST_NAMED = 4  # keys of a set without a usable one
+
+
+class _NoUsableKeyError(ValueError):
+    """A JWK set with nothing to verify with."""
 
 
 class RemoteKeys:
@@ -46,7 +52,8 @@ class RemoteKeys:
         self._document: bytes | None = None
         self._keys: KeySet | None = None
         self._fetched = 0.0
-        self._failures = 0
+        self._failures = 0  # since the last key set
+        self._keyless = False  # the last document had no usable key
         self.failed = 0
         """Fetches that have failed, ever."""
         self._attempted = 0.0
@@ -55,9 +62,9 @@ class RemoteKeys:
         self._refreshing: asyncio.Task[None] | None = None
 
     def current(self) -> KeySet | None:
-        """Return the keys in force; None where none were fetched, none is usable, or they are older than max_stale."""
+        """Return the keys in force; None where none were fetched, or they are older than max_stale."""
         keys = self._keys
-        if keys is None or not keys.keys or self._ticks() - self._fetched > self.source.max_stale:
+        if keys is None or self._ticks() - self._fetched > self.source.max_stale:
             return None
         return keys
 
@@ -105,23 +112,27 @@ class RemoteKeys:
         while True:
             await asyncio.wait({fetch})
             pause = self.source.refresh
-            if self._failures:
+            if self._keyless:
+                pause = min(pause, max(self._retry, self.source.min_refresh))
+            elif self._failures:
                 pause = min(pause, _LONGEST_RETRY, self._retry * 2.0 ** min(self._failures - 1, 16))
             await asyncio.sleep(pause)
             fetch = self._begin()
 
     async def _update(self) -> None:
         asked = self._ticks()
+        self._keyless = False
         try:
             document = await self._fetch(self.source.url)
             if document != self._document:
-                self._install(parse_jwk_set(document, secrets=False))
+                self._install(_usable(parse_jwk_set(document, secrets=False)))
                 self._document = document
             self._fetched = asked
             self._failures = 0
         except Exception as error:  # whatever a server or a document does, the next refresh must come
             self._failures += 1
             self.failed += 1
+            self._keyless = isinstance(error, _NoUsableKeyError)
             kept = "those that are kept serve" if self.current() is not None else "there are none to verify with"
             expected = isinstance(error, FetchError | ValueError)
             logger.warning("keys of %s not fetched: %s; %s", self._shown, error, kept, exc_info=not expected)
@@ -130,8 +141,13 @@ class RemoteKeys:
 
     def _install(self, keys: KeySet) -> None:
         self._keys = keys
-        if keys.keys:
-            self._arrived.set()
+        self._arrived.set()
         logger.info("keys of %s: %d usable", self._shown, len(keys.keys))
         for reason in keys.ignored:
             logger.warning("keys of %s: %s", self._shown, reason)
+
+
+def _usable(keys: KeySet) -> KeySet:
+    if not keys.keys:
+        raise _NoUsableKeyError("; ".join(["the key set has no usable key", *keys.ignored[:_MOST_NAMED]]))
+    return keys

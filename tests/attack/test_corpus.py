@@ -235,10 +235,16 @@ def lies(rig: Rig) -> dict[str, str]:
         "subject number": {"sub": 1},
         "subject list": {"sub": ["alice"]},
         "no subject": {"sub": None},
+        "bound to a certificate": {"cnf": {"x5t#S256": "A" * 43}},
+        "bound to a proof": {"cnf": {"jkt": "A" * 43}},
+        "bound to a key": {"cnf": {"jwk": {"kty": "oct", "k": "A" * 43}}},
+        "bound to nothing": {"cnf": {}},
+        "bound oddly": {"cnf": False},
     }
     for name, members in changes.items():
         wrong = {key: value for key, value in (claims | members).items() if value is not None}
         made[name] = _hmac({"alg": "HS256"}, wrong, SECRET.encode())
+    made["bound to null"] = _hmac({"alg": "HS256"}, json.dumps(claims)[:-1] + ', "cnf": null}', SECRET.encode())
     made["exp twice"] = _hmac({"alg": "HS256"}, json.dumps(claims)[:-1] + f', "exp": {now + 9999}}}', SECRET.encode())
     made["encrypted"] = _encoded({"alg": "dir", "enc": "A256GCM"}, claims) + ".x.y"
     made["four parts"] = mint(MARK) + ".x"

@@ -73,6 +73,14 @@ def test_lifetime(changes: dict[str, Any], now: float, reason: Reason | None) ->
     assert reason_of(changes, replace(ISSUER, max_lifetime=3600.0), now) is reason
 
 
+@pytest.mark.parametrize(
+    "value", [{"jkt": "x"}, {"x5t#S256": "x"}, {"jwk": {}}, {}, [], None, "", "x", 0, 1, False, True]
+)
+def test_a_token_that_is_bound_to_a_key_is_no_bearer_token(value: Any) -> None:
+    assert reason_of({"cnf": value}) is Reason.TOKEN_PROOF_UNSUPPORTED
+    assert reason_of({"act": {"cnf": value}, "CNF": value, "cnf ": value}) is None  # RFC 7800, section 3.1: `cnf` alone
+
+
 def test_no_lifetime_is_too_long_unless_the_policy_says_so() -> None:
     assert reason_of({"iat": 0, "exp": 253_402_300_799}) is None
 

@@ -110,6 +110,7 @@ DENIED: dict[Reason, Make] = {
     Reason.TOKEN_EXPIRED: lambda: head("/api/v1/users", bearer(mint(lifetime=-600))),
     Reason.TOKEN_NOT_YET_VALID: lambda: head("/api/v1/users", bearer(mint(nbf=int(time.time()) + 600))),
     Reason.TOKEN_LIFETIME_EXCEEDED: lambda: head("/api/v1/users", bearer(mint(lifetime=86400))),
+    Reason.TOKEN_PROOF_UNSUPPORTED: lambda: head("/api/v1/users", bearer(mint(cnf={"jkt": "x"}))),
     Reason.SCOPE_MISSING: lambda: head("/api/v1/users", bearer(mint(scope="other"))),
     Reason.ROLE_MISSING: lambda: head("/admin", bearer(mint())),
     Reason.CLAIM_MISMATCH: lambda: head("/tenant", bearer(mint(tenant="globex"))),

@@ -99,6 +99,7 @@ BAD = {
     "token-type-refused",
     "token-lifetime-exceeded",
     "token-not-yet-valid",
+    "token-proof-unsupported",
 }
 GOOD_TOKEN = {
     *ON_USERS,
@@ -269,6 +270,7 @@ MUTANTS = [
                         "token-claim-invalid",
                         "token-lifetime-exceeded",
                         "token-not-yet-valid",
+                        "token-proof-unsupported",
                     )
                 ),
             ),

@@ -252,6 +252,8 @@ def test_explain_a_real_token(small: Corpus) -> None:
     assert mitmgate(*explain, MITMGATE_TEST_SECRET=SECRET).startswith("admit (200)")
     assert mitmgate(*explain, MITMGATE_TEST_SECRET=SECRET + "!").startswith("deny token-signature-invalid")
     assert mitmgate(*explain).startswith("deny keys-unavailable"), "without the secret nothing is taken for good"
+    bound = ("explain", "--policy", small.policy, "--token", mint(cnf={"jkt": "x"}), "GET", "/api/v1/users/7")
+    assert mitmgate(*bound, MITMGATE_TEST_SECRET=SECRET).startswith("deny token-proof-unsupported")
     assert mitmgate(*explain, "--assume-signed").startswith("admit (200)")
     old = ("explain", "--policy", small.policy, "--token", mint(lifetime=-100), "GET", "/api/v1/users/7")
     assert "a fresh token: this one expired 10" in mitmgate(*old, MITMGATE_TEST_SECRET=SECRET)

@@ -36,6 +36,16 @@ def test_no_credential_that_is_read_goes_on(every_front: Front) -> None:
         assert token.encode() not in seen.raw
 
 
+@pytest.mark.parametrize("cnf", [{"x5t#S256": "A" * 43}, {"jkt": "A" * 43}, {}, []])
+def test_a_token_that_is_bound_to_a_key_is_refused(every_front: Front, cnf: object) -> None:
+    """RFC 7800, section 3.1; nor does what a client shows beside it make it a bearer token (RFC 8705, RFC 9449)."""
+    proof = ("DPoP: a.b.c", "X-Client-Cert: x", "Client-Cert: :eA==:")
+    for lines in ((), proof):
+        answered = every_front.refused(401, "token-proof-unsupported", "/api/v1/users", bearer(cnf=cnf), *lines)
+        assert (answered.one("www-authenticate") or "").startswith('Bearer error="invalid_token"')
+    every_front.refused(401, "scheme-unsupported", "/api/v1/users", bearer(cnf=cnf).replace("Bearer", "DPoP"), *proof)
+
+
 LEEWAY = 30.0
 """Seconds: the default of a policy, which the policy of all fronts leaves as it is."""
 

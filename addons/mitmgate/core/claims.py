@@ -21,6 +21,7 @@ _TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no vali
 _EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
 _NOT_YET = Refusal(Reason.TOKEN_NOT_YET_VALID, "The token is not valid yet.")
 _LIFETIME = Refusal(Reason.TOKEN_LIFETIME_EXCEEDED, "The token is valid for longer than is accepted.")
+_BOUND = Refusal(Reason.TOKEN_PROOF_UNSUPPORTED, "The token is bound to a key, and proof of it is not supported here.")
 _SUBJECT_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token names no subject, or one of an unexpected form.")
 _ROLES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's roles have an unexpected form.")
 _SCOPES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's scopes have an unexpected form.")
@@ -91,13 +92,16 @@ def check_times(times: Times, now: float, leeway: float, max_lifetime: float | N
 
 
 def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedClaims | Refusal:
-    """Check issuer, audience and times of signed claims."""
+    """Check issuer, audience and times of signed claims, and that who brings them is all that they ask for."""
     claims = signed.claims
     if claims.get("iss") != issuer.issuer:
         return ISSUER_UNKNOWN
     refusal = _check_audience(claims.get("aud"), issuer.audience)
     if refusal is not None:
         return refusal
+    if "cnf" in claims:
+        # RFC 7800, section 3.1: the presenter has to prove a key (RFC 8705, RFC 9449), or it may have been stolen.
+        return _BOUND
     times = read_times(claims)
     if isinstance(times, Refusal):
         return times

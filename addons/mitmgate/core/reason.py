@@ -92,6 +92,7 @@ class Reason(Enum):
     TOKEN_EXPIRED = "token-expired", 401, "Token expired"
     TOKEN_NOT_YET_VALID = "token-not-yet-valid", 401, "Token not yet valid"
     TOKEN_LIFETIME_EXCEEDED = "token-lifetime-exceeded", 401, "Token lifetime too long"
+    TOKEN_PROOF_UNSUPPORTED = "token-proof-unsupported", 401, "Token bound to a key"
     KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
 
     # Authorization.

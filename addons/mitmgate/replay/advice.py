@@ -243,6 +243,7 @@ _GENERAL: Final = {
     Reason.TOKEN_TYPE_REFUSED: "a token of the type that the issuer's token_type asks for",
     Reason.TOKEN_SIGNATURE_INVALID: "a token that is signed with the issuer's key",
     Reason.TOKEN_KEY_UNKNOWN: "a token that is signed with a key that the issuer publishes",
+    Reason.TOKEN_PROOF_UNSUPPORTED: "a plain bearer token: this one has to be proved with the key that its `cnf` names",
     Reason.TOKEN_CLAIM_INVALID: "a token whose claims have the form that they must have",
     Reason.KEYS_UNAVAILABLE: "the issuer's keys: --jwks NAME=FILE gives them, --assume-signed does without",
     Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",

@@ -42,6 +42,7 @@ def found_signature(reason: str | None, stage: str | None, authenticated: bool) 
         "token-expired": "good",
         "token-not-yet-valid": "good",
         "token-lifetime-exceeded": "good",
+        "token-proof-unsupported": "good",
     }
     return found.get(reason, "unchecked")
 

@@ -4,11 +4,15 @@ The evaluator (cel, in Rust) finds unknown variables and functions only when it 
 misspelt name would deny one request in a thousand. All names are therefore checked at load.
 """
 
+import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from itertools import count
 from typing import Final, Protocol
+
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from mitmgate.policy.problem import nearest
 
@@ -47,7 +51,12 @@ _STRING = re.compile(
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter)\s*\(\s*([A-Za-z_]\w*)\s*,")
 _MEMBER = re.compile(r"(?<![\w.])(request|principal|client|route)\s*\.\s*([A-Za-z_]\w*)\b(?!\s*\()")
 _MATCHES = re.compile(r"\bmatches\s*\(")
-_LITERAL = re.compile(r"\.\s*matches\s*\(\s*\"\"\s*\)")
+_LITERAL = re.compile(r"\.\s*matches\s*\(\s*\"(\d+)\"\s*\)")
+_NUMBERED = re.compile(r'"(\d+)"')
+_COST = re.compile(
+    r"\.\s*(?P<once>all|exists|exists_one|existsOne)\s*\(|\.\s*(?P<copied>map|filter)\s*\(|(?P<open>\()|(?P<close>\))"
+    r"|(?<![\w.])(?P<linear>request|principal|client|route|in)\b"
+)
 _SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
 
 
@@ -62,8 +71,13 @@ KNOWN: Final = 1024
 
 
 LONGEST: Final = 0.1
-"""Seconds of the processor that one evaluation may take. It can't be broken off: what took longer is denied, and so is
-told from what is only false; what a token or a head holds is bounded, and with it what an evaluation can take."""
+"""Seconds of the processor that one evaluation may take. It can't be broken off, so that STEPS comes first; what took
+longer all the same is denied, and so is told from what is only false."""
+STEPS: Final = 300_000
+"""Steps that an evaluation may take at the worst, some 0.3 us each: with loops in one another, the values that a token
+or a head holds multiply. More is denied before it begins."""
+_CHARACTERS: Final = 4096
+"""Characters of texts that cost what another value costs, where the evaluator copies or compares them."""
 
 
 class ConditionError(ValueError):
@@ -78,23 +92,52 @@ class ConditionError(ValueError):
 class _Program(Protocol):
     """What is used of cel.Program."""
 
-    def execute(self, context: dict[str, object]) -> object: ...
+    def execute(self, context: object) -> object: ...
 
     def variables(self) -> list[str]: ...
 
     def functions(self) -> list[str]: ...
 
 
+_Functions = Mapping[str, Callable[[object], bool]]
+
+
 class CelCondition:
     """A compiled condition (core.rules.Condition). variables: the facts that it reads; only those are needed."""
 
-    __slots__ = ("_few", "_known", "_program", "_reads", "reads", "source", "variables")
+    __slots__ = (
+        "_degree",
+        "_few",
+        "_functions",
+        "_known",
+        "_literals",
+        "_program",
+        "_reads",
+        "reads",
+        "source",
+        "variables",
+    )
 
-    def __init__(self, source: str, program: _Program, reads: Mapping[str, frozenset[str]]) -> None:
-        """Take a program that compile_condition has checked. reads: the members that it reads of each variable."""
+    def __init__(
+        self,
+        source: str,
+        program: _Program,
+        reads: Mapping[str, frozenset[str]],
+        functions: _Functions,
+        degree: int,
+        literals: int,
+    ) -> None:
+        """Take a program that compile_condition has checked. reads: the members that it reads of each variable.
+
+        functions: what the program calls beside CEL's own. degree: the power of the number of values that bounds its
+        steps, 0: no loop. literals: values that the expression itself may hold.
+        """
         self.source = source
         self.variables = frozenset(reads)
         self._program = program
+        self._functions = functions
+        self._degree = degree
+        self._literals = literals
         self.reads: Mapping[str, Iterable[str]] = {name: tuple(members) for name, members in reads.items()}
         self._reads = tuple((name, tuple(members)) for name, members in reads.items())
         self._few = all(f"{name}.{member}" in _FEW_VALUES for name, members in self._reads for member in members)
@@ -104,8 +147,9 @@ class CelCondition:
         """Evaluate over facts, shaped as FACTS says.
 
         Raises ValueError where there is no boolean value: a missing claim or header (ask `has` or `in` first), a type
-        that does not fit, a result that is no bool; TimeoutError where it took longer than LONGEST. Never anything
-        else, a panic in the evaluator included, so that the caller's denial is the only other outcome.
+        that does not fit, a result that is no bool; TimeoutError where it could take more than STEPS, or took longer
+        than LONGEST. Never anything else, a panic in the evaluator included, so that the caller's denial is the only
+        other outcome.
         """
         asked: tuple[object, ...] | None = None
         if self._few:
@@ -121,7 +165,12 @@ class CelCondition:
     def _evaluate(self, facts: Mapping[str, object]) -> bool:
         began = time.thread_time()
         try:
-            result = self._program.execute({name: _some(facts[name], members) for name, members in self._reads})
+            values: dict[str, object] = {name: _some(facts[name], members) for name, members in self._reads}
+            if self._degree and (self._literals + _weight(values)) ** self._degree > STEPS:
+                raise TimeoutError(f"the condition could take more than {STEPS} steps")
+            result = self._program.execute({**values, **self._functions})
+        except TimeoutError:
+            raise
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a Rust panic is no Exception
@@ -138,7 +187,9 @@ def compile_condition(source: str) -> CelCondition:
     if len(source) > MAX_SOURCE:
         raise ConditionError(f"an expression of more than {MAX_SOURCE} characters")
     program = _compiled(source)
-    code = _STRING.sub('""', source)
+    texts = _STRING.findall(source)
+    numbers = count()
+    code = _STRING.sub(lambda _: f'"{next(numbers)}"', source)
     bound = set(_BOUND.findall(code))
     variables = frozenset(program.variables()) - bound - _TYPES
     for name in sorted(variables - FACTS.keys()):
@@ -148,7 +199,8 @@ def compile_condition(source: str) -> CelCondition:
             raise ConditionError(f"there is no function {name}", nearest(name, (*_FUNCTIONS, *_MACROS)))
     for name in sorted(bound & FACTS.keys()):
         raise ConditionError(f"{name} is a variable already", "call the macro's variable x")
-    if len(_MATCHES.findall(code)) != len(_LITERAL.findall(code)):
+    literal = _LITERAL.findall(code)
+    if len(_MATCHES.findall(code)) != len(literal):
         message = "matches takes a pattern that is written out: one that comes with a request is compiled for each"
         raise ConditionError(message, 'write request.path.matches("^/a")')
     for variable, member in _MEMBER.findall(code):
@@ -156,8 +208,60 @@ def compile_condition(source: str) -> CelCondition:
             members = FACTS[variable]
             hint = nearest(member, members) or f"one of {', '.join(sorted(members))}"
             raise ConditionError(f"{variable} has no member {member}", hint)
-    _refuse_other_types(program)
-    return CelCondition(source, program, {name: _members_read(code, name) for name in variables})
+    functions: _Functions = {f"pattern_{number}": _pattern(texts[int(number)]) for number in literal}
+    if functions:
+        program = _compiled(_NUMBERED.sub(lambda text: texts[int(text[1])], _LITERAL.sub(r".pattern_\1()", code)))
+    _refuse_other_types(program, functions)
+    reads = {name: _members_read(code, name) for name in variables}
+    return CelCondition(source, program, reads, functions, _degree(code), 1 + code.count(","))
+
+
+def _pattern(literal: str) -> Callable[[object], bool]:
+    """Compile the pattern of a `matches` once: the evaluator would do so at every evaluation, for up to 0.1 s.
+
+    pydantic's engine is the evaluator's own (Rust's regex: linear in the text, no backtracking).
+    """
+    pattern = _compiled(literal).execute({})
+    try:
+        found = SchemaValidator(core_schema.str_schema(pattern=str(pattern), strict=True)).isinstance_python
+    except SchemaError as error:
+        raise ConditionError(f"not a valid pattern: {literal}", "Rust's regex syntax, much like RE2's") from error
+
+    def matches(text: object) -> bool:
+        if type(text) is not str:
+            raise ValueError("matches takes a text")
+        return found(text)
+
+    return matches
+
+
+def _degree(code: str) -> int:
+    """Return d so that an evaluation over n values takes at most some n**d steps; 0 without a loop.
+
+    A loop in a loop multiplies. `map` and `filter` copy what they have made at every turn, a fact that is named in a
+    loop is copied, and what follows `in` is searched, which is as much as one more loop each.
+    """
+    degree = depth = 0
+    within: list[int] = []
+    for match in _COST.finditer(code):
+        if match["close"]:
+            depth -= within.pop() if within else 0
+        elif match["linear"]:
+            degree = max(degree, depth + 1) if depth else degree
+        else:
+            within.append(1 if match["once"] else 2 if match["copied"] else 0)
+            depth += within[-1]
+            degree = max(degree, depth)
+    return degree
+
+
+def _weight(value: object) -> int:
+    """Count the values of a fact, all the way down; long texts count for several."""
+    if isinstance(value, str):
+        return 1 + len(value) // _CHARACTERS
+    if isinstance(value, dict):
+        return 1 + sum(map(len, value)) // _CHARACTERS + sum(map(_weight, value.values()))
+    return 1 + sum(map(_weight, value)) if isinstance(value, list) else 1
 
 
 def _members_read(code: str, variable: str) -> frozenset[str]:
@@ -172,6 +276,7 @@ def _members_read(code: str, variable: str) -> frozenset[str]:
 
 def _compiled(source: str) -> _Program:
     # Imported here because cel brings a REPL along, 0.2 seconds that a policy without a condition need not spend.
+    logging.getLogger("cel").setLevel(logging.CRITICAL)  # it warns of every text that is none, of clients' choice
     cel = import_module("cel")
     try:
         program: _Program = cel.compile(source)
@@ -187,10 +292,10 @@ def _compiled(source: str) -> _Program:
     return program
 
 
-def _refuse_other_types(program: _Program) -> None:
+def _refuse_other_types(program: _Program, functions: _Functions) -> None:
     """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool."""
     try:
-        result = program.execute({name: dict(members) for name, members in _SAMPLE.items()})
+        result = program.execute({**{name: dict(members) for name, members in _SAMPLE.items()}, **functions})
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:

@@ -16,6 +16,7 @@ from mitmgate.audit.event import policy_rejected, policy_reloaded
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, required_options, spare_start
+from mitmgate.net.dialler import Dialler
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import PolicyError, Stamp
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_EVERY = 1.0  # seconds between two looks at the policy's files
 SWITCH_EVERY = 0.0005  # seconds that the thread of a reload runs before a request gets its turn
-OPENED_ONCE = ("listen", "admin", "store", "audit")
+OPENED_ONCE = ("listen", "admin", "store", "audit", "resolver")
 
 
 def stages(
@@ -128,8 +129,16 @@ async def _beside_the_loop[Made](make: Callable[[], Made]) -> Made:
 class ProtocolFactory(Protocol):
     """Makes the addon that listens and proxies, in place of mitmproxy's server."""
 
-    def __call__(self, source: SnapshotSource, fail_over: Callable[[Exchange, Reason], Endpoint | None]) -> object:
-        """source: the policy in force. fail_over: the next endpoint after one that failed for this reason."""
+    def __call__(
+        self,
+        source: SnapshotSource,
+        fail_over: Callable[[Exchange, Reason], Endpoint | None],
+        dialler: Dialler,
+    ) -> object:
+        """source: the policy in force. fail_over: the next endpoint after one that failed for this reason.
+
+        dialler: connects to endpoints.
+        """
         ...
 
 
@@ -226,7 +235,7 @@ class Gateway:
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
         self.history.first(time.time())
-        self.protocol = self._protocol(self.policy, breaker.fail_over)
+        self.protocol = self._protocol(self.policy, breaker.fail_over, services.dialler)
         if self._path is None:  # a stock mitmproxy, which knows nothing of what the policy says of it
             listen = source.snapshot.policy.listen
             elsewhere = listens_elsewhere(ctx.options, listen.host, listen.port)
@@ -278,6 +287,7 @@ class Gateway:
         audit.conclude()
         await services.ring.close()
         await services.store.close()
+        await services.dialler.resolver.close()
         await asyncio.to_thread(services.trail.close)
 
     async def _watch_policy(self, source: PolicySource) -> None:
@@ -292,9 +302,9 @@ class Gateway:
     async def reload(self) -> bool:
         """Load the policy file again. A bad file keeps the old policy, and the log and the audit trail say why.
 
-        What a process opens once (listen, store, audit, admin) keeps its old value until a restart, and the log says
-        so. Returns whether a new policy is in force. Requests are decided meanwhile: files are read and compiled in a
-        thread, and the new policy is put in force in one step.
+        What a process opens once (listen, store, audit, admin, resolver) keeps its old value until a restart, and the
+        log says so. Returns whether a new policy is in force. Requests are decided meanwhile: files are read and
+        compiled in a thread, and the new policy is put in force in one step.
 
         One reload follows the other: a later file is never overtaken by an earlier one. All who ask while one runs
         share the next, which reads what the files are then.

@@ -1,6 +1,7 @@
 """What the stages need beside the policy: counters, keys, the audit trail. Opened once, from the first policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from mitmgate.audit.opening import (
     AuditSettings,
@@ -10,7 +11,11 @@ from mitmgate.audit.opening import (
     open_trail,
 )
 from mitmgate.audit.writer import AuditTrail
+from mitmgate.keys.fetch import fetch_document
+from mitmgate.keys.remote import RemoteKeys
 from mitmgate.keys.ring import KeyRing
+from mitmgate.net.dialler import Dialler
+from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
@@ -21,28 +26,34 @@ from mitmgate.usage import UserError
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services of one process. Their lifetime is the process's; a reload changes the keys alone."""
+    """The services of one process. Their lifetime is the process's; a reload changes the keys alone.
+
+    dialler: connects to everything that has a name, but for the audit's stream, which has a thread of its own.
+    """
 
     store: CounterStore
     ring: KeyRing
     trail: AuditTrail
+    dialler: Dialler = field(default_factory=Dialler)
 
 
 def open_services(snapshot: Snapshot) -> Services:
     """Open what the policy asks for; nothing connects before it is started. Raises UserError."""
-    store = snapshot.policy.store
-    ring = KeyRing()
+    store, resolver = snapshot.policy.store, snapshot.policy.resolver
+    dialler = Dialler(Resolver(resolver.addresses, resolver.max_stale))
+    ring = KeyRing(open_keys=partial(RemoteKeys, fetch=partial(fetch_document, dialler=dialler)))
     ring.configure(snapshot.issuers)
     return Services(
-        store=open_store(None) if store == "memory" else _redis(store),
+        store=open_store(None) if store == "memory" else _redis(store, dialler),
         ring=ring,
         trail=open_trail(audit_settings(snapshot)),
+        dialler=dialler,
     )
 
 
-def _redis(store: RedisStore) -> CounterStore:
+def _redis(store: RedisStore, dialler: Dialler) -> CounterStore:
     try:
-        return open_store(store.url, store.timeout)
+        return open_store(store.url, store.timeout, dialler)
     except ValueError as error:
         # Without the URL, and without the error's text: either may hold the password.
         raise UserError("store.url has an option that a Redis URL does not take") from error
@@ -50,7 +61,7 @@ def _redis(store: RedisStore) -> CounterStore:
 
 def audit_settings(snapshot: Snapshot) -> AuditSettings:
     """Translate the policy's `audit` for the trail; paths become absolute."""
-    audit, store = snapshot.policy.audit, snapshot.policy.store
+    audit, store, resolver = snapshot.policy.audit, snapshot.policy.store, snapshot.policy.resolver
     sinks: list[FileSink | RedisStreamSink] = []
     for sink in audit.sinks:
         if isinstance(sink, model_audit.FileSink):
@@ -58,7 +69,17 @@ def audit_settings(snapshot: Snapshot) -> AuditSettings:
         elif store == "memory":
             raise UserError(f"the audit sink {sink.redis_stream} needs a redis store")
         else:
-            sinks.append(RedisStreamSink(sink.redis_stream, store.url, sink.maxlen, snapshot.resolve(sink.spill)))
+            spill = snapshot.resolve(sink.spill)
+            sinks.append(
+                RedisStreamSink(
+                    sink.redis_stream,
+                    store.url,
+                    sink.maxlen,
+                    spill,
+                    nameservers=resolver.addresses,
+                    max_stale=resolver.max_stale,
+                )
+            )
     return AuditSettings(
         sinks=tuple(sinks),
         queue=audit.queue,

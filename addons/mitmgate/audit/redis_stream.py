@@ -4,11 +4,15 @@ At least once, and in order: a record that may not have arrived is sent again, b
 tells a repeated record by its `id`. While the spill file holds anything, new records go to its end.
 """
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from time import monotonic, time
+from typing import Any
 
-from redis import Redis
+from redis import Connection, Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -18,6 +22,8 @@ from mitmgate.audit.refusals import Share, room
 from mitmgate.audit.settings import RedisStreamSink
 from mitmgate.audit.sink import Emit, Health, SinkError
 from mitmgate.audit.spill import Spill
+from mitmgate.net.dialler import Dialler, peer_of
+from mitmgate.net.resolver import Resolver
 from mitmgate.usage import UserError
 
 _PIPELINE = 500  # commands of one round trip
@@ -43,9 +49,13 @@ class StreamAppender:
         self._retry = _FIRST_RETRY
         self._share = Share(room(settings.maxlen, settings.maxlen, small=10), _one)
         self._again = 0.0  # the monotonic time before which Redis is left alone
+        # Of this thread alone: each use has an event loop of its own, which is gone when it returns.
+        self._dialler = Dialler(Resolver(settings.nameservers, settings.max_stale))
+        self._peer: str | None = None
         try:
             self._client = Redis.from_url(
                 settings.url,
+                dial=self._dial,
                 socket_timeout=settings.timeout,
                 socket_connect_timeout=settings.timeout,
                 retry=Retry(NoBackoff(), 0),  # its own retries would be outside of our bound
@@ -54,6 +64,8 @@ class StreamAppender:
         except ValueError as error:
             # Without the URL, and without the error's text: either may hold the password.
             raise UserError(f"the audit sink {self.name} has no usable redis URL") from error
+        pool = self._client.connection_pool
+        pool.connection_class = _DialledTls if issubclass(pool.connection_class, SSLConnection) else _Dialled
 
     def open(self) -> None:
         """Claim the spill file. Redis itself may be away."""
@@ -147,12 +159,33 @@ class StreamAppender:
         self._again = monotonic() + self._retry
         self._retry = min(self._retry * 2, _LAST_RETRY)
 
+    def _dial(self, host: str, port: int) -> socket.socket:
+        async def dial() -> socket.socket:
+            async with asyncio.timeout(self._settings.timeout):
+                return await self._dialler.connect(host, port)
+
+        connected = asyncio.run(dial())
+        self._peer = peer_of(connected)
+        return connected
+
+    def _follow(self) -> None:
+        """Close the connection where the server's name has other addresses by now."""
+        host = self._client.connection_pool.connection_kwargs.get("host", "")
+        if self._peer is None or not self._dialler.resolver.due(host):
+            return
+        with contextlib.suppress(OSError):
+            asyncio.run(self._dialler.resolver.addresses(host))
+            if not self._dialler.answers(host, self._peer):
+                self._client.connection_pool.disconnect()
+                self._peer = None
+
     def _send(self, records: Sequence[bytes]) -> tuple[int, str | None]:
         """Send as many records as Redis takes, in order; return how many, and what is wrong with the next.
 
         A transaction, so that no record gets in without the one before it. A connection that breaks leaves open
         whether the last one was carried out: its records count as not sent.
         """
+        self._follow()
         done = 0
         while done < len(records):
             pipeline = self._client.pipeline(transaction=True)
@@ -170,6 +203,25 @@ class StreamAppender:
             self._share.count(batch)
             done += len(batch)
         return done, None
+
+
+class _Dialled(Connection):
+    """A connection whose server is resolved and dialled as everything else is."""
+
+    def __init__(self, *args: Any, dial: Callable[[str, int], socket.socket], **kwargs: Any) -> None:
+        self._dial = dial
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+    def _connect(self) -> socket.socket:
+        connected = self._dial(self.host, self.port)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.settimeout(self.socket_timeout)
+        return connected
+
+
+class _DialledTls(SSLConnection, _Dialled):
+    """The same, for rediss://."""
 
 
 def _one(record: bytes) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mitmgate.net.resolver import MAX_STALE
+
 OnFull = Literal["block", "drop", "deny"]
 
 
@@ -21,7 +23,8 @@ class RedisStreamSink:
     """A Redis stream of about `maxlen` entries.
 
     spill: the file that takes the records while Redis is away; None: they wait in the queue. timeout: seconds that
-    one exchange with Redis may take. url is never logged, nor shown: it may hold a password.
+    one exchange with Redis may take. url is never logged, nor shown: it may hold a password. nameservers, max_stale:
+    see net.resolver.Resolver.
     """
 
     stream: str
@@ -29,6 +32,8 @@ class RedisStreamSink:
     maxlen: int = 1_000_000
     spill: str | None = None
     timeout: float = 1.0
+    nameservers: tuple[tuple[str, int], ...] = ()
+    max_stale: float = MAX_STALE
 
 
 @dataclass(frozen=True, slots=True)

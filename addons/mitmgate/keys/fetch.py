@@ -11,6 +11,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
+from mitmgate.net.dialler import Dialler
+
 MAX_DOCUMENT = 1024 * 1024
 FETCH_TIMEOUT = 5.0
 _MAX_HEAD = 32 * 1024
@@ -21,23 +23,27 @@ class FetchError(Exception):
     """There is no document to be had; the caller keeps what it has and tries again later."""
 
 
-async def fetch_document(url: str) -> bytes:
+async def fetch_document(url: str, dialler: Dialler | None = None) -> bytes:
     """Return the body of a 200 response to GET; raises FetchError for everything else, within FETCH_TIMEOUT seconds.
+
+    dialler: connects; None: one for this fetch.
 
     A private authority's certificate is trusted through SSL_CERT_FILE, as everywhere with OpenSSL.
     """
     try:
         async with asyncio.timeout(FETCH_TIMEOUT):
-            return await _get(urlsplit(url))
+            return await _get(urlsplit(url), dialler or Dialler())
     except TimeoutError as error:
         raise FetchError(f"no complete answer within {FETCH_TIMEOUT:g} seconds") from error
     except (OSError, ValueError, h11.ProtocolError) as error:
         raise FetchError(str(error) or type(error).__name__) from error
 
 
-async def _get(url: SplitResult) -> bytes:
+async def _get(url: SplitResult, dialler: Dialler) -> bytes:
+    host = url.hostname or ""
     tls = _trust() if url.scheme == "https" else None
-    reader, writer = await asyncio.open_connection(url.hostname, url.port or _PORTS[url.scheme], ssl=tls)
+    connected = await dialler.connect(host, url.port or _PORTS[url.scheme])
+    reader, writer = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=host if tls else None)
     try:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         request = h11.Request(

@@ -1,10 +1,12 @@
 """The policy file: every member, its type, its unit and its default. Validation of single sections; see checks.py."""
 
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from mitmgate.core.authority import parse_authority
 from mitmgate.policy.model_audit import Audit
 from mitmgate.policy.model_identity import Identity
 from mitmgate.policy.model_limits import Cors, RateLimit
@@ -174,6 +176,35 @@ def _listed(upstreams: dict[str, Upstream]) -> dict[str, Upstream]:
     return upstreams
 
 
+def _nameserver(text: str) -> str:
+    authority = parse_authority(text)
+    if authority is None and ":" in text:
+        authority = parse_authority(f"[{text}]")
+    try:
+        ip_address(authority[0] if authority is not None else text)
+    except ValueError:
+        raise wrong("must be the address of a name server, with or without a port", "write 127.0.0.53:53") from None
+    return text
+
+
+class Resolver(Section):
+    """How the names of services, key sets and Redis become addresses. /etc/hosts comes first, always."""
+
+    nameservers: tuple[Annotated[Text, AfterValidator(_nameserver)], ...] = ()
+    """ADDRESS or ADDRESS:PORT of each name server, IPv6 in brackets where there is a port; none: those of
+    /etc/resolv.conf, whose search domains and options are followed in any case."""
+    max_stale: Duration = duration("1h", "How long the last answer serves beyond its TTL while lookups fail (seconds).")
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Return address and port of each name server."""
+        found = []
+        for text in self.nameservers:
+            host, port = parse_authority(text) or (text, None)
+            found.append((host, port or 53))
+        return tuple(found)
+
+
 def _version(value: object) -> object:
     # To Python True is 1, and so is 1.0.
     if type(value) is not int or value != 1:
@@ -209,6 +240,7 @@ class Policy(Section):
     """Client addresses for every route."""
     limits: Limits = Limits()
     identity: Identity = Identity()
+    resolver: Resolver = Resolver()
     store: Store = "memory"
     """Where counters are kept: memory (this process alone), or a Redis server."""
     upstreams: Annotated[dict[Name, Upstream], AfterValidator(_listed)]

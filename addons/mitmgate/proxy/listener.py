@@ -45,6 +45,7 @@ from mitmgate.engine.lane.waiting import Ways
 from mitmgate.engine.limits import Connections, PolicyBounds, address_key
 from mitmgate.engine.memory import Account, Memory
 from mitmgate.hostoptions import MISTAKE
+from mitmgate.net.dialler import Dialler
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.proxy.http2 import Http2Connection
 from mitmgate.proxy.tls import READ_BYTES, ListenerContexts, TlsTransport
@@ -105,11 +106,13 @@ class Listener:
         self,
         source: SnapshotSource,
         fail_over: Callable[[Exchange, Reason], Endpoint | None],
+        dialler: Dialler | None = None,
         bound: socket.socket | None = None,
         workers: int = 1,
     ) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used.
 
+        dialler: connects to endpoints; None: one of its own.
         bound: the socket to accept on, bound already; None: one for each of the host's reverse modes is made. workers:
         processes that serve the same clients, and share the machine's memory.
         """
@@ -117,6 +120,7 @@ class Listener:
         self.bounds = PolicyBounds(source, self.descriptors, workers)
         self.memory = Memory(self.bounds)
         self.fail_over = fail_over
+        self._dialler = dialler or Dialler()
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.known = KnownFields()
         self.clients: set[Connection] = set()
@@ -145,7 +149,7 @@ class Listener:
         if not isinstance(table, HookTable):
             table = StockHooks(table)
         self.bounds()  # says so where they are narrower than the policy's
-        pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors)
+        pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors, self._dialler)
         self.ways = Ways(loop, table, pool, self.fail_over)
         proxyserver = ctx.master.addons.get("proxyserver")
         if isinstance(proxyserver, Proxyserver):

@@ -9,15 +9,17 @@ noeviction may forget counters when its memory is full.
 
 import asyncio
 import math
+import socket
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b, sha1
 from importlib.resources import files
 from itertools import repeat
 from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit
 
 from hiredis import pack_command
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
@@ -25,6 +27,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from mitmgate.core.limit import EXACT_LIMIT, Limit, length_of
 from mitmgate.core.sliding import NEVER
 from mitmgate.core.window import Grant, Take, check, denies
+from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.stores.batches import Batches, Words
 from mitmgate.stores.fallback import Fallback
 
@@ -50,19 +53,22 @@ _LOAD: Words = ("SCRIPT", "LOAD", _SCRIPT)
 class RedisStore:
     """A CounterStore in Redis. A decision waits about `timeout`, then `on_store_failure` of each limit speaks."""
 
-    def __init__(self, url: str, timeout: float = 0.1) -> None:
+    def __init__(self, url: str, timeout: float = 0.1, dialler: Dialler | None = None) -> None:
         """url: redis:// or rediss://; it may hold credentials and is never logged. timeout: seconds.
 
-        Raises ValueError for a URL of another kind. Nothing connects before `start`.
+        dialler: connects; None: one of its own. Raises ValueError for a URL of another kind. Nothing connects before
+        `start`.
         """
         pool = ConnectionPool.from_url(
             url,
+            dialler=dialler or Dialler(),
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,  # every wait has a deadline of its own
             socket_connect_timeout=None,
             socket_keepalive=True,
         )
+        pool.connection_class = _DialledTls if issubclass(pool.connection_class, SSLConnection) else _Dialled
         parts = urlsplit(url)
         name = f"counter store {parts.hostname}:{parts.port or 6379}"
         probe = command([Take(Limit("probe", EXACT_LIMIT, 1.0, ()), "")])
@@ -174,6 +180,36 @@ class _Question:
                 self._fallback.learn(take, self._now, live, take.limit.cost if spent and grant.spent else 0)
 
 
+class _Dialled(Connection):
+    """A connection whose server is resolved and dialled as everything else is."""
+
+    def __init__(self, *, dialler: Dialler, **kwargs: Any) -> None:
+        self.peer: str | None = None
+        self._dialler = dialler
+        self._socket: socket.socket | None = None
+        super().__init__(**kwargs)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the name of the server has other addresses now than the one that this is connected to."""
+        return self.peer is not None and not self._dialler.answers(self.host, self.peer)
+
+    async def _connect(self) -> None:
+        self._socket = await self._dialler.connect(self.host, self.port)
+        self.peer = peer_of(self._socket)
+        await super()._connect()  # type: ignore[no-untyped-call]
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {"sock": self._socket}
+
+
+class _DialledTls(SSLConnection, _Dialled):
+    """The same, for rediss://."""
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self.host}
+
+
 class _RedisLink:
     """One connection, opened when it is needed. Whatever goes wrong on it, cancellation included, closes it."""
 
@@ -206,6 +242,8 @@ class _RedisLink:
         connection = self._connection
         replies: list[object] = []
         try:
+            if connection.elsewhere:
+                await self.close()
             if monotonic() - self._answered > FRESH or connection._reader is None or connection._reader.at_eof():
                 await self._pool.ensure_connection(connection)  # replaces one that the server closed while it was idle
             packed = [pack_command(words) for words in commands]  # type: ignore[arg-type]  # its stub takes one word

@@ -16,6 +16,7 @@ from mitmgate.descriptors import Descriptors, is_shortage
 from mitmgate.engine.hooks import HookTable
 from mitmgate.engine.lane.tls import server_name, upstream_context
 from mitmgate.engine.lane.upstream import Key, LaneUpstream
+from mitmgate.net.dialler import Dialler, peer_of
 
 FRESH_SECONDS: Final = 1.0
 """An idle connection that is older is not used for a request that can't be repeated: it may be stale."""
@@ -27,6 +28,9 @@ MARGIN: Final = 1.0
 """So much earlier than the upstream says, so that it does not close a connection while a request is on its way."""
 LEARNED_FOR: Final = 60.0
 """Seconds for which it is believed how long a service keeps an idle connection: one that restarts closes all."""
+OLDEST: Final = 300.0
+"""Seconds after its opening in which a connection is used for a next request: what balances connections (a virtual
+address) gets to choose again."""
 KEPT: Final = 256
 """Idle connections to one endpoint."""
 
@@ -48,9 +52,15 @@ class UpstreamPool:
     """
 
     def __init__(
-        self, table: HookTable, bounds: Callable[[], Bounds], buffer: memoryview, descriptors: Descriptors
+        self,
+        table: HookTable,
+        bounds: Callable[[], Bounds],
+        buffer: memoryview,
+        descriptors: Descriptors,
+        dialler: Dialler,
     ) -> None:
-        """table: `server_connect` may refuse an address. buffer: what sockets are read into."""
+        """table: `server_connect` may refuse an address. buffer: what sockets are read into. dialler: connects."""
+        self._dialler = dialler
         self._descriptors = descriptors
         self._table = table
         self._bounds = bounds
@@ -63,12 +73,20 @@ class UpstreamPool:
     def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> LaneUpstream | None:
         """Return an idle connection. One that may be stale is only for a request that can be sent again."""
         idle = self._idle.get((endpoint, tls))
+        while idle and self._outdated(idle[-1]):
+            idle[-1].abandon()
         if not idle:
             return None
         kept = self._kept(idle[-1])
         if idle[-1].idle_since < time.monotonic() - (kept if idempotent else min(FRESH_SECONDS, kept)):
             return None
         return idle.pop()
+
+    def _outdated(self, connection: LaneUpstream) -> bool:
+        """Tell whether the name has other addresses now, or the connection is older than any should be."""
+        if connection.opened < time.monotonic() - OLDEST:
+            return True
+        return not self._dialler.answers(connection.key[0].host, connection.peer)
 
     def closed_idle(self, connection: LaneUpstream) -> None:
         """Learn from a service that closes an idle connection how long it keeps one: the next are given up before."""
@@ -101,12 +119,14 @@ class UpstreamPool:
         secured = endpoint.scheme == "https"
         server.timestamp_start = time.time()
         try:
+            context = upstream_context(tls) if secured else None
             async with asyncio.timeout(within):
+                connected = await self._dialler.connect(endpoint.host, endpoint.port, in_turn=True)
+                connection.peer = peer_of(connected)
                 transport, _ = await loop.create_connection(
                     lambda: connection,
-                    endpoint.host,
-                    endpoint.port,
-                    ssl=upstream_context(tls) if secured else None,
+                    sock=connected,
+                    ssl=context,
                     server_hostname=server_name(endpoint, tls) if secured else None,
                 )
         except TimeoutError as error:

@@ -100,6 +100,8 @@ class LaneUpstream(asyncio.BufferedProtocol):
         """buffer: shared by all connections; what is read into it is taken out at once."""
         self.key = key
         self.server = server
+        self.opened = time.monotonic()
+        self.peer = ""  # the address that it is connected to
         self.idle_since = 0.0
         self.keep_seconds: float | None = None  # what the upstream says it waits for a next request
         self.phase = Phase.OPENED

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import socket
@@ -216,6 +217,83 @@ def test_a_message_is_bounded_while_it_is_inflated(hostile: str) -> None:
         wait_for(lambda: found.websocket is not None, "the record")
         assert found.websocket == (1009, hostile, 0, 0)
     assert len(b"".join(seen)) < 100  # a close frame, and nothing of the message
+
+
+def framed(opcode: int, payload: bytes, final: bool = True) -> bytes:
+    """Make a client's frame; a mask of zeros leaves the payload as it is."""
+    size = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2)
+    return bytes([final << 7 | opcode]) + size + bytes(4) + payload
+
+
+SMALL = {
+    "messages": framed(1, b"a"),
+    "pings": framed(9, b""),
+    "fragments": framed(0, b"", final=False),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_client_that_sends_too_many_small_frames_is_closed(kind: str) -> None:
+    """Each costs some 20 us, so that one client could keep a core busy."""
+    seen = 0
+
+    def serve(link: socket.socket) -> None:
+        nonlocal seen
+        read_head(link)
+        link.sendall(SWITCHING)
+        while data := link.recv(65536):
+            seen += len(data)
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        done = threading.Event()
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):  # it is closed meanwhile
+                link.sendall(framed(1, b"", final=False) if kind == "fragments" else b"")
+                for _ in range(400):
+                    link.sendall(SMALL[kind] * 2_000)
+            done.set()
+
+        threading.Thread(target=flood, daemon=True).start()
+        assert receive(link) == b"\x88\x02\x03\xf0"  # 1008
+        assert done.wait(PATIENCE)
+        found = exchange_of(gate.hooks.seen[0][1])
+        assert found is not None
+        wait_for(lambda: found.failure is Reason.FRAMES_EXCESSIVE, "the record")
+        assert found.websocket is not None
+        assert found.websocket[:2] == (1008, "gateway")
+    assert seen < 400 * 2_000 * 6
+
+
+def test_a_client_that_sends_much_is_not_taken_for_a_flood() -> None:
+    """Neither large frames in any number, nor some thousand small ones at once."""
+    large, count = framed(2, bytes(1100)), 11_000
+    sizes: list[int] = []
+
+    def serve(link: socket.socket) -> None:
+        read_head(link)
+        link.sendall(SWITCHING)
+        ws = Connection(ConnectionType.SERVER)
+        while data := link.recv(65536):
+            ws.receive_data(data)
+            for event in ws.events():
+                if isinstance(event, TextMessage | BytesMessage) and event.message_finished:
+                    sizes.append(len(event.data))
+                elif isinstance(event, CloseConnection):
+                    link.sendall(ws.send(event.response()))
+                    return
+
+    with Serving(serve) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
+        link.sendall(HANDSHAKE)
+        read_head(link)
+        link.sendall(framed(1, b"a") * 2_000)
+        for _ in range(count // 50):
+            link.sendall(large * 50)
+        link.sendall(framed(8, b"\x03\xe8"))
+        assert receive(link) == b"\x88\x02\x03\xe8"  # 1000
+    assert len(sizes) == 2_000 + count
 
 
 @pytest.mark.parametrize(

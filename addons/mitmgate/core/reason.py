@@ -46,7 +46,7 @@ class Reason(Enum):
     UPGRADE_REFUSED = "upgrade-refused", 400, "Upgrade not allowed"
     EXPECTATION_REFUSED = "expectation-refused", 417, "Expectation not supported"
     CONNECTIONS_EXHAUSTED = "connections-exhausted", 503, "Too many connections"
-    FRAMES_EXCESSIVE = "frames-excessive", 429, "Too many HTTP/2 frames beside requests"
+    FRAMES_EXCESSIVE = "frames-excessive", 429, "Too many small or empty frames"
 
     # Hygiene.
     METHOD_INVALID = "method-invalid", 400, "Invalid method"

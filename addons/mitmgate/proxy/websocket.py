@@ -21,7 +21,7 @@ from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.layers.websocket import WebsocketMessageHook, WebsocketStartHook
 from mitmproxy.websocket import WebSocketData, WebSocketMessage
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, Opcode
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError, split_comma_header
@@ -36,6 +36,12 @@ MAX_MESSAGE: Final = 16 * 1024 * 1024
 KEPT_MESSAGES: Final = 100
 KEPT_BYTES: Final = 256 * 1024
 """How many messages, and bytes of them, stay with the flow."""
+BURST: Final = 10_000.0
+"""Small frames of a client at once. Each costs some 20 us: so many hold others up for a fifth of a second."""
+RATE: Final = 5_000.0
+"""Small frames of a client a second: a tenth of a core."""
+CONTENT: Final = 1024
+"""Bytes of a frame that is worth its cost; smaller ones are paid for in part."""
 _CODES: Final = {
     Reason.GATEWAY_STOPPING: CloseReason.GOING_AWAY,
     Reason.MEMORY_EXHAUSTED: CloseReason.TRY_AGAIN_LATER,
@@ -130,7 +136,7 @@ class BoundedDeflate(PerMessageDeflate):
 class _Side:
     """One of the two connections."""
 
-    __slots__ = ("bytes", "from_client", "messages", "parts", "pipe", "size", "ws")
+    __slots__ = ("bytes", "frame", "from_client", "messages", "parts", "pipe", "size", "ws")
 
     def __init__(self, kind: ConnectionType, extensions: list[Extension], pipe: Pipe) -> None:
         self.ws = Connection(kind, extensions)
@@ -138,6 +144,7 @@ class _Side:
         self.pipe = pipe
         self.parts = bytearray()  # of a message that is not complete
         self.size = 0
+        self.frame = 0  # bytes of a frame that is not complete
         self.messages = 0
         self.bytes = 0
 
@@ -171,6 +178,8 @@ class Relay:
         self._queue: deque[tuple[_Side, bytes | Event | None]] | None = None  # what came while a hook waits
         self._over = False
         self._closed_by = "gateway"
+        self._credit = BURST  # small frames that the client may still send
+        self._earned_at = time.monotonic()
         flow.websocket = flow.websocket or WebSocketData()
 
     def start(self) -> None:
@@ -269,8 +278,26 @@ class Relay:
         self._say(other, code if code == CloseReason.MESSAGE_TOO_BIG else towards)
         self._finish(None)
 
+    def _affords(self, size: int) -> bool:
+        """Take a frame of so many bytes off what the client may send; False: it sends too many small ones."""
+        price = 1.0 - size / CONTENT
+        if price > 0.0:
+            if self._credit < price:
+                now = time.monotonic()
+                self._credit = min(BURST, self._credit + (now - self._earned_at) * RATE)
+                self._earned_at = now
+            self._credit -= price
+        return self._credit >= 0.0
+
     def _relay(self, side: _Side, event: Event) -> None:
         other = self._other(side)
+        if side.from_client and isinstance(event, Message | Ping | Pong):
+            side.frame += len(event.data) if isinstance(event, Message) else 0
+            if not isinstance(event, Message) or event.frame_finished:
+                size, side.frame = side.frame, 0
+                if not self._affords(size):
+                    self.cut(Reason.FRAMES_EXCESSIVE)
+                    return
         if isinstance(event, TextMessage | BytesMessage):
             data = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
             side.parts += data

@@ -79,7 +79,7 @@ make_environment() { # $1: runtime or dev
         fi
         install "$1"
         # `serve` runs with -O, for which pip has compiled nothing; a start that compiles takes three times as long.
-        env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -O -c 'import mitmgate.engine.serve, dns.asyncresolver'
+        env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -O -c 'import mitmgate.host.serve, dns.asyncresolver'
         cp "$root/.lock/$1.txt" "$venv/$1.lock"
         cp "$root/.lock/runtime.txt" "$venv/runtime.lock"
         say "environment ready after $((SECONDS - started)) s"

@@ -12,11 +12,10 @@ from pathlib import Path
 from mitmproxy.http import HTTPFlow
 from mitmproxy.options import Options
 
-from mitmgate import process_log
+from mitmgate import collector, process_log
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Verdict
-from mitmgate.engine import collector
-from mitmgate.engine.master import LeanMaster
+from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import required_options
 from mitmgate.policy.watcher import PolicySource
 from mitmgate.proxy.listener import Listener

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.descriptors import FEWEST, NO_DESCRIPTOR, Descriptors, Seldom, is_shortage, is_shortage_text
-from mitmgate.engine.limits import PolicyBounds
+from mitmgate.proxy.limits import PolicyBounds
 from tests.protocol.harness import Source
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from mitmgate.cli import main
-from mitmgate.engine.default_addons import put_off
+from mitmgate.host.default_addons import put_off
 
 
 def run() -> int:

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "demo": Entry("mitmgate.demo.command:demo", "Start the gateway with two small services; the default."),
     "echo": Entry("mitmgate.demo.echo:echo", "Run a small service that answers with what it received."),
-    "serve": Entry("mitmgate.engine.serve:command", "Run the gateway for a policy."),
+    "serve": Entry("mitmgate.host.serve:command", "Run the gateway for a policy."),
     "web": Entry("mitmgate.inspect.web:command", "Run mitmweb with the gateway in it."),
     "check": Entry("mitmgate.policy.commands:check", "Check policy files: errors and warnings with their places."),
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmgate.engine.drain import PATIENCE
+from mitmgate.host.drain import PATIENCE
 from mitmgate.policy.units import parse_duration
 from tests.live.harness import ROOT
 

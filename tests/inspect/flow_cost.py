@@ -17,7 +17,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.options import Options
 from mitmproxy.proxy.layer import Layer
 
-from mitmgate.engine.serve import MODE, load_for_host
+from mitmgate.host.serve import MODE, load_for_host
 from mitmgate.inspect import web
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.stages.exchange import Exchange, exchanges

@@ -13,9 +13,9 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.test import taddons, tflow
 
-from mitmgate.engine.hooks import HookTable
 from mitmgate.inspect import Inspection
 from mitmgate.inspect.web import InspectMaster
+from mitmgate.proxy.hooks import HookTable
 from tests.live.harness import ROOT, SECRET, mint, policy, write_policy
 from tests.live.harness_http import free_port
 from tests.live.harness_upstream import RecordingUpstream

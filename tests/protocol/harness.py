@@ -21,7 +21,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Step
-from mitmgate.engine.master import LeanMaster
+from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import spare_start
 from mitmgate.policy.model import Limits
 from mitmgate.proxy.listener import Listener

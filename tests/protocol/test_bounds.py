@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.pool import IDLE_SECONDS
-from mitmgate.engine.limits import Connections, PolicyBounds
+from mitmgate.proxy.limits import Connections, PolicyBounds
+from mitmgate.proxy.pool import IDLE_SECONDS
 from tests.live.harness_http import raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
 from tests.protocol.certificates import Authority

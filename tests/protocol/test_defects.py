@@ -3,8 +3,8 @@
 import pytest
 
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.client import LaneClient
-from mitmgate.engine.lane.upstream import LaneUpstream
+from mitmgate.proxy.http1 import Http1Connection
+from mitmgate.proxy.upstream import UpstreamConnection
 from tests.live.harness_http import request
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.harness import Gate, connect, receive
@@ -17,13 +17,13 @@ def test_exception_in_the_engine_closes_its_connection(
         raise RuntimeError("a defect")
 
     with monkeypatch.context() as patch, connect(gate.port) as link:
-        patch.setattr(LaneUpstream, "_finish", fail)
+        patch.setattr(UpstreamConnection, "_finish", fail)
         link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n")
         assert receive(link) == b""
         assert gate.hooks.wait_ends(1) == [("error", Reason.STAGE_ERROR)]
     assert request(gate.port, "GET", "/p").status == 200
     with monkeypatch.context() as patch, connect(gate.port) as link:
-        patch.setattr(LaneClient, "_begin", fail)
+        patch.setattr(Http1Connection, "_begin", fail)
         link.sendall(b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n")
         assert receive(link) == b""
     assert request(gate.port, "GET", "/p").status == 200

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from mitmgate.core.http1 import Bounds
-from mitmgate.engine.lane.client import LaneClient
+from mitmgate.proxy.http1 import Http1Connection
 from mitmgate.proxy.http2 import Http2Connection
 from mitmgate.proxy.listener import Front
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
@@ -117,7 +117,9 @@ def drive(gate: Gate, protocol: bytes, parts: list[bytes]) -> None:
     async def run() -> None:
         front = Front(gate.layer, mode())
         secured = protocol == b"h2"
-        connection = Http2Connection(front, Bounds(), b"https") if secured else LaneClient(front, Bounds(), b"https")
+        connection = (
+            Http2Connection(front, Bounds(), b"https") if secured else Http1Connection(front, Bounds(), b"https")
+        )
         link = Link()
         connection.connection_made(link)
         for part in parts:
@@ -127,7 +129,7 @@ def drive(gate: Gate, protocol: bytes, parts: list[bytes]) -> None:
             await asyncio.sleep(0)
         connection.connection_lost(None)
         await asyncio.sleep(0)
-        assert connection.transits == []
+        assert connection.transactions == []
         assert connection not in gate.layer.clients
 
     asyncio.run_coroutine_threadsafe(run(), gate.loop).result(PATIENCE)

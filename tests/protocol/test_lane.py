@@ -10,11 +10,11 @@ import pytest
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane import pool as pool_module
-from mitmgate.engine.lane.client import LaneClient
-from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.lane.upstream import LaneUpstream
+from mitmgate.proxy import pool as pool_module
+from mitmgate.proxy.http1 import Http1Connection
 from mitmgate.proxy.listener import GENERATION
+from mitmgate.proxy.transaction import Transaction
+from mitmgate.proxy.upstream import UpstreamConnection
 from tests.live.harness_http import request, status_of, wait_for
 from tests.live.harness_upstream import HANG, Raw, RecordingUpstream, Reply
 from tests.protocol.harness import Gate, connect, crowd, receive, route
@@ -30,7 +30,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def idle(gate: Gate) -> int:
-    return gate.layer.ways.pool.size
+    return gate.layer.engine.pool.size
 
 
 def test_clients_share_upstream_connections(gate: Gate, upstream: RecordingUpstream) -> None:
@@ -118,10 +118,10 @@ def test_what_a_service_keeps_is_learned_from_its_first_close(upstream: Recordin
         assert idle(gate) == 1
         upstream.hang_up()
         wait_for(lambda: idle(gate) == 0, "the close")
-        [(key, learned)] = lane.ways.pool._learned.items()
+        [(key, learned)] = lane.engine.pool._learned.items()
         assert 0 < learned[0] < 20
         for method in ("POST", "GET"):
-            lane.ways.pool._learned[key] = 0.0, learned[1]  # whatever time passes here is more
+            lane.engine.pool._learned[key] = 0.0, learned[1]  # whatever time passes here is more
             before = upstream.connections
             assert request(gate.port, method, "/b").status == 200
             assert request(gate.port, method, "/b").status == 200
@@ -225,7 +225,7 @@ def test_hung_upstream_holds_one_connection_until_its_time_is_over(upstream: Rec
 
 
 def test_what_has_ended_is_freed_without_the_garbage_collector(upstream: RecordingUpstream) -> None:
-    kinds = (LaneClient, LaneUpstream, Transit)
+    kinds = (Http1Connection, UpstreamConnection, Transaction)
 
     def alive() -> int:
         return sum(isinstance(one, kinds) for one in gc.get_objects())

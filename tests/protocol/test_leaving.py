@@ -17,10 +17,10 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection
 
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.client import LaneClient
-from mitmgate.engine.lane.transit import Transit
+from mitmgate.proxy.http1 import Http1Connection
 from mitmgate.proxy.http2 import Http2Connection, Http2Stream
 from mitmgate.proxy.listener import SecuredConnection
+from mitmgate.proxy.transaction import Transaction
 from mitmgate.proxy.websocket import Relay
 from tests.live.harness_http import raw_request, status_of, wait_for
 from tests.live.harness_upstream import HANG_UP, PATIENCE, RecordingUpstream
@@ -32,7 +32,7 @@ from tests.protocol.test_streaming import Serving, read_head
 from tests.protocol.test_tls import client_context, listen
 from tests.protocol.test_upgrade import HANDSHAKE, echo, exchange
 
-KINDS = (LaneClient, Http2Connection, Http2Stream, SecuredConnection, Transit, Relay)
+KINDS = (Http1Connection, Http2Connection, Http2Stream, SecuredConnection, Transaction, Relay)
 
 
 @pytest.fixture(autouse=True)

@@ -365,7 +365,7 @@ def test_client_that_leaves_while_a_hook_looks_at_the_101_ends_an_ordinary_excha
             assert slow.begun.wait(PATIENCE)
 
         def gone() -> list[bool]:
-            return [transit._gone for one in gate.layer.clients for transit in one.transits]
+            return [transaction._gone for one in gate.layer.clients for transaction in one.transactions]
 
         wait_for(lambda: gone() == [True], "the client's end to be noticed")
         slow.go_on.set()

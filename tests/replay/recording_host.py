@@ -15,7 +15,7 @@ from mitmproxy import options
 from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate import process_log
-from mitmgate.engine.gateway import gateway, listener_of
+from mitmgate.host.gateway import gateway, listener_of
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.replay.canary import Allowance, Canary
 from mitmgate.replay.recorder import recorder

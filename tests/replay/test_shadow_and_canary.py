@@ -15,8 +15,8 @@ import pytest
 from mitmproxy.options import Options
 from mitmproxy.test.tflow import tflow
 
-from mitmgate.engine.gateway import gateway as gateway_addon
-from mitmgate.engine.master import LeanMaster
+from mitmgate.host.gateway import gateway as gateway_addon
+from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot

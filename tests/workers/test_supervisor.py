@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mitmgate.engine import child
-from mitmgate.engine.child import Child, start_child
-from mitmgate.engine.slot import Slot, bind, pause
+from mitmgate.host import child
+from mitmgate.host.child import Child, start_child
+from mitmgate.host.slot import Slot, bind, pause
 from mitmgate.usage import UserError
 from tests.live.harness import Gateway, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for

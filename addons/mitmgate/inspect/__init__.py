@@ -12,8 +12,8 @@ from mitmproxy.hooks import ConfigureHook
 
 from mitmgate import chain
 from mitmgate.admin.addon import Admin
-from mitmgate.engine.collector import settle
-from mitmgate.engine.gateway import gateway as proxying_gateway
+from mitmgate.collector import settle
+from mitmgate.host.gateway import gateway as proxying_gateway
 from mitmgate.inspect.annotate import Annotate
 from mitmgate.inspect.bounded import BoundedView
 from mitmgate.inspect.commands import GatewayCommands

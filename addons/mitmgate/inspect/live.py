@@ -1,6 +1,6 @@
 """What mitmweb's own handlers must not do: change a flow between its decision and its end, send one again, fail.
 
-The protocol layer sends what was decided, whatever the flow says by then (`engine/lane/requesting.py`). So an edit
+The protocol layer sends what was decided, whatever the flow says by then (`proxy/transaction.py`). So an edit
 of a live flow would only make mitmweb show what nobody has sent. A finished flow may be edited; a comment always.
 """
 

@@ -19,14 +19,14 @@ from mitmgate import process_log
 from mitmgate.admin.addon import check_admin
 from mitmgate.chain import Gateway
 from mitmgate.descriptors import raise_limit
-from mitmgate.engine import signals
-from mitmgate.engine.gateway import listener_of
-from mitmgate.engine.hooks import HookTable
-from mitmgate.engine.master import StartupCheck
-from mitmgate.engine.serve import MODE, check_free, listen_address, load_for_host, url_of, warn
+from mitmgate.host import signals
+from mitmgate.host.gateway import listener_of
+from mitmgate.host.master import StartupCheck
+from mitmgate.host.serve import MODE, check_free, listen_address, load_for_host, url_of, warn
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.policy.loaded import Loaded
+from mitmgate.proxy.hooks import HookTable
 from mitmgate.usage import UserError
 
 WEB_HOST = "127.0.0.1"

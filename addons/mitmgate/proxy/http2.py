@@ -1,8 +1,8 @@
 """The client's side of HTTP/2: each stream a request of its own, validated again before it may become HTTP/1.1.
 
     bytes → FrameMeter (counts what is no request) → libnghttp2 (frames, HPACK, windows, RFC 9113's rules of messages)
-          → read_request (core/http2.py) → Transit, one for each stream
-    Transit → Http2Stream → libnghttp2 → bytes, as fast as the client takes them
+          → read_request (core/http2.py) → Transaction, one for each stream
+    Transaction → Http2Stream → libnghttp2 → bytes, as fast as the client takes them
 
 libnghttp2 (through ngh2) refuses what RFC 9113 calls malformed, lengths that do not fit included, as an error of that
 stream alone (section 8.1.1). Such a stream never becomes a request, or its request is broken off, and either way there
@@ -30,11 +30,9 @@ from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request, trailers_flaw
 from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.deadline import FLUSH_SECONDS, LINGER_SECONDS, SLACK
-from mitmgate.engine.lane.request import new_request
-from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.lane.waiting import Ways
-from mitmgate.engine.memory import PAGE, Account
+from mitmgate.proxy.memory import PAGE, Account
+from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, SLACK
+from mitmgate.proxy.transaction import Engine, Transaction, new_request
 from mitmgate.proxy.websocket import Pipe, Relay
 from mitmgate.stages.message import headers_of
 
@@ -75,7 +73,7 @@ _SETTINGS: Final = {
 class Front(Protocol):
     """What a connection asks of its listener."""
 
-    ways: Ways
+    engine: Engine
     buffer: memoryview
 
     def client(self, transport: asyncio.Transport) -> Client:
@@ -116,7 +114,7 @@ class StreamDeadline:
 
 
 class Http2Stream:
-    """A stream: the client's side of one Transit."""
+    """A stream: the client's side of one Transaction."""
 
     __slots__ = (
         "_bodiless",
@@ -134,7 +132,7 @@ class Http2Stream:
         "method",
         "received",
         "stream_id",
-        "transit",
+        "transaction",
         "unacknowledged",
     )
 
@@ -147,16 +145,16 @@ class Http2Stream:
         self.stream_id = stream_id
         self.method = method
         self.ended = ended
-        self.answered = False  # the transit is done
+        self.answered = False  # the transaction is done
         self.congested = False
-        self.counted = 0  # bytes that the transit holds
-        self.held = False  # the transit takes no more of the body for now
+        self.counted = 0  # bytes that the transaction holds
+        self.held = False  # the transaction takes no more of the body for now
         self.unacknowledged = 0
         self.declared = declared
         self.received = 0
         self.last = b""  # the bytes that make the declared length whole
         self.deadline = StreamDeadline(connection)
-        self.transit: Transit | None = None
+        self.transaction: Transaction | None = None
         self._bodiless = method == b"HEAD"
         self._head_sent = False
 
@@ -172,7 +170,7 @@ class Http2Stream:
         if self.stream_id > 0:
             self._connection.say(action)
 
-    def hold_for_transit(self, held: bool) -> None:
+    def hold_request_body(self, held: bool) -> None:
         """Stop, or go on, letting the client send more of the body."""
         self.held = held
         if not held:
@@ -215,7 +213,7 @@ class Http2Stream:
 
     def recount(self) -> None:
         """Say anew how much is held for the client."""
-        self.counted = 0 if self.transit is None else self.transit.held
+        self.counted = 0 if self.transaction is None else self.transaction.held
         self._connection.recount()
 
     def admits(self, wanted: int) -> bool:
@@ -237,7 +235,7 @@ class Http2Stream:
         raise ValueError("HTTP/2 has no upgrade")
 
     def finish(self) -> None:
-        """Take the end of the response: the transit is done."""
+        """Take the end of the response: the transaction is done."""
         self._connection.finish(self)
 
     def break_off(self) -> None:
@@ -251,7 +249,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def __init__(self, front: Front, bounds: Bounds, scheme: bytes) -> None:
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
-        self.loop = front.ways.loop
+        self.loop = front.engine.loop
         self.client: Client
         self.account: Account
         self._front = front
@@ -385,8 +383,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _leave(stream: Http2Stream) -> None:
         """Tell a request that its client has gone; a defect of one is not the others'."""
         try:
-            if stream.transit is not None and not stream.answered:
-                stream.transit.client_gone()
+            if stream.transaction is not None and not stream.answered:
+                stream.transaction.client_gone()
         except Exception:
             logger.exception("a request is broken off because of a defect")
 
@@ -433,10 +431,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             read.method, read.path, "HTTP/2.0", CoreHeaders(fields), read.length, True, read.expects_continue
         )
         self._due = inf
-        stream.transit = transit = Transit(self._front.ways, stream, self._bounds, stream.deadline)
-        transit.begin(request, head, None)
+        stream.transaction = transaction = Transaction(self._front.engine, stream, self._bounds, stream.deadline)
+        transaction.begin(request, head, None)
         if ended and read.length == 0:
-            transit.body_end()
+            transaction.body_end()
 
     def _refuse(self, refusal: Refusal, stream_id: int = -1, *, ended: bool = True) -> None:
         """Let the chain answer what is no request. stream_id: -1 where there is no stream to answer on."""
@@ -445,13 +443,13 @@ class Http2Connection(asyncio.BufferedProtocol):
         if stream_id > 0:
             self._streams[stream_id] = stream
         request = new_request(method, target, b"HTTP/2.0", Headers(refusal.fields), self._scheme)
-        stream.transit = Transit(self._front.ways, stream, self._bounds, stream.deadline)
-        stream.transit.begin(request, None, refusal)
+        stream.transaction = Transaction(self._front.engine, stream, self._bounds, stream.deadline)
+        stream.transaction.begin(request, None, refusal)
 
     def _take_body(self, event: ngh2.DataReceived) -> None:
         self._begin_waiting(event.stream_id)
         stream = self._streams.get(event.stream_id)
-        if stream is None or stream.transit is None or stream.answered:
+        if stream is None or stream.transaction is None or stream.answered:
             self._acknowledge(event.stream_id, len(event.data))
             return
         data = event.data
@@ -462,7 +460,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 # The service would take it for whole, which only END_STREAM says it is.
                 stream.last = data
             else:
-                stream.transit.body(data)
+                stream.transaction.body(data)
             self.acknowledge(stream, 0)
         if event.end_stream:
             self._end_body(event.stream_id)
@@ -474,8 +472,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream = self._streams.get(event.stream_id)
         if flaw is None:
             self._end_body(event.stream_id)
-        elif stream is not None and stream.transit is not None and not stream.answered:
-            stream.transit.body_refused(Refusal(Reason.BODY_MALFORMED, flaw))
+        elif stream is not None and stream.transaction is not None and not stream.answered:
+            stream.transaction.body_refused(Refusal(Reason.BODY_MALFORMED, flaw))
 
     def _begin_waiting(self, stream_id: int) -> None:
         """Decide on a request now that waits, since more of it is here."""
@@ -487,12 +485,12 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream = self._streams.get(stream_id) or self._sending.get(stream_id)
         if stream is not None and not stream.ended:
             stream.ended = True
-            if stream.transit is not None and not stream.answered:
+            if stream.transaction is not None and not stream.answered:
                 last, stream.last = stream.last, b""
                 if last:
-                    stream.transit.body(last)
-            if stream.transit is not None and not stream.answered:
-                stream.transit.body_end()
+                    stream.transaction.body(last)
+            if stream.transaction is not None and not stream.answered:
+                stream.transaction.body_end()
 
     def _closed(self, event: ngh2.StreamClosed) -> None:
         """Take the end of a stream: complete, given up by the client, or malformed by libnghttp2's judgment."""
@@ -506,19 +504,19 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._open.discard(stream_id)
         if stream is None:
             self._forget_waiting(stream_id)
-        elif stream.transit is not None and not stream.answered:
+        elif stream.transaction is not None and not stream.answered:
             if event.error_code == ngh2.ErrorCode.PROTOCOL_ERROR:
-                stream.transit.body_refused(stream.flaw)
+                stream.transaction.body_refused(stream.flaw)
             else:
-                stream.transit.client_gone()
+                stream.transaction.client_gone()
         self._settle()
 
     def _reset(self, stream_id: int) -> None:
         """Take the client's word that it gives a stream up; `StreamClosed` follows."""
         self._sending.pop(stream_id, None)
         stream = self._streams.pop(stream_id, None)
-        if stream is not None and stream.transit is not None and not stream.answered:
-            stream.transit.client_gone()
+        if stream is not None and stream.transaction is not None and not stream.answered:
+            stream.transaction.client_gone()
         elif stream is None:
             self._forget_waiting(stream_id)
 
@@ -538,7 +536,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             logger.exception("a request is broken off because of a defect")
 
     def acknowledge(self, stream: Http2Stream, more: int) -> None:
-        """Let the client send as much again as the transit has taken. more: bytes beside those that were counted."""
+        """Let the client send as much again as was taken. more: bytes beside those that were counted."""
         amount, stream.unacknowledged = stream.unacknowledged + more, 0
         if stream.held:
             stream.unacknowledged = amount
@@ -632,8 +630,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         """End what a defect of ours has broken."""
         logger.exception("a connection is closed because of a defect")
         for stream in list(self._streams.values()):
-            if stream.transit is not None and not stream.answered:
-                stream.transit.crashed()
+            if stream.transaction is not None and not stream.answered:
+                stream.transaction.crashed()
         self._streams.clear()
         self.end()
 
@@ -660,9 +658,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.loop.call_later(seconds, self.retire)
 
     @property
-    def transits(self) -> list[Transit]:
+    def transactions(self) -> list[Transaction]:
         """Return what runs."""
-        return [stream.transit for stream in self._streams.values() if stream.transit is not None]
+        return [stream.transaction for stream in self._streams.values() if stream.transaction is not None]
 
     # Writing.
 
@@ -723,9 +721,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         largest = max(streams, key=lambda stream: stream.counted + _queued(h2, stream.stream_id), default=None)
         if largest is None:
             self.end()
-        elif largest.transit is not None and not largest.answered:
-            largest.transit.relieve()
-            largest.counted = largest.transit.held if largest.transit is not None else 0
+        elif largest.transaction is not None and not largest.answered:
+            largest.transaction.relieve()
+            largest.counted = largest.transaction.held if largest.transaction is not None else 0
         else:
             self._streams.pop(largest.stream_id, None)
             self._sending.pop(largest.stream_id, None)
@@ -739,8 +737,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         for stream in list(self._streams.values()):
             if stream.congested and h2.queued_body_size(stream.stream_id) <= RESUMED:
                 stream.congested = False
-                if stream.transit is not None:
-                    stream.transit.client_congested(False)
+                if stream.transaction is not None:
+                    stream.transaction.client_congested(False)
         for stream in list(self._sending.values()):
             queued = _queued(h2, stream.stream_id)
             if not queued:
@@ -774,8 +772,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         h2 = self._h2
         if h2 is not None and not stream.congested and _queued(h2, stream.stream_id) > QUEUED:
             stream.congested = True
-            if stream.transit is not None:
-                stream.transit.client_congested(True)
+            if stream.transaction is not None:
+                stream.transaction.client_congested(True)
 
     def stream_ended(self, stream: Http2Stream) -> None:
         """Note that the last of the response was handed to libnghttp2."""
@@ -787,7 +785,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if not stream.answered and stream_id > 0:
             self.say(lambda h2: h2.end_stream(stream_id))
         stream.answered = True
-        stream.transit = None
+        stream.transaction = None
         if self._streams.pop(stream_id, None) is not None:
             stream.unacknowledged = 0
             stream.deadline.set(self._bounds.idle_timeout)
@@ -797,7 +795,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def give_up(self, stream: Http2Stream, error: ngh2.ErrorCode) -> None:
         """Reset a stream."""
         stream.answered = True
-        stream.transit = None
+        stream.transaction = None
         if self._streams.pop(stream.stream_id, None) is not None:
             self.say(lambda h2: h2.reset_stream(stream.stream_id, error))
             self._settle()
@@ -822,8 +820,8 @@ class Http2Connection(asyncio.BufferedProtocol):
             for stream in (*self._streams.values(), *self._sending.values()):
                 if stream.deadline.due <= now:
                     stream.deadline.clear()
-                    if stream.transit is not None:
-                        stream.transit.expired()
+                    if stream.transaction is not None:
+                        stream.transaction.expired()
                     else:  # answered, and not taken
                         self._sending.pop(stream.stream_id, None)
                         self.say(lambda h2, one=stream.stream_id: h2.reset_stream(one, ngh2.ErrorCode.CANCEL))  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """The listener: it accepts connections in every host, knows those that are open, and ends them when the host ends.
 
-    socket → HTTP/1.1 in plain text                     Http1 (engine/lane/client.py)
-    socket → SecuredConnection → ALPN ─┬─ http/1.1 →     Http1
+    socket → HTTP/1.1 in plain text                     Http1Connection (proxy/http1.py)
+    socket → SecuredConnection → ALPN ─┬─ http/1.1 →     Http1Connection
                                        └─ h2       →     Http2Connection (proxy/http2.py)
 
 An addon, the same in `serve`, in mitmweb and in stock mitmproxy: there mitmproxy's own server is switched off (its
@@ -30,25 +30,24 @@ from mitmproxy.proxy.server_hooks import (
 from mitmproxy.utils.human import format_address
 from OpenSSL import SSL
 
+from mitmgate.collector import give_back
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.descriptors import Descriptors, Seldom, raise_limit
-from mitmgate.engine.acceptor import accept
-from mitmgate.engine.collector import give_back
-from mitmgate.engine.hooks import HookTable, StockHooks
-from mitmgate.engine.lane.client import LaneClient
-from mitmgate.engine.lane.pool import UpstreamPool
-from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.lane.waiting import Ways
-from mitmgate.engine.limits import Connections, PolicyBounds, address_key
-from mitmgate.engine.memory import Account, Memory
 from mitmgate.hostoptions import MISTAKE
 from mitmgate.net.dialler import Dialler
 from mitmgate.policy.snapshot import SnapshotSource
+from mitmgate.proxy.acceptor import accept
+from mitmgate.proxy.hooks import HookTable, StockHooks
+from mitmgate.proxy.http1 import Http1Connection
 from mitmgate.proxy.http2 import Http2Connection
+from mitmgate.proxy.limits import Connections, PolicyBounds, address_key
+from mitmgate.proxy.memory import Account, Memory
+from mitmgate.proxy.pool import UpstreamPool
 from mitmgate.proxy.tls import READ_BYTES, ListenerContexts, TlsTransport
+from mitmgate.proxy.transaction import Engine, Transaction
 from mitmgate.stages.exchange import Exchange, reject
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Connection(Protocol):
     account: Account
 
     @property
-    def transits(self) -> list[Transit]:
+    def transactions(self) -> list[Transaction]:
         """The requests that run."""
         ...
 
@@ -124,7 +123,7 @@ class Listener:
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.known = KnownFields()
         self.clients: set[Connection] = set()
-        self.ways: Ways
+        self.engine: Engine
         self.handshakes = Seldom(logger)
         self._seldom = Seldom(logger)
         self._source = source
@@ -150,7 +149,7 @@ class Listener:
             table = StockHooks(table)
         self.bounds()  # says so where they are narrower than the policy's
         pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors, self._dialler)
-        self.ways = Ways(loop, table, pool, self.fail_over)
+        self.engine = Engine(loop, table, pool, self.fail_over)
         proxyserver = ctx.master.addons.get("proxyserver")
         if isinstance(proxyserver, Proxyserver):
             # A script is loaded after the host's own server was started, on the same addresses.
@@ -199,8 +198,8 @@ class Listener:
         self._ageing = self._giving_back = None
         for client in list(self.clients):
             client.end()
-        if hasattr(self, "ways"):
-            self.ways.pool.close()
+        if hasattr(self, "engine"):
+            self.engine.pool.close()
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Refuse to connect to ourselves."""
@@ -231,15 +230,17 @@ class Listener:
     @property
     def lasting(self) -> list[Exchange]:
         """The exchanges that outlive their decision: streamed responses and WebSockets."""
-        transits = [transit for client in self.clients for transit in client.transits if transit.lasts]
-        return [transit.exchange for transit in transits if transit.exchange is not None]
+        transactions = [
+            transaction for client in self.clients for transaction in client.transactions if transaction.lasts
+        ]
+        return [transaction.exchange for transaction in transactions if transaction.exchange is not None]
 
     def cut(self, exchange: Exchange, reason: Reason) -> None:
         """End an exchange that lasts, because what admitted it no longer holds."""
         for client in list(self.clients):
-            for transit in client.transits:
-                if transit.exchange is exchange:
-                    transit.cut(reason)
+            for transaction in client.transactions:
+                if transaction.exchange is exchange:
+                    transaction.cut(reason)
 
     def close(self) -> None:
         """Accept no more connections; those that are open go on."""
@@ -261,8 +262,8 @@ class Listener:
     def retire(self) -> None:
         """Take no further request on any connection: idle ones end now, the others with their response."""
         self._retired = True
-        if hasattr(self, "ways"):
-            self.ways.pool.close()
+        if hasattr(self, "engine"):
+            self.engine.pool.close()
         for client in list(self.clients):
             client.retire()
 
@@ -271,9 +272,9 @@ class Listener:
 
         What lasts is ended in its protocol's own way: the caller waits a moment for that to be sent.
         """
-        running = [transit for client in self.clients for transit in client.transits]
-        for transit in running:
-            transit.stop(reason)
+        running = [transaction for client in self.clients for transaction in client.transactions]
+        for transaction in running:
+            transaction.stop(reason)
         return len(running)
 
     # What connections ask for.
@@ -283,7 +284,7 @@ class Listener:
             context = self._tls.context()
             front = Front(self, mode)
             if context is None:
-                return LaneClient(front, self.bounds())
+                return Http1Connection(front, self.bounds())
             return SecuredConnection(front, context, self.bounds())
 
         return protocol
@@ -305,9 +306,9 @@ class Listener:
         """Take a connection among those that speak HTTP; False where an addon of the host does not want it."""
         self.clients.add(connection)
         if self._ageing is None:
-            self._ageing = self.ways.loop.call_later(GENERATION, self._age)
+            self._ageing = self.engine.loop.call_later(GENERATION, self._age)
         if self._last_call is not None:  # accepted at the moment when the host began to shut down
-            self.ways.loop.call_soon(connection.last_call, self._last_call)
+            self.engine.loop.call_soon(connection.last_call, self._last_call)
         self._tell(ClientConnectedHook, connection.client)
         return connection.client.error is None
 
@@ -316,13 +317,13 @@ class Listener:
         if connection in self.clients:
             self.clients.discard(connection)
             if self._giving_back is None and not self._closed:
-                self._giving_back = self.ways.loop.call_later(GIVE_BACK, self._give_back)
+                self._giving_back = self.engine.loop.call_later(GIVE_BACK, self._give_back)
             self._tell(ClientDisconnectedHook, connection.client)
 
     def _tell(self, hook: type[ClientConnectedHook] | type[ClientDisconnectedHook], client: Client) -> None:
-        pending = self.ways.table.run(hook, client)
+        pending = self.engine.table.run(hook, client)
         if pending is not None:
-            self.ways.background(pending)
+            self.engine.background(pending)
 
     def _give_back(self) -> None:
         self._giving_back = None
@@ -331,13 +332,13 @@ class Listener:
     def _age(self) -> None:
         self.known.age()
         again = len(self.known) or self.clients
-        self._ageing = self.ways.loop.call_later(GENERATION, self._age) if again else None
+        self._ageing = self.engine.loop.call_later(GENERATION, self._age) if again else None
 
 
 class Front:
     """What one connection asks of its listener."""
 
-    __slots__ = ("_excess", "_listener", "_mode", "_secured", "buffer", "known", "ways")
+    __slots__ = ("_excess", "_listener", "_mode", "_secured", "buffer", "engine", "known")
 
     def __init__(self, listener: Listener, mode: ReverseMode) -> None:
         """mode: the one that the connection came by."""
@@ -345,7 +346,7 @@ class Front:
         self._mode = mode
         self._excess: int | None = 0
         self._secured = False
-        self.ways, self.buffer, self.known = listener.ways, listener.buffer, listener.known
+        self.engine, self.buffer, self.known = listener.engine, listener.buffer, listener.known
 
     def client(self, transport: asyncio.Transport) -> Client:
         """Make mitmproxy's record of the connection."""
@@ -422,7 +423,7 @@ class SecuredConnection(TlsTransport):
     def _speak(self, transport: TlsTransport) -> asyncio.BufferedProtocol:
         if self.tls.get_alpn_proto_negotiated() == b"h2":
             return Http2Connection(self._front, self._bounds, b"https")
-        return LaneClient(self._front, self._bounds, b"https")
+        return Http1Connection(self._front, self._bounds, b"https")
 
 
 def describe_tls(client: Client, tls: SSL.Connection) -> None:

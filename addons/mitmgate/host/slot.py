@@ -4,7 +4,7 @@ import random
 import socket
 from typing import Final
 
-from mitmgate.engine.child import Child
+from mitmgate.host.child import Child
 from mitmgate.usage import UserError
 
 WELL: Final = 10.0

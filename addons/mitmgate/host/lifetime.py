@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from mitmproxy.connection import Address
 
+from mitmgate import collector
 from mitmgate.audit.event import worker_lost
 from mitmgate.chain import Gateway
-from mitmgate.engine import collector
-from mitmgate.engine.drain import Drain
-from mitmgate.engine.gateway import listener_of
-from mitmgate.engine.master import LeanMaster
-from mitmgate.engine.notify import Watching
+from mitmgate.host.drain import Drain
+from mitmgate.host.gateway import listener_of
+from mitmgate.host.master import LeanMaster
+from mitmgate.host.notify import Watching
 from mitmgate.proxy.listener import Listener
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.engine.memory import PAGE, Account, Memory, available
+from mitmgate.proxy.memory import PAGE, Account, Memory, available
 
 MIB = 1 << 20
 

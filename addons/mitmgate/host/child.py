@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from mitmgate.engine.worker import Place
+from mitmgate.host.worker import Place
 
 logger = logging.getLogger(__name__)
 

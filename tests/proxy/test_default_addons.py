@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BEGIN = "from mitmgate.engine.default_addons import put_off; put_off(); import sys\n"
+BEGIN = "from mitmgate.host.default_addons import put_off; put_off(); import sys\n"
 
 
 def said(program: str) -> str:
@@ -14,7 +14,7 @@ def said(program: str) -> str:
 
 def test_serve_imports_nothing_that_it_may_never_use() -> None:
     unused = "flask ldap3 tornado redis mitmproxy.addons.onboarding mitmproxy.addons.script"
-    program = f"import mitmgate.engine.serve; print([name for name in {unused.split()} if name in sys.modules])"
+    program = f"import mitmgate.host.serve; print([name for name in {unused.split()} if name in sys.modules])"
     assert said(program) == "[]"
 
 

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from mitmgate.engine import signals
-from mitmgate.engine.child import Child, start_child
-from mitmgate.engine.notify import ServiceManager
-from mitmgate.engine.slot import Slot, bind
+from mitmgate.host import signals
+from mitmgate.host.child import Child, start_child
+from mitmgate.host.notify import ServiceManager
+from mitmgate.host.slot import Slot, bind
 
 logger = logging.getLogger(__name__)
 

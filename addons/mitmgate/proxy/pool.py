@@ -13,10 +13,10 @@ from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.descriptors import Descriptors, is_shortage
-from mitmgate.engine.hooks import HookTable
-from mitmgate.engine.lane.tls import server_name, upstream_context
-from mitmgate.engine.lane.upstream import Key, LaneUpstream
 from mitmgate.net.dialler import Dialler, peer_of
+from mitmgate.proxy.hooks import HookTable
+from mitmgate.proxy.upstream import Key, UpstreamConnection
+from mitmgate.proxy.upstream_tls import server_name, upstream_context
 
 FRESH_SECONDS: Final = 1.0
 """An idle connection that is older is not used for a request that can't be repeated: it may be stale."""
@@ -65,12 +65,12 @@ class UpstreamPool:
         self._table = table
         self._bounds = bounds
         self._buffer = buffer
-        self._idle: dict[Key, list[LaneUpstream]] = {}
+        self._idle: dict[Key, list[UpstreamConnection]] = {}
         # Seconds after which a service has closed an idle connection, and until when that is believed.
         self._learned: dict[Key, tuple[float, float]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
-    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> LaneUpstream | None:
+    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> UpstreamConnection | None:
         """Return an idle connection. One that may be stale is only for a request that can be sent again."""
         idle = self._idle.get((endpoint, tls))
         while idle and self._outdated(idle[-1]):
@@ -82,19 +82,19 @@ class UpstreamPool:
             return None
         return idle.pop()
 
-    def _outdated(self, connection: LaneUpstream) -> bool:
+    def _outdated(self, connection: UpstreamConnection) -> bool:
         """Tell whether the name has other addresses now, or the connection is older than any should be."""
         if connection.opened < time.monotonic() - OLDEST:
             return True
         return not self._dialler.answers(connection.key[0].host, connection.peer)
 
-    def closed_idle(self, connection: LaneUpstream) -> None:
+    def closed_idle(self, connection: UpstreamConnection) -> None:
         """Learn from a service that closes an idle connection how long it keeps one: the next are given up before."""
         now = time.monotonic()
         self._learned[connection.key] = now - connection.idle_since, now + LEARNED_FOR
         self.drop(connection)
 
-    def _kept(self, connection: LaneUpstream) -> float:
+    def _kept(self, connection: UpstreamConnection) -> float:
         kept = _kept(connection)
         learned = self._learned.get(connection.key)
         if learned is None:
@@ -104,7 +104,9 @@ class UpstreamPool:
             return kept
         return min(kept, learned[0] / 2)
 
-    async def open(self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client) -> LaneUpstream:
+    async def open(
+        self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client
+    ) -> UpstreamConnection:
         """Open a connection in `within` seconds, TLS included. Raises Unreachable."""
         server = Server(address=(endpoint.host, endpoint.port))
         asked = self._table.start(ServerConnectHook(ServerConnectionHookData(server, client)))
@@ -115,7 +117,7 @@ class UpstreamPool:
         loop = asyncio.get_running_loop()
         if not self._descriptors.takes_upstream():
             await self._make_room()
-        connection = LaneUpstream(self, (endpoint, tls), self._bounds(), self._buffer, server)
+        connection = UpstreamConnection(self, (endpoint, tls), self._bounds(), self._buffer, server)
         secured = endpoint.scheme == "https"
         server.timestamp_start = time.time()
         try:
@@ -150,7 +152,7 @@ class UpstreamPool:
         if not self._descriptors.takes_upstream():
             raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED)
 
-    def keep(self, connection: LaneUpstream) -> None:
+    def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection on which both messages are complete."""
         idle = self._idle.setdefault(connection.key, [])
         if len(idle) >= KEPT:
@@ -159,7 +161,7 @@ class UpstreamPool:
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old)
 
-    def drop(self, connection: LaneUpstream) -> None:
+    def drop(self, connection: UpstreamConnection) -> None:
         """Forget a connection that is closed."""
         idle = self._idle.get(connection.key)
         if idle is not None and connection in idle:
@@ -190,6 +192,6 @@ class UpstreamPool:
         self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old) if self._idle else None
 
 
-def _kept(connection: LaneUpstream) -> float:
+def _kept(connection: UpstreamConnection) -> float:
     said = connection.keep_seconds
     return IDLE_SECONDS if said is None else min(LONGEST_IDLE, max(0.0, said - MARGIN))

@@ -10,25 +10,28 @@ answer. So our half is closed first, and what still comes is thrown away, within
 
 import asyncio
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable
+from enum import Enum, auto
+from math import inf
 from typing import Final, Protocol
 
 from mitmproxy.connection import Client, ConnectionState
-from mitmproxy.http import Headers
+from mitmproxy.http import Headers, Response
 
 from mitmgate.core.headers import Headers as CoreHeaders
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, chunk
+from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
-from mitmgate.engine.lane.answering import Answering, Hold, Phase
-from mitmgate.engine.lane.deadline import LINGER_SECONDS
-from mitmgate.engine.lane.request import new_request
-from mitmgate.engine.lane.transit import Transit
-from mitmgate.engine.lane.waiting import QUEUE, Ways
-from mitmgate.engine.memory import PAGE, Account
+from mitmgate.proxy.memory import PAGE, Account
+from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, Deadline
+from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request
+from mitmgate.proxy.websocket import Relay
 from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
@@ -37,12 +40,30 @@ LINGER_BYTES: Final = 64 * 1024 * 1024
 """What is read and dropped of a client that was answered early."""
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Phase(Enum):
+    """What is done with bytes that come."""
+
+    READING = auto()
+    LINGERING = auto()
+    TUNNEL = auto()
+    CLOSED = auto()
+
+
+class Hold:
+    """Why a client's socket is not read; several can hold at once."""
+
+    TRANSACTION: Final = 1  # the current request can't take more of its body
+    PIPELINE: Final = 2  # enough of the next requests is there
+    STALLED: Final = 4  # the client does not read its answers
 
 
 class Front(Protocol):
-    """What a connection asks of the lane."""
+    """What a connection asks of its listener."""
 
-    ways: Ways
+    engine: Engine
     buffer: memoryview
     known: KnownFields
 
@@ -50,21 +71,38 @@ class Front(Protocol):
         """Make mitmproxy's record of a connection."""
         ...
 
-    def enter(self, client: "LaneClient", peer: str) -> int | None:
+    def enter(self, client: "Http1Connection", peer: str) -> int | None:
         """Count the connection. Returns by how many there are too many; None: close it."""
         ...
 
-    def leave(self, client: "LaneClient", peer: str) -> None:
+    def leave(self, client: "Http1Connection", peer: str) -> None:
         """Take the connection off the count."""
         ...
 
 
-class LaneClient(Answering):
+class Http1Connection(asyncio.BufferedProtocol):
     """A client's connection. One request at a time; what is pipelined waits in the reader."""
 
     def __init__(self, front: Front, bounds: Bounds, scheme: bytes = b"http") -> None:
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
-        super().__init__(front.ways.loop, bounds, front.known)
+        self._loop = loop = front.engine.loop
+        self._bounds = bounds
+        self._reader = RequestReader(bounds, front.known)
+        self._deadline = Deadline(loop, self._expired)
+        self._transport: asyncio.Transport | None = None
+        self._phase = Phase.READING
+        self._head: RequestHead | None = None
+        self._responding = False  # a final head was sent for the current request
+        self._close = False  # the connection ends with the current response
+        self._chunked = False
+        self._until_close = False
+        self._bodiless = False
+        self._gone = False  # the client sends nothing more
+        self._holds = 0
+        self._relay: Relay | None = None
+        self.congested = False
+        self.client: Client
+        self.transaction: Transaction | None = None
         self._scheme = scheme
         self._front = front
         self._buffer = front.buffer
@@ -134,9 +172,9 @@ class LaneClient(Answering):
         transport, self._transport = self._transport, None
         if transport is None:
             return
-        if self.transit is not None:
+        if self.transaction is not None:
             self._gone = True
-            self._guarded(self.transit.client_gone)
+            self._guarded(self.transaction.client_gone)
         elif not self._gone:  # reset: what was received of a head is on record all the same
             self._gone = True
             self._guarded(self._closed)
@@ -150,15 +188,15 @@ class LaneClient(Answering):
         """Slow down what is written: the client does not read."""
         self.congested = True
         self.recount()
-        if self.transit is not None:
-            self.transit.client_congested(True)
+        if self.transaction is not None:
+            self.transaction.client_congested(True)
 
     def resume_writing(self) -> None:
         """Go on writing."""
         self.congested = False
         self.recount()
-        if self.transit is not None:
-            self.transit.client_congested(False)
+        if self.transaction is not None:
+            self.transaction.client_congested(False)
         elif self._stalled:
             self._stalled = False
             self._release(Hold.STALLED)
@@ -167,8 +205,8 @@ class LaneClient(Answering):
     def recount(self) -> None:
         """Say anew how much is held for the client."""
         held = self._reader.pending
-        if self.transit is not None:
-            held += self.transit.held
+        if self.transaction is not None:
+            held += self.transaction.held
         if self.congested and self._transport is not None:
             held += self._transport.get_write_buffer_size()
         self.account.set(held)
@@ -179,18 +217,18 @@ class LaneClient(Answering):
 
     def relieve(self) -> None:
         """Let go of what is held: end the exchange, or, where there is none, the connection."""
-        if self.transit is not None:
-            self._guarded(self.transit.relieve)
+        if self.transaction is not None:
+            self._guarded(self.transaction.relieve)
             if self._transport is None or self._transport.get_write_buffer_size() < PAGE:
                 return
         self.end()  # a head that does not end, or answers that the client does not read
 
-    def hold_for_transit(self, held: bool) -> None:
+    def hold_request_body(self, held: bool) -> None:
         """Stop, or go on, reading the current request's body."""
         if held:
-            self._hold(Hold.TRANSIT)
+            self._hold(Hold.TRANSACTION)
         else:
-            self._release(Hold.TRANSIT)
+            self._release(Hold.TRANSACTION)
 
     def _guarded[**P](self, action: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         try:
@@ -201,9 +239,9 @@ class LaneClient(Answering):
     def _broken(self) -> None:
         """End what a defect of ours has broken."""
         logger.exception("a connection is closed because of a defect")
-        transit, self.transit = self.transit, None
-        if transit is not None:
-            transit.crashed()
+        transaction, self.transaction = self.transaction, None
+        if transaction is not None:
+            transaction.crashed()
         self.end()
 
     def _take(self, taken: list[RequestEvent]) -> None:
@@ -213,18 +251,18 @@ class LaneClient(Answering):
             if isinstance(event, RequestHead):
                 self._begin(event, more=len(taken) > 1)
             elif event is END:
-                if self.transit is not None:
-                    self.transit.body_end()
+                if self.transaction is not None:
+                    self.transaction.body_end()
             elif isinstance(event, bytes):
-                if self.transit is not None:
-                    self.transit.body(event)
+                if self.transaction is not None:
+                    self.transaction.body(event)
             elif isinstance(event, Refusal):
                 if self._head is None:
                     self._refuse(event)
                 else:
                     self._close = True
-                    if self.transit is not None:
-                        self.transit.body_refused(event)
+                    if self.transaction is not None:
+                        self.transaction.body_refused(event)
 
     def _begin(self, head: RequestHead, *, more: bool) -> None:
         """Begin a request. more: a part of its body is there as well."""
@@ -241,8 +279,8 @@ class LaneClient(Answering):
         self._head = head
         fields = headers_of(head.headers.fields)
         request = new_request(head.method, target, head.version.encode("ascii"), fields, self._scheme, authority)
-        self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
-        transit.begin(request, head, None, more=more)
+        self.transaction = transaction = Transaction(self._front.engine, self, self._bounds, self._deadline)
+        transaction.begin(request, head, None, more=more)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Let the chain answer bytes that are no request, and end the connection with that answer."""
@@ -251,8 +289,8 @@ class LaneClient(Answering):
         method, target = refusal.method or _PLACEHOLDER, refusal.target or _PLACEHOLDER
         self._head = RequestHead(method, target, "HTTP/1.1", _NO_HEADERS, 0, False, False)
         request = new_request(method, target, b"HTTP/1.1", Headers(refusal.fields), self._scheme)
-        self.transit = transit = Transit(self._front.ways, self, self._bounds, self._deadline)
-        transit.begin(request, None, refusal)
+        self.transaction = transaction = Transaction(self._front.engine, self, self._bounds, self._deadline)
+        transaction.begin(request, None, refusal)
 
     def _closed(self) -> None:
         missing = self._reader.eof() if self._phase is Phase.READING else None
@@ -260,12 +298,12 @@ class LaneClient(Answering):
             self._refuse(missing)
         elif self._head is None or self._phase is not Phase.READING:
             self._end()
-        elif self.transit is not None:
-            self.transit.client_gone()
+        elif self.transaction is not None:
+            self.transaction.client_gone()
 
     def _expired(self) -> None:
-        if self.transit is not None:
-            self._guarded(self.transit.expired)
+        if self.transaction is not None:
+            self._guarded(self.transaction.expired)
         elif self._phase is Phase.LINGERING or self._reader.idle or self._stalled:
             self._end()
         elif self._head is None:
@@ -278,9 +316,9 @@ class LaneClient(Answering):
         return self._last_call is not None
 
     @property
-    def transits(self) -> list[Transit]:
+    def transactions(self) -> list[Transaction]:
         """The request that runs."""
-        return [] if self.transit is None else [self.transit]
+        return [] if self.transaction is None else [self.transaction]
 
     def last_call(self, seconds: float) -> None:
         """Take one more request, if it comes within so many seconds: its response says that it is the last.
@@ -302,10 +340,10 @@ class LaneClient(Answering):
         if self._chunked and not self._bodiless and self._transport is not None:
             self._transport.write(chunk(b""))
         self._chunked = False
-        self.transit = None
+        self.transaction = None
         if self.account.held:
             self.recount()
-        self._release(Hold.TRANSIT)
+        self._release(Hold.TRANSACTION)
         if self._phase is not Phase.READING:
             return
         reader, transport = self._reader, self._transport
@@ -346,3 +384,132 @@ class LaneClient(Answering):
             self._release(Hold.PIPELINE)
             if self._head is None and not self._reader.idle:
                 self._deadline.set(self._bounds.head_timeout)
+
+    # Writing: responses, and the end of the connection.
+
+    def _hold(self, reason: int) -> None:
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._holds |= reason
+
+    def _release(self, reason: int) -> None:
+        if self._holds & reason:
+            self._holds &= ~reason
+            if not self._holds and self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def ask_for_body(self) -> None:
+        """Send the 100 that the client waits for."""
+        if self._transport is not None:
+            self._transport.write(CONTINUE)
+
+    def send_head(self, response: Response, length: int | None, body: bytes | None, *, close: bool = False) -> None:
+        """Send a response's head. length: of its body; None: not known. body: the whole body; None: it follows."""
+        head, transport = self._head, self._transport
+        if head is None or transport is None:
+            return
+        status = response.data.status_code
+        self._responding = True
+        if self._last:
+            self._close = True
+        fields, self._chunked, self._until_close, self._bodiless = frame_response(
+            status, response.data.headers.fields, length, head.method, head.version
+        )
+        if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
+            self._close = True
+        if self._close:
+            fields += CLOSE
+        raw = response_head(status, fields)
+        if raw is None:  # an addon put a line end into a field: nothing of it leaves
+            self._close = True
+            raw, self._bodiless, self._chunked = UNSENDABLE, True, False
+        transport.write(raw + body if body and not self._bodiless else raw)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        if data and not self._bodiless and self._transport is not None:
+            self._transport.write(chunk(data) if self._chunked else data)
+
+    # A WebSocket's frames.
+
+    @property
+    def room(self) -> float:
+        """HTTP/1.1 has no windows."""
+        return inf
+
+    @property
+    def pipe(self) -> "Http1Connection":
+        """The client's side of a WebSocket."""
+        return self
+
+    def switch(self, response: Response, relay: Relay) -> None:
+        """Send a 101, and give what comes from now on to a relay."""
+        raw = response_head(101, response.data.headers.fields)
+        if raw is None or self._transport is None:
+            raise ValueError("the 101 can't be sent")
+        self._responding = True
+        self._phase = Phase.TUNNEL
+        self._relay = relay
+        self._deadline.clear()
+        self._transport.write(raw)
+        self._release(Hold.PIPELINE)
+        if early := self._reader.take_pending():
+            relay.client_data(early)
+
+    def send_frames(self, data: bytes) -> None:
+        """Send bytes of frames."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def hold_frames(self, held: bool) -> None:
+        """Stop, or go on, reading."""
+        if held:
+            self._hold(Hold.TRANSACTION)
+        else:
+            self._release(Hold.TRANSACTION)
+
+    def end_frames(self) -> None:
+        """Close the connection so that what was sent can be read: what still comes is thrown away for a moment."""
+        self._relay = None
+        transport = self._transport
+        if self._gone or transport is None or transport.is_closing():
+            self._end()
+            return
+        self._holds = 0
+        transport.resume_reading()
+        self._phase = Phase.LINGERING
+        self._deadline.set(LINGER_SECONDS)
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone, and asyncio has yet to tell
+            self._end()
+
+    def break_off(self) -> None:
+        """End the connection inside a response, so that the client can't take it for complete."""
+        transport = self._transport
+        self.transaction = None
+        if self._responding and self._until_close and transport is not None:
+            endpoint = transport.get_extra_info("socket")
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.end()
+        else:
+            self._end()
+
+    def end(self) -> None:
+        """End the connection, now; what the current request came to is recorded when the socket is closed."""
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        transport = self._transport
+        if transport is None:
+            return
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._loop.call_later(FLUSH_SECONDS, transport.abort)

@@ -10,7 +10,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.master import Master
 from mitmproxy.options import Options
 
-from mitmgate.engine.hooks import HookTable
+from mitmgate.proxy.hooks import HookTable
 from mitmgate.usage import UserError
 
 

@@ -15,16 +15,16 @@ from mitmgate import process_log
 from mitmgate.admin.addon import Admin, check_admin
 from mitmgate.admin.workers import Workers
 from mitmgate.descriptors import raise_limit
-from mitmgate.engine import signals
-from mitmgate.engine.child import command_line
-from mitmgate.engine.drain import PATIENCE
-from mitmgate.engine.gateway import gateway
-from mitmgate.engine.lifetime import Lifetime
-from mitmgate.engine.master import LeanMaster
-from mitmgate.engine.notify import service_manager
-from mitmgate.engine.slot import bind
-from mitmgate.engine.supervisor import Supervisor
-from mitmgate.engine.worker import Place, Supervised, inherited
+from mitmgate.host import signals
+from mitmgate.host.child import command_line
+from mitmgate.host.drain import PATIENCE
+from mitmgate.host.gateway import gateway
+from mitmgate.host.lifetime import Lifetime
+from mitmgate.host.master import LeanMaster
+from mitmgate.host.notify import service_manager
+from mitmgate.host.slot import bind
+from mitmgate.host.supervisor import Supervisor
+from mitmgate.host.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.lint import review
 from mitmgate.policy.loader import Loaded, PolicyError, load

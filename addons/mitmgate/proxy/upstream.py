@@ -17,8 +17,8 @@ from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
-from mitmgate.engine.lane.deadline import FLUSH_SECONDS
-from mitmgate.engine.lane.tls import ended_in_order
+from mitmgate.proxy.timers import FLUSH_SECONDS
+from mitmgate.proxy.upstream_tls import ended_in_order
 from mitmgate.proxy.websocket import Relay
 
 logger = logging.getLogger(__name__)
@@ -80,20 +80,20 @@ class Recipient(Protocol):
 class Keeper(Protocol):
     """The pool that a connection goes back to."""
 
-    def keep(self, connection: "LaneUpstream") -> None:
+    def keep(self, connection: "UpstreamConnection") -> None:
         """Take a connection on which both messages are complete."""
         ...
 
-    def drop(self, connection: "LaneUpstream") -> None:
+    def drop(self, connection: "UpstreamConnection") -> None:
         """Forget a connection that is closed."""
         ...
 
-    def closed_idle(self, connection: "LaneUpstream") -> None:
+    def closed_idle(self, connection: "UpstreamConnection") -> None:
         """Forget a connection that the service has closed while it was idle."""
         ...
 
 
-class LaneUpstream(asyncio.BufferedProtocol):
+class UpstreamConnection(asyncio.BufferedProtocol):
     """HTTP/1.1 towards an endpoint."""
 
     def __init__(self, pool: Keeper, key: Key, bounds: Bounds, buffer: memoryview, server: Server) -> None:
@@ -119,7 +119,7 @@ class LaneUpstream(asyncio.BufferedProtocol):
         self._relay: Relay | None = None
         self.congested = False
 
-    # What the transit does.
+    # What the transaction does.
 
     def send(
         self,

@@ -11,7 +11,7 @@ from mitmgate.core.http1 import Bounds, ResponseHead
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
-from mitmgate.engine.lane.upstream import LaneUpstream, Phase
+from mitmgate.proxy.upstream import Phase, UpstreamConnection
 
 POST = Forward("POST", "/p", "x", ((b"Host", b"x"),))
 GET = Forward("GET", "/g", "x", ((b"Host", b"x"),))
@@ -26,19 +26,19 @@ class Lane:
     """The lane's connection, on a socket that this test is the other end of."""
 
     def __init__(self) -> None:
-        self.kept: list[LaneUpstream] = []
+        self.kept: list[UpstreamConnection] = []
         self.failed: list[Reason] = []
         self.ended = 0
 
     # The pool, and who has sent the request.
 
-    def keep(self, connection: LaneUpstream) -> None:
+    def keep(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)
 
-    def drop(self, connection: LaneUpstream) -> None:
+    def drop(self, connection: UpstreamConnection) -> None:
         self.kept.remove(connection)
 
-    def closed_idle(self, connection: LaneUpstream) -> None:
+    def closed_idle(self, connection: UpstreamConnection) -> None:
         self.drop(connection)
 
     def response_head(self, head: ResponseHead) -> None:
@@ -75,7 +75,7 @@ class Lane:
         key = (Endpoint("http", "127.0.0.1", port), None)
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            lambda: LaneUpstream(self, key, Bounds(), buffer, Server(address=None)), "127.0.0.1", port
+            lambda: UpstreamConnection(self, key, Bounds(), buffer, Server(address=None)), "127.0.0.1", port
         )
         assert connection.send(self, forward, length, None, upgrade=forward is UPGRADE)
         for step in steps:
@@ -194,7 +194,7 @@ def test_connection_that_was_closed_before_its_first_request_fails_it_at_once() 
             key = (Endpoint("http", "127.0.0.1", port), None)
             buffer = memoryview(bytearray(65536))
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: LaneUpstream(lane, key, Bounds(), buffer, Server(address=None)), "127.0.0.1", port
+                lambda: UpstreamConnection(lane, key, Bounds(), buffer, Server(address=None)), "127.0.0.1", port
             )
             async with asyncio.timeout(20):
                 while connection._transport is not None:  # noqa: ASYNC110

@@ -7,9 +7,9 @@ from typing import Final
 from mitmgate.core.address import parse_address
 from mitmgate.core.http1 import Bounds
 from mitmgate.descriptors import Descriptors
-from mitmgate.engine.memory import SHARE, available
 from mitmgate.policy.model import Limits
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
+from mitmgate.proxy.memory import SHARE, available
 
 logger = logging.getLogger(__name__)
 

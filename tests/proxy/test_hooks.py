@@ -11,8 +11,8 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.test import tflow
 
-from mitmgate.engine.hooks import HookTable
-from mitmgate.engine.master import LeanMaster
+from mitmgate.host.master import LeanMaster
+from mitmgate.proxy.hooks import HookTable
 
 Body = Callable[[list[str]], Any]
 

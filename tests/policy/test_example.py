@@ -93,7 +93,10 @@ def test_upstreams(snapshot: Snapshot, example: Path) -> None:
     assert (users.connect_timeout, users.response_timeout, users.retries, users.host) == (2.0, 30.0, 1, "preserve")
     assert users.circuit == Circuit(5, 30.0, 30.0, 1, frozenset({500, 502, 503, 504}), 10.0, 0.5)
     assert users.tls is not None
-    assert (users.tls.ca, users.tls.server_name) == (str(example.parent / "tls/internal.pem"), "users.internal")
+    assert (users.tls.ca, users.tls.server_name) == (
+        (example.parent / "tls/internal.pem").read_bytes(),
+        "users.internal",
+    )
 
 
 def test_limits(snapshot: Snapshot) -> None:

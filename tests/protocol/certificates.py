@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -49,8 +50,20 @@ class Authority:
         self.ca = str(directory / f"{name}.pem")
         Path(self.ca).write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, client: bool = False, expired: bool = False) -> tuple[str, str]:
-        """Issue a certificate for a host name, an address, or a client; returns the paths of certificate and key."""
+    def issue(
+        self,
+        name: str,
+        *,
+        client: bool = False,
+        expired: bool = False,
+        early: bool = False,
+        names: Sequence[x509.GeneralName] | None = None,
+        signed_by_itself: bool = False,
+    ) -> tuple[str, str]:
+        """Issue a certificate for a host name, an address, or a client; returns the paths of certificate and key.
+
+        early: it is not valid yet. names: its alternative names, in place of `name`; empty: it has none.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         try:
@@ -58,20 +71,24 @@ class Authority:
         except ValueError:
             alternative = x509.DNSName(name)
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
+        alternatives = [alternative] if names is None else list(names)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(self._name)
+            .subject_name(subject)
+            .issuer_name(subject if signed_by_itself else self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 3 * DAY)
-            .not_valid_after(now - DAY if expired else now + DAY)
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+            .not_valid_before(now + DAY if early else now - 3 * DAY)
+            .not_valid_after(now - DAY if expired else now + 2 * DAY)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .add_extension(signer, critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        if not signed_by_itself:
+            builder = builder.add_extension(signer, critical=False)
+        certificate = builder.sign(key if signed_by_itself else self._key, hashes.SHA256())
         stem = self._directory / f"{name}-{certificate.serial_number}"
         Path(f"{stem}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         Path(f"{stem}.key").write_bytes(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
-from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, ListenTls, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import spare_start
@@ -62,6 +63,15 @@ def route(*urls: str, **members: Any) -> Route:
     return Route(**(made | members))
 
 
+def listen_tls(tls: Any) -> ListenTls:
+    """Read the files of the listener, as the policy's compiler does."""
+    texts = [None if name is None else Path(name).read_bytes() for name in (tls.certificate, tls.key, tls.client_ca)]
+    certificate, key, client_ca = texts
+    assert certificate is not None
+    assert key is not None
+    return ListenTls(certificate, key, client_ca, tls.client_certificate != "optional")
+
+
 @dataclass
 class Source:
     """The policy in force, as far as protocol tests need one."""
@@ -70,13 +80,17 @@ class Source:
     tls: Any = None
 
     def __post_init__(self) -> None:
+        self.reload()
+
+    def reload(self) -> None:
+        """Put the policy in force anew, with what its files say now."""
         limits = Limits().model_copy(update=self.limits)
         self.snapshot: Any = SimpleNamespace(
             digest="sha256:test",
             mode="enforce",
             policy=SimpleNamespace(limits=limits, listen=SimpleNamespace(tls=self.tls)),
+            listen_tls=None if self.tls is None else listen_tls(self.tls),
             path="policy.yaml",
-            resolve=lambda name: name,
             trusted_proxies=CidrSet(),
             client_fields=ClientFields({b"x-user-id"}),
             issuers={"dev": SimpleNamespace(leeway=0.0)},

@@ -2,14 +2,19 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Self
 
 import pytest
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import UpstreamTls
 from tests.live.harness_http import request
+from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, route
 
 MIB = 1024 * 1024
@@ -19,10 +24,11 @@ RUNS = 10
 class Refusing:
     """A service that reads a head and some of the body, answers, and closes: what it has not read resets the rest."""
 
-    def __init__(self, status: bytes) -> None:
+    def __init__(self, status: bytes, tls: ssl.SSLContext | None) -> None:
         self._status = status
+        self._tls = tls
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
@@ -32,7 +38,11 @@ class Refusing:
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
 
     def _serve(self, link: socket.socket) -> None:
-        with contextlib.suppress(OSError), link:
+        with contextlib.suppress(OSError), ExitStack() as closing:
+            closing.enter_context(link)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as servers do: the session tickets come first
+            if self._tls is not None:
+                link = closing.enter_context(self._tls.wrap_socket(link, server_side=True))
             got = b""
             while b"\r\n\r\n" not in got or len(got) < 100_000:
                 got += link.recv(65536)
@@ -48,12 +58,19 @@ class Refusing:
         self._thread.join(20)
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("status", [b"413 Content Too Large", b"401 Unauthorized"])
 @pytest.mark.parametrize("kind", ["streamed", "chunked", "held"])
-def test_early_answer_is_delivered(status: bytes, kind: str) -> None:
+def test_early_answer_is_delivered(status: bytes, kind: str, secure: bool, tmp_path: Path) -> None:
+    context, tls = None, None
+    if secure:
+        authority = Authority(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*authority.issue("127.0.0.1"))
+        tls = UpstreamTls(Path(authority.ca).read_bytes())
     size = {"streamed": 8 * MIB, "chunked": 8 * MIB, "held": MIB - 1}[kind]
     parts = [b"x" * 65536] * (size // 65536)
-    with Refusing(status) as service, Gate(route(service.url, max_body=64 * MIB)) as gate:
+    with Refusing(status, context) as service, Gate(route(service.url, max_body=64 * MIB, tls=tls)) as gate:
         statuses: Counter[tuple[int, bytes]] = Counter()
         for _ in range(RUNS):
             answered = request(gate.port, "POST", "/p", body=parts if kind == "chunked" else b"x" * size)

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def serving(
 
     with Serving(serve) as upstream:
         url = upstream.url.replace("http:", "https:") if secure else upstream.url
-        with Gate(route(url, tls=UpstreamTls(ca=authority.ca) if secure else None)) as gate:
+        with Gate(route(url, tls=UpstreamTls(ca=Path(authority.ca).read_bytes()) if secure else None)) as gate:
             yield gate
 
 
@@ -103,7 +104,9 @@ def test_a_service_gets_a_closure_alert(authority: Authority) -> None:
 
     with (
         Serving(serve) as upstream,
-        Gate(route(upstream.url.replace("http:", "https:"), tls=UpstreamTls(ca=authority.ca))) as gate,
+        Gate(
+            route(upstream.url.replace("http:", "https:"), tls=UpstreamTls(ca=Path(authority.ca).read_bytes()))
+        ) as gate,
         connect(gate.port) as link,
     ):
         link.sendall(GET)

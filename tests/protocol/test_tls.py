@@ -1,6 +1,7 @@
 """TLS towards clients and upstreams, and client certificates."""
 
 import http.client
+import ipaddress
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
@@ -30,6 +32,10 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def listen(authority: Authority, *, client_ca: str | None = None, client: str | None = None) -> Any:
     certificate, key = authority.issue("gateway.test")
     return SimpleNamespace(certificate=certificate, key=key, client_ca=client_ca, client_certificate=client)
+
+
+def pem(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 def client_context(authority: Authority, *protocols: str) -> ssl.SSLContext:
@@ -228,15 +234,15 @@ def secure_upstream(authority: Authority) -> Iterator[SecureUpstream]:
 def test_upstream_is_verified(secure_upstream: SecureUpstream, authority: Authority, tmp_path: Path) -> None:
     url = secure_upstream.url
     stranger = Authority(tmp_path, "stranger")
-    good = UpstreamTls(ca=authority.ca, server_name="users.internal")
+    good = UpstreamTls(ca=pem(authority.ca), server_name="users.internal")
     with Gate(route(url, tls=good)) as gate:
         assert request(gate.port, "GET", "/p").body == b"ok"
         assert secure_upstream.names == ["users.internal"]
     for bad in (
         None,  # the system's authorities
-        UpstreamTls(ca=authority.ca),  # for another name: the endpoint's address
-        UpstreamTls(ca=authority.ca, server_name="other.internal"),
-        UpstreamTls(ca=stranger.ca, server_name="users.internal"),
+        UpstreamTls(ca=pem(authority.ca)),  # for another name: the endpoint's address
+        UpstreamTls(ca=pem(authority.ca), server_name="other.internal"),
+        UpstreamTls(ca=pem(stranger.ca), server_name="users.internal"),
     ):
         with Gate(route(url, tls=bad, retries=0)) as gate:
             answered = request(gate.port, "GET", "/p")
@@ -245,9 +251,53 @@ def test_upstream_is_verified(secure_upstream: SecureUpstream, authority: Author
     assert len(secure_upstream.requests) == 1
 
 
+def dns(*names: str) -> list[x509.GeneralName]:
+    return [x509.DNSName(name) for name in names]
+
+
+LOOPBACK = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+CERTIFICATES: dict[str, tuple[dict[str, Any], str | None, bool]] = {
+    "by its name": ({}, "users.internal", True),
+    "by one of its names": ({"names": dns("a.internal", "users.internal")}, "users.internal", True),
+    "by its name in capitals": ({}, "USERS.internal", True),
+    "a wildcard's": ({"names": dns("*.users.internal")}, "a.users.internal", True),
+    "by its address": ({"names": LOOPBACK}, None, True),
+    "expired": ({"expired": True}, "users.internal", False),
+    "not valid yet": ({"early": True}, "users.internal", False),
+    "signed by itself": ({"signed_by_itself": True}, "users.internal", False),
+    "another name's": ({}, "other.internal", False),
+    "a CN alone": ({"names": []}, "users.internal", False),
+    "a CN beside another name": ({"names": dns("other.internal")}, "users.internal", False),
+    "a CN beside an address": ({"names": LOOPBACK}, "users.internal", False),
+    "a name for an address": ({"names": dns("127.0.0.1")}, None, False),
+    "another address's": ({"names": [x509.IPAddress(ipaddress.ip_address("127.0.0.2"))]}, None, False),
+    "a wildcard of another depth": ({"names": dns("*.users.internal")}, "b.a.users.internal", False),
+    "a wildcard for its own parent": ({"names": dns("*.users.internal")}, "users.internal", False),
+    "a part of a wildcard": ({"names": dns("a*.users.internal")}, "ab.users.internal", False),
+    "a parent's": ({"names": dns("internal")}, "users.internal", False),
+    "a client's": ({"client": True}, "users.internal", False),
+}
+
+
+@pytest.mark.parametrize("kind", CERTIFICATES)
+def test_which_certificates_of_an_upstream_are_good(authority: Authority, kind: str) -> None:
+    members, name, good = CERTIFICATES[kind]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("users.internal", **members))
+    server = SecureUpstream(context)
+    tls = UpstreamTls(ca=pem(authority.ca), server_name=name)
+    try:
+        with Gate(route(server.url, tls=tls, retries=0)) as gate:
+            answered = request(gate.port, "GET", "/p")
+    finally:
+        server.close()
+    assert (answered.status, answered.reason) == ((200, None) if good else (502, "upstream-unreachable"))
+    assert len(server.requests) == good
+
+
 def test_upstream_gets_our_certificate(secure_upstream: SecureUpstream, authority: Authority) -> None:
     certificate, key = authority.issue("gateway", client=True)
-    tls = UpstreamTls(ca=authority.ca, server_name="users.internal", certificate=certificate, key=key)
+    tls = UpstreamTls(ca=pem(authority.ca), server_name="users.internal", certificate=pem(certificate), key=pem(key))
     with Gate(route(secure_upstream.url, tls=tls)) as gate:
         assert request(gate.port, "GET", "/p").status == 200
     assert secure_upstream.peers[0]["subject"] == ((("commonName", "gateway"),),)
@@ -287,10 +337,10 @@ def test_renewed_certificate_is_taken_at_a_reload(
         Path(tls.certificate).write_bytes(Path(certificate).read_bytes())
         Path(tls.key).write_bytes(Path(key).read_bytes())
         assert serial() == before
-        gate.source.snapshot = SimpleNamespace(**vars(gate.source.snapshot))
+        gate.source.reload()
         assert serial() != before
         Path(tls.key).write_text("broken")
-        gate.source.snapshot = SimpleNamespace(**vars(gate.source.snapshot))
+        gate.source.reload()
         assert serial() != before
 
 

@@ -53,12 +53,27 @@ class Circuit:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """How an https endpoint is verified and who we are to it. Paths are absolute; None: the system's defaults."""
+    """How an https endpoint is verified and who we are to it. PEM texts, as they were read with the policy.
 
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
+    Contents, not paths: a rotated file makes another value, and what was made of the old one is not used again.
+    ca: None: the system's authorities, of which `system` is the file, where there is one.
+    """
+
+    ca: bytes | None = field(default=None, repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
     server_name: str | None = None
+    system: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTls:
+    """How clients are spoken to. PEM texts. client_ca: None where no certificate is asked for."""
+
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = field(default=None, repr=False)
+    client_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +202,8 @@ class KeySource:
     """Where an issuer's keys come from. `material` was read when the policy was loaded; jwks_url has none.
 
     kind "secret": material is the HMAC secret. "pem": a public key. "jwks": a JWK set's JSON text.
-    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched.
+    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched. authorities: see
+    UpstreamTls.system; a source is the same when they have changed.
     """
 
     kind: Literal["secret", "pem", "jwks", "jwks_url"]
@@ -196,6 +212,7 @@ class KeySource:
     refresh: float = 300.0
     min_refresh: float = 10.0
     max_stale: float = 3600.0
+    authorities: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

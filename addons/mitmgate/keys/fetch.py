@@ -6,7 +6,7 @@ tornado's client can't, and nothing of it blocks the loop, which urllib does.
 
 import asyncio
 import ssl
-from functools import cache
+from functools import lru_cache
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -23,25 +23,24 @@ class FetchError(Exception):
     """There is no document to be had; the caller keeps what it has and tries again later."""
 
 
-async def fetch_document(url: str, dialler: Dialler | None = None) -> bytes:
+async def fetch_document(url: str, authorities: bytes | None = None, dialler: Dialler | None = None) -> bytes:
     """Return the body of a 200 response to GET; raises FetchError for everything else, within FETCH_TIMEOUT seconds.
 
-    dialler: connects; None: one for this fetch.
-
-    A private authority's certificate is trusted through SSL_CERT_FILE, as everywhere with OpenSSL.
+    authorities: see KeySource. A private one is trusted through SSL_CERT_FILE, as everywhere with OpenSSL. dialler:
+    connects; None: one for this fetch.
     """
     try:
         async with asyncio.timeout(FETCH_TIMEOUT):
-            return await _get(urlsplit(url), dialler or Dialler())
+            return await _get(urlsplit(url), authorities, dialler or Dialler())
     except TimeoutError as error:
         raise FetchError(f"no complete answer within {FETCH_TIMEOUT:g} seconds") from error
     except (OSError, ValueError, h11.ProtocolError) as error:
         raise FetchError(str(error) or type(error).__name__) from error
 
 
-async def _get(url: SplitResult, dialler: Dialler) -> bytes:
+async def _get(url: SplitResult, authorities: bytes | None, dialler: Dialler) -> bytes:
     host = url.hostname or ""
-    tls = _trust() if url.scheme == "https" else None
+    tls = _trust(authorities) if url.scheme == "https" else None
     connected = await dialler.connect(host, url.port or _PORTS[url.scheme])
     reader, writer = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=host if tls else None)
     try:
@@ -81,6 +80,10 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> byt
             raise FetchError("the connection was closed")
 
 
-@cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+@lru_cache(maxsize=1)
+def _trust(authorities: bytes | None) -> ssl.SSLContext:
+    if authorities is None:
+        return ssl.create_default_context()
+    context = ssl.create_default_context(cadata=authorities.decode("ascii"))
+    context.load_verify_locations(capath=ssl.get_default_verify_paths().capath)
+    return context

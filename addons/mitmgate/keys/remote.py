@@ -34,7 +34,7 @@ class RemoteKeys:
         self,
         source: KeySource,
         *,
-        fetch: Callable[[str], Awaitable[bytes]] = fetch_document,
+        fetch: Callable[[str, bytes | None], Awaitable[bytes]] = fetch_document,
         ticks: Callable[[], float] = time.monotonic,
         retry: float = 1.0,
     ) -> None:
@@ -123,7 +123,7 @@ class RemoteKeys:
         asked = self._ticks()
         self._keyless = False
         try:
-            document = await self._fetch(self.source.url)
+            document = await self._fetch(self.source.url, self.source.authorities)
             if document != self._document:
                 self._install(_usable(parse_jwk_set(document, secrets=False)))
                 self._document = document

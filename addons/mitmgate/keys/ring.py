@@ -113,6 +113,7 @@ class KeyRing:
         source = issuer.keys
         if source.kind == "jwks_url" and source not in remotes:
             remotes[source] = self._remotes.get(source) or self._open_keys(source)
+            remotes[source].source = source  # with the authorities of now
         known = self._edition.verifiers.get(name)
         if known is not None and known.issuer == issuer:
             return known

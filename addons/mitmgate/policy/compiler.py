@@ -31,12 +31,13 @@ from mitmgate.policy.snapshot import Snapshot
 def compile_policy(loaded: Loaded) -> Snapshot:
     """Compile a loaded policy. What could fail has been checked by the loader."""
     policy, directory = loaded.policy, Path(loaded.path).parent.absolute()
-    upstreams = {name: _upstream(name, upstream, directory) for name, upstream in policy.upstreams.items()}
+    material = loaded.material
+    upstreams = {name: _upstream(name, upstream, material) for name, upstream in policy.upstreams.items()}
     limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = default_issuers(policy.identity)
     routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
-    forward = _forward(policy.identity.forward, loaded.material, routes)
+    forward = _forward(policy.identity.forward, material, routes)
     return Snapshot(
         digest=digest(loaded),
         policy=policy,
@@ -46,8 +47,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         routes=RouteTable(routes),
         upstreams=upstreams,
         issuers={
-            name: _issuer(name, issuer, loaded.material.issuers[name])
-            for name, issuer in policy.identity.issuers.items()
+            name: _issuer(name, issuer, material.issuers[name]) for name, issuer in policy.identity.issuers.items()
         },
         default_issuers=default,
         forward=forward,
@@ -66,7 +66,8 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         max_body=policy.limits.body,
         max_target=policy.limits.target,
         max_token=policy.limits.token,
-        audit_key=loaded.material.audit_key,
+        audit_key=material.audit_key,
+        listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
     )
 
@@ -109,8 +110,7 @@ def _networks(networks: Networks) -> rules.Networks:
     return rules.Networks(CidrSet(networks.allow), CidrSet(networks.deny))
 
 
-def _upstream(name: str, upstream: Upstream, directory: Path) -> rules.Upstream:
-    tls = upstream.tls
+def _upstream(name: str, upstream: Upstream, material: Material) -> rules.Upstream:
     circuit = upstream.circuit
     return rules.Upstream(
         name=name,
@@ -129,19 +129,33 @@ def _upstream(name: str, upstream: Upstream, directory: Path) -> rules.Upstream:
             circuit.slow,
             circuit.share,
         ),
-        tls=None
-        if tls is None
-        else rules.UpstreamTls(
-            ca=_absolute(directory, tls.ca),
-            certificate=_absolute(directory, tls.certificate),
-            key=_absolute(directory, tls.key),
-            server_name=tls.server_name,
-        ),
+        tls=_upstream_tls(name, upstream, material),
     )
 
 
-def _absolute(directory: Path, file: str | None) -> str | None:
-    return None if file is None else str(directory / file)
+def _upstream_tls(name: str, upstream: Upstream, material: Material) -> rules.UpstreamTls | None:
+    if upstream.tls is None and not any(url.startswith("https://") for url in upstream.endpoints):
+        return None
+    files = material.tls.get(("upstreams", name, "tls"), {})
+    ca = files.get("ca")
+    return rules.UpstreamTls(
+        ca=ca,
+        certificate=files.get("certificate"),
+        key=files.get("key"),
+        server_name=None if upstream.tls is None else upstream.tls.server_name,
+        system=material.authorities if ca is None else None,
+    )
+
+
+def _listen_tls(policy: Policy, material: Material) -> rules.ListenTls | None:
+    tls = policy.listen.tls
+    if tls is None:
+        return None
+    files = material.tls.get(("listen", "tls"), {})
+    if not {"certificate", "key"} <= files.keys():
+        return None  # left out, as replay alone does, which serves nothing; elsewhere a missing file is an error
+    required = tls.client_certificate != "optional"
+    return rules.ListenTls(files["certificate"], files["key"], files.get("client_ca"), required)
 
 
 def _limit(name: str, limit: RateLimit) -> Limit:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ssl import SSLError, create_default_context
+from pathlib import Path
+from ssl import SSLError, create_default_context, get_default_verify_paths
 from typing import Any, Literal
 
 from cryptography import x509
@@ -26,7 +27,7 @@ from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import ListenTls
 from mitmgate.policy.model_audit import Chain
 from mitmgate.policy.model_identity import Assertion, Issuer
-from mitmgate.policy.model_upstreams import UpstreamTls
+from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
 from mitmgate.policy.problem import Code, Location, Problem, nearest
 
 LEAST_SECRET = 32  # bytes; 256 bits
@@ -34,11 +35,17 @@ LEAST_SECRET = 32  # bytes; 256 bits
 
 @dataclass(slots=True)
 class Material:
-    """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest."""
+    """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest.
+
+    tls: PEM texts by the section that names them, then by member. authorities: certificates of the system's file of
+    them, as PEM; None where there is no such file, or nothing that is verified by it.
+    """
 
     issuers: dict[str, KeySource] = field(default_factory=dict)
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
+    tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
+    authorities: bytes | None = field(default=None, repr=False)
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,6 +62,7 @@ class Reader:
         self.environ = environ
         self.material = Material()
         self.problems: list[Problem] = []
+        self._looked_for_authorities = False
 
     def read(self) -> None:
         """Read everything that the document names."""
@@ -71,6 +79,13 @@ class Reader:
         for name in upstreams if isinstance(upstreams, dict) else ():
             location = ("upstreams", name, "tls")
             self._tls(self._section(UpstreamTls, location), location)
+            upstream = self._section(Upstream, location[:-1])
+            if (
+                upstream is not None
+                and (upstream.tls is None or upstream.tls.ca is None)
+                and any(url.startswith("https://") for url in upstream.endpoints)
+            ):
+                self._system_authorities((*location[:-1], "endpoints"))
 
     def _section[S: BaseModel](self, section: type[S], location: Location) -> S | None:
         """Validate one section alone; None where it is absent or wrong (which the whole policy's validation says)."""
@@ -133,7 +148,12 @@ class Reader:
             kind, content = "jwks", self._file(keys.jwks_file, at)
         if content is None:
             return
-        source = KeySource(kind, content, keys.jwks_url or "", keys.refresh, keys.min_refresh, keys.max_stale)
+        url = keys.jwks_url or ""
+        if url.lower().startswith("https://"):
+            self._system_authorities(at)
+        source = KeySource(
+            kind, content, url, keys.refresh, keys.min_refresh, keys.max_stale, self.material.authorities
+        )
         # RFC 7518, section 3.2: a secret is at least as long as its hash.
         needed = max(SECRET_SIZES.get(algorithm, 0) for algorithm in issuer.algorithms)
         if kind == "secret" and len(content) < needed:
@@ -195,11 +215,13 @@ class Reader:
             return
         authorities = "client_ca" if isinstance(tls, ListenTls) else "ca"
         certificates: dict[str, list[x509.Certificate]] = {}
+        texts = self.material.tls.setdefault(location, {})
         for member in (authorities, "certificate"):
             name = getattr(tls, member)
             content = None if name is None else self._file(name, (*location, member))
             if content is None:
                 continue
+            texts[member] = content
             try:
                 certificates[member] = x509.load_pem_x509_certificates(content)
                 if member == authorities:
@@ -213,6 +235,7 @@ class Reader:
         content = self._file(tls.key, (*location, "key"))
         if content is None:
             return
+        texts["key"] = content
         try:
             key = load_pem_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -223,6 +246,29 @@ class Reader:
         ):
             self._wrong((*location, "key"), "the key is not the certificate's")
 
+    def _system_authorities(self, location: Location) -> None:
+        """Read the file of the system's authorities, once, for the first member that is verified by it."""
+        if self._looked_for_authorities:
+            return
+        self._looked_for_authorities = True
+        name = self.environ.get("SSL_CERT_FILE")
+        if not name:
+            name = get_default_verify_paths().openssl_cafile
+            if not Path(name).exists():
+                return  # there is a directory of them, which OpenSSL looks into by itself
+        try:
+            content = self.files.read(name)
+        except UnreadableError as error:
+            self._wrong(location, f"the system's authorities (SSL_CERT_FILE, {name}) {error}", found="")
+            return
+        certificates = _CERTIFICATE.findall(content)  # between them stand texts in any encoding
+        if not certificates:
+            self._wrong(
+                location, f"the system's authorities (SSL_CERT_FILE, {name}): the file has no PEM certificate", found=""
+            )
+            return
+        self.material.authorities = b"\n".join((*certificates, b""))
+
     def _dates(self, certificate: x509.Certificate, location: Location) -> None:
         now = datetime.now(UTC)
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -232,6 +278,7 @@ class Reader:
 
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"
 

@@ -11,7 +11,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.routing import RouteTable
-from mitmgate.core.rules import ForwardIdentity, Issuer, Mode, Networks, ResponseHeaders, Upstream
+from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, ResponseHeaders, Upstream
 from mitmgate.core.via import Via
 from mitmgate.policy.model import Policy
 
@@ -24,8 +24,8 @@ class Snapshot:
     issuers: by the policy's name. upstreams: by name. policy: the validated file, for what is no decision
     (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
-    the key of the audit's hash chain; None: unkeyed. hidden_headers: fields, in small letters, whose values the policy
-    takes from the environment.
+    the key of the audit's hash chain; None: unkeyed. listen_tls: None: plain text. hidden_headers: fields, in
+    small letters, whose values the policy takes from the environment.
     """
 
     digest: str
@@ -51,6 +51,7 @@ class Snapshot:
     max_token: int
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
+    listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
 
     @property

@@ -46,7 +46,7 @@ from mitmgate.proxy.http2 import Http2Connection
 from mitmgate.proxy.limits import Connections, PolicyBounds, address_key
 from mitmgate.proxy.memory import Account, Memory
 from mitmgate.proxy.pool import UpstreamPool
-from mitmgate.proxy.tls import READ_BYTES, ListenerContexts, TlsTransport
+from mitmgate.proxy.tls import READ_BYTES, UNUSABLE, ListenerContexts, TlsTransport
 from mitmgate.proxy.transaction import Engine, Transaction
 from mitmgate.stages.exchange import Exchange, reject
 
@@ -156,7 +156,7 @@ class Listener:
             await proxyserver.servers.update([])
         try:
             self._tls.context()
-        except (SSL.Error, OSError) as error:
+        except UNUSABLE as error:
             logger.error("the listener's certificate can't be used: %s", error, extra=MISTAKE)
             return
         for text in ctx.options.mode:

@@ -1,7 +1,6 @@
 """The pool of upstream connections, shared by all clients of a process."""
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable
 from typing import Final
@@ -15,8 +14,8 @@ from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.descriptors import Descriptors, is_shortage
 from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.proxy.hooks import HookTable
+from mitmgate.proxy.tls import UNUSABLE, ClientSide, HandshakeError, client_connection
 from mitmgate.proxy.upstream import Key, UpstreamConnection
-from mitmgate.proxy.upstream_tls import server_name, upstream_context
 
 FRESH_SECONDS: Final = 1.0
 """An idle connection that is older is not used for a request that can't be repeated: it may be stale."""
@@ -119,21 +118,20 @@ class UpstreamPool:
             await self._make_room()
         connection = UpstreamConnection(self, (endpoint, tls), self._bounds(), self._buffer, server)
         secured = endpoint.scheme == "https"
+        secure: ClientSide | None = None
         server.timestamp_start = time.time()
         try:
-            context = upstream_context(tls) if secured else None
             async with asyncio.timeout(within):
                 connected = await self._dialler.connect(endpoint.host, endpoint.port, in_turn=True)
                 connection.peer = peer_of(connected)
-                transport, _ = await loop.create_connection(
-                    lambda: connection,
-                    sock=connected,
-                    ssl=context,
-                    server_hostname=server_name(endpoint, tls) if secured else None,
-                )
+                if secured:
+                    secure = ClientSide(client_connection(endpoint, tls), self._buffer, 2 * within, connection)
+                transport, _ = await loop.create_connection(lambda: secure or connection, sock=connected)
+                if secure is not None:
+                    await secure.established()
         except TimeoutError as error:
             raise Unreachable(Reason.UPSTREAM_TIMEOUT) from error
-        except (OSError, ssl.SSLError, UnicodeError) as error:
+        except (OSError, HandshakeError, *UNUSABLE) as error:
             ours = isinstance(error, OSError) and is_shortage(error)
             raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED if ours else Reason.UPSTREAM_UNREACHABLE) from error
         server.timestamp_tcp_setup = time.time()

@@ -9,53 +9,60 @@ a client without a common protocol (RFC 7301, section 3.2) nor name the authorit
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.dsa import DSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import Certificate, load_pem_x509_certificates
 from OpenSSL import SSL
+from OpenSSL._util import lib as openssl
+from OpenSSL.crypto import X509
+from OpenSSL.crypto import Error as CryptoError
 
+from mitmgate.core.rules import Endpoint, ListenTls, UpstreamTls
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
 logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1024
 """What is taken out of OpenSSL at once."""
+UNUSABLE: Final = (SSL.Error, CryptoError, ValueError, TypeError)
+"""What is raised for a text that is no certificate, or no key, or not the certificate's."""
+LAST_WORDS: Final = 128
+"""Times READ_BYTES: what is still read of a connection that its peer has reset."""
 UNREAD: Final = 256 * 1024
 """Bytes that a peer leaves unread while it makes OpenSSL answer; then it is not read either."""
 RECORD: Final = 16 * 1024
 """Plaintext of one record (RFC 8446, section 5.1): OpenSSL is given no more at once, so that it holds no copy."""
 
 
+_SIGNS: Final = (DSAPrivateKey, EllipticCurvePrivateKey, Ed25519PrivateKey, Ed448PrivateKey, RSAPrivateKey)
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!MD5"
 """For TLS 1.2: forward secrecy and authenticated encryption, as HTTP/2 asks for (RFC 9113, section 9.2.2)."""
 PROTOCOLS: Final = (b"h2", b"http/1.1")
 
 
-@dataclass(frozen=True, slots=True)
-class ListenTls:
-    """How clients are spoken to. Paths are absolute. client_ca: None where no certificate is asked for."""
-
-    certificate: str
-    key: str
-    client_ca: str | None
-    client_required: bool
-
-
 def server_context(tls: ListenTls) -> SSL.Context:
-    """Make the context for clients. Raises SSL.Error or OSError where a file is not what it should be."""
+    """Make the context for clients. Raises UNUSABLE."""
     context = _context(SSL.TLS_SERVER_METHOD)
-    context.use_certificate_chain_file(tls.certificate)
-    context.use_privatekey_file(tls.key)
-    context.check_privatekey()
+    _use_certificate(context, tls.certificate, tls.key)
     context.set_alpn_select_callback(_choose_protocol)
     context.set_session_id(b"mitmgate")
     if tls.client_ca is None:
         context.set_verify(SSL.VERIFY_NONE)
     else:
-        context.load_verify_locations(tls.client_ca)
-        context.load_client_ca(tls.client_ca.encode())
+        for authority in _trust(context, tls.client_ca):
+            context.add_client_ca(authority)
         required = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if tls.client_required else 0
         context.set_verify(SSL.VERIFY_PEER | required)
     return context
@@ -70,6 +77,76 @@ def _context(method: int) -> SSL.Context:
     return context
 
 
+def client_connection(endpoint: Endpoint, tls: UpstreamTls | None) -> SSL.Connection:
+    """Make the client's side of a connection to an endpoint, whose certificate is always verified, by its SAN alone.
+
+    Raises UNUSABLE.
+    """
+    tls = tls or UpstreamTls()
+    connection = SSL.Connection(_client_context(tls.ca, tls.system, tls.certificate, tls.key))
+    name = tls.server_name or endpoint.host
+    # What pyOpenSSL has no method for: mitmproxy verifies names in the same way (its addons/tlsconfig.py).
+    parameters = openssl.SSL_get0_param(connection._ssl)
+    flags = openssl.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | openssl.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+    openssl.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
+    try:
+        address = ipaddress.ip_address(name).packed
+    except ValueError:
+        encoded = name.encode("idna")
+        connection.set_tlsext_host_name(encoded)
+        set_name = openssl.X509_VERIFY_PARAM_set1_host(parameters, encoded, len(encoded))
+    else:
+        set_name = openssl.X509_VERIFY_PARAM_set1_ip(parameters, address, len(address))
+    if set_name != 1:
+        raise ValueError(f"no certificate can be for {name!r}")
+    connection.set_connect_state()
+    return connection
+
+
+@lru_cache(maxsize=64)
+def _client_context(
+    ca: bytes | None, system: bytes | None, certificate: bytes | None, key: bytes | None
+) -> SSL.Context:
+    """Make the context of all endpoints with these texts: by what they say, so that a rotated file makes another."""
+    context = _context(SSL.TLS_CLIENT_METHOD)
+    if ca is not None:
+        _trust(context, ca)
+    else:
+        paths = ssl.get_default_verify_paths()
+        if system is not None:
+            _trust(context, system)
+        if paths.capath is not None:
+            context.load_verify_locations(None, paths.capath)
+    if certificate is not None and key is not None:
+        _use_certificate(context, certificate, key)
+    context.set_alpn_protos([b"http/1.1"])
+    context.set_verify(SSL.VERIFY_PEER)
+    return context
+
+
+def _use_certificate(context: SSL.Context, certificates: bytes, key: bytes) -> None:
+    """Present a certificate, followed by those that lead to its authority."""
+    own, *chain = load_pem_x509_certificates(certificates)
+    context.use_certificate(own)
+    for certificate in chain:
+        context.add_extra_chain_cert(certificate)
+    own_key = load_pem_private_key(key, None)
+    if not isinstance(own_key, _SIGNS):
+        raise ValueError("the key is of no kind that signs")  # noqa: TRY004  # a text that can't be used
+    context.use_privatekey(own_key)
+    context.check_privatekey()
+
+
+def _trust(context: SSL.Context, authorities: bytes) -> list[Certificate]:
+    store = context.get_cert_store()
+    if store is None:
+        raise ValueError("the context has no store")
+    found = load_pem_x509_certificates(authorities)
+    for authority in found:
+        store.add_cert(X509.from_cryptography(authority))
+    return found
+
+
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
     """Choose in our order; a client that offers neither is refused (RFC 7301, section 3.2)."""
     for protocol in PROTOCOLS:
@@ -82,14 +159,15 @@ class ListenerContexts:
     """The context for new connections: made of the policy's files, anew with every reload for renewed certificates.
 
     Where the listener speaks TLS at all, and with which files, is settled by the first policy: the socket outlives it.
-    A file that can't be read at a reload leaves the old context in force.
+    A file that can't be read at a reload leaves the whole policy in force that was.
     """
 
     def __init__(self, source: SnapshotSource) -> None:
         """source: the policy in force."""
         self._source = source
         self._snapshot: Snapshot | None = None
-        self._tls: ListenTls | None = None
+        self._tls: ListenTls | None = None  # what the context was made of
+        self._named: Any = None  # what the first policy says of it
         self._context: SSL.Context | None = None
 
     def context(self) -> SSL.Context | None:
@@ -97,26 +175,30 @@ class ListenerContexts:
         snapshot = self._source.snapshot
         if snapshot is self._snapshot:
             return self._context
-        if self._snapshot is None:
-            self._tls = _listen_tls(snapshot)
-        if self._tls is not None:
+        first = self._snapshot is None
+        if first:
+            self._named = snapshot.policy.listen.tls
+        tls = snapshot.listen_tls
+        if tls is not None and tls != self._tls and snapshot.policy.listen.tls == self._named:
             try:
-                self._context = server_context(self._tls)
-            except (SSL.Error, OSError):
-                if self._context is None:
+                self._context = server_context(tls)
+            except UNUSABLE:
+                if first:
                     raise
-                logger.exception("the certificate could not be read again; the old one stays in use")
+                logger.exception("the certificate can't be used; the old one stays in use")
+            else:
+                self._tls = tls
         self._snapshot = snapshot
         return self._context
 
 
-def _listen_tls(snapshot: Snapshot) -> ListenTls | None:
-    tls = snapshot.policy.listen.tls
-    if tls is None:
-        return None
-    authority = None if tls.client_ca is None else snapshot.resolve(tls.client_ca)
-    required = tls.client_certificate != "optional"
-    return ListenTls(snapshot.resolve(tls.certificate), snapshot.resolve(tls.key), authority, required)
+class HandshakeError(Exception):
+    """There is no TLS connection. Its text is for a log. code: OpenSSL's, of the verification of the certificate."""
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        """code: 0: the certificate was not what failed."""
+        super().__init__(why)
+        self.code = code
 
 
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
@@ -149,6 +231,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._paused = False
         self._choked = False  # the peer does not take what OpenSSL answers by itself
         self._ended = False  # the peer said close_notify, or closed the connection
+        self.ended_in_order = False  # it said close_notify
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(deadline, self._expired)
 
@@ -234,6 +317,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._read()
 
     def _fail(self, why: str) -> None:
+        """End, where there is no inner protocol yet."""
         failed, self._failed = self._failed, None
         self._stop_timer()
         self._closing = True
@@ -267,6 +351,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 self._choke(self.get_write_buffer_size() > UNREAD)
                 return
             except SSL.ZeroReturnError:
+                self.ended_in_order = True
                 if not self._end_of_input():
                     self.close()
                 return
@@ -309,7 +394,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if raw is None:
             return
         with contextlib.suppress(SSL.WantReadError):
-            while True:
+            while not raw.is_closing():
                 raw.write(self.tls.bio_read(READ_BYTES * 4))
 
     def close(self) -> None:
@@ -402,6 +487,57 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if self._inner is None:
             raise RuntimeError("the handshake is not complete")
         return self._inner
+
+
+class ClientSide(TlsTransport):
+    """A TLS connection that we have opened. `established` is awaited for the handshake."""
+
+    def __init__(self, tls: SSL.Connection, buffer: memoryview, within: float, inner: asyncio.BufferedProtocol) -> None:
+        """tls: see client_connection. within: seconds for everything up to the end of the handshake."""
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be nobody's by then
+
+        def established(_: TlsTransport) -> asyncio.BufferedProtocol:
+            if not self._done.done():
+                self._done.set_result(None)
+            return inner
+
+        super().__init__(tls, buffer, within, established, self._refused)
+
+    async def established(self) -> None:
+        """Wait for the end of the handshake. Raises HandshakeError; cancelled, it closes the connection."""
+        try:
+            await self._done
+        except BaseException:
+            self.abort()
+            raise
+
+    def _refused(self, why: str) -> None:
+        if not self._done.done():
+            self._done.set_exception(HandshakeError(why, openssl.SSL_get_verify_result(self.tls._ssl)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the socket; of one that was reset, what still lies in it comes first.
+
+        A service that answers before it has read a whole request, and closes, resets the connection: writing to it
+        fails, and the answer still lies in the socket, which asyncio is about to close.
+        """
+        if exc is not None and self._raw is not None and self._inner is not None and not self._ended:
+            self._paused = False
+            for data in last_words(self._raw):
+                self.tls.bio_write(data)
+                self._read()
+        super().connection_lost(exc)
+
+
+def last_words(transport: asyncio.Transport) -> Iterator[bytes]:
+    """Read what lies ready on a socket that its peer has reset."""
+    with contextlib.suppress(OSError):
+        for _ in range(LAST_WORDS):
+            data = os.read(transport.get_extra_info("socket").fileno(), READ_BYTES)
+            if not data:
+                return
+            yield data
 
 
 def describe(error: SSL.Error) -> str:

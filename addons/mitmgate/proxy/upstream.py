@@ -1,11 +1,8 @@
 """A connection to an endpoint: one request, then its response, then perhaps another client's next."""
 
 import asyncio
-import contextlib
 import logging
-import os
 import time
-from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -18,15 +15,13 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.proxy.timers import FLUSH_SECONDS
-from mitmgate.proxy.upstream_tls import ended_in_order
+from mitmgate.proxy.tls import TlsTransport, last_words
 from mitmgate.proxy.websocket import Relay
 
 logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1024
 """What is read from a socket at once."""
-LAST_WORDS: Final = 128
-"""Times READ_BYTES: what is still read of a connection that its service has reset."""
 
 
 type Key = tuple[Endpoint, UpstreamTls | None]
@@ -241,7 +236,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Take the end of what the upstream sends; the connection is of no more use."""
-        self._lost(orderly=self._transport is None or ended_in_order(self._transport))
+        transport = self._transport
+        self._lost(orderly=not isinstance(transport, TlsTransport) or transport.ended_in_order)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -251,7 +247,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         fails, and the answer still lies in the socket, which asyncio is about to close.
         """
         if exc is not None and self._transport is not None:
-            for data in _last_words(self._transport):
+            for data in [] if isinstance(self._transport, TlsTransport) else last_words(self._transport):
                 if self.phase is Phase.BUSY:
                     self._take(self._reader.feed(data))
         self._lost(orderly=False)
@@ -362,18 +358,6 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 transport.abort()
             else:
                 transport.close()
-
-
-def _last_words(transport: asyncio.Transport) -> Iterator[bytes]:
-    """Read what lies ready on a socket in plain text that its peer has reset."""
-    if transport.get_extra_info("sslcontext") is not None:
-        return
-    with contextlib.suppress(OSError):
-        for _ in range(LAST_WORDS):
-            data = os.read(transport.get_extra_info("socket").fileno(), READ_BYTES)
-            if not data:
-                return
-            yield data
 
 
 def _timeout(value: bytes) -> float | None:

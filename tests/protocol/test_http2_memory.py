@@ -1,12 +1,12 @@
 """What HTTP/2 connections hold: little while they are open, and nothing when they are gone."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperframe.frame import RstStreamFrame
+from hyperframe.frame import Frame, RstStreamFrame
 
 from tests.live.harness import Host
 from tests.live.harness_http import wait_for
@@ -16,6 +16,7 @@ from tests.protocol.tls_gateway import TlsGateway
 
 REQUESTS = 64
 BODY = 200_000
+Field = tuple[bytes, bytes]
 GROWTH = {"serve": 8, "web": 32}
 """MiB; mitmweb keeps ten thousand lines of its log, which such clients fill."""
 
@@ -161,6 +162,33 @@ def test_trailers_of_an_undecided_request_end_it(front: TlsGateway) -> None:
         for number in [*numbers, posted]:
             client.grant(number, BODY)
         assert {client.response(number).status for number in [*numbers, posted]} == {200}
+
+
+def test_undecided_requests_that_turn_out_malformed_are_recorded_as_such_and_reach_nobody(front: TlsGateway) -> None:
+    front.mark()
+    with front.connect(settings={INITIAL_WINDOW: 0}) as client:
+        numbers = crowded(front, client, "/held/flawed")
+        flaws: dict[str, tuple[tuple[Field, ...], Callable[[int], Frame]]] = {
+            "long": (((b"content-length", b"1"),), lambda number: client.data(number, b"xx", end=True)),
+            "short": (((b"content-length", b"3"),), lambda number: client.head(number, [(b"x", b"y")], end=True)),
+            "trailers": ((), lambda number: client.head(number, [(b"x", b"a\nb")], end=True)),
+            "given-up": ((), lambda number: RstStreamFrame(number, error_code=1)),
+        }
+        for name, (fields, flaw) in flaws.items():
+            number = client.stream()
+            client.send(client.head(number, request_fields("POST", f"/held/flawed/{name}", *fields)), flaw(number))
+        client.ping()
+    wait_for(lambda: len(recorded(front, "/held/flawed")) >= len(numbers) + len(flaws), "all to be on record")
+    front.upstream.settle()
+    events = {event["path"].removeprefix("/held/flawed/"): event for event in recorded(front, "/held/flawed")}
+    assert {name: events[name]["reason"] for name in flaws} == {
+        "long": "length-mismatch",
+        "short": "length-mismatch",
+        "trailers": "body-malformed",
+        "given-up": "client-closed",
+    }
+    assert len(events) == len(numbers) + len(flaws)
+    assert not {request.target.removeprefix("/held/flawed/") for request in front.upstream.requests} & set(flaws)
 
 
 def test_a_malformed_head_before_a_good_one_is_recorded_as_what_it_is(front: TlsGateway) -> None:

@@ -158,14 +158,6 @@ class Http2Stream:
         self._bodiless = method == b"HEAD"
         self._head_sent = False
 
-    @property
-    def flaw(self) -> Refusal:
-        """What libnghttp2 has reset the stream for."""
-        if self.declared is not None:
-            detail = f"The body is not one of {self.declared} bytes, as declared, or its trailers are malformed."
-            return Refusal(Reason.LENGTH_MISMATCH, detail)
-        return Refusal(Reason.BODY_MALFORMED, "The trailers are malformed.")
-
     def _say(self, action: Callable[[ngh2.Connection], object]) -> None:
         if self.stream_id > 0:
             self._connection.say(action)
@@ -502,11 +494,12 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._refuse(Refusal(Reason.HEAD_MALFORMED, "The HTTP/2 message is malformed."))
             return
         self._open.discard(stream_id)
+        malformed = event.error_code == ngh2.ErrorCode.PROTOCOL_ERROR  # the client's own word came as `StreamReset`
         if stream is None:
-            self._forget_waiting(stream_id)
+            self._forget_waiting(stream_id, malformed=malformed)
         elif stream.transaction is not None and not stream.answered:
-            if event.error_code == ngh2.ErrorCode.PROTOCOL_ERROR:
-                stream.transaction.body_refused(stream.flaw)
+            if malformed:
+                stream.transaction.body_refused(_flaw(stream.declared))
             else:
                 stream.transaction.client_gone()
         self._settle()
@@ -520,16 +513,21 @@ class Http2Connection(asyncio.BufferedProtocol):
         elif stream is None:
             self._forget_waiting(stream_id)
 
-    def _forget_waiting(self, stream_id: int) -> None:
-        """Put on record that a request was given up before it was decided; nothing of it is forwarded."""
+    def _forget_waiting(self, stream_id: int, *, malformed: bool = False) -> None:
+        """Put on record that a request ended before it was decided; nothing of it is forwarded.
+
+        malformed: libnghttp2 has refused what followed its head.
+        """
         waiting = self._waiting.pop(stream_id, None)
         if waiting is None:
             return
         headers, ended = waiting
         read = read_request(headers, self._scheme, ended, self._bounds)
         if not isinstance(read, Refusal):
-            detail = "The client gave the request up before it was decided."
-            read = Refusal(Reason.CLIENT_CLOSED, detail, read.method, read.path, read.fields)
+            cause = Refusal(Reason.CLIENT_CLOSED, "The request ended before it was decided.")
+            if malformed:
+                cause = _flaw(read.length)
+            read = cause._replace(method=read.method, target=read.path, fields=read.fields)
         try:
             self._refuse(read)
         except Exception:
@@ -845,6 +843,14 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._go_away(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
         else:
             self._go_away(ngh2.ErrorCode.NO_ERROR)
+
+
+def _flaw(declared: int | None) -> Refusal:
+    """Say what libnghttp2 has reset a stream for. declared: bytes of its body; None: it did not say."""
+    if declared is not None:
+        detail = f"The body is not one of {declared} bytes, as declared, or its trailers are malformed."
+        return Refusal(Reason.LENGTH_MISMATCH, detail)
+    return Refusal(Reason.BODY_MALFORMED, "The trailers are malformed.")
 
 
 def _queued(h2: ngh2.Connection, stream_id: int) -> int:

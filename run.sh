@@ -92,6 +92,12 @@ if [ "${1:-}" = test ]; then
     stamped dev || make_environment dev
     exec "$root/.ci/checks" "$@"
 fi
+if [ "${1:-}" = mutants ]; then
+    shift
+    stamped dev || make_environment dev
+    cd "$root"
+    PYTHONPATH=$root exec "$venv/bin/python" -m tests.mutation "$@"
+fi
 stamped runtime || make_environment runtime
 # Production runs without assert statements: mitmproxy has many on the path of a request, and none of ours decides anything.
 if [ "${1:-}" = serve ]; then exec "$venv/bin/python" -O -m mitmgate "$@"; fi

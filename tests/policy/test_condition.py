@@ -300,3 +300,17 @@ def test_long_roles_are_not_remembered() -> None:
     assert condition._known == {}
     assert condition.holds({"principal": {"roles": ["admin"]}}) is True
     assert len(condition._known) == 1
+
+
+def test_what_is_remembered_of_a_condition_is_of_the_facts_that_it_was_asked() -> None:
+    condition = compile_condition('"admin" in principal.roles && request.method == "GET"')
+    for roles, method in [
+        (["admin"], "GET"),
+        (["admin"], "PUT"),
+        (["user"], "GET"),
+        (["user"], "PUT"),
+        ([], "GET"),
+    ] * 2:
+        facts = {"principal": {"roles": roles}, "request": {"method": method}}
+        assert condition.holds(facts) is (roles == ["admin"] and method == "GET")
+    assert condition._known

@@ -344,6 +344,30 @@ def test_renewed_certificate_is_taken_at_a_reload(
         assert serial() != before
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_from_before_a_renewed_certificate_is_not_resumed(
+    authority: Authority, upstream: RecordingUpstream, version: ssl.TLSVersion
+) -> None:
+    tls = listen(authority)
+    with Gate(route(upstream.url), tls=tls) as gate:
+        context = client_context(authority)
+        context.minimum_version = context.maximum_version = version
+
+        def resumed(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+            with context.wrap_socket(connect(gate.port), server_hostname="gateway.test", session=session) as link:
+                link.sendall(GET)
+                assert status_of(receive(link)) == 200
+                return link.session_reused, link.session
+
+        _, session = resumed(None)
+        assert resumed(session)[0] is True  # the test can see it
+        certificate, key = authority.issue("gateway.test")
+        Path(tls.certificate).write_bytes(Path(certificate).read_bytes())
+        Path(tls.key).write_bytes(Path(key).read_bytes())
+        gate.source.reload()
+        assert resumed(session)[0] is False
+
+
 def test_https_client_library_works(tls_gate: Gate, authority: Authority) -> None:
     link = http.client.HTTPSConnection("127.0.0.1", tls_gate.port, context=_unnamed(authority), timeout=5)
     for _ in range(3):

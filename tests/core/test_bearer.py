@@ -18,6 +18,8 @@ from mitmgate.core.bearer import holds_token
             "a;access_token=x",
             "access_token&b",
         ),
+        *("Access_Token=x", "ACCESS_TOKEN=x", "access.token=x", "access+token=x", "access%20token=x", "access[token=x"),
+        *("a=b&+access_token=x", "%20access_token=x", "access_token[]=x", "access_token%5B%5d=x", "access_token%00y=x"),
         *("%61ccess_token=x", "access%5ftoken=x", "access%5Ftoken=x", "a=b&%61%63%63%65%73%73%5f%74%6F%6b%65%6E=x"),
     ],
 )
@@ -26,7 +28,8 @@ def test_a_token_in_a_query(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "a=access_token", "access_tokens=x", "xaccess_token=x", "Access_Token=x", "token=x", "access_toke%=x"]
+    "query",
+    ["", "a=access_token", "access_tokens=x", "xaccess_token=x", "access_token.x=y", "token=x", "access_toke%=x"],
 )
 def test_what_is_none(query: str) -> None:
     assert not holds_token(query)
@@ -34,5 +37,7 @@ def test_what_is_none(query: str) -> None:
 
 @given(st.data())
 def test_any_encoding_of_the_name(data: st.DataObject) -> None:
-    written = "".join(data.draw(st.sampled_from([c, f"%{ord(c):02x}", f"%{ord(c):02X}"])) for c in "access_token")
+    written = "".join(
+        data.draw(st.sampled_from([c, c.upper(), f"%{ord(c):02x}", f"%{ord(c.upper()):02X}"])) for c in "access_token"
+    )
     assert holds_token(f"q=1&{written}=x")

@@ -19,12 +19,25 @@ PEERS = [
     *("X-Amzn-Oidc-Data", "X-Amzn-Mtls-Clientcert", "X-MS-Client-Principal", "X-MS-Client-Principal-Name"),
     *("X-MS-TOKEN-AAD-ID-TOKEN", "X-JWT-Assertion", "X-Authentik-Username", "X-Vouch-User", "X-Pomerium-Claim-Email"),
     *("Tailscale-User-Login", "Impersonate-User", "Impersonate-Extra-scopes", "Client-Cert", "Client-Cert-Chain"),
+    *("SM-User", "SM-UserDN", "SMUser", "IV-User", "IV-Groups", "IV-Creds", "OAM-Remote-User", "OIDC-Claim-sub"),
+    *("X-OIDC-Email", "Shib-Identity-Provider", "CAS-User", "X-SAML-Subject", "X-SSO-User", "X-Email", "X-Groups"),
+    *("X-Kratos-Authenticated-Identity-Id", "Teleport-Jwt-Assertion", "Ngrok-Auth-User-Email", "X-Roles"),
+    *(
+        "MS-ASPNETCORE-CLIENTCERT",
+        "X-SSL-Cert",
+        "X-TLS-Client-Cert",
+        "X-Client-Verify",
+        "X-Client-DN",
+        "X-Authenticated",
+    ),
     *("X-SSL-Client-S-DN", "SSL-Client-Cert", "X-Client-Cert", "X-ARR-ClientCert", "X-Userinfo", "X-Gateway-Assertion"),
 ]
 OVERRIDES = [
     *("Proxy", "X-Envoy-Original-Path", "X-Envoy-Internal", "X-Envoy-Anything", "X-Original-URL", "X-Original-Path"),
     *("X-Original-Anything", "X-Rewrite-URL", "X-Rewrite-Anything", "X-HTTP-Method", "X-HTTP-Method-Override"),
     *("X-Accel-Mapping", "X-Sendfile-Type", "X-Script-Name", "X-Middleware-Subrequest", "X-Forwarded-Prefix"),
+    *("X-Replaced-Path", "X-HTTP-Host-Override", "X-HTTP-DestinationURL", "X-Invoke-Path", "X-Matched-Path"),
+    *("Forwarded-For", "X-Forward-For", "Fly-Client-IP", "DO-Connecting-IP", "X-Vercel-Forwarded-For"),
 ]
 
 
@@ -56,7 +69,19 @@ def test_an_override_is_not_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["user-agent", "x-users", "x-remotely", "proxy-agent", "x-authentication", "x-original"]
+    "name",
+    [
+        "user-agent",
+        "x-users",
+        "x-remotely",
+        "proxy-agent",
+        "x-authentication",
+        "x-original",
+        "sma",
+        "x-client-version",
+        "x-ssl",
+        "x-emails",
+    ],
 )
 def test_what_only_looks_alike_goes_on(name: str) -> None:
     assert ClientFields(()).disposition(name.encode()) is Disposition.KEEP

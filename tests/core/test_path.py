@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 from mitmgate.core.path import _BLANK, _COMPATIBLE, Ambiguous, CanonicalPath, Oddity, canonical_path, readings
 
 SLASH, PARAMETER, EMPTY = Oddity.ENCODED_SLASH, Oddity.PARAMETER, Oddity.EMPTY_SEGMENT
+DELIMITER = Oddity.ENCODED_DELIMITER
 SAME = [
-    *("/", "/a", "/a/", "/api/v1/users", "/a/b.c/~x", "/a%20b", "/caf%C3%A9", "/100%25", "/...", "/a:b@c", "/%23%3F"),
-    *("/.well-known/x", "/a..b", "/..a", "/a..", "/.%20a", "/a%3Bb", "/%E2%80%A6", "/%E2%92%88", "/a%E2%84%85b"),
+    *(
+        "/",
+        "/a",
+        "/a/",
+        "/api/v1/users",
+        "/a/b.c/~x",
+        "/a%20b",
+        "/caf%C3%A9",
+        "/100%25",
+        "/...",
+        "/a:b@c",
+        "/100%25%EF%BC%85",
+    ),
+    *("/.well-known/x", "/a..b", "/..a", "/a..", "/.%20a", "/%EF%BC%852x", "/%E2%80%A6", "/%E2%92%88", "/a%E2%84%85b"),
 ]
 
 
@@ -44,6 +57,9 @@ def test_harmless_differences_are_folded(raw: str, canonical: str) -> None:
         ("//", "//", {EMPTY}),
         ("/a/;x/b", "/a/;x/b", {PARAMETER, EMPTY}),
         ("/a%2Fb;c//d", "/a%2Fb;c//d", {SLASH, PARAMETER, EMPTY}),
+        ("/a%3bb", "/a%3Bb", {DELIMITER}),
+        ("/%23%3f", "/%23%3F", {DELIMITER}),
+        ("/...%3Fa", "/...%3Fa", {DELIMITER}),
     ],
 )
 def test_what_a_route_may_take_is_told_apart(raw: str, canonical: str, odd: set[Oddity]) -> None:
@@ -57,6 +73,10 @@ def test_what_servers_may_read_an_odd_path_as() -> None:
         *("/a/b;c//d", "/a%2Fb//d", "/a%2Fb;c/d", "/a/b//d", "/a/b;c/d", "/a%2Fb/d", "/a/b/d"),
     }
     assert readings(CanonicalPath("/a")) == set()
+    for path in ("/a/b%3Bx/c", "/a/%3Bx/b/c", "/a/b/c%3Fx/d", "/a/b/c%23"):
+        delimited = canonical_path(path)
+        assert isinstance(delimited, CanonicalPath)
+        assert readings(delimited) == {"/a/b/c"}
 
 
 AMBIGUOUS = [
@@ -71,6 +91,9 @@ AMBIGUOUS = [
     "/%EF%BB%BF..",
     "/%EF%BC%8E%EF%BC%8E/a", "/.%EF%BC%8E", "/%E2%80%A4%E2%80%A4", "/%E2%80%A5/a", "/%EF%B8%B0", "/%EF%B9%92.",
     "/..%EF%BC%8Fa", "/a%EF%BC%8F..", "/..%EF%BC%BCa", "/..%EF%BC%9Bx", "/..%CD%BE/a", "/%EF%BC%8E%20%EF%BC%9B",
+    # Of who parses what is decoded already, or drops what is ignored by default.
+    "/..%3F", "/..%3fx/y", "/.%23", "/a/..%20%23", "/..%EF%BC%9F", "/..%EF%BC%83a", "/..%E2%81%87", "/..%EF%B8%8F/a",
+    "/..%CD%8F", "/.%E3%85%A4./a", "/%EF%BC%852e%EF%BC%852e", "/a%EF%BC%85u002e",
     "/a%2F..%20%2Fb", "/a%2F%EF%BC%8E%2Fb", "/a%2F%2Fb", "/a%2F/b", "/a/%2Fb",
 ]  # fmt: skip
 
@@ -91,6 +114,10 @@ ATOMS = [
         "%EF%BC%8F",
         "%EF%BC%9B",
         "%EF%BC%BC",
+        "%EF%BC%85",
+        "%3F",
+        "%23",
+        "%CD%8F",
         "[",
         "%5B",
         "%ff",
@@ -100,14 +127,25 @@ ATOMS = [
 ]
 
 
+IGNORED = re.compile(
+    "[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
+    "\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Default_Ignorable_Code_Point, as DerivedCoreProperties.txt of Unicode 16 has it."""
+
+
+def invisible(character: str) -> bool:
+    return unicodedata.category(character) in {"Zs", "Zl", "Zp", "Cc", "Cf"} or bool(IGNORED.match(character))
+
+
 def dotted(path: str) -> bool:
     """Tell, by Unicode's own tables and as plainly as can be, whether some server reads a dot segment."""
     text = unicodedata.normalize(
         "NFKC", re.sub("%([0-9A-F]{2})", lambda m: chr(int(m[1], 16)), path).encode("latin-1").decode()
     )
     for part in re.split(r"[/\\]", text):
-        cut = part.partition(";")[0]
-        if "".join(c for c in cut if unicodedata.category(c) not in {"Zs", "Zl", "Zp", "Cc", "Cf"}) in {".", ".."}:
+        cut = re.split("[;?#]", part)[0]
+        if "".join(c for c in cut if not invisible(c)) in {".", ".."}:
             return True
     return False
 
@@ -137,15 +175,19 @@ def every_character() -> list[str]:
 
 def test_the_tables_are_those_of_unicode() -> None:
     characters = every_character()
-    blank = {c for c in characters if unicodedata.category(c) in {"Zs", "Zl", "Zp", "Cc", "Cf"}}
+    blank = {c for c in characters if invisible(c)}
     known = re.compile(f"[{_BLANK}]")
     assert {c for c in characters if known.fullmatch(c)} == blank - {c for c in blank if c < " " or c == "\x7f"} | set(
         "\t\n\v\f\r\x1c\x1d\x1e\x1f"
     )
     folded = {c: unicodedata.normalize("NFKC", c) for c in characters if not c.isascii()}
     # What is more than such a character ("1.", "a/c") is part of a longer name, whatever stands beside it.
-    meaning = {c: text for c, text in folded.items() if text and set(text) <= set("./\\;")}
+    meaning = {
+        c: text
+        for c, text in folded.items()
+        if text and set(text) & set("./\\;?#%") and not any(map(str.isalnum, text))
+    }
     assert {chr(point): text for point, text in _COMPATIBLE.items()} == meaning
-    longer = {text for text in folded.values() if set(text) & set("./\\;")} - set(meaning.values())
+    longer = {text for text in folded.values() if set(text) & set("./\\;?#%")} - set(meaning.values())
     for text, (before, after) in product(longer, product(("", ".", ".."), repeat=2)):
         assert not dotted("/" + "".join(f"%{octet:02X}" for octet in f"{before}{text}{after}".encode()))

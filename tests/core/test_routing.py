@@ -140,6 +140,14 @@ LAX = RouteTable(
         ("//admin/x", ""),
         ("/;a//admin", ""),
         ("/x%2F..%3b", None),
+        ("/x%3By/z", "all"),
+        ("/x%3Fy%23/z", "all"),
+        ("/admin%3Bx", ""),  # a server that parses what it has decoded reads /admin
+        ("/admin%3bx/y", ""),
+        ("/admin%3Fx", ""),
+        ("/admin%23", ""),
+        ("/%3Bx/admin", ""),
+        ("/files/a%3Bx", "an encoded ; ? or #"),  # no route of a policy is without it
         ("/files/a%2Fb", "files"),
         ("/files%2Fa", ""),
         ("/files/strict%2Fa", ""),

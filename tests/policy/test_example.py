@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mitmgate.core.limit import Limit
+from mitmgate.core.path import Oddity
 from mitmgate.core.rules import Circuit, Cors, Endpoint, Route
 from mitmgate.policy.loader import PolicyError, load, load_snapshot
 from mitmgate.policy.snapshot import Snapshot
@@ -39,7 +40,12 @@ def test_routes(snapshot: Snapshot) -> None:
     assert route.require.roles_any == {"user", "admin"}
     assert route.require.claims == {"tenant": ("acme", "globex")}
     assert route.max_body == 1 << 20
-    assert (route.websocket, route.stream, route.odd, route.mode) == (False, "auto", frozenset(), "enforce")
+    assert (route.websocket, route.stream, route.odd, route.mode) == (
+        False,
+        "auto",
+        frozenset({Oddity.ENCODED_DELIMITER}),
+        "enforce",
+    )
     for address, inside in (("192.0.2.9", True), ("2001:db8::1", True), ("198.51.100.1", False)):
         assert (ip_address(address) in route.networks.allow) is inside
     assert not route.networks.deny

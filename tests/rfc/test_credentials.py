@@ -12,7 +12,9 @@ from tests.live.harness_upstream import Raw, Recorded
 from tests.rfc.fronts import KINDS, Front, Http2Front, Kind, bearer
 
 
-@pytest.mark.parametrize("name", ["access_token", "access%5Ftoken", "%61ccess_token"])
+@pytest.mark.parametrize(
+    "name", ["access_token", "access%5Ftoken", "%61ccess_token", "Access_Token", "access.token", "+access_token[]"]
+)
 def test_a_second_token_in_the_query_is_400(every_front: Front, name: str) -> None:
     for query in (f"{name}={mint()}", f"a=b&{name}=", f"a;{name}=x;b"):
         answered = every_front.refused(400, "credential-ambiguous", f"/api/v1/users?{query}", bearer())

@@ -18,6 +18,7 @@ from tests.rfc.fronts import Front, bearer
         ),
         *("/public/..%C2%A0/a", "/public/..%E2%80%8B", "/public/%EF%BC%8E%EF%BC%8E/a", "/public/.%EF%BC%8E/a"),
         *("/public/%E2%80%A5/a", "/public/..%EF%BC%8Fa", "/public/..%EF%BC%9B/a", "/public/.%20./a", "/odd/..;x/a"),
+        *("/public/..%3Fx", "/public/%2e%2e%23/a", "/public/..%EF%B8%8F/a", "/public/%EF%BC%852e%EF%BC%852e/a"),
         *("/public/%25%32%65%25%32%65/a", "/public/%25u002e%25u002e", "/odd/a%2F..%20%2Fb", "/odd//../strict"),
     ],
 )
@@ -31,6 +32,8 @@ def test_a_segment_that_some_server_reads_as_dots_is_refused(every_front: Front,
         ("/odd/post/[id]", "/odd/post/%5Bid%5D"),
         ("/odd/a|b^c?x=[1]|{2}", "/odd/a%7Cb%5Ec?x=[1]|{2}"),
         ("/odd/a;v=1/b", "/odd/a;v=1/b"),
+        ("/odd/a%3bb%3fc%23", "/odd/a%3Bb%3Fc%23"),
+        ("/reads/a%3Bb%3Fc", "/reads/a%3Bb%3Fc"),
         ("/odd//a//b", "/odd//a//b"),
         ("/odd/a%2fb", "/odd/a%2Fb"),
         ("/odd/a%2Fb;c//d", "/odd/a%2Fb;c//d"),
@@ -46,6 +49,7 @@ def test_what_a_route_takes_goes_on_as_it_is(every_front: Front, path: str, forw
     [
         *((path, 400, "path-ambiguous") for path in ("/odd//strict/x", "/odd/strict;x/y", "/odd/strict%2Fx")),
         *((path, 400, "path-ambiguous") for path in ("/odd/;x/strict", "/odd/a/..;/strict", "/odd//a;b/../strict")),
+        *((path, 400, "path-ambiguous") for path in ("/odd/strict%3Bx", "/odd/strict%3Fx/y", "/odd/%3Bx/strict")),
         *((path, 404, "no-route") for path in ("/odd%2Fstrict", "/odd;x/strict//")),
     ],
 )

@@ -4,7 +4,8 @@ RFC 3986 lets a sender write one resource in several ways, and servers differ in
 So the harmless differences are folded here (percent-encoded unreserved characters, the case of hex digits: section
 6.2.2; the characters that browsers leave as they are though they may not stand in a path), and what two servers could
 read differently is refused: backslashes, controls, double encoding, octets that are not UTF-8, and every segment that
-some server takes for "." or "..". Encoded slashes, `;` parameters and empty segments are a matter of the route.
+some server takes for "." or "..". Encoded slashes, `;` parameters and empty segments are a matter of the route. What
+ends a segment for a server that parses what it has decoded (an encoded `;`, `?` or `#`) is no way around a route.
 """
 
 import re
@@ -28,13 +29,14 @@ _FOLDED: Final = {
 _DOUBLE = re.compile(r"%25(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})")
 _CONTROL = re.compile(r"%(?:[01][0-9A-F]|7F)")
 _BLANK = (
-    r"\s\x80-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202f\u205f-\u2064"
-    r"\u2066-\u206f\u3000\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    r"\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
+    r"\s\x80-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
+    r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-"""Spaces, controls and format characters (general categories Z, Cc, Cf) that a path may hold encoded."""
+"""Spaces, controls and format characters (general categories Z, Cc, Cf) that a path may hold encoded, and all else that
+is ignored by default (Unicode's Default_Ignorable_Code_Point), which case folding drops (NFKC_Casefold)."""
 _SLASH: Final = "\x00"  # what an encoded slash is decoded to, so that it can be told from one that was written
-_DOTS = re.compile(rf"[/\\\x00](?!\.{{3,}}+(?:[/\\\x00;]|\Z))(?=[{_BLANK}]*+\.)[.{_BLANK}]++(?=[/\\\x00;]|\Z)")
+_DOTS = re.compile(rf"[/\\\x00](?!\.{{3,}}+(?:[/\\\x00;?#]|\Z))(?=[{_BLANK}]*+\.)[.{_BLANK}]++(?=[/\\\x00;?#]|\Z)")
 """A segment of dots and of what can't be seen, which some servers drop, a final dot as well; three dots are a name."""
 _HIDDEN = re.compile(r"\x00(?:[/\\\x00]|\Z)|[/\\]\x00")
 _COMPATIBLE: Final = {
@@ -42,6 +44,10 @@ _COMPATIBLE: Final = {
     **dict.fromkeys((0x2025, 0xFE30), ".."),
     **dict.fromkeys((0x2026, 0xFE19), "..."),
     **dict.fromkeys((0x37E, 0xFE14, 0xFE54, 0xFF1B), ";"),
+    **dict.fromkeys((0xFE16, 0xFE56, 0xFF1F), "?"),
+    **dict(zip((0x2047, 0x2048, 0x2049), ("??", "?!", "!?"), strict=True)),
+    **dict.fromkeys((0xFE5F, 0xFF03), "#"),
+    **dict.fromkeys((0xFE6A, 0xFF05), "%"),
     **dict.fromkeys((0xFE68, 0xFF3C), "\\"),
     0xFF0F: "/",
 }
@@ -50,6 +56,8 @@ table: on a long row of combining marks the folding itself takes a time that gro
 _NOT_COMPATIBLE = re.compile(f"[{''.join(map(chr, _COMPATIBLE))}]")
 _QUERY = re.compile(r"[!-~]*")
 _PARAMETERS = re.compile(r";[^/]*")
+_DELIMITED = re.compile(r"%3B[^/]*|%(?:3F|23).*")
+_ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})")
 _SLASHES = re.compile(r"/{2,}")
 
 
@@ -59,6 +67,8 @@ class Oddity(StrEnum):
     ENCODED_SLASH = "an encoded slash"
     PARAMETER = "a parameter (;)"
     EMPTY_SEGMENT = "an empty segment"
+    ENCODED_DELIMITER = "an encoded ; ? or #"
+    """Every route takes it, for it is how a name with such a character is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,8 @@ def _flaw(octets: bytes) -> str | None:
         return "is not UTF-8"
     if _NOT_COMPATIBLE.search(text) is not None:
         text = text.translate(_COMPATIBLE)
+        if _ESCAPE.search(text) is not None:
+            return "is percent-encoded twice"
     if _DOTS.search(text) is not None:
         return "holds a dot segment"
     if _SLASH in text and _HIDDEN.search(text) is not None:
@@ -129,6 +141,8 @@ def _oddities(path: str) -> frozenset[Oddity]:
         found.append(Oddity.PARAMETER)
     if "//" in path or ("/;" in path and "//" in _PARAMETERS.sub("", path)):
         found.append(Oddity.EMPTY_SEGMENT)
+    if _DELIMITED.search(path) is not None:
+        found.append(Oddity.ENCODED_DELIMITER)
     return frozenset(found)
 
 
@@ -149,6 +163,8 @@ def readings(path: CanonicalPath) -> set[str]:
                 text = _PARAMETERS.sub("", text)
             if Oddity.EMPTY_SEGMENT in chosen:
                 text = _SLASHES.sub("/", text)
+            if Oddity.ENCODED_DELIMITER in chosen:
+                text = _SLASHES.sub("/", _DELIMITED.sub("", text))
             found.add(text)
     return found
 

@@ -261,6 +261,7 @@ def _odd(route: Route) -> frozenset[Oddity]:
         Oddity.ENCODED_SLASH: route.allow_encoded_slash,
         Oddity.PARAMETER: route.allow_parameters,
         Oddity.EMPTY_SEGMENT: route.allow_empty_segments,
+        Oddity.ENCODED_DELIMITER: True,
     }
     return frozenset(oddity for oddity, may in allowed.items() if may)
 

@@ -236,7 +236,7 @@ def _path(text: str) -> str:
             hint = f"a path is no pattern; prefix: {text.partition(pattern)[0].rstrip('/') or '/'} takes all below it"
         why = f"{message}: {canonical.detail[0].lower()}{canonical.detail[1:].rstrip('.')}"
         raise wrong(why, hint, unquoted=why)
-    odd = canonical.odd - {Oddity.ENCODED_SLASH}
+    odd = canonical.odd - {Oddity.ENCODED_SLASH, Oddity.ENCODED_DELIMITER}
     if odd:
         why = f"{message}: the path holds {min(odd)}"
         raise wrong(why, unquoted=why)

@@ -163,7 +163,7 @@ def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> b
     authority = parse_authority(headers.text("host") or request.authority)
     if not succeeded(entry) or isinstance(path, Ambiguous) or authority is None:
         return False
-    if not path.odd <= {Oddity.ENCODED_SLASH}:
+    if not path.odd <= {Oddity.ENCODED_SLASH, Oddity.ENCODED_DELIMITER}:
         return False  # a route that takes it is not proposed: its author should know why
     template = tuple(VALUE if _VALUE.fullmatch(segment) else segment for segment in path.text.split("/")[1:])
     if is_preflight(request.method, headers):

@@ -9,6 +9,7 @@ from mitmgate.audit.record import Event
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
+from mitmgate.core.cause import Cause
 from mitmgate.core.headers import Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
@@ -80,6 +81,7 @@ class Facts:
     admitted: bool = False
     failure: Reason | None = None
     failure_detail: str = ""
+    cause: Cause | None = None
 
 
 def grant(name: str, remaining: int, degraded: bool = False) -> Grant:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from mitmproxy.connection import Server
 
+from mitmgate.core.cause import Failure
 from mitmgate.core.http1 import Bounds, ResponseHead
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
@@ -50,8 +51,8 @@ class Lane:
     def response_end(self) -> None:
         self.ended += 1
 
-    def upstream_failed(self, reason: Reason, *, untouched: bool, stale: bool) -> None:
-        self.failed.append(reason)
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
+        self.failed.append(failure.reason)
 
     def upstream_congested(self, congested: bool) -> None:
         pass

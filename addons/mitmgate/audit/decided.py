@@ -6,6 +6,7 @@ Written out here, because audit lies below stages and imports nothing of them.
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -36,3 +37,4 @@ class Decided(Protocol):
     admitted: bool
     failure: Reason | None
     failure_detail: str
+    cause: Cause | None

@@ -16,6 +16,7 @@ from mitmgate.audit.event import fate, minimal_event, rfc3339
 from mitmgate.audit.record import Event
 from mitmgate.audit.redact import Redaction
 from mitmgate.core.address import address_text
+from mitmgate.core.cause import Cause
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -40,6 +41,7 @@ Ended = tuple[
     bool,  # admitted
     Reason | None,  # failure
     str,  # failure_detail
+    Cause | None,
     Step | None,  # the final one
     tuple[Step, ...],  # observed
     tuple[Grant, ...],
@@ -93,6 +95,7 @@ def ended(
         decided.admitted,
         decided.failure,
         decided.failure_detail,
+        decided.cause,
         verdict.final,
         verdict.observed,
         tuple(decided.grants),
@@ -124,6 +127,7 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         admitted,
         failure,
         detail,
+        cause,
         final,
         observed,
         grants,
@@ -172,6 +176,8 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
     event["reason"] = reason._value_
     if detail:
         event["detail"] = detail
+    if cause is not None:
+        event["cause"] = cause._value_
     if observed:
         event["observed"] = [f"{step.stage}/{step.reason.code}" for step in observed]
     event["duration_ms"] = round(seconds * 1_000_000) / 1000

@@ -97,6 +97,7 @@ def mirror(exchange: Decided) -> dict[str, Plain]:
         "steps": steps,
         "failure": None if failure is None else failure.code,
         "failure_detail": _text(exchange.failure_detail),
+        "cause": None if exchange.cause is None else exchange.cause.value,
         "client": None if exchange.client is None else _shared(str(exchange.client)),
         "route": None if exchange.route is None else exchange.route.name,
         "principal": None if exchange.principal is None else _principal(exchange.principal),

@@ -83,6 +83,8 @@ def _decision(saved: Decision) -> Members:
     if saved["failure"]:
         made["failure"] = saved["failure"]
         made["failure_detail"] = saved["failure_detail"]
+    if saved.get("cause"):
+        made["cause"] = saved["cause"]
     made["stages"] = stage_table(_list(saved["steps"]))
     made["request_id"] = saved["request_id"]
     made["time"] = f"{datetime.fromtimestamp(_number(saved['now']), UTC):%Y-%m-%d %H:%M:%S.%f} UTC"

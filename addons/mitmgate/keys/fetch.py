@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
+from mitmgate.net.cause import connect_cause
 from mitmgate.net.dialler import Dialler
 
 MAX_DOCUMENT = 1024 * 1024
@@ -34,7 +35,9 @@ async def fetch_document(url: str, authorities: bytes | None = None, dialler: Di
             return await _get(urlsplit(url), authorities, dialler or Dialler())
     except TimeoutError as error:
         raise FetchError(f"no complete answer within {FETCH_TIMEOUT:g} seconds") from error
-    except (OSError, ValueError, h11.ProtocolError) as error:
+    except OSError as error:
+        raise FetchError(f"{connect_cause(error)}: {error}") from error
+    except (ValueError, h11.ProtocolError) as error:
         raise FetchError(str(error) or type(error).__name__) from error
 
 

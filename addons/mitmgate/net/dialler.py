@@ -34,9 +34,13 @@ class Dialler:
         self._turn = 0
 
     async def connect(self, host: str, port: int, *, in_turn: bool = False) -> socket.socket:
-        """Return a connected socket that does not block. in_turn: begin with another address of the name each time.
+        """Return a connected socket that does not block: `look_up`, then `connect_to`."""
+        return await self.connect_to(await self.look_up(host, port, in_turn=in_turn))
 
-        Bounded by the caller. Raises OSError: socket.gaierror where there is no address.
+    async def look_up(self, host: str, port: int, *, in_turn: bool = False) -> list[Info]:
+        """Return the addresses of a name, at least one. in_turn: begin with another one each time.
+
+        Bounded by the caller. Raises socket.gaierror where there is none.
         """
         infos = _numeric(host, port)
         if not infos:
@@ -47,6 +51,10 @@ class Dialler:
             self._turn += 1
             at = self._turn % len(infos)
             infos = infos[at:] + infos[:at]
+        return infos
+
+    async def connect_to(self, infos: Sequence[Info]) -> socket.socket:
+        """Return a socket that is connected to one of the addresses. Bounded by the caller. Raises OSError."""
         return await self._race(self._order(infos))
 
     def answers(self, host: str, peer: str) -> bool:

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ NAMES: Final = 1024
 """Names that are remembered; they come from policies, so more than these are former ones."""
 
 
+class LookupTimeoutError(socket.gaierror):
+    """No name server has answered in time (EAI_AGAIN)."""
+
+
 class Answer(NamedTuple):
     """Addresses as texts, in the order in which to try them, and the seconds that they count."""
 
@@ -61,7 +66,7 @@ class Answer(NamedTuple):
 class _Name:
     """What is remembered of a name. Times are monotonic seconds."""
 
-    __slots__ = ("addresses", "begun", "error", "lookup", "next", "shortage", "stale")
+    __slots__ = ("addresses", "begun", "error", "late", "lookup", "next", "shortage", "stale")
 
     def __init__(self) -> None:
         self.addresses: tuple[str, ...] = ()
@@ -69,6 +74,7 @@ class _Name:
         self.stale = 0.0  # until when the addresses serve while lookups fail
         self.begun = 0.0  # when the lookup on its way was begun
         self.error: str | None = None  # why the last lookup failed
+        self.late = False  # because there was no answer in time
         self.shortage: int | None = None  # errno, where that says something of this process alone
         self.lookup: asyncio.Task[None] | None = None
 
@@ -80,7 +86,8 @@ class _Name:
             raise socket.gaierror(socket.EAI_NONAME, f"no such name: {name}")
         if self.shortage is not None:
             raise OSError(self.shortage, self.error)
-        raise socket.gaierror(socket.EAI_AGAIN, f"{name} can't be looked up: {self.error}")
+        kind = LookupTimeoutError if self.late else socket.gaierror
+        raise kind(socket.EAI_AGAIN, f"{name} can't be looked up: {self.error}")
 
 
 class Resolver:
@@ -162,10 +169,12 @@ class Resolver:
             async with asyncio.timeout(LOOKUP):
                 answer = await self._ask(name)
         except Exception as error:
-            text = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            late = _is_late(error)
+            text = "no answer in time" if late else str(error) or type(error).__name__
             if entry.error is None:
                 logger.warning("the name %s can't be looked up: %s", name, text)
-            entry.error, entry.shortage, entry.next = text, _shortage(error), self._ticks() + SHORTEST
+            entry.error, entry.late, entry.shortage = text, late, _shortage(error)
+            entry.next = self._ticks() + SHORTEST
         else:
             if entry.error is not None:
                 logger.warning("the name %s can be looked up again", name)
@@ -241,6 +250,14 @@ async def _both_families(stub: "Stub", name: str) -> Answer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_late(error: Exception) -> bool:
+    """Tell whether no name server has answered. dnspython's is raised by dnspython alone, which is loaded by then."""
+    if isinstance(error, TimeoutError):
+        return True
+    loaded = sys.modules.get("dns.exception")
+    return loaded is not None and isinstance(error, loaded.Timeout)
 
 
 def _shortage(error: Exception) -> int | None:

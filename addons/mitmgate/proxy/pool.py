@@ -8,10 +8,12 @@ from typing import Final
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHookData
 
+from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.descriptors import Descriptors, is_shortage
+from mitmgate.net.cause import certificate_cause, connect_cause
 from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.tls import UNUSABLE, ClientSide, HandshakeError, client_connection
@@ -37,10 +39,10 @@ KEPT: Final = 256
 class Unreachable(Exception):  # noqa: N818  # the requester asks another endpoint: no error of the program
     """The endpoint could not be connected to: UPSTREAM_UNREACHABLE, UPSTREAM_TIMEOUT or DESCRIPTORS_EXHAUSTED."""
 
-    def __init__(self, reason: Reason) -> None:
-        """reason: for the response, and the audit event."""
+    def __init__(self, reason: Reason, cause: Cause | None = None, detail: str = "") -> None:
+        """cause: None: nothing that would be the endpoint's. detail: words for the log."""
         super().__init__(reason.value)
-        self.reason = reason
+        self.failure = Failure(reason, cause, detail)
 
 
 class UpstreamPool:
@@ -112,7 +114,7 @@ class UpstreamPool:
         if asked is not None:
             await asked
         if server.error is not None:
-            raise Unreachable(Reason.UPSTREAM_UNREACHABLE)
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE, Cause.ADDRESS_REFUSED, server.error)
         loop = asyncio.get_running_loop()
         if not self._descriptors.takes_upstream():
             await self._make_room()
@@ -120,9 +122,13 @@ class UpstreamPool:
         secured = endpoint.scheme == "https"
         secure: ClientSide | None = None
         server.timestamp_start = time.time()
+        late = Cause.LOOKUP_TIMEOUT
         try:
             async with asyncio.timeout(within):
-                connected = await self._dialler.connect(endpoint.host, endpoint.port, in_turn=True)
+                addresses = await self._dialler.look_up(endpoint.host, endpoint.port, in_turn=True)
+                late = Cause.CONNECT_TIMEOUT
+                connected = await self._dialler.connect_to(addresses)
+                late = Cause.TLS_TIMEOUT
                 connection.peer = peer_of(connected)
                 if secured:
                     secure = ClientSide(client_connection(endpoint, tls), self._buffer, 2 * within, connection)
@@ -130,10 +136,14 @@ class UpstreamPool:
                 if secure is not None:
                     await secure.established()
         except TimeoutError as error:
-            raise Unreachable(Reason.UPSTREAM_TIMEOUT) from error
-        except (OSError, HandshakeError, *UNUSABLE) as error:
-            ours = isinstance(error, OSError) and is_shortage(error)
-            raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED if ours else Reason.UPSTREAM_UNREACHABLE) from error
+            raise Unreachable(Reason.UPSTREAM_TIMEOUT, late, f"within {within:g} s") from error
+        except OSError as error:
+            if is_shortage(error):
+                raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED) from error
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE, connect_cause(error), str(error)) from error
+        except (HandshakeError, *UNUSABLE) as error:
+            cause = certificate_cause(error.code if isinstance(error, HandshakeError) else 0)
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE, cause, str(error)) from error
         server.timestamp_tcp_setup = time.time()
         server.state = ConnectionState.OPEN
         server.peername, server.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")

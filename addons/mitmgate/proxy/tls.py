@@ -232,6 +232,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._choked = False  # the peer does not take what OpenSSL answers by itself
         self._ended = False  # the peer said close_notify, or closed the connection
         self.ended_in_order = False  # it said close_notify
+        self.flaw = ""  # why what came is not TLS, or the peer wants no more of it
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(deadline, self._expired)
 
@@ -356,7 +357,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                     self.close()
                 return
             except SSL.Error as error:
-                logger.debug("a TLS connection is broken off: %s", describe(error))
+                self.flaw = describe(error)
+                logger.debug("a TLS connection is broken off: %s", self.flaw)
                 self._flush()
                 self.abort()
                 return

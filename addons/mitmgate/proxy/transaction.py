@@ -58,6 +58,7 @@ from mitmproxy.proxy.layers.websocket import WebsocketEndHook
 from mitmproxy.websocket import WebSocketData
 from wsproto.frame_protocol import CloseReason
 
+from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.http1 import Bounds, Refusal, RequestHead, ResponseHead
 from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
@@ -66,6 +67,7 @@ from mitmgate.core.request import Forward
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.streaming import is_event_stream, streams
+from mitmgate.descriptors import Seldom
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
 from mitmgate.proxy.pool import Unreachable, UpstreamPool
@@ -84,6 +86,8 @@ BUFFER: Final = 8 * 1024 * 1024
 """Bytes of a response that `stream: never` holds back; beyond them it streams all the same."""
 QUIET_SECONDS: Final = 600.0
 """How long an event stream may be silent."""
+FAILURES: Final = 1024
+"""Endpoints and causes whose log lines are counted."""
 IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
 """Methods of requests that may be sent twice (RFC 9110, section 9.2.2)."""
 MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
@@ -122,6 +126,31 @@ class ResponsePhase(Enum):
     DONE = auto()
 
 
+_LATE: Final = {
+    ResponsePhase.WAITING: Cause.RESPONSE_TIMEOUT,
+    ResponsePhase.BUFFERING: Cause.BODY_TIMEOUT,
+    ResponsePhase.STREAMING: Cause.BODY_STALLED,
+}
+"""What an endpoint that let a deadline pass was late with."""
+
+
+class FailureLog:
+    """Log lines of failed endpoints: for each endpoint and cause one a second at most."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._seldom: dict[tuple[str, str, Cause | None], Seldom] = {}
+
+    def log(self, upstream: str, endpoint: str, failure: Failure) -> None:
+        """Log a failure. All names are of policies."""
+        key = upstream, endpoint, failure.cause
+        if key not in self._seldom and len(self._seldom) >= FAILURES:
+            self._seldom.clear()
+        seldom = self._seldom.setdefault(key, Seldom(logger))
+        detail = f" ({failure.detail})" if failure.detail else ""
+        seldom.log(logging.WARNING, "upstream %s, endpoint %s: %s%s", upstream, endpoint, failure.cause, detail)
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What transactions share. fail_over: the next endpoint after one that could not be used; None: there is none."""
@@ -130,6 +159,7 @@ class Engine:
     table: HookTable
     pool: UpstreamPool
     fail_over: Callable[[Exchange, Reason], Endpoint | None]
+    failures: FailureLog = field(default_factory=FailureLog)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def background(self, pending: Coroutine[Any, Any, None]) -> None:
@@ -545,8 +575,8 @@ class Transaction(Recipient):
                 exchange.endpoint, upstream.tls, upstream.connect_timeout, self._client.client
             )
         except Unreachable as error:
-            reason = error.reason
-            return lambda: self._not_reached(reason, then)
+            failure = error.failure
+            return lambda: self._not_reached(failure, then)
         return lambda: self._reached(connection, then)
 
     def _reached(self, connection: UpstreamConnection, then: Callable[[UpstreamConnection], None]) -> None:
@@ -559,15 +589,17 @@ class Transaction(Recipient):
         self.flow.server_conn = connection.server
         then(connection)
 
-    def _not_reached(self, reason: Reason, then: Callable[[UpstreamConnection], None]) -> None:
+    def _not_reached(self, failure: Failure, then: Callable[[UpstreamConnection], None]) -> None:
         if self._over:
             return
         if self._gone:
             self._abort(Reason.CLIENT_CLOSED)
-        elif reason is not Reason.DESCRIPTORS_EXHAUSTED and self._next_endpoint(reason):
+            return
+        self._blame_endpoint(failure)
+        if failure.reason is not Reason.DESCRIPTORS_EXHAUSTED and self._next_endpoint(failure.reason):
             self._connect(then)
         else:
-            self._fail(reason)
+            self._fail(failure.reason)
 
     @property
     def _idempotent(self) -> bool:
@@ -625,6 +657,8 @@ class Transaction(Recipient):
         forward = self._forward
         if not self._upgrade or forward is None or not accepts(forward, response):
             self.flow.response = None
+            detail = "a 101 that does not answer the handshake"
+            self._blame_endpoint(Failure(Reason.UPSTREAM_MALFORMED, Cause.UPGRADE_INVALID, detail))
             self._fail(Reason.UPSTREAM_MALFORMED)
             return
         self._deadline.clear()
@@ -640,6 +674,7 @@ class Transaction(Recipient):
             if self._gone:
                 self._abort(Reason.CLIENT_CLOSED)
             else:
+                self._blame_endpoint(Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED, "behind its 101"))
                 self._fail(Reason.UPSTREAM_CLOSED)
             return
         self._head_sent = True
@@ -736,30 +771,31 @@ class Transaction(Recipient):
                 self._response_body.clear()
             self._respond(streamed=False)
 
-    def upstream_failed(self, reason: Reason, *, untouched: bool, stale: bool) -> None:
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
         """Take what went wrong at the upstream; try again where nothing can have been done by it."""
         if self._waiting:
-            self._later(lambda: self.upstream_failed(reason, untouched=untouched, stale=stale))
+            self._later(lambda: self.upstream_failed(failure, untouched=untouched, stale=stale))
             return
         if self._over or self._request is RequestPhase.WAITING:
             return
         self._upstream = None
-        if (
+        again = (
             untouched
-            and reason is Reason.UPSTREAM_CLOSED
+            and failure.reason is Reason.UPSTREAM_CLOSED
             and self._request is RequestPhase.COMPLETE
             and not self.flow.request.stream
             and self._response is ResponsePhase.WAITING
             and self._idempotent
-        ):
-            if stale and not self._replayed:
-                self._replayed = True  # closed between two requests: the same endpoint, on a new connection
-                self._connect(self._forward_whole)
-                return
-            if self._next_endpoint(reason):
-                self._connect(self._forward_whole)
-                return
-        self._fail(reason)
+        )
+        if again and stale and not self._replayed:
+            self._replayed = True  # closed between two requests: the same endpoint, on a new connection
+            self._connect(self._forward_whole)
+            return
+        self._blame_endpoint(failure)
+        if again and self._next_endpoint(failure.reason):
+            self._connect(self._forward_whole)
+        else:
+            self._fail(failure.reason)
 
     def upstream_congested(self, congested: bool) -> None:
         """Slow the client's upload down, or let it go on."""
@@ -790,6 +826,8 @@ class Transaction(Recipient):
         elif self._response is ResponsePhase.STREAMING and self._client.congested:
             self._abort(Reason.CLIENT_CLOSED)
         else:
+            late = _LATE[self._response] if self._request is RequestPhase.COMPLETE else Cause.REQUEST_NOT_TAKEN
+            self._blame_endpoint(Failure(Reason.UPSTREAM_TIMEOUT, late))
             self._fail(Reason.UPSTREAM_TIMEOUT)
 
     def _limit_lifetime(self) -> None:
@@ -952,6 +990,14 @@ class Transaction(Recipient):
             self.exchange.failure = reason
             self.exchange.failure_detail = detail
             self.exchange.uploading = self._request is RequestPhase.STREAMING
+
+    def _blame_endpoint(self, failure: Failure) -> None:
+        """Keep the cause for the record, and log it."""
+        exchange = self.exchange
+        if exchange is not None and exchange.route is not None and failure.cause is not None:
+            exchange.cause = failure.cause
+            endpoint = "no endpoint" if exchange.endpoint is None else exchange.endpoint.url
+            self._engine.failures.log(exchange.route.upstream.name, endpoint, failure)
 
     def _leave_upstream(self) -> None:
         """Close an upstream connection that has an unfinished exchange on it: it is never used again."""

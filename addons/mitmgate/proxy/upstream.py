@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from mitmproxy.connection import Server
 
+from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader
 from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import ResponseEvent
@@ -59,7 +60,7 @@ class Recipient(Protocol):
         """Take the end of the response."""
         ...
 
-    def upstream_failed(self, reason: Reason, *, untouched: bool, stale: bool) -> None:
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
         """Take the failure. untouched: no byte of a response came. stale: the connection had served before."""
         ...
 
@@ -112,6 +113,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._held = False
         self._upgrade = False  # the current request asks for a WebSocket
         self._relay: Relay | None = None
+        self._broken: Failure | None = None  # how the connection ended, where not in order
         self.congested = False
 
     # What the transaction does.
@@ -142,7 +144,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
         if closed:  # between its opening and this
-            self._fail(Reason.UPSTREAM_CLOSED)
+            self._fail(self._broken or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             return True
         if content is not None:
             raw += outgoing.body(content) or b""
@@ -181,7 +183,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _write(self, data: bytes | None) -> None:
         if data is None:  # not the body that the head declares: whatever comes next would be read as a part of it
-            self._fail(Reason.BODY_MALFORMED)
+            self._fail(Failure(Reason.BODY_MALFORMED, None))
         elif data and self._transport is not None:
             self._transport.write(data)
 
@@ -250,6 +252,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             for data in [] if isinstance(self._transport, TlsTransport) else last_words(self._transport):
                 if self.phase is Phase.BUSY:
                     self._take(self._reader.feed(data))
+            self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
+        elif isinstance(self._transport, TlsTransport) and self._transport.flaw:
+            self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
         self._lost(orderly=False)
         self._transport = None
 
@@ -269,7 +274,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         recipient, relay = self._recipient, self._relay
         try:
             if relay is None:  # reading is held until there is one: only the end can come
-                self._fail(Reason.UPSTREAM_CLOSED)
+                self._fail(self._broken or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             elif data is None:
                 relay.upstream_ended()
             else:
@@ -292,7 +297,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 elif isinstance(event, ResponseHead):
                     if event.status == 101:
                         if not self._upgrade:
-                            self._fail(Reason.UPSTREAM_MALFORMED)
+                            self._fail(Failure(Reason.UPSTREAM_MALFORMED, Cause.UPGRADE_INVALID, "an unasked 101"))
                             return
                         self.phase = Phase.TUNNEL
                         self.hold(True)
@@ -303,7 +308,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 elif event is END:
                     self._finish()
                 elif isinstance(event, Refusal):
-                    self._fail(event.reason)
+                    self._fail(self._broken or Failure(event.reason, event.cause, event.detail))
         except Exception:
             logger.exception("an upstream connection is closed because of a defect")
             self.abandon()
@@ -341,11 +346,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._pool.closed_idle(self)
         self._end()
 
-    def _fail(self, reason: Reason) -> None:
+    def _fail(self, failure: Failure) -> None:
         recipient, self._recipient = self._recipient, None
         self._end()
         if recipient is not None:
-            recipient.upstream_failed(reason, untouched=not self._reader.started, stale=self._served > 1)
+            recipient.upstream_failed(failure, untouched=not self._reader.started, stale=self._served > 1)
 
     def _end(self) -> None:
         idle = self.phase is Phase.IDLE

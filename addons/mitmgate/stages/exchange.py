@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.circuit import Permit
 from mitmgate.core.cors import Grant as CorsGrant
 from mitmgate.core.principal import Principal
@@ -77,6 +78,7 @@ class Exchange:
     admitted: bool = False  # Enforcer: the request may be forwarded
     failure: Reason | None = None  # the protocol layer: what went wrong after admission
     failure_detail: str = ""
+    cause: Cause | None = None  # the protocol layer: of the last endpoint that failed, also where another one answered
     uploading: bool = False  # the protocol layer: when that happened, the request's body was still on its way
     upstream_seconds: float | None = None  # the protocol layer: the upstream's part, up to its response's head
     body_in: int | None = None  # the protocol layer: bytes of the request body that were read, where they were streamed

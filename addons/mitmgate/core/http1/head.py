@@ -3,6 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.headers import Headers, listed
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.refusal import Refusal, asked, shown
@@ -139,14 +140,14 @@ def parse_response(raw: bytes, method: bytes, bounds: Bounds) -> ResponseHead | 
     if match is None:
         return _malformed("The status line is malformed.")
     if len(lines) - 1 > bounds.response_fields:
-        return _malformed("The head has too many header fields.")
+        return _malformed("The head has too many header fields.", Cause.HEAD_TOO_LARGE)
     headers = parse_fields(lines, 1, spaced=True)
     if isinstance(headers, str):
         return _malformed(headers)
     version, status, phrase = match[1].decode("ascii"), int(match[2]), match[3] or b""
     body = _framing(headers, version)
     if isinstance(body, str):
-        return _malformed(body)
+        return _malformed(body, Cause.FRAMING_AMBIGUOUS)
     if status < 200 or status in _OPAQUE or method == b"HEAD":
         body = 0  # RFC 9112, section 6.3: whatever the fields say
     elif body == 0 and b"content-length" not in headers:
@@ -223,5 +224,5 @@ def _keep_alive(headers: Headers, version: str) -> bool:
     return not listed(values, b"close")
 
 
-def _malformed(detail: str) -> Refusal:
-    return Refusal(Reason.UPSTREAM_MALFORMED, detail)
+def _malformed(detail: str, cause: Cause = Cause.HEAD_MALFORMED) -> Refusal:
+    return Refusal(Reason.UPSTREAM_MALFORMED, detail, cause=cause)

@@ -4,6 +4,7 @@ import re
 from enum import Enum, auto
 from typing import Final
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
@@ -263,17 +264,19 @@ class ResponseReader:
                 self._state = _State.DONE
                 return [END]
             self._state = _State.FAILED
-            return [Refusal(Reason.UPSTREAM_CLOSED, "The upstream closed the connection inside its response.")]
+            detail = "The connection ended inside the response's body."
+            return [Refusal(Reason.UPSTREAM_CLOSED, detail, cause=Cause.BODY_CUT)]
         if self._state is _State.HEAD:
             self._state = _State.FAILED
-            return [Refusal(Reason.UPSTREAM_CLOSED, "The upstream closed the connection without a response.")]
+            detail = "The connection ended without a response."
+            return [Refusal(Reason.UPSTREAM_CLOSED, detail, cause=Cause.CLOSED)]
         return []
 
     def _read_head(self, data: bytes, events: list[ResponseEvent]) -> None:
         while True:
             end = data.find(_HEAD_END)
             if (end if end >= 0 else len(data)) > self._bounds.response_head:
-                self._fail("The head is too large.", events)
+                self._fail("The head is too large.", events, Cause.HEAD_TOO_LARGE)
                 return
             if end < 0:
                 self._buffer = data
@@ -309,7 +312,7 @@ class ResponseReader:
         part = body.feed(data)
         if isinstance(part, Refusal):
             self._state = _State.FAILED
-            events.append(part)
+            events.append(part._replace(cause=Cause.BODY_MALFORMED))
             return
         if part:
             events.append(part)
@@ -318,9 +321,9 @@ class ResponseReader:
             self._buffer = body.leftover
             events.append(END)
 
-    def _fail(self, detail: str, events: list[ResponseEvent]) -> None:
+    def _fail(self, detail: str, events: list[ResponseEvent], cause: Cause = Cause.HEAD_MALFORMED) -> None:
         self._state = _State.FAILED
-        events.append(Refusal(Reason.UPSTREAM_MALFORMED, detail))
+        events.append(Refusal(Reason.UPSTREAM_MALFORMED, detail, cause=cause))
 
 
 def _may_be_http(data: bytes) -> bool:

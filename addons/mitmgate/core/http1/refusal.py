@@ -3,6 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
 
@@ -11,6 +12,7 @@ class Refusal(NamedTuple):
     """A reason and a sentence for the client, with the parts of the head that could be read.
 
     After a refusal nothing that follows on the connection can be trusted to be where it seems: it must be closed.
+    cause: of a response's.
     """
 
     reason: Reason
@@ -18,6 +20,7 @@ class Refusal(NamedTuple):
     method: bytes = b""
     target: bytes = b""
     fields: Fields = ()
+    cause: Cause | None = None
 
 
 SHOWN: Final = 512

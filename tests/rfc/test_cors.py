@@ -1,5 +1,6 @@
 """CORS fields go with every answer to an allowed origin, the gateway's own included, and give no route away."""
 
+import socket
 import subprocess
 
 import pytest
@@ -83,11 +84,39 @@ def test_a_services_answer_is_read_by_the_routes_own_rule(front: Front) -> None:
     assert front.ask("/reads", ORIGIN).all("access-control-allow-origin") == []
 
 
-def test_a_service_that_fails_is_told_of_in_the_same_way(front: Front) -> None:
+@pytest.mark.parametrize("target", ["/api/v1/users", "/reads"])
+def test_what_fails_after_admission_is_told_of_in_the_same_way(front: Front, target: str) -> None:
+    """In the gateway's own word, whether the route has a rule or not."""
     front.upstream.forget()
     front.upstream.reply = Reply(headers=[("Content-Length", "x")])
-    answered = front.ask("/api/v1/users", ORIGIN, bearer())
+    answered = front.ask(target, ORIGIN, bearer())
     assert (answered.status, answered.all("access-control-allow-origin")) == (502, [ALLOWED])
+    foreign = front.ask("/reads", "Origin: https://evil.example")
+    assert (foreign.status, foreign.all("access-control-allow-origin")) == (502, [])
+
+
+@pytest.mark.parametrize("target", ["/api/v1/users", "/public"])
+def test_so_is_a_body_that_is_none(front: Front, target: str) -> None:
+    lines = f"POST {target} HTTP/1.1\r\nHost: localhost\r\n{bearer()}\r\n{ORIGIN}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    answered = parse(front.raw(lines.encode(), answers=1))
+    assert (answered.status, answered.reason) == (400, "body-malformed")
+    assert answered.all("access-control-allow-origin") == [ALLOWED]
+
+
+def test_so_is_a_target_of_another_scheme(front: Front) -> None:
+    other = "http" if front.kind == "tls" else "https"
+    answered = front.refused(400, "target-invalid", f"{other}://localhost/public", ORIGIN)
+    assert answered.all("access-control-allow-origin") == [ALLOWED]
+
+
+@pytest.mark.parametrize("kind", ["lane", "web"])
+def test_so_is_a_head_whose_end_does_not_come(fronts: dict[Kind, Front], kind: Kind) -> None:
+    with fronts[kind].connect() as link:
+        link.sendall(f"GET /public HTTP/1.1\r\nHost: localhost\r\n{ORIGIN}\r\n".encode())
+        link.shutdown(socket.SHUT_WR)
+        answered = parse(b"".join(iter(lambda: link.recv(65536), b"")))
+    assert (answered.status, answered.reason) == (400, "head-malformed")
+    assert answered.all("access-control-allow-origin") == [ALLOWED]
 
 
 @pytest.mark.parametrize("words", [["-H", f"A: {'b' * 50_000}"], [w for n in range(151) for w in ("-H", f"A{n}: b")]])

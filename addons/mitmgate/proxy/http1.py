@@ -273,7 +273,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             split = split_target(target)
             if split.scheme and split.scheme != self._scheme:
                 detail = "The request target names another scheme than the connection has."
-                self._refuse(Refusal(Reason.TARGET_INVALID, detail, head.method, target))
+                self._refuse(Refusal(Reason.TARGET_INVALID, detail, head.method, target, head.headers.fields))
                 return
             target, authority = split.path, split.authority
         self._head = head
@@ -309,7 +309,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         elif self._head is None:
             seconds = self._bounds.head_timeout
             detail = f"The head did not arrive within {seconds:g} s."
-            self._guarded(self._refuse, Refusal(Reason.HEAD_TIMEOUT, detail, *self._reader.asked))
+            self._guarded(self._refuse, self._reader.unfinished(Reason.HEAD_TIMEOUT, detail))
 
     @property
     def _last(self) -> bool:

@@ -84,7 +84,7 @@ def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     if exchange.grants:
         fields += ratelimit_fields(exchange.grants)
     cors, final = exchange.cors, exchange.verdict.final
-    if cors is None and final is not None:  # our own word
+    if cors is None and (final is not None or exchange.failure is not None):  # our own word
         # Without it a browser would show its user no error at all; with the route's own rule it would give routes away.
         origin = exchange.request.headers.one(b"origin")
         cors = exchange.snapshot.cors.grant(None if origin is None else origin.decode("latin-1"))

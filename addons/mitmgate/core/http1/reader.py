@@ -10,6 +10,7 @@ from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.refusal import SHOWN, Refusal, asked
+from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
 
 _HEAD_END: Final = b"\r\n\r\n"
@@ -73,10 +74,10 @@ class RequestReader:
         """Whether not a byte of a request is there."""
         return self._state is _State.HEAD and not self._buffer
 
-    @property
-    def asked(self) -> tuple[bytes, bytes]:
-        """What the part of a head that is there seems to ask for, for the record: method and target."""
-        return asked(bytes(self._buffer[: 4 * SHOWN]))
+    def unfinished(self, reason: Reason, detail: str) -> Refusal:
+        """Refuse the part of a head that is there, with what it seems to ask for."""
+        method, target = asked(bytes(self._buffer[: 4 * SHOWN]))
+        return Refusal(reason, detail, method, target, self._origins(self._buffer))
 
     def feed(self, data: bytes) -> list[RequestEvent]:
         """Take bytes of any cut and return what they complete."""
@@ -107,7 +108,7 @@ class RequestReader:
     def eof(self) -> Refusal | None:
         """Say what is missing when the client sends nothing more; None where it stopped between requests."""
         if self._state is _State.HEAD and self._buffer.strip(b"\r\n"):
-            return Refusal(Reason.HEAD_MALFORMED, "The connection ended inside the head.", *self.asked)
+            return self.unfinished(Reason.HEAD_MALFORMED, "The connection ended inside the head.")
         if self._state is _State.BODY:
             return Refusal(Reason.BODY_MALFORMED, "The connection ended inside the body.")
         return None
@@ -193,16 +194,17 @@ class RequestReader:
             or buffer[0] in b" \t"
         ):
             flaw = "The head holds a control character, or a loose CR or LF."
-            return self._refuse(Refusal(Reason.HEAD_MALFORMED, flaw, *self.asked), buffer)
+            return self._refuse(self.unfinished(Reason.HEAD_MALFORMED, flaw), buffer)
         return []
 
     def _refuse(self, refusal: Refusal, data: bytes | bytearray) -> list[RequestEvent]:
-        """Read nothing more. Of a head that is none the Origin is kept, so that a browser may show what was wrong."""
+        """Read nothing more."""
         self._state = _State.FAILED
-        if not refusal.fields:
-            origins = _ORIGIN.findall(data, 0, self._bounds.head)
-            refusal = refusal._replace(fields=tuple((b"Origin", bytes(origin)) for origin in origins))
-        return [refusal]
+        return [refusal if refusal.fields else refusal._replace(fields=self._origins(data))]
+
+    def _origins(self, data: bytes | bytearray) -> Fields:
+        """Find the Origin of a head that is none, so that a browser may show what was wrong."""
+        return tuple((b"Origin", bytes(origin)) for origin in _ORIGIN.findall(data, 0, self._bounds.head))
 
     def _too_large(self, data: bytes | bytearray) -> Refusal:
         line = data.find(b"\r\n")

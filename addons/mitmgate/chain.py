@@ -134,10 +134,12 @@ class ProtocolFactory(Protocol):
         source: SnapshotSource,
         fail_over: Callable[[Exchange, Reason], Endpoint | None],
         dialler: Dialler,
+        *,
+        unanswered: Callable[[Exchange], None],
     ) -> object:
         """source: the policy in force. fail_over: the next endpoint after one that failed for this reason.
 
-        dialler: connects to endpoints.
+        dialler: connects to endpoints. unanswered: told of an endpoint that lets a connection wait.
         """
         ...
 
@@ -235,7 +237,7 @@ class Gateway:
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
         self.history.first(time.time())
-        self.protocol = self._protocol(self.policy, breaker.fail_over, services.dialler)
+        self.protocol = self._protocol(self.policy, breaker.fail_over, services.dialler, unanswered=breaker.unanswered)
         if self._path is None:  # a stock mitmproxy, which knows nothing of what the policy says of it
             listen = source.snapshot.policy.listen
             elsewhere = listens_elsewhere(ctx.options, listen.host, listen.port)

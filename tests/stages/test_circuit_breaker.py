@@ -7,12 +7,13 @@ import pytest
 from mitmproxy.http import Response
 from mitmproxy.test import taddons
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.circuit import State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.circuit_breaker import SILENT, CircuitBreaker
 from mitmgate.stages.exchange import Exchange, begin
 from mitmgate.stages.rewrite import Rewrite
 from tests.stages.exchanges import (
@@ -313,6 +314,58 @@ def test_a_retry_moves_nobodys_turn(snapshot: Snapshot) -> None:
         if made.endpoint.port == 9002:
             bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE)
     assert first == [9002, 9003, 9002, 9003], "else each request would begin with the endpoint that is away"
+
+
+def test_an_endpoint_that_lets_connections_wait_is_passed_over_and_tried_by_one(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+
+    def ports(count: int) -> list[int]:
+        return [made.endpoint.port for made in [bench.ask("/moved")[1] for _ in range(count)] if made.endpoint]
+
+    made = bench.ask("/moved")[1]
+    bench.breaker.unanswered(made)
+    assert ports(3) == [9003] * 3
+    bench.now += 2  # the connect timeout
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_TIMEOUT) is not None
+    assert ports(3) == [9003] * 3
+    bench.now += SILENT
+    assert sorted(ports(4)) == [9002, 9003, 9003, 9003]
+    bench.now += SILENT + 2  # that one has said nothing
+    probe = next(
+        one for one in [bench.ask("/moved")[1] for _ in range(2)] if one.endpoint and one.endpoint.port == 9002
+    )
+    bench.end(probe, 200)
+    assert sorted(ports(4)) == [9002, 9002, 9003, 9003]
+
+
+def test_where_all_let_connections_wait_one_is_chosen_all_the_same(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    for _ in range(2):
+        bench.breaker.unanswered(bench.ask("/moved")[1])
+    assert {made.endpoint.port for made in [bench.ask("/moved")[1] for _ in range(4)] if made.endpoint} == {9002, 9003}
+
+
+def test_the_only_endpoint_is_not_asked_again_where_it_let_the_connection_wait(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_TIMEOUT) is None
+    assert made.retries == 0
+
+
+@pytest.mark.parametrize(
+    ("cause", "state"), [(Cause.CONNECT_TIMEOUT, State.OPEN), (Cause.RESPONSE_TIMEOUT, State.CLOSED)]
+)
+def test_a_connection_that_was_not_made_in_time_is_one_that_could_not_be_made(
+    snapshot: Snapshot, cause: Cause, state: State
+) -> None:
+    bench = Bench(replace(snapshot))
+    for _ in range(500):
+        bench.end(bench.ask("/moved")[1], 200)
+    failing = [bench.ask("/moved")[1] for _ in range(10)]
+    for made in failing:
+        made.cause = cause
+        bench.end(made, 504, Reason.UPSTREAM_TIMEOUT)
+    assert bench.breaker.states()["pair http://127.0.0.1:9002"] is state
 
 
 def test_fail_over_never_stays_where_it_failed(snapshot: Snapshot) -> None:

@@ -108,10 +108,13 @@ class Listener:
         dialler: Dialler | None = None,
         bound: socket.socket | None = None,
         workers: int = 1,
+        *,
+        unanswered: Callable[[Exchange], None] = lambda exchange: None,
     ) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used.
 
-        dialler: connects to endpoints; None: one of its own.
+        dialler: connects to endpoints; None: one of its own. unanswered: told of an endpoint that lets a connection
+        wait.
         bound: the socket to accept on, bound already; None: one for each of the host's reverse modes is made. workers:
         processes that serve the same clients, and share the machine's memory.
         """
@@ -119,6 +122,7 @@ class Listener:
         self.bounds = PolicyBounds(source, self.descriptors, workers)
         self.memory = Memory(self.bounds)
         self.fail_over = fail_over
+        self._unanswered = unanswered
         self._dialler = dialler or Dialler()
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.known = KnownFields()
@@ -149,7 +153,7 @@ class Listener:
             table = StockHooks(table)
         self.bounds()  # says so where they are narrower than the policy's
         pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors, self._dialler)
-        self.engine = Engine(loop, table, pool, self.fail_over)
+        self.engine = Engine(loop, table, pool, self.fail_over, self._unanswered)
         proxyserver = ctx.master.addons.get("proxyserver")
         if isinstance(proxyserver, Proxyserver):
             # A script is loaded after the host's own server was started, on the same addresses.

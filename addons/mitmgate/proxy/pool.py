@@ -32,6 +32,11 @@ LEARNED_FOR: Final = 60.0
 OLDEST: Final = 300.0
 """Seconds after its opening in which a connection is used for a next request: what balances connections (a virtual
 address) gets to choose again."""
+UNANSWERED: Final = 0.25
+"""Seconds after which others avoid an endpoint that lets a connection wait, or wait for that one (RFC 8305, section 5,
+has as much for addresses)."""
+DOUBTED: Final = 2.0
+"""Seconds for which one connection at a time is made to an endpoint after one that was not made in time."""
 KEPT: Final = 256
 """Idle connections to one endpoint."""
 
@@ -70,6 +75,7 @@ class UpstreamPool:
         # Seconds after which a service has closed an idle connection, and until when that is believed.
         self._learned: dict[Key, tuple[float, float]] = {}
         self._sweep: asyncio.TimerHandle | None = None
+        self._dials: dict[Key, _Dial] = {}
 
     def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> UpstreamConnection | None:
         """Return an idle connection. One that may be stale is only for a request that can be sent again."""
@@ -115,10 +121,59 @@ class UpstreamPool:
             await asked
         if server.error is not None:
             raise Unreachable(Reason.UPSTREAM_UNREACHABLE, Cause.ADDRESS_REFUSED, server.error)
+        key, begun = (endpoint, tls), time.monotonic()
+        try:
+            async with asyncio.timeout(within):
+                dial = await self._turn(key)
+        except TimeoutError as error:
+            raise Unreachable(Reason.UPSTREAM_TIMEOUT, Cause.CONNECT_TIMEOUT, "waited for another's") from error
+        if dial is None:
+            return await self._connect(key, server, within)
+        try:
+            connection = await self._connect(key, server, max(0.0, begun + within - time.monotonic()))
+        except Unreachable as error:
+            if error.failure.reason is Reason.UPSTREAM_TIMEOUT:
+                dial.end(error.failure, doubtful=0.0)
+            else:
+                del self._dials[key]
+                dial.end(error.failure)
+            raise
+        except BaseException:  # its client has left, and nobody knows what would have come of it
+            dial.end(None)
+            raise
+        del self._dials[key]
+        dial.end(None)
+        return connection
+
+    async def _turn(self, key: Key) -> "_Dial | None":
+        """Wait for what comes of a connection that others wait behind: its failure is theirs, too.
+
+        Returns what the caller has to end; None: there is one on its way, and no reason to doubt it. Raises
+        Unreachable.
+        """
+        doubtful = time.monotonic() + UNANSWERED
+        while (before := self._dials.get(key)) is not None:
+            now = time.monotonic()
+            if before.done.done():
+                if now < before.ended + DOUBTED:
+                    doubtful = before.doubtful
+                break
+            if now < before.doubtful:
+                return None
+            failure = await asyncio.shield(before.done)
+            if failure is not None:
+                raise Unreachable(*failure)
+        if len(self._dials) >= KEPT:
+            self._dials = {key: dial for key, dial in self._dials.items() if not dial.done.done()}
+        dial = self._dials[key] = _Dial(doubtful)
+        return dial
+
+    async def _connect(self, key: Key, server: Server, within: float) -> UpstreamConnection:
+        endpoint, tls = key
         loop = asyncio.get_running_loop()
         if not self._descriptors.takes_upstream():
             await self._make_room()
-        connection = UpstreamConnection(self, (endpoint, tls), self._bounds(), self._buffer, server)
+        connection = UpstreamConnection(self, key, self._bounds(), self._buffer, server)
         secured = endpoint.scheme == "https"
         secure: ClientSide | None = None
         server.timestamp_start = time.time()
@@ -198,6 +253,27 @@ class UpstreamPool:
             if not idle:
                 del self._idle[key]
         self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old) if self._idle else None
+
+
+class _Dial:
+    """A connection that is being made. From `doubtful` on (monotonic seconds) others wait for what comes of it.
+
+    Kept behind its end where that was no answer: the next one is as doubtful, for a while.
+    """
+
+    __slots__ = ("done", "doubtful", "ended")
+
+    def __init__(self, doubtful: float) -> None:
+        self.doubtful = doubtful
+        self.ended = 0.0
+        self.done: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+
+    def end(self, failure: Failure | None, *, doubtful: float | None = None) -> None:
+        """Tell those who wait. failure: None: they have to find out. doubtful: of the next one."""
+        self.ended = time.monotonic()
+        if doubtful is not None:
+            self.doubtful = doubtful
+        self.done.set_result(failure)
 
 
 def _kept(connection: UpstreamConnection) -> float:

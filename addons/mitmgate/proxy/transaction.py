@@ -70,7 +70,7 @@ from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.descriptors import Seldom
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
-from mitmgate.proxy.pool import Unreachable, UpstreamPool
+from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
 from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
 from mitmgate.stages.arrival import subject_of
@@ -153,12 +153,16 @@ class FailureLog:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What transactions share. fail_over: the next endpoint after one that could not be used; None: there is none."""
+    """What transactions share. fail_over: the next endpoint after one that could not be used; None: there is none.
+
+    unanswered: told of an endpoint that lets a connection wait.
+    """
 
     loop: asyncio.AbstractEventLoop
     table: HookTable
     pool: UpstreamPool
     fail_over: Callable[[Exchange, Reason], Endpoint | None]
+    unanswered: Callable[[Exchange], None]
     failures: FailureLog = field(default_factory=FailureLog)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -570,6 +574,7 @@ class Transaction(Recipient):
         if exchange.endpoint is None or exchange.route is None:
             return lambda: self._fail(Reason.STAGE_ERROR)
         upstream = exchange.route.upstream
+        waiting = self._engine.loop.call_later(UNANSWERED, self._engine.unanswered, exchange)
         try:
             connection = await self._engine.pool.open(
                 exchange.endpoint, upstream.tls, upstream.connect_timeout, self._client.client
@@ -577,6 +582,8 @@ class Transaction(Recipient):
         except Unreachable as error:
             failure = error.failure
             return lambda: self._not_reached(failure, then)
+        finally:
+            waiting.cancel()
         return lambda: self._reached(connection, then)
 
     def _reached(self, connection: UpstreamConnection, then: Callable[[UpstreamConnection], None]) -> None:

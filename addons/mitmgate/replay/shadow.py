@@ -201,7 +201,7 @@ class Shadow:
         if live is None or exchange is None or exchange.permit is None:
             return
         try:
-            exchange.failure, exchange.uploading = live.failure, live.uploading
+            exchange.failure, exchange.cause, exchange.uploading = live.failure, live.cause, live.uploading
             exchange.upstream_seconds = live.upstream_seconds
             if live.admitted and status is not None:
                 self._breaker.judge(exchange, status)

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from math import ceil
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.cause import UNCONNECTED
 from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint, Upstream
@@ -18,10 +19,18 @@ from mitmgate.stages.stage import Stage, reports
 _UPSTREAM_FAILURES = frozenset(
     {Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_MALFORMED, Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_TIMEOUT}
 )
+SILENT: Final = 2.0
+"""Seconds for which an endpoint that has let a connection wait in vain is passed over."""
+_UNREACHABLE: Final = Outcome.UNREACHABLE
+_ANSWERED: Final = frozenset({Outcome.SUCCESS, Outcome.FAILURE})
 
 
 class CircuitBreaker(Stage):
     """Choose an endpoint in turn, among those whose circuit lets a request through.
+
+    One that lets connections wait, since packets to it are dropped, is passed over for SILENT seconds where another one
+    will do; then one request tries it. Its circuit needs failures to open, each of which would cost a request the
+    connect timeout.
 
     Reads: exchange.route.upstream. Writes: exchange.endpoint, exchange.permit, exchange.answer (Retry-After).
     Denies: 503 circuit-open, where no endpoint is left; observed, the next in turn is taken. On failure: stage-error.
@@ -38,6 +47,7 @@ class CircuitBreaker(Stage):
         self._ticks = ticks
         self._breakers: dict[str, Breaker] = {}
         self._turns: dict[str, int] = {}
+        self._silent: dict[Endpoint, float] = {}  # until when each is passed over
         self._names: dict[str, tuple[Upstream, tuple[str, ...]]] = {}
         self._policy: Snapshot | None = None
 
@@ -72,16 +82,29 @@ class CircuitBreaker(Stage):
         route = exchange.route
         if route is None or exchange.endpoint is None or exchange.retries >= route.upstream.retries:
             return None
-        exchange.retries += 1
+        if reason is Reason.UPSTREAM_TIMEOUT:
+            self._silence(exchange.endpoint, self._ticks())
         if len(route.upstream.endpoints) == 1:
+            if reason is Reason.UPSTREAM_TIMEOUT:
+                return None  # packets are dropped: a second connection would wait as long
+            exchange.retries += 1
             # The same endpoint once more, since a new connection may do where an old one was stale: the request will
             # say of the endpoint what it has to say when it ends, and a permit is enough for both attempts.
             return exchange.endpoint if exchange.permit is not None else None
+        exchange.retries += 1
         now, tried = self._ticks(), (exchange.endpoint,)
         exchange.failed_over = (*exchange.failed_over, reason)
         self._settle(exchange, Outcome.FAILURE if reason is Reason.UPSTREAM_CLOSED else Outcome.UNREACHABLE, now)
         wait = self._acquire(exchange, route.upstream, now, tried)
         return exchange.endpoint if wait is None else None
+
+    def unanswered(self, exchange: Exchange) -> None:
+        """Pass an endpoint over that has not answered a connection yet: others need not wait for the end of that."""
+        if exchange.endpoint is not None and exchange.route is not None:
+            self._silence(exchange.endpoint, self._ticks() + exchange.route.upstream.connect_timeout)
+
+    def _silence(self, endpoint: Endpoint, begin: float) -> None:
+        self._silent[endpoint] = begin + SILENT
 
     def states(self) -> Mapping[str, State]:
         """Return the state of every endpoint that was used, by "UPSTREAM URL"."""
@@ -124,6 +147,8 @@ class CircuitBreaker(Stage):
         """Settle the permit: status is the upstream's, None where it gave none or has been judged."""
         now = self._ticks()
         outcome, permit = self._outcome(exchange, status, now), exchange.permit
+        if exchange.endpoint is not None and exchange.failure is Reason.UPSTREAM_TIMEOUT and outcome is _UNREACHABLE:
+            self._silence(exchange.endpoint, now)
         if exchange.judged and permit is not None and outcome in FAILED and permit.endpoint in self._breakers:
             self._breakers[permit.endpoint].withdraw(permit)
         self._settle(exchange, outcome, now)
@@ -149,6 +174,8 @@ class CircuitBreaker(Stage):
     def _settle(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
         permit, route = exchange.permit, exchange.route
         exchange.permit = None
+        if self._silent and exchange.endpoint is not None and outcome in _ANSWERED:
+            self._silent.pop(exchange.endpoint, None)
         if permit is not None and route is not None:
             if permit.probe or outcome is not Outcome.ABANDONED:
                 exchange.settled = (*exchange.settled, exchange.now + now - exchange.started)
@@ -163,6 +190,8 @@ class CircuitBreaker(Stage):
         named = {key for upstream in upstreams for key in _keys_of(upstream)}
         self._names.clear()
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in named}
+        used = {endpoint for upstream in upstreams for endpoint in upstream.endpoints}
+        self._silent = {endpoint: until for endpoint, until in self._silent.items() if endpoint in used}
 
     def _acquire(self, exchange: Exchange, upstream: Upstream, now: float, but: tuple[Endpoint, ...]) -> float | None:
         """Try each endpoint in turn; returns None, or the shortest wait of those that refused."""
@@ -170,9 +199,11 @@ class CircuitBreaker(Stage):
         turn = self._turns.get(upstream.name, 0)
         if not but:  # a retry moves nobody's turn: with two endpoints the dead one would always be next
             self._turns[upstream.name] = turn + 1
+        order = [(turn + offset) % len(endpoints) for offset in range(len(endpoints))]
+        if self._silent:
+            order.sort(key=lambda at: self._silent.get(endpoints[at], 0.0) > now)  # they come last, and in their turn
         waits = []
-        for offset in range(len(endpoints)):
-            at = (turn + offset) % len(endpoints)
+        for at in order:
             endpoint = endpoints[at]
             if endpoint in but:
                 continue
@@ -182,6 +213,8 @@ class CircuitBreaker(Stage):
             permit = breaker.acquire(upstream.circuit, now)
             if isinstance(permit, Permit):
                 exchange.endpoint, exchange.permit = endpoint, permit
+                if endpoint in self._silent:  # this request finds out; others wait for its answer
+                    self._silence(endpoint, now + upstream.connect_timeout)
                 return None
             waits.append(permit)
         return min(waits, default=1.0)
@@ -197,10 +230,15 @@ class CircuitBreaker(Stage):
 def blamed(exchange: Exchange) -> Reason | None:
     """Return what went wrong, as far as the endpoint may be to blame for it.
 
-    One that closes the connection while a request's body is on its way may refuse that body: the client's doing.
+    One that closes the connection while a request's body is on its way may refuse that body: the client's doing. One
+    to which a connection was not made in time could not be reached.
     """
-    refused = exchange.uploading and exchange.failure is Reason.UPSTREAM_CLOSED
-    return None if refused else exchange.failure
+    failure = exchange.failure
+    if failure is Reason.UPSTREAM_CLOSED and exchange.uploading:
+        return None
+    if failure is Reason.UPSTREAM_TIMEOUT and exchange.cause in UNCONNECTED:
+        return Reason.UPSTREAM_UNREACHABLE
+    return failure
 
 
 def _keys_of(upstream: Upstream) -> tuple[str, ...]:

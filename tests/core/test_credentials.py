@@ -130,6 +130,15 @@ def test_user_information_of_a_host() -> None:
 def test_fields_that_are_random_and_public_stay() -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     assert hide_in_field("traceparent", trace, mark) == trace
+    for sent, shown in {
+        "chat, superchat": "chat, superchat",
+        "chat, bearer, word": "chat, bearer, [redacted]",
+        "bearer,,word": "bearer,,[redacted]",
+        "x.bearer.io.word": "x.bearer[redacted]",
+        "auth-token, word": "auth[redacted], [redacted]",
+        ",".join("ab" * 100): "[redacted]",
+    }.items():
+        assert hide_in_field("sec-websocket-protocol", sent, mark) == shown
     assert hide_in_field("x-other", trace, mark) == "[redacted]"
 
 

@@ -83,6 +83,25 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        replaced(b":path", b"Bearer word"),
+        replaced(b":path", b"word"),
+        replaced(b":path", b"/ Authorization: word"),
+        replaced(b":path", b"https://me:word@x/ y"),
+        [*replaced(b":path", b"/?token=word"), (b"Authorization", b"word")],
+        [(b":method", b"CONNECT"), (b":authority", b"me:word@x:443")],
+        [(b":method", b"Bearer word"), *PSEUDO[1:]],
+    ],
+    ids=str,
+)
+def test_no_credential_is_in_what_is_recorded_of_a_refused_head(fields: list[tuple[bytes, bytes]]) -> None:
+    found = read(fields)
+    assert isinstance(found, Refusal)
+    assert b"word" not in found.method + found.target + b"".join(b"".join(field) for field in found.fields)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     fields, reason = REFUSED[name]

@@ -1,6 +1,6 @@
 """Generated credentials in every position of a request: none is in what the gateway keeps, writes or shows.
 
-Real gateways in both hosts, of which one records. What they leave, and what `redact`, `explain` and `audit` make of it,
+Real gateways in every host, of which one records. What they leave, and what `redact`, `explain` and `audit` make of it,
 is searched for each credential, in the spellings in which it was sent.
 """
 
@@ -103,6 +103,15 @@ def requests() -> Iterator[Sent]:
             "the referer": (head(target, valid, "Referer: https://app.example/cb?code=¦&state=x"),),
             "the user agent": (head(target, valid, "User-Agent: probe/1 (token=¦)"),),
             "an unparsable line": (head(f"{target}?token=¦ x y", valid), head(f"{target}?token=¦", version="HTTP/9.9")),
+            "a field as the request line": (
+                "Authorization: Bearer ¦\r\n\r\n".encode("latin-1"),
+                "X-Any: ¦\r\n\r\n".encode("latin-1"),
+                "GET /public HTTP/1.1 X-Any:¦\r\n\r\n".encode("latin-1"),
+            ),
+            "no target": (head("¦", method="Bearer"), head("¦", method="AUTH"), head("me:¦@h", method="CONNECT")),
+            "a target of no form": (head("me:¦@gateway.test"), head("ftp://me:¦@gateway.test/"), head("x:¦ y")),
+            "a websocket protocol": (head(target, valid, "Sec-WebSocket-Protocol: chat, bearer, ¦"),),
+            "a part of a websocket protocol": (head(target, valid, "Sec-WebSocket-Protocol: x.bearer.io.¦, chat"),),
             "a missing route": (head("/nowhere?secret=¦", valid),),
             "without a token": (head(f"{target}?key=¦"),),
         }
@@ -186,6 +195,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
             gateway.stop()
         texts["mitmweb's log"] = gateway.log
         texts["mitmweb's audit file"] = (directory / "audit.jsonl").read_text()
+
+        arguments = ("--set", "flow_detail=3")
+        with Gateway(path, host="stock", arguments=arguments, environment=environment) as gateway:
+            for one in sent:
+                raw_request(gateway.port, one.data, until_close=True)
+            gateway.stop()
+        texts["mitmdump's words"] = gateway.stdout.read_text() + gateway.log
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": SECRET, **environment}
     for name, words in {
         "redact": ("redact", str(recording), str(directory / "again.mitm")),
@@ -235,6 +251,7 @@ def test_what_is_no_credential_is_still_said(kept: Kept) -> None:
         "the recording": ("/api/v1/users/7", "probe/1", "Sec-WebSocket-Protocol", "X-Any", "gateway.test"),
         "mitmweb's flows": ("/api/v1/users/7", "probe/1", "X-Any", "state=x"),
         "mitmweb's bodies": ("client_secret", "refresh_token"),
+        "mitmdump's words": ("/api/v1/users/7", "probe/1", "X-Any", "client_secret", "upstream says hello"),
         "audit tail": ("/api/v1/users",),
     }.items():
         missing = [word for word in words if word not in kept.texts[where]]

@@ -239,7 +239,34 @@ def hide_in_field(name: str, value: str, put: Put) -> str:
     if name == "host" and "@" in value:  # userinfo without the slashes of a URL
         userinfo, at, host = value.rpartition("@")
         return f"{put(userinfo)}{at}{host}"
+    if name == "sec-websocket-protocol":
+        return _hide_protocols(value, put)
     return without_jwts(value, put) if name in _PUBLIC_FIELDS else hide_in_text(value, put)
+
+
+def _hide_protocols(value: str, put: Put) -> str:
+    """Hide tokens among the names of subprotocols: `bearer, TOKEN` and `x.bearer.TOKEN`.
+
+    Scripts in a browser can set no other field of a handshake.
+    """
+    protocols = value.split(",")
+    if len(protocols) > MOST:
+        return put(value)
+    follows = False  # the one before says that it is a token
+    for number, protocol in enumerate(protocols):
+        name = protocol.strip(" \t")
+        if not name:
+            continue
+        told = _NAME.search(name)
+        if follows:
+            hidden = put(name)
+        elif told is not None and told.end() < len(name):
+            hidden = name[: told.end()] + put(name[told.end() :])
+        else:
+            hidden = hide_in_text(name, put)
+        follows = told is not None
+        protocols[number] = protocol.replace(name, hidden)
+    return ",".join(protocols)
 
 
 def _slashes(text: str) -> str:

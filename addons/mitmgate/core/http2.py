@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN
-from mitmgate.core.http1.refusal import Refusal, shown
+from mitmgate.core.http1.refusal import FORM, Refusal, shown, shown_authority
 from mitmgate.core.reason import Reason
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]++")
@@ -126,7 +126,8 @@ def _target(pseudo: dict[bytes, bytes], scheme: bytes, bounds: Bounds) -> tuple[
     if TOKEN.fullmatch(method) is None:
         return Refusal(Reason.HEAD_MALFORMED, "The method is not a token.", target=shown(path))
     if method == b"CONNECT":
-        return Refusal(Reason.METHOD_INVALID, "CONNECT is not taken here.", method, shown(path or authority))
+        detail = "CONNECT is not taken here."
+        return Refusal(Reason.METHOD_INVALID, detail, method, shown(path) if path else shown_authority(authority))
     if pseudo:
         return Refusal(Reason.HEAD_MALFORMED, "A pseudo-header field is not known.", method, shown(path))
     if not path or path.translate(None, TARGET) or authority.translate(None, TARGET):
@@ -136,7 +137,10 @@ def _target(pseudo: dict[bytes, bytes], scheme: bytes, bounds: Bounds) -> tuple[
         detail = f"The request target is longer than {bounds.target} bytes."
         return Refusal(Reason.TARGET_TOO_LONG, detail, method, shown(path))
     if given_scheme != scheme:
-        return Refusal(Reason.TARGET_INVALID, "The scheme is another than the connection has.", method, path)
+        return Refusal(Reason.TARGET_INVALID, "The scheme is another than the connection has.", method, shown(path))
+    if FORM.match(path) is None:  # RFC 9113, section 8.3.1
+        detail = "The request target must be a path that starts with a slash."
+        return Refusal(Reason.TARGET_INVALID, detail, method, shown(path))
     return method, authority, path
 
 

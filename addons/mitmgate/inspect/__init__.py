@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mitmproxy import ctx
+from mitmproxy.addons.dumper import Dumper
 from mitmproxy.addons.view import View
 from mitmproxy.hooks import ConfigureHook
 
@@ -18,6 +19,7 @@ from mitmgate.inspect.annotate import Annotate
 from mitmgate.inspect.bounded import BoundedView
 from mitmgate.inspect.commands import GatewayCommands
 from mitmgate.inspect.guard import OptionGuard
+from mitmgate.inspect.printed import Printed
 from mitmgate.inspect.shown import Shown
 from mitmgate.inspect.view import GatewayView
 from mitmgate.policy.loaded import Loaded
@@ -42,7 +44,7 @@ def addons(view: View, policy: Callable[[], Snapshot]) -> list[object]:
 class Inspection:
     """An observer of the gateway that brings `addons` into a host with a view, behind Enforcer.
 
-    In mitmdump, or another host without a view, it does nothing.
+    In mitmdump it sees to what is printed; in a host with neither a view nor a dumper it does nothing.
     """
 
     name: ClassVar[str] = "mitmgate-inspection"
@@ -54,7 +56,10 @@ class Inspection:
 
     def configure(self, updated: set[str]) -> None:
         """Add the addons once: only now is Enforcer in the host's chain."""
-        view = ctx.master.addons.get("view")
+        view, dumper = ctx.master.addons.get("view"), ctx.master.addons.get("dumper")
+        if not self._added and isinstance(dumper, Dumper):
+            self._added = [Printed(dumper, self.policy)]
+            ctx.master.addons.add(*self._added)
         if not self._added and isinstance(view, View):
             self._added = addons(view, self.policy)
             for addon in self._added:

@@ -54,10 +54,7 @@ class Shown:
         made: dict[str, Any] = original(flow)
         if not isinstance(flow, HTTPFlow):
             return made
-        try:
-            redaction = Redaction(self._policy().redact)
-        except LookupError:
-            redaction = Redaction(Redact())
+        redaction = redaction_in_force(self._policy)
         saved = flow.metadata.get(METADATA)
         request = made["request"]
         if isinstance(saved, dict) and saved.get("decision") != "admit" and isinstance(saved.get("ingress"), dict):
@@ -73,6 +70,14 @@ class Shown:
         if "error" in made:
             made["error"] = {**made["error"], "msg": hide_in_body(made["error"]["msg"], mark, ids=True)}
         return made
+
+
+def redaction_in_force(policy: Callable[[], Snapshot]) -> Redaction:
+    """Make the redaction that the policy asks for. policy: returns the one in force, or raises LookupError."""
+    try:
+        return Redaction(policy().redact)
+    except LookupError:
+        return Redaction(Redact())
 
 
 def _asked(ingress: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def _asked(ingress: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shown_message[M: (http.Message, WebSocketMessage)](message: M) -> M:
+def shown_message[M: http.Message | WebSocketMessage](message: M) -> M:
     """Return a message whose body shows no credential, where it is text; any other stays as it is."""
     data = message.get_content(strict=False) if isinstance(message, http.Message) else message.content
     if not data:

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from mitmgate.core.cause import Cause
 from mitmgate.core.headers import Headers, listed
 from mitmgate.core.http1.bounds import Bounds
-from mitmgate.core.http1.refusal import Refusal, asked, shown
+from mitmgate.core.http1.refusal import FORM, Refusal, asked, shown, shown_authority
 from mitmgate.core.reason import Reason
 
 TEXT: Final = b"\t\r\n" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -83,13 +83,11 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
     if version is None:
         if _OTHER_VERSION.fullmatch(version_text) is None:
             return Refusal(Reason.HEAD_MALFORMED, "The request line has no HTTP version.", *asked(lines[0]))
-        return Refusal(Reason.VERSION_UNSUPPORTED, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", method, shown(target))
-    if not target or target.translate(None, TARGET):
-        detail = "The request target holds a character that must be percent-encoded."
-        return Refusal(Reason.TARGET_INVALID, detail, method, shown(target))
-    if len(target) > bounds.target:
-        detail = f"The request target is longer than {bounds.target} bytes."
-        return Refusal(Reason.TARGET_TOO_LONG, detail, method, shown(target))
+        detail = "Only HTTP/1.0 and HTTP/1.1 are spoken here."
+        return Refusal(Reason.VERSION_UNSUPPORTED, detail, method, shown(target))
+    refusal = _target_flaw(method, target, bounds)
+    if refusal is not None:
+        return refusal
     if len(lines) - 1 > bounds.fields:
         return Refusal(Reason.HEAD_TOO_LARGE, f"The head has more than {bounds.fields} header fields.", method, target)
     headers = parse_fields(lines, 1)
@@ -108,6 +106,21 @@ def parse_request(raw: bytes, bounds: Bounds) -> RequestHead | Refusal:
     return RequestHead(method, target, version, headers, body, _keep_alive(headers, version), expects_continue)
 
 
+def _target_flaw(method: bytes, target: bytes, bounds: Bounds) -> Refusal | None:
+    if not target or target.translate(None, TARGET):
+        detail = "The request target holds a character that must be percent-encoded."
+        return Refusal(Reason.TARGET_INVALID, detail, method, shown(target))
+    if method == b"CONNECT":
+        return Refusal(Reason.METHOD_INVALID, "CONNECT is not taken here.", method, shown_authority(target))
+    if not target.startswith(b"/") and FORM.match(target) is None:
+        detail = "The request target must be a path that starts with a slash."
+        return Refusal(Reason.TARGET_INVALID, detail, method, shown(target))
+    if len(target) > bounds.target:
+        detail = f"The request target is longer than {bounds.target} bytes."
+        return Refusal(Reason.TARGET_TOO_LONG, detail, method, shown(target))
+    return None
+
+
 def parse_line(line: bytes, before: RequestHead, bounds: Bounds) -> RequestHead | None:
     """Parse a request line whose fields are, octet for octet, those of an earlier request.
 
@@ -120,7 +133,7 @@ def parse_line(line: bytes, before: RequestHead, bounds: Bounds) -> RequestHead 
     if (
         method not in _METHODS
         or _VERSIONS.get(version) != before.version
-        or not target
+        or not target.startswith(b"/")
         or len(target) > bounds.target
         or target.translate(None, TARGET)
         or len(before.headers.fields) > bounds.fields

@@ -97,8 +97,8 @@ def test_what_fails_after_admission_is_told_of_in_the_same_way(front: Front, tar
 
 @pytest.mark.parametrize("target", ["/api/v1/users", "/public"])
 def test_so_is_a_body_that_is_none(front: Front, target: str) -> None:
-    lines = f"POST {target} HTTP/1.1\r\nHost: localhost\r\n{bearer()}\r\n{ORIGIN}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
-    answered = parse(front.raw(lines.encode(), answers=1))
+    lines = (f"POST {target} HTTP/1.1", "Host: localhost", bearer(), ORIGIN, "Transfer-Encoding: chunked", "", "zz", "")
+    answered = parse(front.raw("\r\n".join(lines).encode(), answers=1))
     assert (answered.status, answered.reason) == (400, "body-malformed")
     assert answered.all("access-control-allow-origin") == [ALLOWED]
 

@@ -1,4 +1,4 @@
-"""How a WebSocket ends (RFC 6455, section 7): each side is told of the other's end, and the record says whose it was."""
+"""How a WebSocket ends (RFC 6455, section 7): each side is told of the other's, and the record says whose it was."""
 
 import base64
 import socket
@@ -156,7 +156,7 @@ def test_what_a_client_says_at_the_end_is_passed_on(front: Front, code: int, rea
 
 
 def test_a_client_that_breaks_the_protocol(front: Front) -> None:
-    """A frame without a mask: 1002 to the client; the service, whose fault it is not, is told that the client is gone."""
+    """A frame without a mask: 1002 to the client; the service, whose fault it is not, gets another code."""
     front.upstream.forget()
     front.upstream.reply = _switching()
     with Client(front) as client:

@@ -5,12 +5,12 @@ from enum import Enum, auto
 from typing import Final
 
 from mitmgate.core.cause import Cause
+from mitmgate.core.headers import Fields
 from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.refusal import SHOWN, Refusal, asked
-from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
 
 _HEAD_END: Final = b"\r\n\r\n"

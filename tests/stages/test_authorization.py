@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import Requirement
-from mitmgate.core.verdict import Outcome, Step
+from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authentication import Authentication
@@ -120,6 +121,21 @@ def test_a_method_that_is_not_allowed_names_those_that_are(tmp_path: Path, mode:
         assert (step.outcome, step.reason, step.reason.status) == (Outcome.DENY, Reason.METHOD_NOT_ALLOWED, 405)
         assert made.answer is not None
         assert (made.answer.status, made.answer.fields) == (405, ((b"Allow", allow),))
+
+
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+@pytest.mark.parametrize("allow", [(), ("GET",)])
+def test_a_path_that_may_be_that_of_another_route_is_final_in_every_mode(
+    tmp_path: Path, mode: str, allow: tuple[str, ...]
+) -> None:
+    made = ask(snapshot_of(tmp_path, mode), path="/nowhere")[1]
+    made.verdict = Verdict("")
+    made.no_route = NoRoute(allow, "The path could be read as that of another route.")
+    step = decided(Authorization(), made)
+    assert (step.outcome, step.reason, step.reason.status) == (Outcome.DENY, Reason.PATH_AMBIGUOUS, 400)
+    assert step.detail == made.no_route.ambiguous
+    assert made.answer is None
+    assert made.verdict.final is not None
 
 
 @pytest.mark.parametrize("anonymous", [False, True])

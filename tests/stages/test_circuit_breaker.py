@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from mitmproxy.http import Response
-from mitmproxy.test import taddons
 
 from mitmgate.core.cause import Cause
 from mitmgate.core.circuit import State
@@ -54,18 +53,23 @@ class Bench:
         flow = flow_of()
         begin(flow, made)
         made.admitted, made.failure = admitted, failure
-        with taddons.context(self.breaker):
-            if status is None:
-                self.breaker.error(flow)
-            else:
-                flow.response = Response.make(status)
-                self.breaker.responseheaders(flow)
-                self.breaker.response(flow)
+        if status is None:
+            self.breaker.error(flow)
+        else:
+            flow.response = Response.make(status)
+            self.breaker.responseheaders(flow)
+            self.breaker.response(flow)
         assert made.permit is None
 
     def broken(self) -> "Bench":
         self.end(self.ask()[1], 503)
         return self
+
+
+def at(made: Exchange) -> int:
+    """Return the port that an exchange goes to."""
+    assert made.endpoint is not None
+    return made.endpoint.port
 
 
 @pytest.mark.parametrize(
@@ -374,6 +378,144 @@ def test_fail_over_never_stays_where_it_failed(snapshot: Snapshot) -> None:
     bench.ask("/moved")  # whose turn was the other
     first, second = made.endpoint, bench.breaker.fail_over(made, Reason.UPSTREAM_CLOSED)
     assert second is not None and second != first
+
+
+def test_the_only_endpoint_is_tried_again_with_the_permit_that_the_request_has(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    permit = made.permit
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_CLOSED) is made.endpoint
+    assert (made.permit, made.failed_over, made.settled) == (permit, (), ())
+    assert bench.breaker.states() == {USERS: State.CLOSED}, "it says what it has to say when it ends"
+    bench.end(made, 500)
+    assert bench.breaker.states() == {USERS: State.OPEN}
+
+
+def test_without_a_permit_the_only_endpoint_is_not_tried_again(tmp_path: Path) -> None:
+    bench = Bench(snapshot_of(tmp_path, "report")).broken()
+    made = bench.ask()[1]
+    assert made.endpoint is not None and made.permit is None
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE) is None
+
+
+def test_fail_over_has_nowhere_to_go_while_the_other_circuits_are_open(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    pair = {
+        port: [one for one in (bench.ask("/moved")[1] for _ in range(10)) if at(one) == port] for port in (9002, 9003)
+    }
+    made = pair[9003][0]
+    for one in pair[9002]:
+        bench.end(one, 500)
+    assert bench.breaker.states()["pair http://127.0.0.1:9002"] is State.OPEN
+    assert bench.breaker.fail_over(made, Reason.UPSTREAM_UNREACHABLE) is None
+    assert made.permit is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"), [(Reason.UPSTREAM_CLOSED, State.CLOSED), (Reason.UPSTREAM_UNREACHABLE, State.OPEN)]
+)
+@pytest.mark.parametrize("by", ["fail_over", "end"])
+def test_what_a_client_may_have_caused_is_weighed_and_an_endpoint_that_is_away_is_not(
+    snapshot: Snapshot, reason: Reason, state: State, by: str
+) -> None:
+    """A request can make a service close its connection; none can make it unreachable (core/circuit.py)."""
+    bench = Bench(snapshot)
+    first, second = "pair http://127.0.0.1:9002", "pair http://127.0.0.1:9003"
+    for _ in range(24):
+        bench.end(bench.ask("/moved")[1], 200)
+    for _ in range(10):
+        made = bench.ask("/moved")[1]
+        if by == "end":
+            bench.end(made, None, reason)
+        elif at(made) == 9002:
+            bench.breaker.fail_over(made, reason)
+    states = bench.breaker.states()
+    assert (states[first], states[second]) == (state, state if by == "end" else State.CLOSED)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("probing", [False, True])
+def test_what_a_head_leaves_to_be_said(snapshot: Snapshot, status: int, probing: bool) -> None:
+    bench = Bench(snapshot)
+    if probing:
+        bench.broken().now += 30
+    made = bench.ask()[1]
+    permit, made.admitted = made.permit, True
+    assert permit is not None and permit.probe is probing
+    bench.breaker.judge(made, status)
+    more = status == 200 and not probing  # its body may break off yet
+    assert (made.permit, made.judged) == (permit if more else None, more)
+    assert len(made.settled) == 1
+
+
+def test_a_success_is_withdrawn_once_and_from_its_own_endpoint(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    for _ in range(2):
+        bench.end(bench.ask("/moved")[1], 200)
+    made = bench.ask("/moved")[1]
+    bench.end(made, None, Reason.UPSTREAM_CLOSED)  # without a head: there is nothing to withdraw
+    assert bench.breaker.failed_shares()["pair http://127.0.0.1:9002"] == 0.5
+    left = bench.ask("/moved")[1]
+    left.admitted = True
+    bench.breaker.judge(left, 200)
+    left.failure = Reason.CLIENT_CLOSED  # says nothing of the endpoint, whose answer was good
+    bench.breaker.conclude(left, None)
+    broke = bench.ask("/moved")[1]
+    broke.admitted = True
+    bench.breaker.judge(broke, 200)
+    broke.failure = Reason.UPSTREAM_CLOSED
+    bench.breaker.conclude(broke, None)
+    shares = bench.breaker.failed_shares()
+    assert shares["pair http://127.0.0.1:9002"] == pytest.approx(2 / 3)
+    assert shares["pair http://127.0.0.1:9003"] == 0.0
+
+
+def test_an_end_without_a_status_says_nothing(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    made.admitted = True
+    bench.breaker.conclude(made, None)
+    assert made.permit is None and made.settled == ()
+    assert bench.breaker.failed_shares() == {USERS: 0.0}
+
+
+def test_a_probe_that_says_nothing_is_settled_too(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot).broken()
+    bench.now += 30
+    probe = bench.ask()[1]
+    bench.end(probe, None)
+    assert len(probe.settled) == 1, "its slot was free again from then on: replay has to know when"
+
+
+def test_exactly_as_long_as_slow_says_is_not_slow(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    assert made.route is not None
+    circuit = replace(made.route.upstream.circuit, slow=10.0)
+    made.route = replace(made.route, upstream=replace(made.route.upstream, circuit=circuit))
+    made.upstream_seconds = 10.0
+    bench.end(made, 200)
+    assert bench.breaker.states() == {USERS: State.CLOSED}
+
+
+def test_nothing_is_said_of_an_endpoint_without_a_route(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    made.route = None
+    with pytest.raises(ValueError, match="no route"):
+        bench.breaker.conclude(made, 500)
+    assert CircuitBreaker().failed_shares() == {}
+
+
+def test_hooks_of_flows_that_nobody_decided_on_do_nothing(snapshot: Snapshot) -> None:
+    bench = Bench(snapshot)
+    flow = flow_of()
+    bench.breaker.responseheaders(flow)
+    bench.breaker.response(flow)
+    made = bench.ask()[1]
+    begin(flow, made)
+    bench.breaker.responseheaders(flow)  # without a response
+    assert made.permit is not None
 
 
 def test_without_route_it_denies(snapshot: Snapshot) -> None:

@@ -57,6 +57,34 @@ def test_skips_everything_else(snapshot: Snapshot, method: str, path: str) -> No
     assert made.answer is None
 
 
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+@pytest.mark.parametrize(
+    ("method", "path", "outcome"),
+    [
+        ("GET", "/health", (Outcome.ANSWER, Reason.HEALTH)),
+        ("OPTIONS", "/", (Outcome.ANSWER, Reason.HEALTH)),
+        ("GET", "/", (Outcome.DENY, Reason.HOST_INVALID)),
+        ("OPTIONS", "/users/7", (Outcome.DENY, Reason.HOST_INVALID)),
+        ("POST", "/health", (Outcome.DENY, Reason.HOST_INVALID)),
+        ("GET", "/users/7", (Outcome.DENY, Reason.HOST_INVALID)),
+    ],
+)
+def test_a_request_without_host_is_for_the_gateway_or_for_nobody(
+    snapshot: Snapshot, method: str, path: str, outcome: tuple[Outcome, Reason], mode: str
+) -> None:
+    made = routed(replace(snapshot, mode=mode), method, path)  # type: ignore[arg-type]  # a Mode
+    assert made.head is not None
+    made.head = replace(made.head, host="")  # as Hygiene leaves one of HTTP/1.0
+    assert said(Endpoints(), made) == outcome
+    assert made.verdict.final is not None
+    if outcome[0] is Outcome.DENY:
+        assert_refused(snapshot, made, Reason.HOST_INVALID)
+
+
+def test_with_a_host_options_is_a_request_like_any_other(snapshot: Snapshot) -> None:
+    assert said(Endpoints(), routed(snapshot, "OPTIONS", "/")) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
+
+
 def test_the_policy_names_the_path(snapshot: Snapshot) -> None:
     other = replace(snapshot, health_path="/up")
     assert said(Endpoints(), routed(other, path="/up"))[0] is Outcome.ANSWER

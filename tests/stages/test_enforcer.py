@@ -15,7 +15,7 @@ from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.watcher import InForce
-from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer, problem_response
+from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer, forward, problem_response, response_of
 from mitmgate.stages.exchange import Answer, Exchange, begin
 from tests.stages.exchanges import Source, assert_refused, enforced, flow_of, routed, snapshot_of
 
@@ -86,9 +86,23 @@ def test_anything_but_each_signature_once_and_in_order_is_denied(
 def test_without_somewhere_to_go_it_is_denied(snapshot: Snapshot, lost: str) -> None:
     made = ready(snapshot)
     setattr(made, lost, None)
+    enforcer = Enforcer(Source(snapshot), REQUIRED)
+    assert not enforcer.enforce(made), "whoever asks it without a flow must not go on"
+    final = made.verdict.final
+    assert final is not None and (final.stage, final.reason) == ("enforcer", Reason.STAGE_ERROR)
     flow = enforced(snapshot, made)
     assert flow.response is not None and flow.response.status_code == 503
     assert (flow.request.host, made.admitted) == (BLACK_HOLE, False)
+
+
+@pytest.mark.parametrize("lost", ["forward", "endpoint"])
+def test_nothing_is_put_on_a_flow_without_somewhere_to_go(snapshot: Snapshot, lost: str) -> None:
+    made, flow = ready(snapshot), flow_of()
+    setattr(made, lost, None)
+    with pytest.raises(ValueError, match="nothing to forward"):
+        forward(flow, made)
+    assert flow.request.host == BLACK_HOLE
+    assert flow.request.headers["Host"] == "api.example"
 
 
 @pytest.mark.parametrize("outcome", ["maybe", "", None, Outcome.ANSWER])
@@ -135,11 +149,45 @@ def test_an_answer_and_the_fields_of_a_denial(snapshot: Snapshot) -> None:
     response = enforced(snapshot, made).response
     assert response is not None
     assert (response.status_code, response.headers["Allow"], response.content) == (204, "GET", b"")
+    assert "Content-Length" not in response.headers, "RFC 9110, section 8.6"
     made = ready(snapshot, ())
     made.answer, made.challenge = Answer(405, ((b"Allow", b"GET"),)), "Bearer"
     made.verdict.record(Step("authorization", Outcome.DENY, Reason.CREDENTIAL_MISSING, "Détail."))
     headers = assert_refused(snapshot, made, Reason.CREDENTIAL_MISSING).response.headers  # type: ignore[union-attr]
     assert (headers["Allow"], headers["WWW-Authenticate"], headers["Cache-Control"]) == ("GET", "Bearer", "no-store")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [(None, "nothing was decided"), (Outcome.ANSWER, "an answer without content"), ("maybe", "no outcome 'maybe'")],
+)
+def test_no_response_is_made_of_what_is_no_decision(snapshot: Snapshot, outcome: Any, said: str) -> None:
+    made = ready(snapshot, ())
+    if outcome is not None:
+        made.verdict.record(Step("cors", outcome, Reason.OK))
+    with pytest.raises(ValueError, match=said):
+        response_of(made)
+
+
+@pytest.mark.parametrize(
+    ("reason", "challenged"),
+    [
+        (Reason.CREDENTIAL_MISSING, True),
+        (Reason.SCOPE_MISSING, True),
+        (Reason.CREDENTIAL_AMBIGUOUS, True),
+        (Reason.QUOTA_EXCEEDED, False),
+        (Reason.HOST_INVALID, False),
+    ],
+)
+def test_a_challenge_goes_with_what_a_credential_could_change(
+    snapshot: Snapshot, reason: Reason, challenged: bool
+) -> None:
+    made = ready(snapshot, ())
+    made.challenge = "Bearer"
+    made.verdict.record(Step("authorization", Outcome.DENY, reason))
+    response = problem_response(made, reason)
+    assert ("WWW-Authenticate" in response.headers) is challenged
+    assert response.headers["Content-Length"] == str(len(response.content or b""))
 
 
 def test_a_failure_after_admission_has_no_fields_of_a_denial(snapshot: Snapshot) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.core.via import MOST_PASSES, Via
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.hygiene import Hygiene
@@ -91,6 +92,31 @@ def test_the_head_may_be_as_large_as_the_policy_says(snapshot: Snapshot) -> None
     made = fresh(replace(snapshot, max_head=size))
     assert said(Hygiene(), made) == (Outcome.ADMIT, Reason.OK)
     assert said(Hygiene(), fresh(replace(snapshot, max_head=size - 1))) == (Outcome.DENY, Reason.HEAD_TOO_LARGE)
+
+
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_what_has_come_through_this_gateway_too_often_goes_no_further(snapshot: Snapshot, mode: str) -> None:
+    named = replace(snapshot, via=Via(b"Edge"), mode=mode)  # type: ignore[arg-type]  # a Mode
+    passes = [(b"Via", b"1.1 edge, 1.1 other"), (b"Via", b", ".join([b"1.1 EDGE"] * (MOST_PASSES - 2)))]
+    assert said(Hygiene(), fresh(named, fields=passes)) == (Outcome.ADMIT, Reason.OK)
+    for once_more in ([*passes, (b"via", b"2.0 edge")], [(b"Via", b"1.0 edge,1.1 edge"), *passes]):
+        made = fresh(named, fields=once_more)
+        assert said(Hygiene(), made) == (Outcome.DENY, Reason.LOOP_DETECTED)
+        assert made.head is None
+        assert_refused(named, made, Reason.LOOP_DETECTED)
+    nameless = replace(snapshot, via=None)
+    assert said(Hygiene(), fresh(nameless, fields=once_more)) == (Outcome.ADMIT, Reason.OK)
+
+
+def test_a_handshake_that_is_refused_names_the_version_and_nothing_else_does(snapshot: Snapshot) -> None:
+    for fields, answer in (
+        ([(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")], True),
+        ([(b"X Y", b"1")], False),
+    ):
+        made = fresh(snapshot, fields=fields)
+        assert said(Hygiene(), made)[0] is Outcome.DENY
+        assert (made.answer is not None) is answer
+    assert_refused(snapshot, made, Reason.HEADER_INVALID)
 
 
 def test_already_denied(snapshot: Snapshot) -> None:

@@ -116,6 +116,19 @@ def test_report_mode(tmp_path: Path, mode: str, path: str, reason: Reason, outco
     assert said(strict, routed(snapshot, path=path)) == (Outcome.DENY, reason)
 
 
+@LATER
+@pytest.mark.parametrize(("mode", "path"), [("report", "/users/7"), ("enforce", "/trial")])
+@pytest.mark.parametrize("reason", [Reason.HEALTH, Reason.PREFLIGHT])
+def test_report_mode_leaves_an_answer_what_it_is(
+    tmp_path: Path, mode: str, path: str, reason: Reason, later: bool
+) -> None:
+    made = routed(snapshot_of(tmp_path, mode), path=path)
+    answer = made.answer = Answer(204)
+    assert said(Probe(Step("probe", Outcome.ANSWER, reason), later), made) == (Outcome.ANSWER, reason)
+    assert made.verdict.final is not None
+    assert made.answer is answer
+
+
 def test_an_observed_denial_leaves_nothing_for_a_later_one(tmp_path: Path) -> None:
     snapshot = snapshot_of(tmp_path, "report")
     made = routed(snapshot)

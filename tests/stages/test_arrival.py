@@ -2,17 +2,20 @@
 
 from collections.abc import Awaitable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy.certs import Cert
 from mitmproxy.test import taddons
 
 from mitmgate.audit.writer import DENIAL, Denial
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.arrival import Arrival
-from mitmgate.stages.exchange import exchange_of, reject
+from mitmgate.stages.arrival import Arrival, subject_of
+from mitmgate.stages.exchange import exchange_of, received, reject, taken
+from tests.protocol.certificates import Authority
 from tests.stages.exchanges import NOW, Source, arrival, arrived, assert_refused, finish, flow_of, snapshot_of
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
@@ -84,6 +87,36 @@ def test_what_is_believed_of_a_proxy(
     made = arrived(snapshot, flow_of(fields=fields, peer=peer))
     assert (made.request_id == request_id.decode()) is kept
     assert made.scheme == ("https" if kept else "http")
+
+
+@pytest.mark.parametrize(("tls", "scheme"), [(True, "https"), (False, "http")])
+def test_the_scheme_is_that_of_the_connection(snapshot: Snapshot, tls: bool, scheme: str) -> None:
+    flow = flow_of()
+    flow.client_conn.tls = tls
+    made = arrived(snapshot, flow)
+    assert (made.scheme, made.request.scheme) == (scheme, scheme)
+
+
+def test_a_client_without_address_is_nobody(snapshot: Snapshot) -> None:
+    flow = flow_of()
+    flow.client_conn.peername = None  # type: ignore[assignment]  # as that of a connection that is gone
+    made = arrived(snapshot, flow)
+    assert (made.client, made.request.peer) == (None, "")
+
+
+def test_the_subject_of_a_client_certificate(tmp_path: Path) -> None:
+    client = flow_of().client_conn
+    assert subject_of(client) is None
+    client.certificate_list = [Cert.from_pem(Path(Authority(tmp_path).issue("robot.example")[0]).read_bytes())]
+    assert subject_of(client) == "CN=robot.example"
+
+
+def test_what_the_protocol_layer_has_read_is_taken_as_it_is(snapshot: Snapshot) -> None:
+    flow = flow_of()
+    read = replace(arrived(snapshot, flow_of()).request, target="/as/it/arrived")
+    received(flow, read)
+    assert arrived(snapshot, flow).request is read
+    assert taken(flow) is None
 
 
 @pytest.mark.parametrize(("sent", "kept"), [(TRACE, True), (b"00-" + b"0" * 32 + TRACE[35:], False), (b"x", False)])

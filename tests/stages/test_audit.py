@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -158,6 +159,29 @@ def test_a_streamed_body_has_the_size_that_the_protocol_layer_counted(log: Log) 
     flow.request.data.content = None
     log.audit.response(flow)
     assert (log.event()["bytes_in"], log.event()["bytes_out"]) == (10, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "declared", "aborted", "size"),
+    [(b"hello", 9, False, 5), (None, 9, False, 9), (None, 9, True, None), (None, None, False, None)],
+)
+@pytest.mark.parametrize(("streamed", "body", "out"), [(None, b"abc", 3), (7, b"abc", 7), (7, None, 7)])
+def test_sizes(
+    log: Log,
+    content: bytes | None,
+    declared: int | None,
+    aborted: bool,
+    size: int | None,
+    streamed: int | None,
+    body: bytes | None,
+    out: int,
+) -> None:
+    made = exchange()
+    made.request, made.body_out = replace(made.request, declared_body=declared), streamed
+    flow = flow_of(made, body=body)
+    flow.request.data.content = content
+    (log.audit.error if aborted else log.audit.response)(flow)
+    assert (log.event().get("bytes_in"), log.event()["bytes_out"]) == (size, out)
 
 
 def test_a_size_that_nobody_knows_is_left_out(log: Log) -> None:

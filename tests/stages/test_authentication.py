@@ -10,6 +10,7 @@ import pytest
 from mitmproxy.test.tflow import tflow
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import KeySource
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.ring import KeyRing
@@ -100,6 +101,22 @@ def test_a_bad_token_is_invalid_token(snapshot: Snapshot, authorization: str, re
     assert (step.outcome, step.reason, step.reason.status) == (Outcome.DENY, reason, 401)
     assert made.challenge == f'Bearer error="invalid_token", error_description="{step.detail}"'
     assert made.principal is None
+
+
+def test_a_token_may_be_as_long_as_the_policy_says(snapshot: Snapshot) -> None:
+    given = token(snapshot)
+    for longest, reason in ((len(given), Reason.OK), (len(given) - 1, Reason.TOKEN_TOO_LARGE)):
+        assert ask(replace(snapshot, max_token=longest), "Bearer " + given)[0].reason is reason
+
+
+def test_a_query_without_a_token_is_none_of_its_business(snapshot: Snapshot) -> None:
+    assert ask(snapshot, "Bearer " + token(snapshot), "/users/7?page=2")[0].reason is Reason.OK
+
+
+def test_what_is_told_without_a_credential_needs_none(snapshot: Snapshot) -> None:
+    made = exchange(snapshot, "GET", "/nowhere")
+    made.no_route = NoRoute((), "The path holds a dot segment.", public=True)
+    assert decided(stage_of(snapshot), made).outcome is Outcome.SKIP
 
 
 @pytest.mark.parametrize("path", ["/users/7?access_token={token}", "/users/7?token={token}"])

@@ -87,6 +87,13 @@ def test_a_route_that_is_not_public_needs_a_principal_even_without_requirement(s
     assert made.challenge == "Bearer"
 
 
+def test_a_challenge_of_authentication_is_kept(snapshot: Snapshot) -> None:
+    made = exchange(snapshot, "GET", "/plain")
+    made.challenge = 'Bearer error="invalid_token"'
+    assert decided(Authorization(), made).reason is Reason.CREDENTIAL_MISSING
+    assert made.challenge == 'Bearer error="invalid_token"'
+
+
 @pytest.mark.parametrize(
     ("require", "reason"),
     [

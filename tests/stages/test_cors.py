@@ -1,9 +1,11 @@
 """Cors: preflights are answered, foreign origins refused, the fields of the response prepared."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.keys.ring import KeyRing
@@ -51,6 +53,35 @@ def test_admits_or_skips(snapshot: Snapshot, method: str, path: str, fields: Fie
     granted = () if made.cors is None else made.cors.fields
     assert (b"Access-Control-Allow-Origin" in dict(granted)) is (outcome is Outcome.ADMIT)
     assert (made.cors is not None and made.cors.vary) is path.startswith("/users")
+
+
+@pytest.mark.parametrize(
+    ("public_host", "public_port", "origin", "outcome"),
+    [
+        (None, None, b"http://api.example", Outcome.SKIP),
+        (None, None, b"http://pub.example", Outcome.DENY),
+        ("pub.example", None, b"https://pub.example", Outcome.SKIP),
+        ("pub.example", None, b"http://api.example", Outcome.DENY),
+        ("pub.example", None, b"https://pub.example:8443", Outcome.DENY),
+        ("pub.example", "8443", b"https://pub.example:8443", Outcome.SKIP),
+        ("pub.example", "8443", b"https://pub.example", Outcome.SKIP),
+        ("pub.example", "8443", b"https://pub.example:9443", Outcome.DENY),
+    ],
+)
+def test_the_gateways_own_origin_is_the_one_that_was_asked_for(
+    snapshot: Snapshot, public_host: str | None, public_port: str | None, origin: bytes, outcome: Outcome
+) -> None:
+    made = routed(snapshot, fields=[(b"Origin", origin)])
+    made.public_host, made.public_port = public_host, public_port
+    assert said(Cors(), made)[0] is outcome
+
+
+def test_without_host_the_authority_says_what_was_asked_for(snapshot: Snapshot) -> None:
+    made = routed(snapshot, fields=[(b"Origin", b"https://api.example")])
+    assert made.head is not None
+    made.head = replace(made.head, headers=Headers(((b"Origin", b"https://api.example"),)))
+    made.request = replace(made.request, authority="api.example")  # HTTP/2
+    assert said(Cors(), made)[0] is Outcome.SKIP
 
 
 DENIALS = [

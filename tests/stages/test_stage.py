@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy.http import HTTPFlow
 from mitmproxy.test import taddons
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.exchange import Answer, Exchange, begin
+from mitmgate.stages.stage import Row, Stage, fused
 from tests.stages.exchanges import (
     assert_leaves_decided_alone,
     assert_refused,
@@ -151,6 +152,87 @@ def test_a_flow_without_exchange_is_left_to_enforcer() -> None:
     stage = Probe(RuntimeError("not asked"), later=False)
     with taddons.context(stage):
         finish(stage.requestheaders(flow_of()))
+
+
+def asked_in_a_row(snapshot: Snapshot, *stages: Probe, later: bool) -> tuple[list[str], Exchange]:
+    """Ask stages in one row, as hosts that compile their hooks do; return the steps that were recorded."""
+    made = routed(snapshot)
+    flow = flow_of()
+    begin(flow, made)
+    before = len(made.verdict.steps)
+    pending = Row(stages).requestheaders(flow)
+    assert (pending is not None) is later
+    finish(pending)
+    return [step.outcome.value for step in made.verdict.steps[before:]], made
+
+
+@LATER
+@pytest.mark.parametrize(
+    ("words", "outcomes"),
+    [
+        ([Probe.admitted, Probe.skipped, Probe.admitted], ["admit", "skip", "admit"]),
+        ([Probe.admitted, DENIED, Probe.admitted], ["admit", "deny"]),
+        ([DENIED, RuntimeError("asked after a denial")], ["deny"]),
+        ([RuntimeError("broken"), Probe.admitted], ["deny"]),
+        ([Step("probe", Outcome.OBSERVE, Reason.QUOTA_EXCEEDED), Probe.admitted], ["observe", "admit"]),
+        ([Step("probe", Outcome.ANSWER, Reason.HEALTH), Probe.admitted], ["answer"]),
+    ],
+)
+def test_a_row_asks_each_stage_until_one_has_decided(
+    snapshot: Snapshot, words: list[Any], outcomes: list[str], later: bool
+) -> None:
+    asked: list[Any] = []
+
+    class Noted(Probe):
+        def decide(self, exchange: Exchange) -> Any:
+            asked.append(self.word)
+            return super().decide(exchange)
+
+    said, made = asked_in_a_row(snapshot, *(Noted(word, later) for word in words), later=later)
+    assert said == outcomes
+    assert asked == words[: len(outcomes)], "a stage that is asked may spend something"
+    assert (made.verdict.final is None) is (outcomes[-1] in {"admit", "skip", "observe"})
+
+
+def test_a_row_asks_nobody_about_what_is_decided(snapshot: Snapshot) -> None:
+    made = routed(snapshot)
+    made.verdict.record(Step("earlier", Outcome.DENY, Reason.HOST_INVALID))
+    assert Row((Probe(Probe.admitted, later=True),)).run(made) is None
+    assert made.verdict.final is not None and made.verdict.final.stage == "earlier"
+    assert Row((Probe(RuntimeError("not asked"), later=False),)).requestheaders(flow_of()) is None
+
+
+def test_only_plain_stages_are_put_into_rows(snapshot: Snapshot) -> None:
+    """One that hooks in otherwise (Arrival begins the exchange) stays what it is, and so does another addon."""
+
+    class Own(Probe):
+        name = "own"
+
+        def requestheaders(self, flow: HTTPFlow) -> None:
+            order.append("own")
+
+    def other(flow: HTTPFlow) -> None:
+        order.append("other")
+
+    class Named(Probe):
+        def decide(self, exchange: Exchange) -> Any:
+            order.append(self.word)
+            return self.admitted
+
+    order: list[str] = []
+    own = Own(None, later=False)
+    plain = [Named(name, later=False) for name in "abcd"]
+    hooks = [own.requestheaders, plain[0].requestheaders, plain[1].requestheaders, other, plain[2].requestheaders]
+    compiled = fused([*hooks, plain[3].requestheaders])
+    assert [getattr(hook, "__self__", None).__class__ for hook in compiled] == [Own, Row, type(None), Row]
+    assert (compiled[0], compiled[2]) == (own.requestheaders, other)
+    assert fused([other]) == (other,)
+    assert len(fused([plain[0].requestheaders, other])) == 2
+    flow = flow_of()
+    begin(flow, routed(snapshot))
+    for hook in compiled:
+        assert hook(flow) is None
+    assert order == ["own", "a", "b", "other", "c", "d"]
 
 
 def test_a_stage_that_is_cut_off_has_not_signed(snapshot: Snapshot) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.rare_failures import measure
 from tests.live.harness import Gateway, Host, policy, route, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import PATIENCE, Recorded, RecordingUpstream, Reply
@@ -109,3 +110,10 @@ def test_a_service_that_only_fails_is_left_alone(gateway: Gateway, service: Reco
     before = len(service.requests)
     assert gateway.get("/public").reason == "circuit-open"
     assert len(service.requests) == before
+
+
+def test_a_service_that_fails_now_and_then(tmp_path: Path) -> None:
+    """bench/rare_failures.py runs the same for longer, with fewer failures."""
+    found = measure(tmp_path, 2.0, 0.02)
+    assert found.failed > 5
+    assert found.missed() == []

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.without_redis import LIMIT as LIMIT_ASKED
+from bench.without_redis import measure
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import jwk, jwk_set, private_key
 from tests.live.harness import Front, Gateway, mint, policy, policy_file, write_policy
@@ -213,6 +215,13 @@ def test_a_redis_that_is_away_keeps_nobody_from_the_start(
             assert gateway.process.poll() is None, gateway.log
     finally:
         redis.stop()
+
+
+def test_one_window_after_redis_has_come_limits_are_exact(tmp_path: Path) -> None:
+    """bench/without_redis.py runs the same for longer, in every host, and holds it to its times."""
+    found = measure(tmp_path, "serve", "refused", seconds=1)
+    assert found.wrong == []
+    assert all(0 < most <= LIMIT_ASKED for most in found.most.values()), found
 
 
 def test_a_rejected_reload_during_the_start_ends_nothing(tmp_path: Path, upstream: RecordingUpstream) -> None:

@@ -1,7 +1,9 @@
 """RateLimit: the route's limits, counted under who is known by now; all or none."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -10,12 +12,14 @@ from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.core.window import Grant, Take
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.client_quota import ClientQuota
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.quota import key_of
+from mitmgate.stages.quota import LONGEST_KEY, key_of
 from mitmgate.stages.rate_limit import RateLimit
 from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.protocol import CounterStore
 from tests.stages.exchanges import (
     NOW,
     assert_contains_exceptions,
@@ -156,6 +160,116 @@ def test_addresses_are_counted_apart_and_without_one_together(snapshot: Snapshot
         keys.append(key_of(limit, made))
     assert len(set(keys)) == 5
     assert keys[-1] == keys[-2]
+
+
+@pytest.mark.parametrize(
+    ("key", "made_key"),
+    [
+        (("principal",), "dev\0alice"),
+        (("issuer",), "dev"),
+        (("claim:tenant",), "='acme'"),
+        (("claim:absent",), "-"),
+        (("header:x-key",), "=k"),
+        (("header:x-absent",), "-"),
+        (("client_ip",), "4.c0000207"),
+        (("route",), "users"),
+        (("issuer", "route"), "3:dev5:users"),
+        (("principal", "client_ip"), "9:dev\0alice10:4.c0000207"),
+    ],
+)
+def test_what_is_counted(snapshot: Snapshot, key: tuple[str, ...], made_key: str) -> None:
+    limit = Limit("l", 1, 60.0, key)
+    made = known(snapshot, tenant="acme")
+    assert key_of(limit, made) == limit.prefix + made_key
+    made.principal = made.client = made.head = None
+    nobody = {"principal": "-", "issuer": "-", "client_ip": "-", "route": "users"}
+    parts = [nobody.get(part, "-") for part in key]
+    whole = parts[0] if len(parts) == 1 else "".join(f"{len(part)}:{part}" for part in parts)
+    assert key_of(limit, made) == limit.prefix + whole
+
+
+def test_strangers_are_not_told_routes_apart_by_what_remains_of_a_limit(snapshot: Snapshot) -> None:
+    limit = Limit("l", 1, 60.0, ("route",))
+    made = known(snapshot)
+    assert made.route is not None
+    made.route = replace(made.route, issuers=("dev",))
+    assert key_of(limit, made) == limit.prefix + "users"
+    made.principal = None
+    assert key_of(limit, made) == limit.prefix + "-"
+    made.route = None
+    made.principal = known(snapshot).principal
+    assert key_of(limit, made) == limit.prefix + "-"
+
+
+def test_a_key_may_be_as_long_as_it_may(snapshot: Snapshot) -> None:
+    limit = Limit("l", 1, 60.0, ("header:x-key",))
+    for more, kept in ((0, True), (1, False)):
+        text = "a" * (LONGEST_KEY - len(limit.prefix) - 1 + more)
+        made = routed(snapshot, fields=[(b"X-Key", text.encode())])
+        assert (key_of(limit, made) == f"{limit.prefix}={text}") is kept
+
+
+def outcomes(store: CounterStore, snapshot: Snapshot, *limits: Limit) -> tuple[tuple[Outcome, Reason], Exchange]:
+    made = routed(snapshot)
+    assert made.route is not None
+    made.route = replace(made.route, limits=limits)
+    return said(RateLimit(store), made), made
+
+
+class Says:
+    """A store that says what it is given."""
+
+    def __init__(self, *words: tuple[bool, bool]) -> None:
+        self.words = words
+
+    def take_one(self, limit: Limit, key: str, now: float) -> Grant | None:
+        return None
+
+    def take(self, takes: Sequence[Take], now: float, held: Sequence[Grant]) -> Sequence[Grant]:
+        return [
+            Grant(take.limit, admitted, 0, 60.0, 9.0, degraded)
+            for take, (admitted, degraded) in zip(takes, self.words, strict=True)
+        ]
+
+
+HARD = Limit("hard", 1, 60.0, ("route",), on_store_failure="deny")
+SOFT = Limit("soft", 1, 60.0, ("route",), on_store_failure="local")
+TRIED = Limit("tried", 1, 60.0, ("route",), mode="report")
+
+
+@pytest.mark.parametrize(
+    ("limits", "words", "outcome", "named"),
+    [
+        ((HARD,), [(True, False)], ADMITTED, ""),
+        ((HARD,), [(False, False)], REFUSED, "hard"),
+        ((HARD,), [(False, True)], AWAY, ""),
+        ((SOFT,), [(False, True)], REFUSED, "soft"),  # its own count says so
+        ((HARD, SOFT), [(False, True), (False, True)], REFUSED, "hard, soft"),
+        ((HARD, SOFT), [(False, True), (True, True)], AWAY, ""),
+        ((HARD, TRIED), [(True, False), (False, False)], OBSERVED, "tried"),
+        ((HARD, TRIED), [(False, False), (False, False)], REFUSED, "hard"),
+        ((TRIED, HARD), [(False, True), (False, True)], AWAY, ""),
+        ((HARD, SOFT), [(False, False), (False, True)], REFUSED, "hard, soft"),
+    ],
+)
+def test_what_grants_come_to(
+    snapshot: Snapshot,
+    limits: tuple[Limit, ...],
+    words: list[tuple[bool, bool]],
+    outcome: tuple[Outcome, Reason],
+    named: str,
+) -> None:
+    step, made = outcomes(cast(CounterStore, Says(*words)), snapshot, *limits)
+    assert step == outcome
+    assert len(made.grants) == len(limits)
+    detail = made.verdict.steps[-1].detail
+    assert not named or detail == f"The limit {named} is used up."
+    if outcome[0] is Outcome.DENY:
+        assert made.answer is not None
+        assert made.answer.status == (503 if outcome is AWAY else 429)
+        assert made.answer.fields == ((b"Retry-After", b"9"),)
+    else:
+        assert made.answer is None
 
 
 def test_a_key_that_nobody_knows_denies(snapshot: Snapshot) -> None:

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from mitmgate.core.headers import Headers
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
-from mitmgate.core.verdict import Outcome
+from mitmgate.core.template import parse
+from mitmgate.core.verdict import Outcome, Verdict
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.rewrite import Rewrite
@@ -115,6 +117,122 @@ def test_identity(snapshot: Snapshot) -> None:
     fields = sent(made)
     assert (fields[b"x-user-id"], fields[b"x-user-role"]) == ([b"alice"], [b"user,editor"])
     assert b"x.user.id" not in fields
+
+
+ALICE = Principal(
+    "al ice", "dev", ("user",), frozenset(), {"tenant": "acme, inc", "age": 7, "admin": True, "list": ["a"]}, NOW + 60
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "encoded"),
+    [
+        ("subject", "al ice", "al%20ice"),
+        ("issuer", "dev", "dev"),
+        ("claim:tenant", "acme, inc", "acme%2C%20inc"),
+        ("claim:age", "7", "7"),
+        ("claim:admin", None, None),  # of no type that has one form in a field
+        ("claim:list", None, None),
+        ("claim:absent", None, None),
+        ("header:x-asked", "why, not", "why, not"),
+        ("header:x-absent", None, None),
+        ("client_ip", "192.0.2.7", "192.0.2.7"),
+        ("route", "files", "files"),
+        ("host", "api.example", "api.example"),
+        ("method", "GET", "GET"),
+    ],
+)
+def test_what_a_placeholder_stands_for(snapshot: Snapshot, key: str, value: str | None, encoded: str | None) -> None:
+    for percent, expected in ((False, value), (True, encoded)):
+        telling = replace(snapshot, forward=replace(snapshot.forward, percent=percent))
+        made = placed(telling, "/files/a", [(b"X-Asked", b"why, not")])
+        rule = replace(made.route.rewrite, set=((b"x-told", parse(f"={{{key}}}")),))  # type: ignore[union-attr]
+        made.route = replace(made.route, rewrite=rule)  # type: ignore[type-var]
+        made.principal = ALICE
+        assert sent(made).get(b"x-told") == (None if expected is None else [f"={expected}".encode()])
+        made.principal = None
+        if key in {"subject", "issuer"} or key.startswith("claim"):
+            assert b"x-told" not in sent(again(made)), "nobody is not told as somebody"
+
+
+def again(made: Exchange) -> Exchange:
+    """Let an exchange be rewritten once more."""
+    made.verdict, made.forward = Verdict(""), None
+    return made
+
+
+def test_identity_is_told_as_the_policy_says(snapshot: Snapshot) -> None:
+    telling = replace(snapshot, forward=replace(snapshot.forward, issuer=b"x-issuer", percent=True))
+    made = placed(telling)
+    assert not {b"x-user-id", b"x-user-role", b"x-issuer"} & set(sent(made))
+    made.principal = replace(ALICE, subject="al ice,é", roles=("a,b", "c"))
+    fields = sent(again(made))
+    assert (fields[b"x-user-id"], fields[b"x-issuer"]) == ([b"al%20ice%2C%C3%A9"], [b"dev"])
+    assert fields[b"x-user-role"] == [b"a%2Cb,c"], "a role with a comma is one role"
+    made.principal = replace(ALICE, roles=())
+    assert b"x-user-role" not in sent(again(made))
+    made = placed(snapshot)
+    made.principal = replace(ALICE, subject="alice")
+    assert b"x-issuer" not in sent(made)
+
+
+@pytest.mark.parametrize(("hops", "passes"), [(b"0", None), (b"1", b"0"), (b"7", b"6"), (b"x", b"x"), (b"", b"")])
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+def test_an_options_goes_no_further_than_it_may(
+    snapshot: Snapshot, hops: bytes, passes: bytes | None, mode: str
+) -> None:
+    """RFC 9110, section 7.6.2; the field says nothing with another method."""
+    other = placed(snapshot, "/moved/x", [(b"Max-Forwards", hops)])
+    assert sent(other)[b"max-forwards"] == [hops]
+    made = placed(replace(snapshot, mode=mode), "/moved/x", [(b"Max-Forwards", hops)])  # type: ignore[arg-type]
+    assert made.head is not None
+    made.head = replace(made.head, method="OPTIONS")
+    if passes is not None:
+        assert sent(made)[b"max-forwards"] == [passes]
+        return
+    assert said(Rewrite(), made) == (Outcome.ANSWER, Reason.MAX_FORWARDS)
+    assert made.forward is None and made.verdict.final is not None
+    assert made.answer is not None and made.answer.status == 204
+
+
+def test_what_a_trusted_proxy_was_asked_for_is_told(snapshot: Snapshot) -> None:
+    made = placed(snapshot)
+    made.public_host, made.public_port, made.scheme = "pub.example", "8443", "https"
+    fields = sent(made)
+    assert fields[b"x-forwarded-host"] == [b"pub.example"]
+    assert (fields[b"x-forwarded-port"], fields[b"x-forwarded-proto"]) == ([b"8443"], [b"https"])
+    assert fields[b"host"] == [b"api.example"]
+    assert b"x-forwarded-port" not in sent(placed(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("rule", "host"),
+    [("preserve", b"api.example"), ("upstream", b"127.0.0.1:9001"), ("other.example", b"other.example")],
+)
+def test_the_host_is_the_upstreams_rule(snapshot: Snapshot, rule: str, host: bytes) -> None:
+    made = placed(snapshot)
+    assert made.route is not None
+    made.route = replace(made.route, upstream=replace(made.route.upstream, host=rule))
+    assert sent(made)[b"host"] == [host]
+
+
+def test_without_host_the_authority_is_the_host_and_without_either_it_denies(snapshot: Snapshot) -> None:
+    made = placed(snapshot)
+    assert made.head is not None
+    made.head = replace(made.head, headers=Headers(()))
+    made.request = replace(made.request, authority="h2.example")
+    assert sent(made)[b"host"] == [b"h2.example"]
+    made.request = replace(made.request, authority="")
+    assert said(Rewrite(), again(made)) == (Outcome.DENY, Reason.STAGE_ERROR)
+
+
+def test_without_a_name_there_is_no_via(snapshot: Snapshot) -> None:
+    assert sent(placed(snapshot))[b"via"] == [b"1.1 mitmgate"]
+    assert b"via" not in sent(placed(replace(snapshot, via=None)))
+
+
+def test_a_request_that_is_no_handshake_upgrades_nothing(snapshot: Snapshot) -> None:
+    assert not {b"upgrade", b"connection"} & set(sent(placed(snapshot, "/moved/x")))
 
 
 @pytest.mark.parametrize(

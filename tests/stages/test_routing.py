@@ -1,8 +1,11 @@
 """Routing: which route a request takes, recorded; an encoded slash only where the route opted in."""
 
+from dataclasses import replace
+
 import pytest
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.routing import RouteTable
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Exchange
@@ -75,6 +78,27 @@ def test_an_odd_path_has_a_route_only_where_that_takes_it(snapshot: Snapshot, pa
     assert said(Routing(), made) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
     assert made.route is None and made.no_route is not None
     assert made.no_route.ambiguous == ("The path holds an encoded slash." if "users" in path else "")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "issuers", "preflight"),
+    [
+        ("OPTIONS", "/users/7", PREFLIGHT, None, True),
+        ("GET", "/users/7", PREFLIGHT, None, False),
+        ("OPTIONS", "/users/7", PREFLIGHT[:1], None, False),
+        ("OPTIONS", "/near", PREFLIGHT, None, False),  # public, and without a rule: its service answers
+        ("OPTIONS", "/near", PREFLIGHT, ("dev",), True),  # not public: answered as every path is
+        ("OPTIONS", "/nowhere", PREFLIGHT, None, True),
+    ],
+)
+def test_only_a_true_preflight_needs_no_credential(
+    snapshot: Snapshot, method: str, path: str, fields: Fields, issuers: tuple[str, ...] | None, preflight: bool
+) -> None:
+    routes = RouteTable([replace(route, issuers=issuers) for route in snapshot.routes.routes])
+    made = clean(replace(snapshot, routes=routes), method, path, fields)
+    said(Routing(), made)
+    assert made.preflight is preflight
+    assert (made.route is None) is (path == "/nowhere" or fields == PREFLIGHT[:1])
 
 
 def test_already_denied(snapshot: Snapshot) -> None:

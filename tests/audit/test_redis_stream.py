@@ -3,13 +3,16 @@
 import json
 import resource
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 import pytest
 
-from mitmgate.audit.opening import AuditSettings, RedisStreamSink, open_trail
+from mitmgate.audit.opening import AuditSettings, FileSink, RedisStreamSink, open_trail
+from mitmgate.audit.redis_stream import StreamAppender
 from mitmgate.audit.sink import SinkError
 from mitmgate.audit.spill import Spill
 from mitmgate.audit.writer import AuditTrail
@@ -101,6 +104,45 @@ def test_killed_again_and_again(redis_server: RedisServer, trail_of: Open, tmp_p
     wait_for(lambda: not trail.states()[0].failing, "the recovery is noticed")
     assert trail.close()
     assert numbers(redis_server) == list(range(12_000))
+
+
+def test_what_a_sink_says_last_is_written_by_those_that_have_ended(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Redis comes back while the trail closes, when the file's thread has ended."""
+    file, spill = tmp_path / "audit.jsonl", tmp_path / "spill.jsonl"
+    (redis,) = settings(redis_server, spill).sinks
+    trail = open_trail(AuditSettings(sinks=(FileSink(str(file)), redis)))
+    trail.start("sha256:test")
+    redis_server.kill()
+    emit(trail, 10)
+    assert trail.flush()
+    wait_for(lambda: trail.states()[1].failing, "the failure is noticed")
+    written, appended = trail._threads
+    sink = appended.sink
+    assert isinstance(sink, StreamAppender)
+
+    back = threading.Event()
+
+    def after_the_file(action: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            if appended._stop.is_set() and not back.is_set():
+                back.set()
+                written._thread.join(10)
+                redis_server.start()
+                sink._again = 0.0
+            return action(*arguments)
+
+        return wrapped
+
+    sink.write = after_the_file(sink.write)  # type: ignore[method-assign]
+    sink.idle = after_the_file(sink.idle)  # type: ignore[method-assign]
+    assert trail.close()
+    assert [state.backlog for state in trail.states()] == [0, 0]
+    assert numbers(redis_server) == list(range(10))
+    assert kinds(redis_server) == {"gateway-started", "sink-failed", "sink-recovered", "gateway-stopped", "request"}
+    events = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+    assert [event["event"] for event in events if event["event"] != "request"] == [
+        *("gateway-started", "sink-failed", "gateway-stopped", "sink-recovered")
+    ]
 
 
 def test_a_server_that_hangs_is_waited_for_no_longer_than_the_timeout(

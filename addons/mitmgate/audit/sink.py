@@ -26,7 +26,7 @@ class SinkError(Exception):
 
 
 class Sink(Protocol):
-    """Takes records, in order. Only its own thread calls it, but for `open`."""
+    """Takes records, in order. Only its own thread calls it while that runs, but for `open`."""
 
     name: str
 
@@ -125,7 +125,9 @@ class SinkThread:
         self._gathered = threading.Event()  # ends lingering
         self._stop = threading.Event()  # ends waiting for a retry
         self._deadline = float("inf")
+        self._ended = self._closed = self._left_alone = False
         self._dropping = threading.Lock()
+        self._ending = threading.Lock()
         self._settled = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"audit {sink.name}", daemon=True)
 
@@ -165,29 +167,66 @@ class SinkThread:
             return self._settled.wait_for(lambda: self.backlog == 0, timeout)
 
     def stop(self, deadline: float) -> None:
-        """Tell the thread to write what is queued, close the sink and end; by `deadline` (monotonic) at the latest."""
+        """Tell the thread to write what is queued and end; by `deadline` (monotonic) at the latest."""
         self._deadline = deadline
         self._stop.set()
         self._gathered.set()
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end that `stop` asks for; False where it took too long, or records were lost."""
+        """Wait for the end that `stop` asks for. False: it took too long, and the thread closes the sink when it ends.
+
+        Otherwise what is queued after it is for `catch_up`, and `close` has to be called.
+        """
         self._thread.join(timeout)
-        return not self._thread.is_alive() and self.backlog == 0
+        with self._ending:
+            self._left_alone = not self._ended
+        return self._ended
+
+    def catch_up(self) -> bool:
+        """Write what was queued after the thread's end, by its deadline. Returns whether there was anything."""
+        if self._closed or self._empty or monotonic() >= self._deadline:
+            return False
+        self._round(None)
+        return True
+
+    def close(self) -> None:
+        """Close the sink, whose thread has ended."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.backlog:
+            logger.error("audit sink %s: %d records are lost", self.sink.name, self.backlog)
+        try:
+            self.sink.close()
+        except Exception as error:
+            logger.error("audit sink %s could not be closed: %r", self.sink.name, error)
+        with self._settled:
+            self._settled.notify_all()
+
+    @property
+    def _empty(self) -> bool:
+        return not self._queue and self.dropped == self._declared
 
     def _run(self) -> None:
         pause: float | None = None
         while True:
-            self._take(pause)
-            if self._hand and not self._deliver():
+            pause = self._round(pause)
+            if self._hand or (self._stop.is_set() and self._empty):
                 break
-            with self._settled:
-                self._settled.notify_all()
-            pause = self._idle()
-            if self._stop.is_set() and not self._queue and self.dropped == self._declared:
-                break
-        self._close()
+        with self._ending:
+            self._ended = True
+        if self._left_alone:
+            self.close()
+
+    def _round(self, pause: float | None) -> float | None:
+        """Write a batch, and do what is due. A batch that is still in hand did not find its way out in time."""
+        self._take(pause)
+        if self._hand and not self._deliver():
+            return None
+        with self._settled:
+            self._settled.notify_all()
+        return self._idle()
 
     def _take(self, pause: float | None) -> None:
         """Wait for records, at most `pause` seconds, and take a batch of them in hand."""
@@ -249,13 +288,3 @@ class SinkThread:
         self._troubled = True
         self._waited = max(self._waited, self.backlog)
         self.health.failed(str(error) if isinstance(error, SinkError) else repr(error))
-
-    def _close(self) -> None:
-        if self.backlog:
-            logger.error("audit sink %s: %d records are lost", self.sink.name, self.backlog)
-        try:
-            self.sink.close()
-        except Exception as error:
-            logger.error("audit sink %s could not be closed: %r", self.sink.name, error)
-        with self._settled:
-            self._settled.notify_all()

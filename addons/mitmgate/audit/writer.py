@@ -198,9 +198,14 @@ class AuditTrail:
         deadline = monotonic() + timeout
         for thread in self._threads:
             thread.stop(deadline)
-        ended = [thread.join(max(0.0, deadline - monotonic())) for thread in self._threads]
+        ended = [thread for thread in self._threads if thread.join(max(0.0, deadline - monotonic()))]
+        # What one says as its last word (that its sink works again) may come after the end of another.
+        while any(thread.catch_up() for thread in ended):
+            pass
         self._ended = True
-        return all(ended)
+        for thread in ended:
+            thread.close()
+        return len(ended) == len(self._threads) and not any(thread.backlog for thread in self._threads)
 
     def states(self) -> list[SinkState]:
         """Return what each sink has done so far. Its backlog includes what gathers."""

@@ -35,6 +35,28 @@ def test_a_set_matches_networks_not_texts() -> None:
         assert not inside(address, networks)
 
 
+def test_an_address_of_one_version_is_none_of_the_other() -> None:
+    for network in ("2001:db8::7f00:1/128", "::7f00:1", "2001:db8::/96", "::fffe:0:0/96", "::fffe:0:0/95", "::/0"):
+        networks = CidrSet([network])
+        assert not inside("127.0.0.1", networks), network
+        assert not inside("0.0.0.1", networks), network
+        assert ip_network(network).network_address in networks, network
+    assert not inside("::7f00:1", CidrSet(["127.0.0.0/8"]))
+    assert not inside("::1", CidrSet(["0.0.0.0/0"]))
+
+
+def test_all_mapped_addresses_are_all_of_ipv4() -> None:
+    for address in ("0.0.0.0", "192.0.2.7", "255.255.255.255", "::ffff:192.0.2.7"):
+        assert inside(address, CidrSet(["::ffff:0.0.0.0/96"]))
+    assert not inside("::1", CidrSet(["::ffff:0.0.0.0/96"]))
+
+
+def test_an_empty_set_is_none() -> None:
+    assert not CidrSet()
+    assert not inside("192.0.2.7", CidrSet())
+    assert CidrSet(["192.0.2.0/24"])
+
+
 @pytest.mark.parametrize("bad", ["192.0.2.1/24", "x", "", "10.0.0.0/33", "0.0.0.0/"])
 def test_a_bad_rule_does_not_load(bad: str) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -114,6 +114,35 @@ def test_claims(allowed: tuple[object, ...], value: object, holds: bool) -> None
     assert reason is (None if holds else Reason.CLAIM_MISMATCH)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ([1], [1], True),
+        ([1], [True], False),
+        ([0], [False], False),
+        ([1], [1.0], False),
+        ([[1]], [[True]], False),
+        ([1, 2], [1], False),
+        ([1], [1, 2], False),
+        ([1, 2], [2, 1], False),
+        ([], [], True),
+        ([], {}, False),
+        ({"a": 1}, {"a": 1}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": [1]}, {"a": [True]}, False),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ({"a": 1}, {"b": 1}, False),
+        ({"a": None}, {}, False),
+    ],
+)
+def test_values_are_compared_all_the_way_down(one: object, other: object, equal: bool) -> None:
+    """In Python, [1] == [True]; what a token says is JSON, where they differ."""
+    assert same(one, other) is equal
+    reason = reason_of(Requirement(claims={"a": (one,)}), someone(a=[other]))
+    assert reason is (None if equal else Reason.CLAIM_MISMATCH)
+
+
 def test_an_absent_claim_matches_nothing() -> None:
     assert reason_of(Requirement(claims={"tenant": (None, "")}), someone()) is Reason.CLAIM_MISMATCH
 
@@ -201,3 +230,16 @@ def test_the_facts_of_a_condition() -> None:
     nobody = facts_of(Head("GET", "/", None, "h", None, Headers([])), None, None, "r")
     assert nobody["principal"] is None
     assert nobody["client"] == {"ip": "", "certificate": ""}
+
+
+def test_facts_that_are_not_there_are_empty_and_those_that_nobody_reads_are_not_made() -> None:
+    head = Head("GET", "/", None, "api.example", None, Headers(()))
+    facts = facts_of(head, None, None, "users", "CN=robot")
+    assert facts["principal"] is None
+    assert facts["client"] == {"ip": "", "certificate": "CN=robot"}
+    assert facts["request"] == {"method": "GET", "path": "/", "query": "", "host": "api.example", "headers": {}}
+    assert facts_of(head, someone(), None, "users", None, {"principal": ("subject",), "request": ("method",)}) == {
+        "principal": {"subject": "alice"},
+        "request": {"method": "GET"},
+    }
+    assert facts_of(head, someone(), None, "users", None, {}) == {}

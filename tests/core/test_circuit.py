@@ -258,6 +258,42 @@ def test_a_response_that_breaks_off_is_no_success_any_more() -> None:
     assert state_of(breaker) is State.OPEN
 
 
+def test_what_is_taken_back_is_a_success_of_the_same_era_and_no_more_than_there_are() -> None:
+    breaker, rule = Breaker("e"), replace(RULE, share=0.5)
+    early = permit_of(breaker, NOW, rule)
+    breaker.withdraw(early)  # of none
+    for outcome in (Outcome.SUCCESS, Outcome.FAILURE):
+        breaker.settle(rule, permit_of(breaker, NOW, rule), outcome, NOW)
+    for _ in range(3):
+        breaker.withdraw(early)
+    assert breaker.share(rule, NOW) == 1.0, "no fewer than none"
+    breaker.settle(rule, permit_of(breaker, NOW, rule), Outcome.SUCCESS, NOW)
+    assert breaker.share(rule, NOW) == 0.5
+    breaker, probes = half_open()
+    late = replace(probes[0], generation=0)
+    for probe in probes:
+        breaker.settle(RULE, probe, Outcome.SUCCESS, NOW + 30)
+    for outcome in (Outcome.SUCCESS, Outcome.FAILURE):
+        breaker.settle(RULE, permit_of(breaker, NOW + 30), outcome, NOW + 30)
+    breaker.withdraw(late)
+    assert breaker.share(RULE, NOW + 30) == 0.5, "a request of before says nothing of now"
+
+
+def test_a_quiet_time_is_one_of_failures_alone() -> None:
+    breaker, rule = Breaker("e"), replace(RULE, window=100.0)
+    for number in range(100):
+        breaker.settle(rule, permit_of(breaker, NOW, rule), Outcome.SUCCESS, NOW + number / 10)
+    end = NOW + 10
+    for outcome in (*[Outcome.FAILURE] * (RULE.failures - 1), Outcome.SUCCESS):
+        breaker.settle(rule, permit_of(breaker, end, rule), outcome, end)
+    later = end + 50
+    breaker.settle(rule, permit_of(breaker, later, rule), Outcome.FAILURE, later)
+    assert state_of(breaker) is State.CLOSED, "one failure since the last success"
+    for _ in range(RULE.failures - 1):
+        breaker.settle(rule, permit_of(breaker, later, rule), Outcome.FAILURE, later)
+    assert state_of(breaker) is State.OPEN
+
+
 def test_it_tells_its_share_of_failures() -> None:
     breaker = Breaker("e")
     assert breaker.share(RULE, NOW) == 0.0

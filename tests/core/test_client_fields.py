@@ -63,6 +63,17 @@ def test_a_policy_can_keep_one_by_its_very_name(name: str) -> None:
     assert ClientFields({lower}, [lower]).disposition(lower) is Disposition.DROP, "the gateway's own is never kept"
 
 
+@pytest.mark.parametrize("name", sorted(client_fields.FRAMING | client_fields.HOP_BY_HOP | client_fields.ANSWERED_HERE))
+def test_what_a_connection_is_framed_by_is_nobodys_but_the_gateways(name: bytes) -> None:
+    """A length of the client's, beside the one that goes with what is forwarded, would smuggle a request."""
+    assert ClientFields((), [name]).disposition(name) is Disposition.DROP
+
+
+def test_names_that_are_no_tokens_are_refused() -> None:
+    for name in (b"", b"a b", b"a:", b"a\0", b"a\r", "é".encode(), b"(a)"):
+        assert ClientFields(()).disposition(name) is Disposition.REFUSE
+
+
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_an_override_is_not_kept(name: str) -> None:
     lower = name.lower().encode()

@@ -88,6 +88,64 @@ def test_what_all_rules_together_allow_an_origin() -> None:
     assert dict(rules.grant("https://anyone.example").fields) == {b"Access-Control-Allow-Origin": b"*"}
 
 
+def test_rules_for_everybody_are_rules() -> None:
+    rules = OriginRules([ANY])
+    assert rules
+    assert rules.origins == ("*",)
+    assert rules.rule("https://anyone.example") == ANY
+    assert rules.grant(None).fields == ()
+    assert OriginRules([RULE]).origins == RULE.origins
+    assert OriginRules([RULE]).rule("https://anyone.example") is None
+
+
+def test_what_is_joined_is_remembered_no_longer_than_by_the_shortest() -> None:
+    def joined(*ages: float | None, expose: tuple[str, ...] = (), credentials: bool = False) -> Cors:
+        rules = [Cors(("https://app.example",), ("GET",), (), credentials, expose, age) for age in ages]
+        found = OriginRules(rules).rule("https://app.example")
+        assert found is not None
+        return found
+
+    assert joined(60.0, 600.0).max_age == 60.0
+    assert joined(60.0).max_age == 60.0
+    assert joined(60.0, None).max_age is None
+    assert joined(None).max_age is None
+    assert joined(None, expose=("*",)).expose == ("*",)
+    assert joined(None, expose=("*", "ETag"), credentials=True).expose == ("ETag",), (
+        "a star is no name where credentials go along"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "asked", "fields"),
+    [
+        (RULE, "GET", None, {"Methods": "GET, POST", "Headers": "Authorization, Content-Type"}),
+        (RULE, "", None, None),
+        (RULE, "*", None, None),
+        (RULE, "get", None, None),
+        (RULE, "GET", "x-evil", None),
+        (RULE, "GET", "*", None),
+        (RULE, "GET", " , authorization ,", {"Methods": "GET, POST", "Headers": "Authorization, Content-Type"}),
+        (Cors(("*",), ("*",), ("*",), False, (), None), "BREW", "x-a, X-B", {"Methods": "BREW", "Headers": "x-a, x-b"}),
+        (Cors(("*",), ("*",), ("*",), False, (), None), "BREW", None, {"Methods": "BREW"}),
+        (Cors(("*",), ("GET",), (), False, (), None), "GET", None, {"Methods": "GET"}),
+        (Cors(("*",), ("GET",), (), False, (), None), "GET", "x-a", None),
+        (Cors(("*",), ("GET",), (), False, (), None), "PUT", None, None),
+    ],
+)
+def test_what_a_preflight_is_told(rule: Cors, method: str, asked: str | None, fields: dict[str, str] | None) -> None:
+    sent = {} if asked is None else {"Access_Control_Request_Headers": asked}
+    answer = preflight(rule, headers(Access_Control_Request_Method=method, **sent))
+    assert isinstance(answer, str) is (fields is None)
+    if fields is not None and not isinstance(answer, str):
+        told = {name.decode(): value.decode() for name, value in answer if name != b"Access-Control-Max-Age"}
+        assert told == {f"Access-Control-Allow-{name}": value for name, value in fields.items()}
+        assert (b"Access-Control-Max-Age" in dict(answer)) is (rule.max_age is not None)
+
+
+def test_without_a_method_nothing_is_a_preflight() -> None:
+    assert isinstance(preflight(RULE, headers()), str)
+
+
 def test_without_rules_nothing_is_allowed_and_nothing_varies() -> None:
     rules = OriginRules()
     assert not rules

@@ -85,6 +85,15 @@ def test_no_lifetime_is_too_long_unless_the_policy_says_so() -> None:
     assert reason_of({"iat": 0, "exp": 253_402_300_799}) is None
 
 
+@pytest.mark.parametrize("issued", [None, 100.0])
+@pytest.mark.parametrize("now", [69.0, 70.0, 99.0, 100.0, 229.0, 230.0])
+def test_the_window_is_exact_at_its_edges(issued: float | None, now: float) -> None:
+    times = Times(200.0, 100.0, issued)
+    for max_lifetime in (None, 99.0, 100.0, 101.0):
+        earliest, latest = times.window(30.0, max_lifetime)
+        assert (earliest <= now < latest) is (check_times(times, now, 30.0, max_lifetime) is None)
+
+
 @given(
     times=st.builds(Times, st.floats(0, 200), st.none() | st.floats(0, 200), st.none() | st.floats(0, 200)),
     now=st.floats(0, 300),

@@ -9,9 +9,12 @@ answer. So our half is closed first, and what still comes is thrown away, within
 """
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable
 from enum import Enum, auto
@@ -38,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 LINGER_BYTES: Final = 64 * 1024 * 1024
 """What is read and dropped of a client that was answered early."""
+RESET_POLL: Final = 0.05
+"""Seconds after which to look again whether a client has taken what was sent before its connection is reset."""
+_TCP_CLOSE: Final = 7  # of Linux' include/net/tcp_states.h: the client has reset the connection
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -488,19 +494,47 @@ class Http1Connection(asyncio.BufferedProtocol):
         """End the connection inside a response, so that the client can't take it for complete."""
         transport = self._transport
         self.transaction = None
-        if self._responding and self._until_close and transport is not None:
-            endpoint = transport.get_extra_info("socket")
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.end()
+        if self._ends_body and transport is not None and not transport.is_closing():
+            self._phase = Phase.CLOSED
+            self._deadline.close()
+            transport.pause_reading()
+            self._reset(transport, self._loop.time() + FLUSH_SECONDS)
         else:
             self._end()
+
+    @property
+    def _ends_body(self) -> bool:
+        """Whether the end of the connection says that the response is whole, so that any other end must be a reset."""
+        return self._responding and self._until_close and not self._bodiless
+
+    def _reset(self, transport: asyncio.Transport, until: float) -> None:
+        """Reset the connection when the client has what was sent, earlier responses among it, or at a time at last.
+
+        A reset overtakes what is on its way.
+        """
+        if self._transport is None:
+            return
+        if self._loop.time() < until and (transport.get_write_buffer_size() or _on_its_way(transport)):
+            self._loop.call_later(RESET_POLL, self._reset, transport, until)
+        else:
+            self._abort()
 
     def end(self) -> None:
         """End the connection, now; what the current request came to is recorded when the socket is closed."""
         self._phase = Phase.CLOSED
         self._deadline.close()
-        if self._transport is not None:
-            self._transport.abort()
+        self._abort()
+
+    def _abort(self) -> None:
+        """Close the socket. What the client has not taken is lost, and must not look like the end of a body."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._ends_body:
+            with contextlib.suppress(OSError):  # it is closed already
+                endpoint = transport.get_extra_info("socket")
+                endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
 
     def _end(self) -> None:
         if self._phase is Phase.CLOSED:
@@ -512,4 +546,16 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         transport.close()
         if transport.get_write_buffer_size():
-            self._loop.call_later(FLUSH_SECONDS, transport.abort)
+            self._loop.call_later(FLUSH_SECONDS, self._abort)
+
+
+def _on_its_way(transport: asyncio.Transport) -> bool:
+    """Tell whether the client has yet to acknowledge something, and may still do so."""
+    endpoint = transport.get_extra_info("socket")
+    try:
+        if endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            return False
+        (count,) = struct.unpack("i", fcntl.ioctl(endpoint.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return False
+    return bool(count)

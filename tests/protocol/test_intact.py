@@ -159,6 +159,7 @@ def test_a_whole_response_that_its_client_never_takes_ends_with_a_reset(
         link.connect(("127.0.0.1", gate.port))
         wait_for(lambda: bool(gate.layer.clients), "the connection")
         (connection,) = gate.layer.clients
+        assert isinstance(connection, http1.Http1Connection)
         assert connection._transport is not None
         connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         link.sendall(b"GET /p HTTP/1.0\r\nHost: x\r\n\r\n")

@@ -43,7 +43,6 @@ LINGER_BYTES: Final = 64 * 1024 * 1024
 """What is read and dropped of a client that was answered early."""
 RESET_POLL: Final = 0.05
 """Seconds after which to look again whether a client has taken what was sent before its connection is reset."""
-_TCP_CLOSE: Final = 7  # of Linux' include/net/tcp_states.h: the client has reset the connection
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -552,8 +551,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 def _on_its_way(transport: asyncio.Transport) -> bool:
     """Tell whether the client has yet to acknowledge something, and may still do so."""
     endpoint = transport.get_extra_info("socket")
+    reset = 7  # TCP_CLOSE of Linux' include/net/tcp_states.h
     try:
-        if endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        if endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == reset:
             return False
         (count,) = struct.unpack("i", fcntl.ioctl(endpoint.fileno(), termios.TIOCOUTQ, bytes(4)))
     except OSError:

@@ -82,6 +82,7 @@ def test_as_many_requests_as_audit_events_after_a_mixed_load(tmp_path: Path) -> 
                         % token.encode()
                     )
                     wait_for(lambda: sum("hang" in r.target for r in upstream.requests) > at, "the request upstream")
+                    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # for good
 
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(proxied, range(12)))

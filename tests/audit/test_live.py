@@ -16,6 +16,8 @@ from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import HANG_UP, Raw, RecordingUpstream, Reply
 
 BIG = 8 << 20
+RESET = b"\1\0\0\0\0\0\0\0"
+"""SO_LINGER of who leaves at once, and does not wait for an answer."""
 
 
 def head(method: str, path: str, *fields: str) -> bytes:
@@ -72,6 +74,7 @@ def test_each_request_leaves_one_event(live: Live) -> None:
     with live.connect() as client:
         client.sendall(head("GET", f"{here}/left-waiting", live.token))
         live.saw("left-waiting")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     event = live.event(f"{here}/left-waiting")
     assert (event["outcome"], event["reason"], event["user"]) == ("aborted", "client-closed", "alice")
     held.set()
@@ -87,7 +90,7 @@ def test_each_request_leaves_one_event(live: Live) -> None:
     with live.connect() as client:
         client.sendall(head("GET", f"{here}/left-reading", live.token))
         assert client.recv(100)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     assert live.event(f"{here}/left-reading")["outcome"] in {"aborted", "proxied"}  # it may have been in the buffers
 
     # The upstream hangs up, or talks nonsense, or leaves in the middle.

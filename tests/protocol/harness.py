@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -264,6 +265,12 @@ class _OpenEnforcer(Enforcer):
 def connect(port: int, patience: float = PATIENCE) -> socket.socket:
     """Open a connection to the gateway."""
     return socket.create_connection(("127.0.0.1", port), timeout=patience)
+
+
+def reset(link: socket.socket) -> None:
+    """Leave a connection for good: closed in order, it might still be read by who closes only one side."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.close()
 
 
 @contextmanager

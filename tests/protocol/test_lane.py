@@ -17,7 +17,7 @@ from mitmgate.proxy.transaction import Transaction
 from mitmgate.proxy.upstream import UpstreamConnection
 from tests.live.harness_http import request, status_of, wait_for
 from tests.live.harness_upstream import HANG, Raw, RecordingUpstream, Reply
-from tests.protocol.harness import Gate, connect, crowd, receive, route
+from tests.protocol.harness import Gate, connect, crowd, receive, reset, route
 from tests.protocol.test_ending import on_loop
 
 GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -71,6 +71,7 @@ def test_response_that_a_client_broke_off_is_nobody_elses(upstream: RecordingUps
         with connect(gate.port) as link:
             link.sendall(GET)
             assert status_of(link.recv(65536)) == 200
+            reset(link)
         assert gate.hooks.wait_ends(1) == [("error", Reason.CLIENT_CLOSED)]
         assert idle(gate) == 0
         answered = request(gate.port, "GET", "/p")
@@ -187,6 +188,8 @@ def test_client_that_leaves_while_it_is_decided_on_reaches_nothing(
     request(slow_gate.port, "GET", "/warm")
     with connect(slow_gate.port) as link:
         link.sendall(GET)
+        wait_for(lambda: [name for name, _ in slow_gate.hooks.seen].count("requestheaders") == 2, "the request")
+        reset(link)
     assert slow_gate.hooks.wait_ends(2)[1] == ("error", Reason.CLIENT_CLOSED)
     upstream.settle()
     assert len(upstream.requests) == 1

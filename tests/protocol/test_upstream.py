@@ -12,7 +12,7 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.stages.exchange import Exchange
 from tests.live.harness_http import free_port, raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import HANG, HANG_UP, Raw, RecordingUpstream, Reply
-from tests.protocol.harness import PROBLEM, Gate, connect, endpoint, receive, route
+from tests.protocol.harness import PROBLEM, Gate, connect, endpoint, receive, reset, route
 
 GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
 SECRET = b"secret-of-the-upstream"
@@ -318,7 +318,7 @@ def test_client_that_leaves_closes_the_upstream(gate: Gate, upstream: RecordingU
     link = connect(gate.port)
     link.sendall(GET)
     wait_for(lambda: bool(upstream.requests), "the request")
-    link.close()
+    reset(link)
     assert gate.hooks.wait_ends(1) == [("error", Reason.CLIENT_CLOSED)]
     wait_for(lambda: not upstream._transports, "the upstream connection to be closed", 3)
 

@@ -168,8 +168,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Take the end of what the client sends. It may still read: an answer that is owed is sent."""
-        self._gone = True
-        self._guarded(self._closed)
+        if not self._gone:
+            self._gone = True
+            self._guarded(self._closed)
         return self._phase is not Phase.CLOSED
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -298,13 +299,22 @@ class Http1Connection(asyncio.BufferedProtocol):
         transaction.begin(request, None, refusal)
 
     def _closed(self) -> None:
-        missing = self._reader.eof() if self._phase is Phase.READING else None
+        """Take the end of what the client sends; requests that are complete are answered first.
+
+        Whether it has closed its connection, too, only a reset tells, which comes when something is sent to it. Until
+        then nothing may be left to wait for but an answer that is on its way.
+        """
+        reader, transaction = self._reader, self.transaction
+        missing = reader.eof() if self._phase is Phase.READING else None
         if self._head is None and missing is not None:
             self._refuse(missing)
-        elif self._head is None or self._phase is not Phase.READING:
+        elif self._phase is not Phase.READING:
             self._end()
-        elif self.transaction is not None:
-            self.transaction.client_gone()
+        elif transaction is not None:
+            if missing is not None or transaction.lasts_for_client:
+                transaction.client_gone()
+        elif not (reader.complete and reader.pending):
+            self._end()
 
     def _expired(self) -> None:
         if self.transaction is not None:
@@ -352,7 +362,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._phase is not Phase.READING:
             return
         reader, transport = self._reader, self._transport
-        if not self._close and reader.complete:
+        if not self._close and reader.complete and (reader.pending or not self._gone):
             self._head = None
             self._responding = False
             self._deadline.set(self._bounds.idle_timeout if self._last_call is None else self._last_call)
@@ -387,20 +397,22 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._take(self._reader.next())
         if self._phase is Phase.READING:
             self._release(Hold.PIPELINE)
-            if self._head is None and not self._reader.idle:
+            if self._gone:
+                self._closed()
+            elif self._head is None and not self._reader.idle:
                 self._deadline.set(self._bounds.head_timeout)
 
     # Writing: responses, and the end of the connection.
 
     def _hold(self, reason: int) -> None:
-        if not self._holds and self._transport is not None and not self._transport.is_closing():
+        if not self._holds and self._transport is not None and not self._transport.is_closing() and not self._gone:
             self._transport.pause_reading()
         self._holds |= reason
 
     def _release(self, reason: int) -> None:
         if self._holds & reason:
             self._holds &= ~reason
-            if not self._holds and self._transport is not None and not self._transport.is_closing():
+            if not self._holds and self._transport is not None and not self._transport.is_closing() and not self._gone:
                 self._transport.resume_reading()
 
     def ask_for_body(self) -> None:
@@ -420,7 +432,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         fields, self._chunked, self._until_close, self._bodiless = frame_response(
             status, response.data.headers.fields, length, head.method, head.version
         )
-        if close or self._until_close or self._gone or not (head.keep_alive and self._reader.complete):
+        last = self._gone and not self._reader.pending
+        if close or self._until_close or last or not (head.keep_alive and self._reader.complete):
             self._close = True
         if self._close:
             fields += CLOSE

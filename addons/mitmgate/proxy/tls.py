@@ -231,6 +231,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._paused = False
         self._choked = False  # the peer does not take what OpenSSL answers by itself
         self._ended = False  # the peer said close_notify, or closed the connection
+        self._stays = False  # and the inner protocol has still something to send
         self.ended_in_order = False  # it said close_notify
         self.flaw = ""  # why what came is not TLS, or the peer wants no more of it
         self._again: asyncio.Handle | None = None
@@ -365,10 +366,13 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             inner.buffer_updated(count)
 
     def _end_of_input(self) -> bool:
-        if self._ended or self._inner is None:
+        """Tell the inner protocol, once: close_notify and the end of the socket are two ends. Returns what it says."""
+        if self._inner is None:
             return False
-        self._ended = True
-        return bool(self._inner.eof_received())
+        if not self._ended:
+            self._ended = True
+            self._stays = bool(self._inner.eof_received())
+        return self._stays
 
     # The transport of the inner protocol.
 

@@ -254,6 +254,7 @@ class Transaction(Recipient):
         "_delivered",
         "_dialling",
         "_engine",
+        "_events",
         "_expects",
         "_forward",
         "_gone",
@@ -303,6 +304,7 @@ class Transaction(Recipient):
         self._limit = 0  # bytes of the request's body; 0: none
         self._started = 0.0  # when the body began
         self._response_length: int | None = 0
+        self._events = False  # the response is a stream of events
         self._quiet = 0.0  # seconds that a streamed response may pause
         self._head_sent = False
         self._sent = 0.0  # when the request was complete at the upstream
@@ -327,6 +329,11 @@ class Transaction(Recipient):
     def lasts(self) -> bool:
         """Whether the response is being streamed, or a WebSocket goes on, and so outlives its decision."""
         return self._response is ResponsePhase.STREAMING or self._relay is not None
+
+    @property
+    def lasts_for_client(self) -> bool:
+        """Whether it has an end of its own: events, and what is to be a WebSocket, go on until the client leaves."""
+        return self._upgrade or (self._events and self._response is ResponsePhase.STREAMING)
 
     @property
     def held(self) -> int:
@@ -649,11 +656,11 @@ class Transaction(Recipient):
         length = head.body
         self._response_length = length = None if length is None or length < 0 else length
         mode = "auto" if exchange is None or exchange.route is None else exchange.route.stream
-        quiet = is_event_stream(head.headers.one(b"content-type"))
-        response.stream = streams(mode, length, events=quiet)
+        self._events = is_event_stream(head.headers.one(b"content-type"))
+        response.stream = streams(mode, length, events=self._events)
         if not response.stream and mode == "auto" and length is not None and length > self._client.room:
             response.stream = True  # held back it would wait here, as a whole, for a client that takes none of it
-        self._quiet = QUIET_SECONDS if quiet else self._bounds.idle_timeout
+        self._quiet = QUIET_SECONDS if self._events else self._bounds.idle_timeout
         if response.stream and self._request is RequestPhase.COMPLETE:
             self._deadline.set(self._quiet)
         self._hook(HttpResponseHeadersHook, self._response_decided)

@@ -1,11 +1,13 @@
 """HTTP/2 requests: what may become HTTP/1.1, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.core.http1 import Bounds, Refusal, request_head
-from mitmgate.core.http2 import Http2Request, read_request
+from mitmgate.core.http2 import Http2Request, read_request, trailers_flaw
 from mitmgate.core.reason import Reason
 
 BOUNDS = Bounds()
@@ -100,6 +102,103 @@ def test_no_credential_is_in_what_is_recorded_of_a_refused_head(fields: list[tup
     found = read(fields)
     assert isinstance(found, Refusal)
     assert b"word" not in found.method + found.target + b"".join(b"".join(field) for field in found.fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ended", "outcome"),
+    [
+        ([(b"content-length", b"5")], True, Reason.LENGTH_MISMATCH),
+        ([(b"content-length", b"00")], True, Reason.FRAMING_AMBIGUOUS),
+        ([(b"content-length", b"0")], True, 0),
+        ([(b"content-length", b"5")], False, 5),
+        ([], False, None),
+        ([(b"te", b"trailers")], True, 0),
+        ([(b"te", b"trailers, gzip")], True, Reason.HEAD_MALFORMED),
+        ([(b"expect", b"100-Continue")], False, None),
+        ([(b"expect", b"100-continue"), (b"expect", b"100-continue")], False, Reason.EXPECTATION_REFUSED),
+        ([(b"expect", b"miracles")], False, Reason.EXPECTATION_REFUSED),
+    ],
+)
+def test_what_a_head_says_of_its_body(
+    fields: list[tuple[bytes, bytes]], ended: bool, outcome: Reason | int | None
+) -> None:
+    found = read([*PSEUDO, *fields], ended=ended)
+    if isinstance(outcome, Reason):
+        assert isinstance(found, Refusal)
+        assert (found.reason, found.method) == (outcome, b"GET")
+        return
+    assert isinstance(found, Http2Request)
+    assert found.length == outcome
+    assert found.expects_continue is any(name == b"expect" for name, _ in fields)
+
+
+def test_a_head_may_be_as_large_as_it_may() -> None:
+    sized = replace(BOUNDS, head=sum(len(name) + len(value) + 32 for name, value in PSEUDO) + 34, fields=2, target=10)
+    for fields, reason in (
+        ([(b"x", b"y")], None),
+        ([(b"x", b"yz")], Reason.HEAD_TOO_LARGE),
+        ([(b"", b"")], Reason.HEAD_MALFORMED),
+    ):
+        found = read_request([*PSEUDO, *fields], b"https", True, sized)
+        assert (found.reason if isinstance(found, Refusal) else None) is reason
+    for count in (1, 2, 3):
+        found = read_request([*PSEUDO, *[(b"x", b"y")] * count], b"https", True, replace(BOUNDS, fields=2))
+        assert isinstance(found, Refusal) is (count == 3)
+    for length in (9, 10, 11):
+        found = read_request(replaced(b":path", b"/" + b"a" * (length - 1)), b"https", True, sized)
+        assert (found.reason if isinstance(found, Refusal) else None) is (
+            Reason.TARGET_TOO_LONG if length == 11 else None
+        )
+
+
+def test_a_browser_can_read_why_its_request_was_refused() -> None:
+    """The origin alone goes with a refusal that keeps no fields: what else was sent may be a credential."""
+    origin = (b"origin", b"https://app.example")
+    found = read([*PSEUDO, origin, (b"authorization", b"word"), (b"x", b"y\0")])
+    assert isinstance(found, Refusal)
+    assert found.fields == (origin,)
+    found = read([*PSEUDO, origin, (b"x", b"y"), (b"expect", b"x")])
+    assert isinstance(found, Refusal)
+    assert found.fields == (origin, (b"x", b"y"), (b"expect", b"x"))
+
+
+def test_what_is_recorded_of_a_refused_head() -> None:
+    for fields, method, target in (
+        (replaced(b":path", b"/a b"), b"GET", b"/a\\x20b"),
+        ([(b":method", b"CONNECT"), (b":authority", b"x:443")], b"CONNECT", b"x:443"),
+        ([(b":method", b"CONNECT"), (b":authority", b"x:443"), (b":path", b"/p")], b"CONNECT", b"/p"),
+        ([*PSEUDO, (b"X", b"y")], b"GET", b"/p?q"),
+        ([(b":method", b"no token"), *PSEUDO[1:], (b"X", b"y")], b"", b"/p?q"),
+        ([*PSEUDO, (b"x", b"y" * 40000)], b"GET", b"/p?q"),
+    ):
+        found = read(fields)
+        assert isinstance(found, Refusal)
+        assert (found.method, found.target) == (method, target)
+
+
+@pytest.mark.parametrize(
+    ("fields", "flaw"),
+    [
+        ([(b"x", b"y")], False),
+        ([], False),
+        ([(b":path", b"/")], True),
+        ([(b"content-length", b"0")], True),
+        ([(b"X", b"y")], True),
+        ([(b"x", b"y\n")], True),
+        ([(b"connection", b"close")], True),
+        ([(b"transfer-encoding", b"chunked")], True),
+        ([(b"x", b"y" * 40000)], True),
+        ([(b"x", b"y")] * 101, True),
+        ([(b"x", b"y")] * 100, False),
+    ],
+)
+def test_trailers(fields: list[tuple[bytes, bytes]], flaw: bool) -> None:
+    assert (trailers_flaw(fields, BOUNDS) is not None) is flaw
+
+
+def test_trailers_may_be_as_large_as_a_head_may() -> None:
+    for value, flaw in ((b"y", False), (b"yz", True)):
+        assert (trailers_flaw([(b"x", value)], replace(BOUNDS, head=34)) is not None) is flaw
 
 
 @pytest.mark.parametrize("name", REFUSED)

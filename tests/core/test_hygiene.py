@@ -101,6 +101,71 @@ def test_what_could_be_read_in_two_ways_is_refused(bad: Request, reason: Reason)
     assert refused.reason is reason
 
 
+@pytest.mark.parametrize("method", ["GET", "PROPFIND", "VERSION-CONTROL", "M" * 32])
+def test_a_method_that_few_know_is_a_method(method: str) -> None:
+    head = read(request(method=method))
+    assert isinstance(head, Head)
+    assert head.method == method
+
+
+@pytest.mark.parametrize(
+    ("host", "version", "refused"),
+    [
+        ((), "HTTP/1.0", False),
+        ((), "HTTP/1.1", True),
+        ((), "HTTP/2.0", True),
+        (("a", "b"), "HTTP/1.0", True),
+        (("a", "a"), "HTTP/1.0", True),
+        (("a b",), "HTTP/1.0", True),
+        (("",), "HTTP/1.0", True),
+    ],
+)
+def test_only_http_1_0_need_not_say_for_whom_it_is(host: tuple[str, ...], version: str, refused: bool) -> None:
+    found = read(request(host=host, version=version))
+    if refused:
+        assert isinstance(found, Refusal)
+        assert found.reason is Reason.HOST_INVALID
+    else:
+        assert isinstance(found, Head)
+        assert (found.host, found.port) == ("", None), "Endpoints answers it, or refuses it"
+
+
+@pytest.mark.parametrize(
+    ("host", "authority", "version", "named"),
+    [
+        (("api.example",), "api.example", "HTTP/1.1", "api.example"),
+        (("API.example",), "api.example", "HTTP/1.1", "api.example"),
+        (("api.example",), "other.example", "HTTP/1.1", None),
+        (("api.example:80",), "api.example", "HTTP/1.1", None),
+        (("a b",), "api.example", "HTTP/2.0", None),
+        (("a", "a"), "a", "HTTP/2.0", None),
+        ((), "api.example", "HTTP/1.1", None),
+        ((), "api.example", "HTTP/2.0", "api.example"),
+        ((), "api.example", "HTTP/1.0", "api.example"),
+        ((), "a b", "HTTP/2.0", None),
+        ((), "a b", "HTTP/1.0", None),
+        (("a b",), "a b", "HTTP/2.0", None),
+    ],
+)
+def test_host_and_authority_agree(host: tuple[str, ...], authority: str, version: str, named: str | None) -> None:
+    found = read(request(host=host, authority=authority, version=version))
+    assert (found.host if isinstance(found, Head) else None) == named
+    assert isinstance(found, Head) or found.reason is Reason.HOST_INVALID
+
+
+def test_a_target_may_be_as_long_as_it_may() -> None:
+    asked = request(target="/" + "a" * 9)
+    screened = screen(asked.headers, FIELDS)
+    assert isinstance(clean(asked, screened, 10), Head)
+    refused = clean(asked, screened, 9)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.TARGET_TOO_LONG
+
+
+def test_a_head_is_as_large_as_its_fields_are_written() -> None:
+    assert screen(request(("A", "bcd")).headers, FIELDS).size == len("Host: api.example\r\nA: bcd\r\n")
+
+
 def test_a_websocket_handshake_is_told_apart() -> None:
     handshake = request(
         ("Upgrade", "websocket"),

@@ -184,11 +184,15 @@ def test_a_file_of_nothing_but_a_torn_record(tmp_path: Path, trail_of: Open) -> 
     assert (tmp_path / "audit.jsonl.torn").stat().st_size == 200_001
 
 
-@pytest.mark.parametrize("make", ["directory", "below a file"])
+@pytest.mark.parametrize("make", ["directory", "below a file", "pipe", "device"])
 def test_what_only_the_user_can_put_right(tmp_path: Path, make: str) -> None:
     path = tmp_path / "audit.jsonl"
     if make == "directory":
         path.mkdir()
+    elif make == "pipe":
+        os.mkfifo(path)
+    elif make == "device":
+        path.symlink_to("/dev/full")
     else:
         path.write_text("")
         path = path / "audit.jsonl"

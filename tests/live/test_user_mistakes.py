@@ -52,6 +52,22 @@ def test_a_wrong_policy(tmp_path: Path, name: str, host: str) -> None:
     assert_mistake(start(host, "--policy", str(path)), "policy.yaml:", *expected)
 
 
+@pytest.mark.parametrize("word", ["record", "file", "spill"])
+def test_a_pipe_in_the_place_of_what_is_written(tmp_path: Path, word: str) -> None:
+    """Nobody reads it: a process that waits for that would neither start nor say why."""
+    pipe = tmp_path / "a pipe"
+    os.mkfifo(pipe)
+    made, arguments = policy(tmp_path, "http://127.0.0.1:9"), []
+    if word == "record":
+        arguments = ["--record", str(pipe)]
+    elif word == "file":
+        made["audit"]["sinks"] = [{"file": str(pipe)}]
+    else:
+        made["store"] = {"url": "redis://127.0.0.1:9/0"}
+        made["audit"]["sinks"] = [{"redis_stream": "audit", "spill": str(pipe)}]
+    assert_mistake(start("serve", "--policy", str(write_policy(tmp_path, made)), *arguments), "a pipe")
+
+
 def test_a_secret_under_256_bits(tmp_path: Path) -> None:
     path = write_policy(tmp_path, policy(tmp_path, "http://127.0.0.1:9"))
     assert_mistake(start("serve", "--policy", str(path), MITMGATE_TEST_SECRET="short"), "256", "MITMGATE_TEST_SECRET")

@@ -24,7 +24,7 @@ import orjson
 from mitmgate.audit.chain_end import ChainEnd
 from mitmgate.audit.event import audit_recovered, refusals_moved
 from mitmgate.audit.refusals import Share, refused_log
-from mitmgate.audit.rotation import rotate, segments
+from mitmgate.audit.rotation import open_log, rotate, segments
 from mitmgate.audit.settings import ChainSettings, FileSink
 from mitmgate.audit.sink import Emit, SinkError
 from mitmgate.audit.tail import last_line, recover
@@ -251,7 +251,7 @@ class FileAppender:
         if self._is_current():
             return
         with self._telling("opened"):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_log(self._path, os.O_RDWR | os.O_APPEND)
         if self._descriptor >= 0:
             self._sync()
             os.close(self._descriptor)

@@ -6,11 +6,25 @@ Others may rotate a log, too: logrotate names files by date, and compresses them
 import gzip
 import os
 import re
+import stat
+from errno import EINVAL
 from typing import Final, NamedTuple
 
 import orjson
 
 _DATED: Final = re.compile(r"[.-][0-9]{4}-?[0-9]{2}-?[0-9]{2}(?:[T_.-]?[0-9:.-]+)?(?:\.gz)?|\.[0-9]+\.gz")
+
+
+def open_log(path: str, flags: int) -> int:
+    """Open a file that records are appended to, or make it, for its owner alone. Raises OSError.
+
+    Nothing but a regular file keeps a record: a pipe would hold the process up until somebody reads it, or for good.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(EINVAL, "It is no regular file")
+    return descriptor
 
 
 class Rotated(NamedTuple):

@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 
+from mitmgate.audit.rotation import open_log
 from mitmgate.audit.sink import SinkError
 from mitmgate.audit.tail import recover, whole
 
@@ -117,7 +118,7 @@ class Spill:
 
 def _locked(path: str) -> int | None:
     """Open and lock a file; None where another process has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_log(path, os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.mirror import mirror
-from mitmgate.audit.rotation import rotate
+from mitmgate.audit.rotation import open_log, rotate
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.token import Refusal
@@ -76,7 +76,7 @@ class RecordingFile:
         self._size = 0
 
     def _open(self) -> BinaryIO:
-        file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", 0)
+        file = os.fdopen(open_log(self._path, os.O_WRONLY | os.O_TRUNC), "wb", 0)
         fcntl.flock(file, fcntl.LOCK_SH)
         return file
 
@@ -112,7 +112,7 @@ class RecordingFile:
 
 def _is_locked(path: str) -> bool:
     """Tell whether a process writes the file."""
-    with open(path, "rb") as file:
+    with os.fdopen(open_log(path, os.O_RDONLY), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,7 +2,6 @@
 
 import errno
 import http.client
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -293,7 +292,7 @@ def test_serve_samples_by_request_id_and_rotates(tmp_path: Path) -> None:
     assert sorted(tmp_path.glob("traffic.mitm*")) == files
     assert all(file.stat().st_size < 30_000 for file in files) and all(file.stat().st_size for file in files[1:])
     kept = [entry.request_id for entry in read(path)]
-    chooser = recorder(os.devnull, sample=0.5)
+    chooser = recorder(str(tmp_path / "unused.mitm"), sample=0.5)
     chosen = [f"request-{number}" for number in range(200) if chooser._chosen(f"request-{number}")]
     chooser.done()
     assert 60 < len(chosen) < 140

@@ -1,5 +1,6 @@
 """The fields that tell of limits: which limit is told, rounding, and the draft's syntax read by a parser of its own."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -7,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from mitmgate.core.limit import Limit, whole_seconds
+from mitmgate.core.problem import problem_body
 from mitmgate.core.ratelimit_fields import fields, retry_after
+from mitmgate.core.reason import Reason
 from mitmgate.core.window import Grant
 
 LIMIT = Limit("per-user", 100, 60.0, ("principal",))
@@ -66,6 +69,16 @@ def test_what_holds_nobody_back_is_not_told() -> None:
     assert told(grant_of(5, degraded=True))["X-RateLimit-Remaining"] == "5", "counted in this process, and in force"
 
 
+def test_a_limit_that_is_lifted_while_its_store_is_away_holds_as_long_as_it_is_there() -> None:
+    assert told(grant_of(5, degraded=False, on_store_failure="allow"))["X-RateLimit-Remaining"] == "5"
+    assert fields([grant_of(5, degraded=True, on_store_failure="allow")]) == ()
+
+
+def test_of_what_was_granted_nobody_waits() -> None:
+    granted = Grant(LIMIT, True, 3, 900.0, 900.0, False)
+    assert retry_after([granted, grant_of(0, retry=2.0)]) == 2
+
+
 @pytest.mark.parametrize(
     ("seconds", "whole"),
     [(0.0, 0), (-1.0, 0), (1e-6, 1), (1.0, 1), (59.999999, 60), (60.0, 60), (60.000001, 61), (math.inf, 31_536_000)],
@@ -94,3 +107,16 @@ def test_two_limits_of_one_name_tell_their_own_numbers() -> None:
         '"per-user";q=100;w=60',
     ]
     assert told(after)["X-RateLimit-Limit"] == "7"
+
+
+def test_a_problem_says_no_more_than_it_knows() -> None:
+    told = json.loads(problem_body(Reason.QUOTA_EXCEEDED, "Too much.", "id"))
+    assert told == {
+        "type": "urn:mitmgate:problem:quota-exceeded",
+        "title": Reason.QUOTA_EXCEEDED.title,
+        "status": 429,
+        "detail": "Too much.",
+        "reason": "quota-exceeded",
+        "request_id": "id",
+    }
+    assert "detail" not in json.loads(problem_body(Reason.QUOTA_EXCEEDED, "", "id"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mitmgate.core.address import CidrSet
 from mitmgate.core.path import CanonicalPath, Oddity, canonical_path
-from mitmgate.core.routing import NoRoute, RouteTable, covers, host_matches
+from mitmgate.core.routing import NoRoute, RouteTable, allow_field, covers, host_matches
 from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
 
 ORDINARY: frozenset[Oddity] = frozenset()
@@ -49,6 +49,12 @@ def test_prefixes_end_at_segments() -> None:
     assert covers("/api/v1/users", "/api/v1/users")
     assert covers("/api/v1/users", "/api/v1/users/7")
     assert not covers("/api/v1/users", "/api/v1/usersX")
+    assert covers("/api/", "/api")
+    assert covers("/api/", "/api/x")
+    assert not covers("/api/", "/apix")
+    assert not covers("/api/", "/")
+    assert allow_field(["GET"]) == ((b"Allow", b"GET, HEAD"),)
+    assert allow_field([]) == ()
     table = RouteTable([route("users", "/api/v1/users")])
     assert found(table, "/api/v1/users") == "users"
     assert found(table, "/api/v1/users/") == "users"
@@ -77,6 +83,9 @@ def test_hosts() -> None:
     assert host_matches("*.example", "a.b.example")
     assert not host_matches("*.example", "example")
     assert not host_matches("*.example", "xexample")
+    assert not host_matches("*.example", ".example")
+    assert host_matches("api.example", "api.example")
+    assert not host_matches("api.example", "API.example")
     table = RouteTable(
         [route("any", "/a"), route("wild", "/a", hosts=("*.example",)), route("api", "/a", hosts=("api.example",))]
     )

@@ -276,3 +276,25 @@ def test_memory_stays_within_what_is_promised() -> None:
     assert len(large._ends) <= BUCKETS * 1.25 + 64
     one(limit_of(100), exact, START + 10_000)
     assert len(exact._times) == 1
+
+
+def test_units_whose_bucket_is_gone_are_taken_out_of_no_other() -> None:
+    """Else whoever was refused late would make room that nobody had given."""
+    window, length = BucketedWindow(10), 100
+    early = window.spend(1000, length, 3)
+    window.look(1000 + 2 * length, length, 0)
+    window.spend(1000 + 2 * length, length, 2)
+    before = state(window)
+    window.give_back(early, 3)
+    assert state(window) == before
+    again = BucketedWindow(10)
+    first, second = again.spend(1000, length, 3), again.spend(1010, length, 2)
+    assert (first, second) == (1009, 1019)
+    again.give_back(first - 10, 1)
+    assert again.live == 5, "there is no such bucket"
+    again.give_back(second + 1, 1)
+    assert again.live == 5, "nor one after the last"
+    again.give_back(first, 1)
+    assert again.live == 4
+    again.give_back(1000, 9)
+    assert again.live == 2, "no more than it holds"

@@ -333,6 +333,14 @@ def test_what_mitmweb_can_not_do_is_a_sentence_not_a_traceback(web: WebApi, gate
     assert web.call("GET", f"{this}/response/content.data") == (200, "upstream says hello")
     for change in ({"request": {"port": "no number"}}, {"request": {"headers": [1]}}, {"request": 7}):
         assert web.call("PUT", this, change)[0] == 400, change
+    assert web.call("PUT", this, [1])[0] == 400
+    saved = web.call("GET", "/flows/dump")[1].encode()
+    for content in (b"no flows", saved[:100]):
+        status, text = web.call("POST", "/flows/dump", content)
+        assert status == 400 and "no file of flows" in text
+    assert [shown["id"] for shown in web.flows] == [flow["id"]], "the list is kept"
+    assert web.flows[0]["request"] == flow["request"]
+    assert web.call("POST", "/flows/dump", saved)[0] == 200
     assert web.flows[0]["request"] == flow["request"]
     assert web.call("GET", f"{this}/messages/content.data")[0] == 409
     log = gateway.log

@@ -7,12 +7,16 @@ of a live flow would only make mitmweb show what nobody has sent. A finished flo
 # mitmweb's handlers are untyped.
 # mypy: allow-untyped-calls
 
+from io import BytesIO
 from typing import Any
 
+from mitmproxy.exceptions import FlowReadException
 from mitmproxy.flow import Flow
+from mitmproxy.io import FlowReader
 from mitmproxy.tools.web.app import (
     APIError,
     Application,
+    DumpFlows,
     FlowContent,
     FlowContentView,
     FlowHandler,
@@ -36,6 +40,8 @@ class _Update(FlowHandler):
 
     def put(self, flow_id: str) -> None:
         """Take a comment or a marker; refuse a change of a live flow's messages."""
+        if not isinstance(self.json, dict):
+            raise APIError(400, "A change is an object: its members are those of the flow that change.")
         if self.json.keys() - {"comment", "marked"}:
             _refuse_live(self.flow)
         if "response" in self.json and getattr(self.flow, "response", None) is None:
@@ -45,6 +51,19 @@ class _Update(FlowHandler):
         except (AttributeError, TypeError, ValueError) as error:  # a port that is no number, a list that is none
             self.flow.revert()
             raise APIError(400, f"The change can't be made: {error}") from error
+
+
+class _Open(DumpFlows):
+    """`GET` and `POST /flows/dump`."""
+
+    async def post(self) -> None:
+        """Look at the whole file before the list makes room for what it holds."""
+        try:
+            for _ in FlowReader(BytesIO(self.filecontents)).stream():
+                pass
+        except FlowReadException as error:
+            raise APIError(400, f"This is no file of flows that can be read: {error}") from error
+        await super().post()
 
 
 class _Revert(RevertFlow):
@@ -103,6 +122,7 @@ def refuse_live_edits(app: Application) -> None:
     app.add_handlers(
         r".*",
         [
+            (r"/flows/dump", _Open),
             (_FLOW, _Update),
             (_FLOW + r"/revert", _Revert),
             (_FLOW + r"/replay", _Replay),

@@ -51,7 +51,7 @@ class Lane:
     def response_end(self) -> None:
         self.ended += 1
 
-    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool, undelivered: bool) -> None:
         self.failed.append(failure.reason)
 
     def upstream_congested(self, congested: bool) -> None:

@@ -20,7 +20,7 @@ from mitmgate.proxy.tls import UNUSABLE, ClientSide, HandshakeError, client_conn
 from mitmgate.proxy.upstream import Key, UpstreamConnection
 
 FRESH_SECONDS: Final = 1.0
-"""An idle connection that is older is not used for a request that can't be repeated: it may be stale."""
+"""An idle connection that is older is not used for a request that can't be sent again: it may be stale."""
 IDLE_SECONDS: Final = 4.0
 """How long an idle connection is kept where the upstream does not say: many servers close theirs after 5 s."""
 LONGEST_IDLE: Final = 60.0
@@ -77,15 +77,15 @@ class UpstreamPool:
         self._sweep: asyncio.TimerHandle | None = None
         self._dials: dict[Key, _Dial] = {}
 
-    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, idempotent: bool) -> UpstreamConnection | None:
+    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, repeatable: bool) -> UpstreamConnection | None:
         """Return an idle connection. One that may be stale is only for a request that can be sent again."""
         idle = self._idle.get((endpoint, tls))
-        while idle and self._outdated(idle[-1]):
+        while idle and (self._outdated(idle[-1]) or (not repeatable and idle[-1].ended)):
             idle[-1].abandon()
         if not idle:
             return None
         kept = self._kept(idle[-1])
-        if idle[-1].idle_since < time.monotonic() - (kept if idempotent else min(FRESH_SECONDS, kept)):
+        if idle[-1].idle_since < time.monotonic() - (kept if repeatable else min(FRESH_SECONDS, kept)):
             return None
         return idle.pop()
 

@@ -41,6 +41,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final, Protocol
 
 from mitmproxy import hooks
@@ -527,7 +528,8 @@ class Transaction(Recipient):
         forward = self._forward
         if forward is None:
             raise ValueError("nothing to forward")
-        if not upstream.send(self, forward, self._length, content, upgrade=self._upgrade):
+        once = content is not None and not self._idempotent
+        if not upstream.send(self, forward, self._length, content, upgrade=self._upgrade, once=once):
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
 
@@ -570,7 +572,7 @@ class Transaction(Recipient):
             return
         upstream = exchange.route.upstream
         if not self._replayed:
-            connection = self._engine.pool.take(exchange.endpoint, upstream.tls, idempotent=self._idempotent)
+            connection = self._engine.pool.take(exchange.endpoint, upstream.tls, repeatable=self._repeatable)
             if connection is not None:
                 self._reached(connection, then)
                 return
@@ -619,6 +621,11 @@ class Transaction(Recipient):
     def _idempotent(self) -> bool:
         """Whether the request may be sent twice (RFC 9110, section 9.2.2)."""
         return self._forward is not None and self._forward.method in IDEMPOTENT
+
+    @property
+    def _repeatable(self) -> bool:
+        """Whether it also can be: a body that is streamed is gone."""
+        return self._idempotent and not self.flow.request.stream
 
     def _next_endpoint(self, reason: Reason) -> bool:
         """Point the request at another endpoint, where the policy still allows one. reason: why this one failed."""
@@ -785,10 +792,11 @@ class Transaction(Recipient):
                 self._response_body.clear()
             self._respond(streamed=False)
 
-    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool, undelivered: bool) -> None:
         """Take what went wrong at the upstream; try again where nothing can have been done by it."""
         if self._waiting:
-            self._later(lambda: self.upstream_failed(failure, untouched=untouched, stale=stale))
+            later = partial(self.upstream_failed, failure, untouched=untouched, stale=stale, undelivered=undelivered)
+            self._later(later)
             return
         if self._over or self._request is RequestPhase.WAITING:
             return
@@ -799,7 +807,7 @@ class Transaction(Recipient):
             and self._request is RequestPhase.COMPLETE
             and not self.flow.request.stream
             and self._response is ResponsePhase.WAITING
-            and self._idempotent
+            and (self._idempotent or undelivered)
         )
         if again and stale and not self._replayed:
             self._replayed = True  # closed between two requests: the same endpoint, on a new connection

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import socket
+import sys
 import time
-from enum import Enum, auto
-from typing import Final, Protocol
+from enum import Enum, IntEnum, auto
+from typing import Any, Final, Protocol
 
 from mitmproxy.connection import Server
 
@@ -25,8 +27,22 @@ READ_BYTES: Final = 64 * 1024
 """What is read from a socket at once."""
 
 
+PROOF: Final = 0.5
+"""Seconds for which it is waited whether a service that has closed its connection reads what was sent behind that."""
+_POLL: Final = 0.002
+_ACKED: Final = slice(120, 128)
+"""tcpi_bytes_acked in Linux' struct tcp_info (linux/tcp.h)."""
+
+
 type Key = tuple[Endpoint, UpstreamTls | None]
 """What a connection can be used for again."""
+
+
+class _Tcp(IntEnum):
+    """States of TCP, as Linux numbers them (net/tcp_states.h)."""
+
+    CLOSE = 7
+    CLOSE_WAIT = 8
 
 
 class Phase(Enum):
@@ -60,8 +76,11 @@ class Recipient(Protocol):
         """Take the end of the response."""
         ...
 
-    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool) -> None:
-        """Take the failure. untouched: no byte of a response came. stale: the connection had served before."""
+    def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool, undelivered: bool) -> None:
+        """Take the failure. untouched: no byte of a response came. stale: the connection had served before.
+
+        undelivered: and it is known that no byte of the request has reached the service.
+        """
         ...
 
     def upstream_congested(self, congested: bool) -> None:
@@ -113,6 +132,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._held = False
         self._upgrade = False  # the current request asks for a WebSocket
         self._relay: Relay | None = None
+        self._acked: int | None = None  # octets that the service had acknowledged before a request that is sent once
+        self._undelivered = False
         self._broken: Failure | None = None  # how the connection ended, where not in order
         self.congested = False
 
@@ -126,9 +147,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         content: bytes | None,
         *,
         upgrade: bool = False,
+        once: bool = False,
     ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) in chunks.
 
+        once: it can't be repeated, unless it has reached nobody.
         False, and the connection is closed, where the head can't be written safely.
         """
         method, outgoing = forward.method.encode("latin-1"), self._outgoing
@@ -143,6 +166,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._upgrade = upgrade
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
+        if once and self._served > 1:
+            self._acked = self._tcp()[1]
         if closed:  # between its opening and this
             self._fail(self._broken or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             return True
@@ -166,6 +191,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def unsent(self) -> int:
         """Bytes that the service has not taken yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the service has closed the connection, though nothing was read of that yet."""
+        return self._tcp()[0] in (_Tcp.CLOSE, _Tcp.CLOSE_WAIT)
 
     def abandon(self) -> None:
         """Close the connection, which has an unfinished exchange on it."""
@@ -239,8 +269,37 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Take the end of what the upstream sends; the connection is of no more use."""
         transport = self._transport
-        self._lost(orderly=not isinstance(transport, TlsTransport) or transport.ended_in_order)
+        orderly = not isinstance(transport, TlsTransport) or transport.ended_in_order
+        if orderly and self._acked is not None and self.phase is Phase.BUSY and not self._reader.started:
+            self._await_reset(time.monotonic() + PROOF)
+            return True
+        self._lost(orderly=orderly)
         return False
+
+    def _await_reset(self, until: float) -> None:
+        """Find out whether a request that may be sent once has reached the service, which has closed the connection.
+
+        Its end was sent before it had any octet of the request: it acknowledges none. Who has closed a connection for
+        good answers what comes then with a reset; who still reads acknowledges it, and might act on it. (A reset that
+        comes first proves nothing: what it acknowledges is not looked at.)
+        """
+        if self.phase is not Phase.BUSY:
+            return
+        state, acked = self._tcp()
+        if acked == self._acked and state != _Tcp.CLOSE and time.monotonic() < until:
+            asyncio.get_running_loop().call_later(_POLL, self._await_reset, until)
+            return
+        self._undelivered = acked == self._acked and state == _Tcp.CLOSE
+        self._lost(orderly=True)
+
+    def _tcp(self) -> tuple[int, int | None]:
+        """Return TCP's state, and how many octets the service has acknowledged so far; None where nobody says."""
+        endpoint: Any = None if self._transport is None else self._transport.get_extra_info("socket")
+        try:
+            told = endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.stop)
+        except (AttributeError, OSError):  # another system, or no connection any more
+            return 0, None
+        return told[0], int.from_bytes(told[_ACKED], sys.byteorder) or None  # it has acknowledged a request before
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection: without `eof_received` before it, a reset.
@@ -253,6 +312,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 if self.phase is Phase.BUSY:
                     self._take(self._reader.feed(data))
             self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
+            if isinstance(exc, BrokenPipeError):  # found out by writing: the reset came behind the service's end
+                self._undelivered = self._acked is not None and self._tcp() == (_Tcp.CLOSE, self._acked)
         elif isinstance(self._transport, TlsTransport) and self._transport.flaw:
             self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
         self._lost(orderly=False)
@@ -318,6 +379,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         """Keep the connection only where both messages are complete, and gone out, and nothing follows them."""
         recipient, self._recipient = self._recipient, None
+        self._acked = None
         transport = self._transport
         if (
             self._keep_alive
@@ -339,6 +401,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _lost(self, *, orderly: bool) -> None:
         if self.phase is Phase.BUSY:
+            if self._undelivered:
+                self._pool.closed_idle(self)  # it was, when the service closed it
             self._take(self._reader.eof(orderly=orderly))
         elif self.phase is Phase.TUNNEL:
             self._pass_on(None)
@@ -350,7 +414,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         recipient, self._recipient = self._recipient, None
         self._end()
         if recipient is not None:
-            recipient.upstream_failed(failure, untouched=not self._reader.started, stale=self._served > 1)
+            untouched, stale = not self._reader.started, self._served > 1
+            recipient.upstream_failed(failure, untouched=untouched, stale=stale, undelivered=self._undelivered)
 
     def _end(self) -> None:
         idle = self.phase is Phase.IDLE

@@ -66,6 +66,7 @@ MALFORMED = {
     "JWE": b".".join([b64(b'{"alg":"dir","enc":"A256GCM"}'), b"", b"AAAA", b"AAAA", b"AAAA"]),
     "no signature": compact(signature=b""),
     "padding": GOOD + b"=",
+    "padding in the claims": HEAD_PART + b"." + CLAIMS_PART + b"=." + SIGNATURE_PART,
     "padding inside": HEAD_PART + b"=." + CLAIMS_PART + b"." + SIGNATURE_PART,
     "standard alphabet": HEAD_PART + b"." + CLAIMS_PART + b".ab+/",
     "space": GOOD.replace(b".", b" .", 1),
@@ -147,6 +148,32 @@ def test_malformed_tokens_are_refused(token: bytes) -> None:
 )
 def test_headers_that_no_policy_may_allow_are_refused(change: dict[str, Any], reason: Reason) -> None:
     assert reason_of(compact({**HEADER, **change})) is reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cty": "json"},
+        {"cty": "application/example"},
+        {"kid": "k" * 255},
+        {"typ": "t" * 255},
+        {"alg": "A" * 255},
+        {"b64": True},
+    ],
+)
+def test_headers_that_a_policy_may_allow(change: dict[str, Any]) -> None:
+    assert reason_of(compact({**HEADER, **change})) is None
+
+
+def test_an_issuer_may_be_as_long_as_it_may() -> None:
+    assert reason_of(compact(claims={"iss": "i" * 2048})) is None
+
+
+def test_what_is_wrong_with_the_form_is_said() -> None:
+    for token, detail in ((MALFORMED["JWE"], "Encrypted"), (MALFORMED["four parts"], "compact form")):
+        read = read_token(token)
+        assert isinstance(read, Refusal)
+        assert detail in read.detail
 
 
 def test_none_without_signature_is_refused_for_its_algorithm() -> None:

@@ -6,6 +6,8 @@ tells a repeated record by its `id`. While the spill file holds anything, new re
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -221,7 +223,14 @@ class _Dialled(Connection):
 
 
 class _DialledTls(SSLConnection, _Dialled):
-    """The same, for rediss://."""
+    """The same, for rediss://. redis-py reads the files that the URL names for each connection."""
+
+    def _connect(self) -> socket.socket:
+        for path in (self.ca_certs, self.certfile, self.keyfile):
+            if path is not None and not os.path.isfile(path):  # reading a pipe has no end
+                raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
+        return connected
 
 
 def _one(record: bytes) -> int:

@@ -8,7 +8,10 @@ noeviction may forget counters when its memory is full.
 """
 
 import asyncio
+import errno
+import logging
 import math
+import os
 import socket
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b, sha1
@@ -30,6 +33,8 @@ from mitmgate.core.window import Grant, Take, check, denies
 from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.stores.batches import Batches, Words
 from mitmgate.stores.fallback import Fallback
+
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 2
 """Each carries all that waits as one batch, which costs less CPU a request than a connection for each."""
@@ -204,7 +209,26 @@ class _Dialled(Connection):
 
 
 class _DialledTls(SSLConnection, _Dialled):
-    """The same, for rediss://."""
+    """The same, for rediss://. The files that the URL names are read for each connection, and not on the event loop."""
+
+    async def _connect(self) -> None:
+        await asyncio.to_thread(self._read_files)
+        await super()._connect()
+
+    def _read_files(self) -> None:
+        """Have TLS made of what the files say now. What can't be used leaves what was, where there was something."""
+        tls = self.ssl_context
+        former, tls.context = tls.context, None
+        try:
+            for path in (tls.ca_certs, tls.certfile, tls.keyfile):
+                if path is not None and not os.path.isfile(path):  # reading a pipe has no end
+                    raise FileNotFoundError(errno.ENOENT, "no such file", path)
+            tls.get()
+        except (OSError, ValueError) as error:
+            if former is None:
+                raise
+            tls.context = former
+            logger.warning("the TLS files of the counter store can't be used, those before stay in use: %s", error)
 
     def _connection_arguments(self) -> dict[str, Any]:
         return {**super()._connection_arguments(), "server_hostname": self.host}

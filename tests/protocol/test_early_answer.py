@@ -3,9 +3,11 @@
 import contextlib
 import socket
 import ssl
+import subprocess
 import threading
 from collections import Counter
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Self
 
@@ -13,9 +15,11 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
+from tests.live.harness import Gateway, policy, write_policy
 from tests.live.harness_http import request
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, route
+from tests.workers.processes import events
 
 MIB = 1024 * 1024
 RUNS = 10
@@ -78,3 +82,28 @@ def test_early_answer_is_delivered(status: bytes, kind: str, secure: bool, tmp_p
         assert statuses[int(status[:3]), b"early"] >= RUNS - 1, statuses
         reasons = Counter(reason for _, reason in gate.hooks.wait_ends(RUNS))
         assert reasons[Reason.OK] >= RUNS - 1, reasons
+
+
+def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path) -> None:
+    """curl's uploads of a body that is held back, and of one that streams."""
+    authority = Authority(tmp_path)
+    upload = tmp_path / "upload"
+    upload.write_bytes(b"x" * 4 * MIB)
+    with Refusing(b"413 Content Too Large", None) as service:
+        made = policy(tmp_path, service.url)
+        certificate, key = authority.issue("localhost")
+        made["listen"] = {"tls": {"certificate": certificate, "key": key}}
+        common = {"upstream": "users", "auth": "none", "max_body": "64MiB"}
+        made["routes"] += [
+            {"name": stream, "match": {"prefix": f"/{stream}"}, "stream": stream, **common}
+            for stream in ("auto", "always")
+        ]
+        with Gateway(write_policy(tmp_path, made)) as gateway:
+            for version, stream in product(("--http1.1", "--http2"), ("auto", "always")):
+                words = ["curl", "-s", version, "--cacert", authority.ca, "-w", " %{http_code}", "-T", str(upload)]
+                words += ["-H", "Expect:", "--max-time", "60", f"https://localhost:{gateway.port}/{stream}"]
+                for _ in range(2):
+                    done = subprocess.run(words, capture_output=True, text=True, check=False)
+                    assert (done.stdout, done.returncode) == ("early 413", 0), (version, stream, gateway.log)
+        kept = [event for event in events(tmp_path / "audit.jsonl") if event["event"] == "request"]
+        assert [(event["reason"], event["status"]) for event in kept] == [("ok", 413)] * 8

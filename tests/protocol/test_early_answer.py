@@ -84,8 +84,8 @@ def test_early_answer_is_delivered(status: bytes, kind: str, secure: bool, tmp_p
         assert reasons[Reason.OK] >= RUNS - 1, reasons
 
 
-def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path) -> None:
-    """curl's uploads of a body that is held back, and of one that streams."""
+def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path, host: str) -> None:
+    """Uploads by curl: of a body that is held back, and of one that streams."""
     authority = Authority(tmp_path)
     upload = tmp_path / "upload"
     upload.write_bytes(b"x" * 4 * MIB)
@@ -98,7 +98,7 @@ def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path) -> None
             {"name": stream, "match": {"prefix": f"/{stream}"}, "stream": stream, **common}
             for stream in ("auto", "always")
         ]
-        with Gateway(write_policy(tmp_path, made)) as gateway:
+        with Gateway(write_policy(tmp_path, made), host="serve" if host == "lean" else "web") as gateway:
             for version, stream in product(("--http1.1", "--http2"), ("auto", "always")):
                 words = ["curl", "-s", version, "--cacert", authority.ca, "-w", " %{http_code}", "-T", str(upload)]
                 words += ["-H", "Expect:", "--max-time", "60", f"https://localhost:{gateway.port}/{stream}"]

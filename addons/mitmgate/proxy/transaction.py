@@ -252,6 +252,7 @@ class Transaction(Recipient):
         "_content",
         "_continued",
         "_deadline",
+        "_defect",
         "_delivered",
         "_dialling",
         "_engine",
@@ -316,6 +317,7 @@ class Transaction(Recipient):
         self._expects = False  # the request holds `Expect: 100-continue`
         self._continued = False  # and the client has been told, or does not wait
         self._gone = False  # the client's connection has ended
+        self._defect = False  # because of a defect of ours
         self._waiting = False  # for a hook, or for a connection
         self._upgrade = False  # the request asks for a WebSocket, and may
         self._relay: Relay | None = None
@@ -906,7 +908,12 @@ class Transaction(Recipient):
         self._stop()
         self._relay = None
         self._leave_upstream()
-        if self._request is RequestPhase.WAITING or self._response is ResponsePhase.DONE:
+        if self._response is ResponsePhase.DONE:
+            return
+        if self._waiting and self._request is RequestPhase.WAITING:  # it ends, on record, when what it waits for does
+            self._gone = self._defect = True
+            if self._dialling is not None:
+                self._dialling.cancel()
             return
         self._response = ResponsePhase.DONE
         self._request = RequestPhase.DROPPED
@@ -977,6 +984,8 @@ class Transaction(Recipient):
     def _abort(self, reason: Reason) -> None:
         """End without a response, or in the middle of one, so that the client can't take it for complete."""
         self._stop()
+        if self._defect:
+            reason = Reason.STAGE_ERROR
         detail = DETAILS.get(reason, reason.title)
         self._blame(reason, detail)
         self._request = RequestPhase.DROPPED

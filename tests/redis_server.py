@@ -15,17 +15,18 @@ PATIENCE = 10.0
 class RedisServer:
     """A redis-server process without persistence; a context manager that has it running."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        """directory: where the server runs and logs. options: further words of its command line."""
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+    def __init__(self, directory: Path, *options: str, address: str = "127.0.0.1", port: int = 0) -> None:
+        """directory: where the server runs and logs. options: further words of its command line. port: 0: any."""
+        self.address = address
+        self.port = port or free_port()
+        self.url = f"redis://{address}:{self.port}/0"
         self._directory = directory
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start, and return when it answers. What an earlier process held is lost."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        command = ["redis-server", "--port", str(self.port), "--bind", self.address, "--dir", str(self._directory)]
         command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for(self._answers, "redis-server to answer")
@@ -47,7 +48,7 @@ class RedisServer:
 
     def command(self, *words: str) -> bytes:
         """Send one command and return the raw start of its reply (RESP)."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as link:
+        with socket.create_connection((self.address, self.port), timeout=PATIENCE) as link:
             link.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
             return link.recv(65536)
 

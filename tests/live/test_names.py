@@ -21,6 +21,7 @@ from tests.live.harness_http import Answered, wait_for
 from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.net.black_hole import black_hole
 from tests.net.dns_server import HANG, DnsServer
+from tests.redis_server import RedisServer
 
 HANGING = 50
 """Names that hang at once."""
@@ -162,6 +163,37 @@ def test_a_key_set_behind_an_address_that_drops_packets(world: World) -> None:
     token = mint(key=private_pem(private_key("ES256")), algorithm="ES256", headers={"kid": "one"}, aud=AUDIENCE)
     assert world.get("closed", token=token).status == 200
     assert world.dns.times("keys.test") > 0
+
+
+def test_redis_is_followed_and_an_address_of_it_that_drops_packets_costs_nothing(tmp_path: Path) -> None:
+    """The counters' and the audit stream's connections: at the start, and while requests come, none of them denied."""
+    with ExitStack() as stack:
+        dns = stack.enter_context(DnsServer(ttl=1))
+        (tmp_path / "old").mkdir()
+        (tmp_path / "new").mkdir()
+        old = stack.enter_context(RedisServer(tmp_path / "old", address="127.0.0.2"))
+        new = stack.enter_context(RedisServer(tmp_path / "new", address="127.0.0.3", port=old.port))
+        stack.enter_context(black_hole("127.0.0.9", old.port))
+        dns.records["redis.test"] = ("127.0.0.9", "127.0.0.2")
+        upstream = stack.enter_context(RecordingUpstream())
+        made = policy(tmp_path, upstream, resolver={"nameservers": [f"127.0.0.1:{dns.port}"]})
+        made["store"] = {"url": f"redis://redis.test:{old.port}/0", "timeout": "2s"}
+        made["rate_limits"]["all"] = {"limit": 100_000, "window": "10m", "key": "route", "on_store_failure": "deny"}
+        made["audit"]["sinks"].append({"redis_stream": "audit", "spill": str(tmp_path / "spill.jsonl")})
+        counted = {"name": "counted", "match": {"exact": "/counted"}, "upstream": "users", "auth": "none"}
+        made["routes"].append({**counted, "rate_limits": ["all"]})
+        gateway = stack.enter_context(Gateway(write_policy(tmp_path, made)))
+
+        def used(server: RedisServer) -> bool:
+            answered = gateway.get("/counted")
+            assert answered.status == 200, answered
+            return server.command("EXISTS", "audit") == b":1\r\n" and server.command("DBSIZE") > b":1\r\n"
+
+        wait_for(lambda: used(old), "the counters and the stream")
+        assert new.command("DBSIZE") == b":0\r\n"
+        dns.records["redis.test"] = ("127.0.0.3",)
+        wait_for(lambda: used(new), "both to move")
+        assert dns.times("redis.test") < 60, "with its TTL of one second, not with every request"
 
 
 def test_a_wrong_name_server_is_a_message(tmp_path: Path) -> None:

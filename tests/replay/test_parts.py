@@ -1,6 +1,7 @@
 """The parts of replay by themselves: conditions taken apart, policies without their secrets, templates, tnetstrings."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy.io import tnetstring as theirs
 
+from mitmgate.policy.condition import STEPS
 from mitmgate.replay import tnetstring as ours
-from mitmgate.replay.condition_trace import failing
+from mitmgate.replay.condition_trace import PATIENCE, failing
 from mitmgate.replay.decision import ADMIT, Decision
 from mitmgate.replay.differences import Kind, Tally, compare
 from mitmgate.replay.evidence import Place, room, templates
@@ -19,7 +21,7 @@ from mitmgate.replay.offline import load_offline
 from mitmgate.usage import UserError
 from tests.live.harness import policy, write_policy
 
-FACTS = {
+FACTS: dict[str, dict[str, Any]] = {
     "request": {"method": "DELETE", "path": "/x", "query": "", "host": "a", "headers": {"x-a": "1"}},
     "principal": {"roles": ["user"], "claims": {"tenant": "acme"}, "subject": "a", "scopes": [], "issuer": "corp"},
 }
@@ -66,6 +68,26 @@ def test_the_first_failing_predicates_of_a_condition(source: str, parts: list[tu
     assert [predicate.text for predicate in found] == [text for text, _, _ in parts]
     for predicate, (_, path, value) in zip(found, parts, strict=True):
         assert predicate.found[path] == value
+
+
+def test_a_part_of_a_condition_is_evaluated_within_the_bounds_of_a_condition() -> None:
+    many = {"roles": [f"role-{number}" for number in range(800)]}
+    facts = {**FACTS, "principal": {**FACTS["principal"], **many}}
+    (loop, rest) = failing(
+        'principal.roles.exists(x, principal.roles.exists(y, x == y + "-")) || request.method == "PUT"', facts
+    )
+    assert loop.error == f"the condition could take more than {STEPS} steps"
+    assert not rest.error
+
+
+def test_all_parts_of_a_condition_are_explained_in_a_bounded_time() -> None:
+    """Each pair of parentheses around a long disjunction is one more evaluation of what is in them."""
+    patterns = "".join(f' || request.path.matches("([a-z]{{1,80}}){{1,90}}{n}"))' for n in range(60))
+    began = time.thread_time()
+    found = failing("(" * 60 + 'request.method == "PUT"' + patterns, FACTS)
+    assert time.thread_time() - began < 3 * PATIENCE
+    assert len(found) == 61
+    assert found[-1].error.startswith("not evaluated") or not found[-1].error
 
 
 def test_a_policy_loads_without_what_only_production_has(tmp_path: Path) -> None:

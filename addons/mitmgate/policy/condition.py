@@ -157,12 +157,18 @@ class CelCondition:
             known = self._known.get(asked)
             if known is not None:
                 return known
-        result = self._evaluate(facts)
+        result = self.value(facts)
+        if result is not True and result is not False:
+            raise ValueError(f"the condition's value is {type(result).__name__}, not bool")
         if asked is not None and len(self._known) < KNOWN and _size(asked) <= LONGEST_KNOWN:
             self._known[asked] = result
         return result
 
-    def _evaluate(self, facts: Mapping[str, object]) -> bool:
+    def value(self, facts: Mapping[str, object]) -> object:
+        """Evaluate, whatever the type of the value: of a condition as a whole it is to be a boolean.
+
+        Raises ValueError and TimeoutError as `holds` does.
+        """
         began = time.thread_time()
         try:
             values: dict[str, object] = {name: _some(facts[name], members) for name, members in self._reads}
@@ -177,13 +183,33 @@ class CelCondition:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if time.thread_time() - began > LONGEST:
             raise TimeoutError(f"the condition took more than {LONGEST:g} s")
-        if result is True or result is False:
-            return result
-        raise ValueError(f"the condition's value is {type(result).__name__}, not bool")
+        return result
+
+    def refuse_other_types(self) -> None:
+        """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool.
+
+        Raises ConditionError.
+        """
+        try:
+            sample = {name: dict(members) for name, members in _SAMPLE.items()}
+            result = self._program.execute({**sample, **self._functions})
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            return
+        if not isinstance(result, bool):
+            raise ConditionError(f"the value is {type(result).__name__}, and must be bool", "compare it with something")
 
 
 def compile_condition(source: str) -> CelCondition:
     """Compile an expression; raises ConditionError for all that is known to be wrong before there is a request."""
+    condition = compile_part(source)
+    condition.refuse_other_types()
+    return condition
+
+
+def compile_part(source: str) -> CelCondition:
+    """Compile an expression as a part of a condition, whose value may be of any type."""
     if len(source) > MAX_SOURCE:
         raise ConditionError(f"an expression of more than {MAX_SOURCE} characters")
     program = _compiled(source)
@@ -211,7 +237,6 @@ def compile_condition(source: str) -> CelCondition:
     functions: _Functions = {f"pattern_{number}": _pattern(texts[int(number)]) for number in literal}
     if functions:
         program = _compiled(_NUMBERED.sub(lambda text: texts[int(text[1])], _LITERAL.sub(r".pattern_\1()", code)))
-    _refuse_other_types(program, functions)
     reads = {name: _members_read(code, name) for name in variables}
     return CelCondition(source, program, reads, functions, _degree(code), 1 + code.count(","))
 
@@ -290,18 +315,6 @@ def _compiled(source: str) -> _Program:
         where = f"character {column}" if line == "1" else f"line {line}, character {column}"
         raise ConditionError(f"not valid CEL at {where}: {message.partition(' expecting ')[0]}") from error
     return program
-
-
-def _refuse_other_types(program: _Program, functions: _Functions) -> None:
-    """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool."""
-    try:
-        result = program.execute({**{name: dict(members) for name, members in _SAMPLE.items()}, **functions})
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:
-        return
-    if not isinstance(result, bool):
-        raise ConditionError(f"the value is {type(result).__name__}, and must be bool", "compare it with something")
 
 
 def _value(fact: object, member: str) -> object:

@@ -1,14 +1,16 @@
 """Why a CEL condition is false: the predicates that it is made of, and what they read.
 
 The evaluator says true or false of the whole. So the expression is split at its && and ||, outside of parentheses and
-strings, and each part is evaluated by itself: of a conjunction that is false the first false part counts, of a
-disjunction all of them.
+strings, and each part is evaluated by itself, within the bounds of a condition: of a conjunction that is false the
+first false part counts, of a disjunction all of them.
 """
 
 import re
+import time
 from collections.abc import Mapping
-from importlib import import_module
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from mitmgate.policy.condition import compile_part
 
 _STRING = re.compile(r"""[rR]?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""")
 _PATH = re.compile(
@@ -16,6 +18,10 @@ _PATH = re.compile(
 )
 _OPEN, _CLOSE = "([{", ")]}"
 ABSENT = "absent"
+PATIENCE: Final = 0.5
+"""Seconds of the processor for all parts of a condition: mitmweb explains on its event loop. The rest has no value."""
+
+_LATE: Final = "not evaluated: the condition takes too long to explain"
 
 
 class Predicate(NamedTuple):
@@ -31,37 +37,41 @@ class Predicate(NamedTuple):
 
 def failing(source: str, facts: Mapping[str, object]) -> list[Predicate]:
     """Return the parts of a condition that make it false, those of a disjunction in their order; [] where it holds."""
-    held, error = _value(source, facts)
+    return _failing(source, facts, time.thread_time() + PATIENCE)
+
+
+def _failing(source: str, facts: Mapping[str, object], until: float) -> list[Predicate]:
+    held, error = _value(source, facts, until)
     if held is True:
         return []
     text = _bare(source)
     parts = _split(text, "||")
     if len(parts) > 1:
-        return [predicate for part in parts for predicate in failing(part, facts)]
+        return [predicate for part in parts for predicate in _failing(part, facts, until)]
     parts = _split(text, "&&")
     if len(parts) > 1:
         for part in parts:
-            found = failing(part, facts)
+            found = _failing(part, facts, until)
             if found:
                 return found
-    return [Predicate(text, _found(text, facts), error)]
+    return [Predicate(text, _found(text, facts, until), error)]
 
 
-def _value(source: str, facts: Mapping[str, object]) -> tuple[object, str]:
-    cel = import_module("cel")
+def _value(source: str, facts: Mapping[str, object], until: float) -> tuple[object, str]:
+    """Evaluate a part. until: when the thread has spent all that the condition may cost."""
+    if time.thread_time() > until:
+        return None, _LATE
     try:
-        return cel.compile(source).execute(dict(facts)), ""
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the evaluator is no Exception
+        return compile_part(source).value(facts), ""
+    except (ValueError, TimeoutError) as error:
         return None, str(error).partition("\n")[0] or type(error).__name__
 
 
-def _found(text: str, facts: Mapping[str, object]) -> dict[str, object]:
+def _found(text: str, facts: Mapping[str, object], until: float) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in _PATH.findall(_STRING.sub(_kept_index, text)):
-        value, error = _value(path, facts)
-        found[path] = ABSENT if error else value
+        value, error = _value(path, facts, until)
+        found[path] = (_LATE if error == _LATE else ABSENT) if error else value
     return found
 
 

@@ -226,6 +226,7 @@ NUMBERS = {"l": list(range(1500)), "t": "x" * 30_000}
         "[principal.claims.l].all(a, a.all(x, x in a))",
         "principal.claims.l.map(x, principal.claims.l.map(y, y)).size() > 0",
         "principal.claims.l.filter(x, true).size() > 0",
+        "principal.claims.l.map(x, principal.claims.l).size() > 0",
         "true && (((principal.claims.l.all(x, (principal.claims.l.all(y, (x in principal.claims.l)))))))",
     ],
 )
@@ -254,6 +255,38 @@ def test_ordinary_conditions_are_evaluated(ordinary: str) -> None:
     claims = NUMBERS if "1499" in ordinary or "claims.t" in ordinary else {"l": list(range(100))}
     facts = {"principal": {**PRINCIPAL, "roles": ["admin", "root"] * 100, "claims": claims}}
     assert compile_condition(ordinary).holds(facts) is True
+
+
+GROUPS = {"groups": [f"group-{number}" for number in range(200)], "roles": [f"role-{number}" for number in range(200)]}
+
+
+@pytest.mark.parametrize(
+    ("loops", "most"),
+    [
+        ('principal.claims.groups.exists(g, g == "group-7")', None),
+        ('principal.claims.groups.exists(g, g in ["a", "group-7"])', 547),
+        ('principal.claims.groups.filter(g, g in ["group-1", "group-2", "a"]).size() >= 2', 547),
+        ("principal.claims.groups.all(g, principal.claims.roles.all(r, r != g))", 547),
+        ("principal.claims.groups.exists(g, principal.claims.roles.filter(r, r == g).size() == 0)", 66),
+        ("principal.claims.groups.map(g, g in principal.claims.roles).size() > 0", 66),
+        ("principal.claims.groups.map(g, principal.claims.roles.map(r, r + g)).size() > 0", 23),
+    ],
+)
+def test_so_many_values_go_through_so_many_loops(loops: str, most: int | None) -> None:
+    """The figures of docs/bounds.md: 200 groups and 200 roles are a large token, and no reason to deny."""
+    condition = compile_condition(loops)
+    if most is None or most > 400:
+        assert condition.holds({"principal": {**PRINCIPAL, "claims": GROUPS}}) is True
+    if most is None:
+        return
+    for count, begins in ((most - 12, True), (most + 12, False)):
+        claims = {"groups": [f"group-{number}" for number in range(7)], "roles": ["r"] * (count - 7)}
+        facts = {"principal": {**PRINCIPAL, "claims": claims}}
+        if begins:
+            condition.holds(facts)
+        else:
+            with pytest.raises(TimeoutError, match="could take"):
+                condition.holds(facts)
 
 
 def test_a_pattern_is_compiled_once() -> None:

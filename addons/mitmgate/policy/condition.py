@@ -54,7 +54,7 @@ _MATCHES = re.compile(r"\bmatches\s*\(")
 _LITERAL = re.compile(r"\.\s*matches\s*\(\s*\"(\d+)\"\s*\)")
 _NUMBERED = re.compile(r'"(\d+)"')
 _COST = re.compile(
-    r"\.\s*(?P<once>all|exists|exists_one|existsOne)\s*\(|\.\s*(?P<copied>map|filter)\s*\(|(?P<open>\()|(?P<close>\))"
+    r"\.\s*(?P<once>all|exists|exists_one|existsOne)\s*\(|\.\s*(?P<made>map)\s*\(|\.\s*(?P<kept>filter)\s*\(|(?P<open>\()|(?P<close>\))"
     r"|(?<![\w.])(?P<linear>request|principal|client|route|in)\b"
 )
 _SYNTAX = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
@@ -263,8 +263,9 @@ def _pattern(literal: str) -> Callable[[object], bool]:
 def _degree(code: str) -> int:
     """Return d so that an evaluation over n values takes at most some n**d steps; 0 without a loop.
 
-    A loop in a loop multiplies. `map` and `filter` copy what they have made at every turn, a fact that is named in a
-    loop is copied, and what follows `in` is searched, which is as much as one more loop each.
+    A loop in a loop multiplies. `map` and `filter` copy what they have made at every turn, as much as one more loop:
+    with `filter` beside what is inside of it, with `map` around that, since it keeps what its inside makes. A fact that
+    is named in a loop is copied, and what follows `in` is searched, as much as one more loop each.
     """
     degree = depth = 0
     within: list[int] = []
@@ -274,9 +275,9 @@ def _degree(code: str) -> int:
         elif match["linear"]:
             degree = max(degree, depth + 1) if depth else degree
         else:
-            within.append(1 if match["once"] else 2 if match["copied"] else 0)
+            within.append(2 if match["made"] else 0 if match["open"] else 1)
             depth += within[-1]
-            degree = max(degree, depth)
+            degree = max(degree, depth + 1 if match["kept"] else depth)
     return degree
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, request_head, response_head
-from mitmgate.core.http1.body import MAX_EXTENSIONS, ChunkedBody, LengthBody
+from mitmgate.core.http1.body import MAX_CHUNK_LINE, MAX_EXTENSIONS, MAX_TRAILERS, ChunkedBody, LengthBody
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
 
@@ -52,6 +52,11 @@ REFUSED = {
     "bare-cr-after-size": b"3\rabc\r\n0\r\n\r\n",
     "bare-lf-after-data": b"3\r\nabc\n0\r\n\r\n",
     "longer-than-size": b"3\r\nabcd\r\n0\r\n\r\n",
+    "two-other-octets-after-data": b"3\r\nabcXX0\r\n\r\n",
+    "one-other-octet-after-data": b"3\r\nabc\rX0\r\n\r\n",
+    "lf-cr-after-data": b"3\r\nabc\n\r0\r\n\r\n",
+    "trailer-bare-cr": b"0\r\nA: b\rc\r\n\r\n",
+    "trailer-ends-with-two-cr": b"0\r\nA: b\r\r\n\r\n",
     "no-size": b"\r\nabc\r\n0\r\n\r\n",
     "prefix": b"0x3\r\nabc\r\n0\r\n\r\n",
     "sign": b"+3\r\nabc\r\n0\r\n\r\n",
@@ -84,6 +89,38 @@ def test_malformed_chunks_are_refused(name: str, step: int) -> None:
     found = decode(data, list(range(1, len(data))) if step else None)
     assert isinstance(found, Refusal)
     assert found.reason is Reason.BODY_MALFORMED
+
+
+@pytest.mark.parametrize(
+    "data", [b"3\n", b"3\rx", b"z", b"3\r\nabcX", b"3\r\nabc\rX", b"0\r\nA: b\rc", b"0\r\nA: b\n", b"0\r\nA: \0"]
+)
+def test_what_can_not_become_a_body_any_more_is_not_waited_for(data: bytes) -> None:
+    for cuts in (None, list(range(1, len(data)))):
+        assert isinstance(decode(data, cuts), Refusal)
+
+
+@pytest.mark.parametrize(
+    "data", [b"3", b"3;a", b"3\r", b"3\r\nabc\r", b"0\r\nA: b\r", b"0\r\nA: b\r\n", b"0\r\nA: b\r\n\r"]
+)
+def test_what_may_yet_become_one_is(data: bytes) -> None:
+    for cuts in (None, list(range(1, len(data)))):
+        found = decode(data, cuts)
+        assert not isinstance(found, Refusal)
+        assert not found[1].complete
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("step", [0, 1])
+def test_lines_extensions_and_trailers_are_as_long_as_they_may_be(more: int, step: int) -> None:
+    line = b"1;" + b"a" * (MAX_CHUNK_LINE - 2 + more) + b"\r\nx\r\n0\r\n\r\n"
+    extension = b"1;" + b"a" * (MAX_EXTENSIONS // 32 - 1) + b"\r\nx\r\n"
+    extensions = extension * 32 + (b"1;a" if more else b"1") + b"\r\nx\r\n0\r\n\r\n"
+    room = 3 * step  # while they come, what ends them counts as well
+    trailers = b"0\r\nA: " + b"b" * (MAX_TRAILERS - 3 - room * (not more) + more) + b"\r\n\r\n"
+    for data in (line, extensions, trailers):
+        found = decode(data, list(range(1, len(data))) if step else None)
+        assert isinstance(found, Refusal) is bool(more)
+        assert isinstance(found, Refusal) or found[1].complete
 
 
 def test_length() -> None:

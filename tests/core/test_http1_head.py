@@ -1,11 +1,12 @@
 """Heads: what is read, and by class of attack what is refused, whole and byte by byte."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, ResponseHead, ResponseReader
-from mitmgate.core.http1.head import parse_request
+from mitmgate.core.http1.head import parse_line, parse_request, parse_response
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
 
@@ -323,3 +324,156 @@ def test_response_cut_short(data: bytes) -> None:
     found = respond(data, eof=True)[-1]
     assert isinstance(found, Refusal)
     assert found.reason is Reason.UPSTREAM_CLOSED
+
+
+def parsed(raw: bytes, bounds: Bounds = BOUNDS) -> RequestHead | Reason:
+    head = parse_request(raw, bounds)
+    return head.reason if isinstance(head, Refusal) else head
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"CONNECT x:443 HTTP/1.1", Reason.METHOD_INVALID),
+        (b"CONNECT / HTTP/1.1", Reason.METHOD_INVALID),
+        (b"GET x HTTP/1.1", Reason.TARGET_INVALID),
+        (b"GET ?x HTTP/1.1", Reason.TARGET_INVALID),
+        (b"GET ://x HTTP/1.1", Reason.TARGET_INVALID),
+        (b"GET  HTTP/1.1", Reason.TARGET_INVALID),
+        (b"GET /# HTTP/1.1", Reason.TARGET_INVALID),
+        (b"GET /\xe9 HTTP/1.1", Reason.TARGET_INVALID),
+        (b"G(T / HTTP/1.1", Reason.HEAD_MALFORMED),
+    ],
+)
+def test_lines_that_name_no_target_here(line: bytes, reason: Reason) -> None:
+    assert parsed(line + b"\r\nHost: x") is reason
+
+
+@pytest.mark.parametrize(
+    "line", [b"BREW / HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET http://x/ HTTP/1.1", b"GET / HTTP/1.0"]
+)
+def test_lines_that_do(line: bytes) -> None:
+    assert isinstance(parsed(line + b"\r\nHost: x"), RequestHead)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_request_is_as_large_as_it_may_be(more: int) -> None:
+    raw = b"GET /" + b"a" * (9 + more) + b" HTTP/1.1\r\nHost: x"
+    assert parsed(raw, replace(BOUNDS, target=10)) is Reason.TARGET_TOO_LONG if more else True
+    assert isinstance(parsed(raw, replace(BOUNDS, target=10 + more)), RequestHead)
+    fields = b"GET / HTTP/1.1\r\n" + b"\r\n".join([b"A: b"] * (3 + more))
+    assert isinstance(parsed(fields, replace(BOUNDS, fields=3)), RequestHead) is not more
+    assert (parsed(fields, replace(BOUNDS, fields=3)) is Reason.HEAD_TOO_LARGE) is bool(more)
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    bounds = replace(BOUNDS, head=len(head) - 4 - more)
+    for step in (len(head), 1):
+        reader = RequestReader(bounds)
+        events = [event for at in range(0, len(head), step) for event in reader.feed(head[at : at + step])]
+        assert isinstance(events[0], RequestHead) is not more
+
+
+@pytest.mark.parametrize(
+    ("version", "values", "outcome"),
+    [
+        (b"1.1", [b"100-continue"], True),
+        (b"1.1", [b"100-Continue"], True),
+        (b"1.1", [], False),
+        (b"1.1", [b"miracles"], Reason.EXPECTATION_REFUSED),
+        (b"1.1", [b"100-continue", b"100-continue"], Reason.EXPECTATION_REFUSED),
+        (b"1.0", [b"100-continue"], False),  # RFC 9110, section 10.1.1: ignored
+        (b"1.0", [b"miracles"], False),
+    ],
+)
+def test_expectations(version: bytes, values: list[bytes], outcome: bool | Reason) -> None:
+    fields = b"".join(b"\r\nExpect: " + value for value in values)
+    found = parsed(b"POST / HTTP/" + version + b"\r\nHost: x\r\nContent-Length: 1" + fields)
+    assert (found.expects_continue if isinstance(found, RequestHead) else found) == outcome
+
+
+RESPONSE = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        RESPONSE + b"A: b\rSet-Cookie: c",
+        RESPONSE + b"A: b\nSet-Cookie: c",
+        RESPONSE + b"A: b\0",
+        RESPONSE + b"A: b\x7f",
+        b"HTTP/1.1 200 O\rK\r\nA: b",
+        b"HTTP/1.1 200 O\x01K\r\nA: b",
+        RESPONSE + b"A b",
+        RESPONSE + b" A: b",
+        RESPONSE + b": b",
+        b"HTTP/2.0 200 OK",
+        b"HTTP/1.1 20 OK",
+    ],
+)
+def test_a_response_that_could_be_taken_for_another_is_refused(raw: bytes) -> None:
+    assert isinstance(parse_response(raw, b"GET", BOUNDS), Refusal)
+
+
+def test_responses_that_are_odd_and_legal() -> None:
+    spaced = parse_response(RESPONSE + b"A : b\r\nContent-Length\t: 3", b"GET", BOUNDS)
+    assert isinstance(spaced, ResponseHead)  # RFC 9112, section 5.1
+    assert spaced.headers.fields == ((b"A", b"b"), (b"Content-Length", b"3"))
+    assert spaced.body == 3
+    phrase = parse_response(b"HTTP/1.1 200 ", b"GET", BOUNDS)
+    assert isinstance(phrase, ResponseHead)
+    assert (phrase.phrase, phrase.body, phrase.keep_alive) == (b"", -1, False)
+    for count in (3, 4):
+        raw = RESPONSE + b"\r\n".join([b"A: b"] * count)
+        assert isinstance(parse_response(raw, b"GET", replace(BOUNDS, response_fields=3)), Refusal) is (count == 4)
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "fields", "body", "keeps"),
+    [
+        (200, b"GET", b"Content-Length: 5", 5, True),
+        (200, b"GET", b"Content-Length: 5\r\nConnection: close", 5, False),
+        (200, b"GET", b"Content-Length: 5\r\nConnection: keep-alive", 5, True),
+        (200, b"GET", b"Content-Length: 5\r\nConnection: Keep-Alive, Close", 5, False),
+        (200, b"GET", b"Content-Length: 5\r\nConnection: closed", 5, True),
+        (200, b"GET", b"Transfer-Encoding: chunked", None, True),
+        (200, b"GET", b"A: b", -1, False),
+        (200, b"HEAD", b"Content-Length: 5", 0, True),
+        (204, b"GET", b"A: b", 0, True),
+        (304, b"GET", b"Content-Length: 5", 0, True),
+        (199, b"GET", b"A: b", 0, True),
+        (101, b"GET", b"A: b", 0, True),
+    ],
+)
+def test_how_long_a_response_is_and_whether_another_may_follow(
+    status: int, method: bytes, fields: bytes, body: int | None, keeps: bool
+) -> None:
+    found = parse_response(b"HTTP/1.1 %d X\r\n" % status + fields, method, BOUNDS)
+    assert isinstance(found, ResponseHead)
+    assert (found.body, found.keep_alive) == (body, keeps)
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        (b"GET /b HTTP/1.1", True),
+        (b"POST /b HTTP/1.1", True),
+        (b"BREW /b HTTP/1.1", False),
+        (b"GET b HTTP/1.1", False),
+        (b"GET * HTTP/1.1", False),
+        (b"GET http://x/ HTTP/1.1", False),
+        (b"GET /b HTTP/1.0", False),
+        (b"GET /b", False),
+        (b"GET  /b HTTP/1.1", False),
+        (b"GET /# HTTP/1.1", False),
+        (b"GET /" + b"a" * 9 + b" HTTP/1.1", True),
+        (b"GET /" + b"a" * 10 + b" HTTP/1.1", False),
+    ],
+)
+def test_a_line_whose_fields_are_known_is_read_where_it_is_usual(line: bytes, read: bool) -> None:
+    """What is not read so is parsed as a whole, which says what is wrong, if anything is."""
+    before = parsed(b"GET /a HTTP/1.1\r\nHost: x\r\nA: b")
+    assert isinstance(before, RequestHead)
+    found = parse_line(line, before, replace(BOUNDS, target=10, fields=2))
+    assert (found is not None) is read
+    whole = parsed(line + b"\r\nHost: x\r\nA: b")
+    assert found is None or found == whole._replace(headers=found.headers)  # type: ignore[union-attr]
+    assert parse_line(b"GET /b HTTP/1.1", before, replace(BOUNDS, fields=1)) is None

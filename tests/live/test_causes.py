@@ -180,6 +180,7 @@ def failing(directory: Path, own_port: int) -> Iterator[tuple[dict[str, Any], di
         port = stack.enter_context(service(answer_plainly))
         add("no-tls", Cause.TLS_FAILED, f"https://127.0.0.1:{port}", **trusting)
         port = stack.enter_context(service(stay))
+        add("no-http2", Cause.NOT_HTTP2, f"http://127.0.0.1:{port}", protocol="h2")
         add("tls-silent", Cause.TLS_TIMEOUT, f"https://127.0.0.1:{port}", connect_timeout="500ms", **trusting)
         add("refused", Cause.CONNECT_REFUSED, f"http://127.0.0.1:{free_port()}")
         add("unreachable", Cause.CONNECT_UNREACHABLE, "http://255.255.255.255:9")
@@ -289,4 +290,4 @@ def _ask_plain(port: int, name: str, tls: ssl.SSLContext | None = None) -> bytes
 
 def test_the_page_lists_every_cause() -> None:
     page = (ROOT / "docs" / "causes.md").read_text()
-    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE) == [cause.value for cause in Cause]
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE) == [cause.value for cause in Cause]

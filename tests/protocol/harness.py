@@ -39,11 +39,11 @@ PROBLEM = "application/problem+json"
 
 
 def endpoint(url: str) -> Endpoint:
-    """Parse an endpoint."""
+    """Parse an endpoint; h2 and h2s: one that speaks HTTP/2, in plain text and over TLS."""
     scheme, _, rest = url.partition("://")
     host, _, port = rest.rpartition(":")
-    assert scheme in {"http", "https"}
-    return Endpoint("https" if scheme == "https" else "http", host, int(port))
+    assert scheme in {"http", "https", "h2", "h2s"}
+    return Endpoint("https" if scheme in {"https", "h2s"} else "http", host, int(port), scheme in {"h2", "h2s"})
 
 
 def route(*urls: str, **members: Any) -> Route:
@@ -101,6 +101,7 @@ class Source:
             upstreams={},
             health_path="/health",
             via=None,
+            response_headers=SimpleNamespace(remove=frozenset(), set=()),
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 from mitmproxy.connection import Server
 
 from mitmgate.core.cause import Failure
+from mitmgate.core.headers import Fields
 from mitmgate.core.http1 import Bounds, ResponseHead
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
@@ -48,7 +49,7 @@ class Lane:
     def response_body(self, data: bytes) -> None:
         pass
 
-    def response_end(self) -> None:
+    def response_end(self, trailers: Fields = ()) -> None:
         self.ended += 1
 
     def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool, undelivered: bool) -> None:

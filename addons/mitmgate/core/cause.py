@@ -29,6 +29,7 @@ class Cause(StrEnum):
     CERTIFICATE_UNKNOWN_AUTHORITY = "certificate-unknown-authority"
     CERTIFICATE_WRONG_NAME = "certificate-wrong-name"
     CERTIFICATE_INVALID = "certificate-invalid"
+    NOT_HTTP2 = "not-http2"
 
     # There is no response.
     REQUEST_NOT_TAKEN = "request-not-taken"

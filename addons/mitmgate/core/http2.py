@@ -1,20 +1,27 @@
-"""HTTP/2 requests, validated again before they become HTTP/1.1 (RFC 9113, sections 8.2 and 8.3)."""
+"""HTTP/2 messages, validated again before they become another connection's (RFC 9113, sections 8.2 and 8.3)."""
 
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from mitmgate.core.headers import Fields
+from mitmgate.core.cause import Cause
+from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.http1.bounds import Bounds
-from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN
+from mitmgate.core.http1.framing import BODILESS
+from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN, ResponseHead
+from mitmgate.core.http1.names import LOWER
 from mitmgate.core.http1.refusal import FORM, Refusal, shown, shown_authority
+from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]++")
 _FORBIDDEN: Final = frozenset(
     b"connection keep-alive proxy-connection transfer-encoding upgrade http2-settings".split()
 )
 _VALUE: Final = TEXT.translate(None, b"\r\n")
+_STATUS: Final = re.compile(rb"[2-5][0-9][0-9]")
+_WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _OVERHEAD: Final = 32  # what a field counts for beside its bytes: RFC 9113, section 6.5.2
 _CRUMB: Final = len(b"cookie") + _OVERHEAD - len(b"; ")  # what a further piece of a cookie does not count for
 
@@ -78,6 +85,66 @@ def _read(fields: Fields, scheme: bytes, ended: bool, bounds: Bounds) -> Http2Re
         return Refusal(Reason.EXPECTATION_REFUSED, "The only expectation is 100-continue.", method, path, tuple(kept))
     length = int(lengths[0]) if lengths else 0 if ended else None
     return Http2Request(method, scheme, authority, path, tuple(kept), length, bool(expectations))
+
+
+def write_request(forward: Forward, scheme: bytes, length: int | None, *, trailers: bool) -> Fields | None:
+    """Make the header section of a request to a service; None where a part of it can't be sent safely.
+
+    length: bytes of the body; None: not known. trailers: whether the client takes them (RFC 9110, section 10.1.4).
+    """
+    method, target = forward.method.encode("latin-1"), forward.target.encode("latin-1")
+    authority = forward.host.encode("latin-1")
+    if TOKEN.fullmatch(method) is None or method == b"CONNECT":
+        return None
+    if not target or not authority or target.translate(None, TARGET) or authority.translate(None, TARGET):
+        return None
+    fields = [(b":method", method), (b":scheme", scheme), (b":authority", authority), (b":path", target)]
+    for name, value in end_to_end(forward.fields):
+        lower, stripped = LOWER[name], value.strip(b" \t")
+        if lower == b"host":
+            continue
+        if _flaw(lower, stripped) is not None:
+            return None
+        fields.append((lower, stripped))
+    if length or (length == 0 and method in _WITH_CONTENT):
+        fields.append((b"content-length", b"%d" % length))
+    if trailers:
+        fields.append((b"te", b"trailers"))
+    return tuple(fields)
+
+
+def read_response(
+    fields: Iterable[tuple[bytes, bytes]], ended: bool, method: bytes, bounds: Bounds
+) -> ResponseHead | Refusal:
+    """Read a response's header section. ended: no body follows. method: of the request that it answers."""
+    status: int | None = None
+    kept: list[tuple[bytes, bytes]] = []
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value) + _OVERHEAD
+        if name == b":status" and status is None and not kept and _STATUS.fullmatch(value) is not None:
+            status = int(value)
+            continue
+        flaw = "A pseudo-header field is not known, or repeated." if name.startswith(b":") else _flaw(name, value)
+        if flaw is not None:
+            return _unread(Cause.HEAD_MALFORMED, flaw)
+        kept.append((name, value))
+    if status is None or status == 101:  # RFC 9113, section 8.6
+        return _unread(Cause.HEAD_MALFORMED, "The response has no status, or one that HTTP/2 does not have.")
+    if size > bounds.response_head + _OVERHEAD * len(kept) or len(kept) > bounds.response_fields:
+        return _unread(Cause.HEAD_TOO_LARGE, "The head is too large.")
+    headers = Headers(tuple(kept))
+    lengths = headers.all(b"content-length")
+    if len(lengths) > 1 or (lengths and LENGTH.fullmatch(lengths[0]) is None):
+        return _unread(Cause.FRAMING_AMBIGUOUS, "Content-Length is not one number.")
+    body = int(lengths[0]) if lengths else None
+    if ended or method == b"HEAD" or status in BODILESS:
+        body = 0
+    return ResponseHead(status, b"", "HTTP/2.0", headers, body, True)
+
+
+def _unread(cause: Cause, detail: str) -> Refusal:
+    return Refusal(Reason.UPSTREAM_MALFORMED, detail, cause=cause)
 
 
 def trailers_flaw(fields: Iterable[tuple[bytes, bytes]], bounds: Bounds) -> str | None:

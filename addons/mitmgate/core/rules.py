@@ -83,6 +83,8 @@ class Endpoint:
     scheme: Literal["http", "https"]
     host: str
     port: int
+    http2: bool = False
+    """Whether it speaks HTTP/2: by ALPN over TLS, by prior knowledge in plain text."""
     address: str = field(init=False, repr=False, compare=False)
     """Host and port, as the Host field names it."""
     url: str = field(init=False, repr=False, compare=False)

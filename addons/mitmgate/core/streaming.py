@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 LARGE: Final = 1024 * 1024
 """Bytes above which `stream: auto` streams a body of known length."""
-_EVENTS: Final = b"text/event-stream"
+_MESSAGES: Final = (b"text/event-stream", b"application/grpc")
+_LONGEST: Final = max(map(len, _MESSAGES))
 
 
 def streams(mode: Literal["auto", "always", "never"], length: int | None, *, events: bool = False) -> bool:
@@ -15,5 +16,5 @@ def streams(mode: Literal["auto", "always", "never"], length: int | None, *, eve
 
 
 def is_event_stream(content_type: bytes | None) -> bool:
-    """Tell whether a response is a stream of server-sent events, which are worth nothing when they are held back."""
-    return content_type is not None and content_type[: len(_EVENTS)].lower() == _EVENTS
+    """Tell whether a body is a stream of messages, server-sent events or gRPC's: held back they are worth nothing."""
+    return content_type is not None and content_type[:_LONGEST].lower().startswith(_MESSAGES)

@@ -104,6 +104,11 @@ def _routes(document: Document) -> Iterator[Problem]:
                     at = (*location, "rewrite", member)
                     message = f"{as_written(header)} carries identity; the gateway alone writes it"
                     yield document.problem(at, message, found="", key=True)
+        upstream = route.get("upstream")
+        named = _mapping(document.at(("upstreams",))).get(upstream) if isinstance(upstream, str) else None
+        if route.get("websocket") is True and _mapping(named).get("protocol") == "h2":
+            message = f"WebSockets need HTTP/1.1, and the upstream {upstream} speaks HTTP/2"
+            yield document.problem((*location, "websocket"), message, hint="give the route another upstream")
         if route.get("auth") == "none":
             yield from _public_route(document, location, route)
 

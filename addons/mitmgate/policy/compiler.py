@@ -114,7 +114,7 @@ def _upstream(name: str, upstream: Upstream, material: Material) -> rules.Upstre
     circuit = upstream.circuit
     return rules.Upstream(
         name=name,
-        endpoints=tuple(map(parse_endpoint, upstream.endpoints)),
+        endpoints=tuple(parse_endpoint(url, http2=upstream.protocol == "h2") for url in upstream.endpoints),
         connect_timeout=upstream.connect_timeout,
         response_timeout=upstream.response_timeout,
         body_timeout=upstream.body_timeout,

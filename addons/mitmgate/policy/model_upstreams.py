@@ -1,6 +1,6 @@
 """The `upstreams` of a policy: services, their endpoints, and how to talk to them."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,7 +13,7 @@ from mitmgate.policy.section import Section
 _PORTS = {"http": 80, "https": 443}
 
 
-def parse_endpoint(text: str) -> Endpoint:
+def parse_endpoint(text: str, *, http2: bool = False) -> Endpoint:
     """Read an endpoint's URL, scheme://host[:port]. Raises ValueError for anything else."""
     scheme, colon, rest = text.partition("://")
     authority = parse_authority(rest.removesuffix("/"))
@@ -21,9 +21,9 @@ def parse_endpoint(text: str) -> Endpoint:
         raise ValueError("not scheme://host[:port]")
     host, port = authority
     if scheme == "http":
-        return Endpoint("http", host, port or _PORTS["http"])
+        return Endpoint("http", host, port or _PORTS["http"], http2)
     if scheme == "https":
-        return Endpoint("https", host, port or _PORTS["https"])
+        return Endpoint("https", host, port or _PORTS["https"], http2)
     raise ValueError("neither http nor https")
 
 
@@ -101,6 +101,8 @@ class Upstream(Section):
 
     endpoints: Annotated[tuple[Annotated[Text, AfterValidator(_endpoint)], ...], Field(min_length=1)]
     """Where it listens: http://host[:port] or https://host[:port], each with its own circuit."""
+    protocol: Literal["http1", "h2"] = "http1"
+    """What it speaks: HTTP/1.1, or HTTP/2 (as gRPC does): with TLS by ALPN, on http:// without asking."""
     connect_timeout: Duration = duration("2s", "How long connecting may take (seconds).")
     response_timeout: Duration = duration("30s", "How long the head of a response may take (seconds).")
     body_timeout: Duration | None = Field(

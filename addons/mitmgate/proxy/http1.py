@@ -24,12 +24,14 @@ from typing import Final, Protocol
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.http import Headers, Response
 
+from mitmgate.core.headers import Fields
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
+from mitmgate.core.http1.writer import last_chunk
 from mitmgate.core.reason import Reason
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, Deadline
@@ -350,10 +352,19 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._phase is Phase.READING and self._head is None and self._reader.idle:
             self._end()
 
-    def finish(self) -> None:
+    @property
+    def takes_trailers(self) -> bool:
+        """Whether the client's TE says so, and its version has chunks to send them behind."""
+        head = self._head
+        if head is None or head.version != "HTTP/1.1":
+            return False
+        codings = head.headers.one(b"te")
+        return codings is not None and b"trailers" in [coding.strip().lower() for coding in codings.split(b",")]
+
+    def finish(self, trailers: Fields = ()) -> None:
         """End the response, and go on with the next request or end the connection so that the answer can be read."""
         if self._chunked and not self._bodiless and self._transport is not None:
-            self._transport.write(chunk(b""))
+            self._transport.write(last_chunk(trailers))
         self._chunked = False
         self.transaction = None
         if self.account.held:

@@ -22,6 +22,7 @@ import ngh2
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.http import Headers, Response
 
+from mitmgate.core.headers import Fields
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import Bounds, Refusal, RequestHead
 from mitmgate.core.http1.framing import BODILESS
@@ -132,6 +133,7 @@ class Http2Stream:
         "method",
         "received",
         "stream_id",
+        "takes_trailers",
         "transaction",
         "unacknowledged",
     )
@@ -155,6 +157,7 @@ class Http2Stream:
         self.last = b""  # the bytes that make the declared length whole
         self.deadline = StreamDeadline(connection)
         self.transaction: Transaction | None = None
+        self.takes_trailers = False  # whether its TE says so
         self._bodiless = method == b"HEAD"
         self._head_sent = False
 
@@ -226,9 +229,9 @@ class Http2Stream:
         """HTTP/2 has no upgrade (RFC 9113, section 8.6)."""
         raise ValueError("HTTP/2 has no upgrade")
 
-    def finish(self) -> None:
+    def finish(self, trailers: Fields = ()) -> None:
         """Take the end of the response: the transaction is done."""
-        self._connection.finish(self)
+        self._connection.finish(self, trailers)
 
     def break_off(self) -> None:
         """End the stream so that what came of its response can't be taken for all of it."""
@@ -416,6 +419,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             return
         self._streams[stream_id] = stream = Http2Stream(self, stream_id, read.method, ended=ended, declared=read.length)
         fields = read.fields
+        stream.takes_trailers = (b"te", b"trailers") in fields
         if read.length is None:  # Arrival reads from the fields that there is a body of unknown length
             fields += ((b"transfer-encoding", b"chunked"),)
         request = new_request(read.method, read.path, b"HTTP/2.0", headers_of(fields), self._scheme, read.authority)
@@ -777,11 +781,15 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Note that the last of the response was handed to libnghttp2."""
         stream.answered = True
 
-    def finish(self, stream: Http2Stream) -> None:
+    def finish(self, stream: Http2Stream, trailers: Fields) -> None:
         """Take the end of a response: what is queued of it still goes out."""
         stream_id = stream.stream_id
         if not stream.answered and stream_id > 0:
-            self.say(lambda h2: h2.end_stream(stream_id))
+            section = [(LOWER[name], value) for name, value in trailers]
+            if section and trailers_flaw(section, self._bounds) is None:  # an addon may have changed them
+                self.say(lambda h2: h2.send_trailers(stream_id, section))
+            else:
+                self.say(lambda h2: h2.end_stream(stream_id))
         stream.answered = True
         stream.transaction = None
         if self._streams.pop(stream_id, None) is not None:

@@ -17,7 +17,8 @@ from mitmgate.net.cause import certificate_cause, connect_cause
 from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.tls import UNUSABLE, ClientSide, HandshakeError, client_connection
-from mitmgate.proxy.upstream import Key, UpstreamConnection
+from mitmgate.proxy.upstream import Key, UpstreamConnection, UpstreamSide
+from mitmgate.proxy.upstream_http2 import Http2UpstreamConnection, NotHttp2Error
 
 FRESH_SECONDS: Final = 1.0
 """An idle connection that is older is not used for a request that can't be sent again: it may be stale."""
@@ -72,13 +73,25 @@ class UpstreamPool:
         self._bounds = bounds
         self._buffer = buffer
         self._idle: dict[Key, list[UpstreamConnection]] = {}
+        self._shared: dict[Key, list[Http2UpstreamConnection]] = {}  # HTTP/2's, which take many requests at once
+        self._sharing: dict[Key, asyncio.Task[Http2UpstreamConnection]] = {}
         # Seconds after which a service has closed an idle connection, and until when that is believed.
         self._learned: dict[Key, tuple[float, float]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._dials: dict[Key, _Dial] = {}
 
-    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, repeatable: bool) -> UpstreamConnection | None:
-        """Return an idle connection. One that may be stale is only for a request that can be sent again."""
+    def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, repeatable: bool) -> UpstreamSide | None:
+        """Return an idle connection. One that may be stale is only for a request that can be sent again.
+
+        Of an HTTP/2 connection, a stream: a service that closes one says which requests it has not looked at.
+        """
+        if endpoint.http2:
+            for shared in list(self._shared.get((endpoint, tls), ())):
+                if self._outdated(shared):
+                    shared.retire()
+                elif shared.room:
+                    return shared.stream()
+            return None
         idle = self._idle.get((endpoint, tls))
         while idle and (self._outdated(idle[-1]) or (not repeatable and idle[-1].ended)):
             idle[-1].abandon()
@@ -89,7 +102,7 @@ class UpstreamPool:
             return None
         return idle.pop()
 
-    def _outdated(self, connection: UpstreamConnection) -> bool:
+    def _outdated(self, connection: UpstreamConnection | Http2UpstreamConnection) -> bool:
         """Tell whether the name has other addresses now, or the connection is older than any should be."""
         if connection.opened < time.monotonic() - OLDEST:
             return True
@@ -111,26 +124,62 @@ class UpstreamPool:
             return kept
         return min(kept, learned[0] / 2)
 
-    async def open(
+    async def open(self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client) -> UpstreamSide:
+        """Open a connection in `within` seconds, TLS included. Raises Unreachable.
+
+        Requests that want one to an HTTP/2 endpoint at the same time share it.
+        """
+        if not endpoint.http2:
+            connection = UpstreamConnection(self, (endpoint, tls), self._bounds(), self._buffer, _server(endpoint))
+            await self._open(connection, within, client)
+            return connection
+        while True:
+            dial, begun = self._sharing.get((endpoint, tls)), False
+            if dial is None:
+                begun = True
+                dial = asyncio.get_running_loop().create_task(self._share(endpoint, tls, within, client))
+                self._sharing[endpoint, tls] = dial
+            shared = await asyncio.shield(dial)  # who leaves does not take the others' connection along
+            if begun or shared.room:
+                return shared.stream()
+            stream = self.take(endpoint, tls, repeatable=True)
+            if stream is not None:
+                return stream
+
+    async def _share(
         self, endpoint: Endpoint, tls: UpstreamTls | None, within: float, client: Client
-    ) -> UpstreamConnection:
-        """Open a connection in `within` seconds, TLS included. Raises Unreachable."""
-        server = Server(address=(endpoint.host, endpoint.port))
+    ) -> Http2UpstreamConnection:
+        key = endpoint, tls
+        try:
+            connection = Http2UpstreamConnection(self, key, self._bounds(), self._buffer, _server(endpoint))
+            await self._open(connection, within, client)
+            self._shared.setdefault(key, []).append(connection)
+            self._sweep_soon()
+            return connection
+        finally:
+            del self._sharing[key]
+
+    async def _open(
+        self, connection: UpstreamConnection | Http2UpstreamConnection, within: float, client: Client
+    ) -> None:
+        """Connect, in `within` seconds. Raises Unreachable."""
+        key, server = connection.key, connection.server
         asked = self._table.start(ServerConnectHook(ServerConnectionHookData(server, client)))
         if asked is not None:
             await asked
         if server.error is not None:
             raise Unreachable(Reason.UPSTREAM_UNREACHABLE, Cause.ADDRESS_REFUSED, server.error)
-        key, begun = (endpoint, tls), time.monotonic()
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(within):
                 dial = await self._turn(key)
         except TimeoutError as error:
             raise Unreachable(Reason.UPSTREAM_TIMEOUT, Cause.CONNECT_TIMEOUT, "waited for another's") from error
         if dial is None:
-            return await self._connect(key, server, within)
+            await self._connect(connection, within)
+            return
         try:
-            connection = await self._connect(key, server, max(0.0, begun + within - time.monotonic()))
+            await self._connect(connection, max(0.0, begun + within - time.monotonic()))
         except Unreachable as error:
             if error.failure.reason is Reason.UPSTREAM_TIMEOUT:
                 dial.end(error.failure, doubtful=0.0)
@@ -143,7 +192,6 @@ class UpstreamPool:
             raise
         del self._dials[key]
         dial.end(None)
-        return connection
 
     async def _turn(self, key: Key) -> "_Dial | None":
         """Wait for what comes of a connection that others wait behind: its failure is theirs, too.
@@ -168,12 +216,11 @@ class UpstreamPool:
         dial = self._dials[key] = _Dial(doubtful)
         return dial
 
-    async def _connect(self, key: Key, server: Server, within: float) -> UpstreamConnection:
-        endpoint, tls = key
+    async def _connect(self, connection: UpstreamConnection | Http2UpstreamConnection, within: float) -> None:
+        (endpoint, tls), server = connection.key, connection.server
         loop = asyncio.get_running_loop()
         if not self._descriptors.takes_upstream():
             await self._make_room()
-        connection = UpstreamConnection(self, key, self._bounds(), self._buffer, server)
         secured = endpoint.scheme == "https"
         secure: ClientSide | None = None
         server.timestamp_start = time.time()
@@ -190,8 +237,16 @@ class UpstreamPool:
                 transport, _ = await loop.create_connection(lambda: secure or connection, sock=connected)
                 if secure is not None:
                     await secure.established()
+                    if endpoint.http2 and secure.tls.get_alpn_proto_negotiated() != b"h2":
+                        secure.abort()
+                        raise NotHttp2Error
+                if isinstance(connection, Http2UpstreamConnection):
+                    late = Cause.NOT_HTTP2
+                    await connection.established()
         except TimeoutError as error:
             raise Unreachable(Reason.UPSTREAM_TIMEOUT, late, f"within {within:g} s") from error
+        except NotHttp2Error as error:
+            raise Unreachable(Reason.UPSTREAM_UNREACHABLE, Cause.NOT_HTTP2) from error
         except OSError as error:
             if is_shortage(error):
                 raise Unreachable(Reason.DESCRIPTORS_EXHAUSTED) from error
@@ -203,13 +258,14 @@ class UpstreamPool:
         server.state = ConnectionState.OPEN
         server.peername, server.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         server.tls = secured
-        return connection
 
     async def _make_room(self) -> None:
         """Close idle connections for the sake of a new one. Raises Unreachable where that is not enough."""
         for idle in list(self._idle.values()):
             for connection in idle[:]:
                 connection.abandon()
+        for shared in [one for some in self._shared.values() for one in some if one.idle]:
+            shared.retire()
         for _ in range(2):  # their sockets are closed in the next turns of the loop
             await asyncio.sleep(0)
         if not self._descriptors.takes_upstream():
@@ -221,8 +277,19 @@ class UpstreamPool:
         if len(idle) >= KEPT:
             idle.pop(0).abandon()
         idle.append(connection)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old)
+
+    def forget(self, connection: Http2UpstreamConnection) -> None:
+        """Give an HTTP/2 connection no more requests."""
+        shared = self._shared.get(connection.key)
+        if shared is not None and connection in shared:
+            shared.remove(connection)
+            if not shared:
+                del self._shared[connection.key]
 
     def drop(self, connection: UpstreamConnection) -> None:
         """Forget a connection that is closed."""
@@ -239,11 +306,14 @@ class UpstreamPool:
             for connection in list(idle):
                 connection.abandon()
         self._idle.clear()
+        for shared in [one for some in self._shared.values() for one in some]:
+            shared.close()
 
     @property
     def size(self) -> int:
         """How many connections are idle."""
-        return sum(map(len, self._idle.values()))
+        shared = [one for some in self._shared.values() for one in some if one.idle]
+        return len(shared) + sum(map(len, self._idle.values()))
 
     def _close_old(self) -> None:
         now = time.monotonic()
@@ -252,7 +322,16 @@ class UpstreamPool:
                 connection.abandon()
             if not idle:
                 del self._idle[key]
-        self._sweep = asyncio.get_running_loop().call_later(MARGIN, self._close_old) if self._idle else None
+        for shared in [one for some in self._shared.values() for one in some]:
+            if shared.idle_since + LONGEST_IDLE <= now or (shared.idle and self._outdated(shared)):
+                shared.retire()
+        self._sweep = None
+        if self._idle or self._shared:
+            self._sweep_soon()
+
+
+def _server(endpoint: Endpoint) -> Server:
+    return Server(address=(endpoint.host, endpoint.port))
 
 
 class _Dial:

@@ -83,7 +83,9 @@ def client_connection(endpoint: Endpoint, tls: UpstreamTls | None) -> SSL.Connec
     Raises UNUSABLE.
     """
     tls = tls or UpstreamTls()
-    connection = SSL.Connection(_client_context(tls.ca, tls.system, tls.certificate, tls.key))
+    connection = SSL.Connection(
+        _client_context(tls.ca, tls.system, tls.certificate, tls.key, b"h2" if endpoint.http2 else b"http/1.1")
+    )
     name = tls.server_name or endpoint.host
     # What pyOpenSSL has no method for: mitmproxy verifies names in the same way (its addons/tlsconfig.py).
     parameters = openssl.SSL_get0_param(connection._ssl)
@@ -105,7 +107,7 @@ def client_connection(endpoint: Endpoint, tls: UpstreamTls | None) -> SSL.Connec
 
 @lru_cache(maxsize=64)
 def _client_context(
-    ca: bytes | None, system: bytes | None, certificate: bytes | None, key: bytes | None
+    ca: bytes | None, system: bytes | None, certificate: bytes | None, key: bytes | None, protocol: bytes
 ) -> SSL.Context:
     """Make the context of all endpoints with these texts: by what they say, so that a rotated file makes another."""
     context = _context(SSL.TLS_CLIENT_METHOD)
@@ -119,7 +121,7 @@ def _client_context(
             context.load_verify_locations(None, paths.capath)
     if certificate is not None and key is not None:
         _use_certificate(context, certificate, key)
-    context.set_alpn_protos([b"http/1.1"])
+    context.set_alpn_protos([protocol])
     context.set_verify(SSL.VERIFY_PEER)
     return context
 

@@ -60,6 +60,8 @@ from mitmproxy.websocket import WebSocketData
 from wsproto.frame_protocol import CloseReason
 
 from mitmgate.core.cause import Cause, Failure
+from mitmgate.core.grpc import is_grpc
+from mitmgate.core.headers import Fields
 from mitmgate.core.http1 import Bounds, Refusal, RequestHead, ResponseHead
 from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
@@ -68,16 +70,18 @@ from mitmgate.core.request import Forward
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.streaming import is_event_stream, streams
+from mitmgate.core.trailers import permitted
 from mitmgate.descriptors import Seldom
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
 from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
-from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection
+from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection, UpstreamSide
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
 from mitmgate.stages.arrival import subject_of
 from mitmgate.stages.enforcer import BLACK_HOLE, point_at, problem_response
 from mitmgate.stages.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
 from mitmgate.stages.message import headers_of, make_request, make_response
+from mitmgate.stages.response_headers import hidden_fields
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +90,7 @@ QUEUE: Final = 64 * 1024
 BUFFER: Final = 8 * 1024 * 1024
 """Bytes of a response that `stream: never` holds back; beyond them it streams all the same."""
 QUIET_SECONDS: Final = 600.0
-"""How long an event stream may be silent."""
+"""How long an event stream, or a gRPC call, may be silent."""
 FAILURES: Final = 1024
 """Endpoints and causes whose log lines are counted."""
 IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
@@ -196,6 +200,11 @@ class ClientSide(Protocol):
     client: Client
     congested: bool
 
+    @property
+    def takes_trailers(self) -> bool:
+        """Whether the client takes trailers, as its TE says (RFC 9110, section 10.1.4)."""
+        ...
+
     def hold_request_body(self, held: bool) -> None:
         """Stop, or go on, reading the request's body."""
         ...
@@ -234,8 +243,8 @@ class ClientSide(Protocol):
         """Tell whether so many bytes more may be held for the client."""
         ...
 
-    def finish(self) -> None:
-        """Take the end of the response: the transaction is done."""
+    def finish(self, trailers: Fields = ()) -> None:
+        """Take the end of the response, and what follows its body: the transaction is done."""
         ...
 
     def break_off(self) -> None:
@@ -251,6 +260,7 @@ class Transaction(Recipient):
         "_client",
         "_content",
         "_continued",
+        "_conversation",
         "_deadline",
         "_defect",
         "_delivered",
@@ -300,7 +310,7 @@ class Transaction(Recipient):
         self._request_body: list[bytes] = []
         self._response_body: list[bytes] = []
         self._content = b""  # the request's whole body, as it came
-        self._upstream: UpstreamConnection | None = None
+        self._upstream: UpstreamSide | None = None
         self._length: int | None = 0  # of the request's body
         self._received = 0
         self._limit = 0  # bytes of the request's body; 0: none
@@ -315,6 +325,7 @@ class Transaction(Recipient):
         self._forward: Forward | None = None  # what is sent, whatever becomes of the flow
         self._replayed = False  # a stale connection was replaced once
         self._expects = False  # the request holds `Expect: 100-continue`
+        self._conversation = False  # both bodies are streams of messages, which may pause (gRPC)
         self._continued = False  # and the client has been told, or does not wait
         self._gone = False  # the client's connection has ended
         self._defect = False  # because of a defect of ours
@@ -420,6 +431,7 @@ class Transaction(Recipient):
             if length is not None and length > self._limit:
                 self._fail(Reason.BODY_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
                 return
+        self._conversation = exchange.endpoint.http2 and is_grpc(exchange.request.headers.one(b"content-type"))
         passes = streams(route.stream, length) or self.flow.request.stream
         if not self._client.admits(QUEUE if passes or length is None else length):
             self._fail(Reason.MEMORY_EXHAUSTED)
@@ -433,7 +445,7 @@ class Transaction(Recipient):
             self._request = RequestPhase.BUFFERING
             self._ask_for_body()
 
-    def _stream_request(self, upstream: UpstreamConnection) -> None:
+    def _stream_request(self, upstream: UpstreamSide) -> None:
         self._request = RequestPhase.STREAMING
         self._ask_for_body()
         self._send_request(upstream, None)
@@ -474,6 +486,9 @@ class Transaction(Recipient):
     def _set_body_deadline(self) -> None:
         """Give the body a pause's length and, unless the route always streams, no more than its bytes have earned."""
         exchange, bounds = self.exchange, self._bounds
+        if self._conversation:
+            self._deadline.set(QUIET_SECONDS)
+            return
         if exchange is not None and exchange.route is not None and exchange.route.stream == "always":
             self._deadline.set(bounds.idle_timeout)
             return
@@ -520,18 +535,21 @@ class Transaction(Recipient):
         else:
             self._connect(self._forward_whole)
 
-    def _forward_whole(self, upstream: UpstreamConnection) -> None:
+    def _forward_whole(self, upstream: UpstreamSide) -> None:
         """Send a whole request."""
         self._await_response()
         self._send_request(upstream, self._content)
 
-    def _send_request(self, upstream: UpstreamConnection, content: bytes | None) -> None:
+    def _send_request(self, upstream: UpstreamSide, content: bytes | None) -> None:
         """Send the request that was decided on, whatever the flow says by now. content: None: the body follows."""
         forward = self._forward
         if forward is None:
             raise ValueError("nothing to forward")
         once = content is not None and not self._idempotent
-        if not upstream.send(self, forward, self._length, content, upgrade=self._upgrade, once=once):
+        trailers = self._client.takes_trailers
+        if not upstream.send(
+            self, forward, self._length, content, upgrade=self._upgrade, once=once, trailers=trailers
+        ):
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
 
@@ -566,7 +584,7 @@ class Transaction(Recipient):
 
     # An endpoint that can be reached: the chosen one, or the next where the policy allows one.
 
-    def _connect(self, then: Callable[[UpstreamConnection], None]) -> None:
+    def _connect(self, then: Callable[[UpstreamSide], None]) -> None:
         """Reach the chosen endpoint, or the next one; nothing was sent yet, so that any request may be tried again."""
         exchange = self.exchange
         if exchange is None or exchange.endpoint is None or exchange.route is None:
@@ -580,7 +598,7 @@ class Transaction(Recipient):
                 return
         self._wait(self._dial(exchange, then), dial=True)
 
-    async def _dial(self, exchange: Exchange, then: Callable[[UpstreamConnection], None]) -> Callable[[], None]:
+    async def _dial(self, exchange: Exchange, then: Callable[[UpstreamSide], None]) -> Callable[[], None]:
         """Open a connection. Returns what is to be done with it."""
         if exchange.endpoint is None or exchange.route is None:
             return lambda: self._fail(Reason.STAGE_ERROR)
@@ -597,7 +615,7 @@ class Transaction(Recipient):
             waiting.cancel()
         return lambda: self._reached(connection, then)
 
-    def _reached(self, connection: UpstreamConnection, then: Callable[[UpstreamConnection], None]) -> None:
+    def _reached(self, connection: UpstreamSide, then: Callable[[UpstreamSide], None]) -> None:
         if self._gone or self._over:
             connection.abandon()
             if not self._over:
@@ -607,7 +625,7 @@ class Transaction(Recipient):
         self.flow.server_conn = connection.server
         then(connection)
 
-    def _not_reached(self, failure: Failure, then: Callable[[UpstreamConnection], None]) -> None:
+    def _not_reached(self, failure: Failure, then: Callable[[UpstreamSide], None]) -> None:
         if self._over:
             return
         if self._gone:
@@ -692,7 +710,12 @@ class Transaction(Recipient):
         if self._killed():
             return
         flow, upstream, response = self.flow, self._upstream, self.flow.response
-        if self._gone or upstream is None or response is None or upstream.phase is not Phase.TUNNEL:
+        if (
+            self._gone
+            or response is None
+            or not isinstance(upstream, UpstreamConnection)
+            or upstream.phase is not Phase.TUNNEL
+        ):
             flow.websocket = None  # none has begun while the hooks waited: the end is an ordinary one, and on record
             if self._gone:
                 self._abort(Reason.CLIENT_CLOSED)
@@ -766,7 +789,7 @@ class Transaction(Recipient):
             self._hold_upstream(lambda: self.response_body(data))
         elif self._response is ResponsePhase.STREAMING:
             self._delivered += len(data)
-            if self._request is RequestPhase.COMPLETE:
+            if self._request is RequestPhase.COMPLETE or self._conversation:
                 self._deadline.set(self._quiet)
             self._client.send_body(data)
         elif self._response is ResponsePhase.BUFFERING:
@@ -780,12 +803,15 @@ class Transaction(Recipient):
             if self._delivered >= PAGE:
                 self._client.recount()
 
-    def response_end(self) -> None:
-        """Take the end of the response."""
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response, and the trailers."""
         if self._waiting:
-            self._hold_upstream(self.response_end)
+            self._hold_upstream(lambda: self.response_end(trailers))
             return
         self._upstream = None
+        if trailers and self._client.takes_trailers and self.flow.response is not None and self.exchange is not None:
+            rule = self.exchange.snapshot.response_headers
+            self.flow.response.data.trailers = headers_of(permitted(trailers, hidden_fields(rule))) or None
         if self._response is ResponsePhase.STREAMING:
             self._respond(streamed=True)
         elif self._response is ResponsePhase.BUFFERING:
@@ -811,7 +837,7 @@ class Transaction(Recipient):
             and self._response is ResponsePhase.WAITING
             and (self._idempotent or undelivered)
         )
-        if again and stale and not self._replayed:
+        if again and (stale or undelivered) and not self._replayed:
             self._replayed = True  # closed between two requests: the same endpoint, on a new connection
             self._connect(self._forward_whole)
             return
@@ -953,8 +979,12 @@ class Transaction(Recipient):
         response = self.flow.response
         if response is not None:
             content = response.data.content or b""
-            close = self._request is RequestPhase.DROPPED and response.data.status_code in MALFORMED
-            self._client.send_head(response, len(content), content, close=close)
+            if response.data.trailers:
+                self._client.send_head(response, None, None)
+                self._client.send_body(content)
+            else:
+                close = self._request is RequestPhase.DROPPED and response.data.status_code in MALFORMED
+                self._client.send_head(response, len(content), content, close=close)
         self._done()
 
     def _end_streamed(self) -> None:
@@ -966,7 +996,9 @@ class Transaction(Recipient):
     def _done(self) -> None:
         self.flow.live = False
         self._leave_upstream()
-        self._client.finish()
+        response = self.flow.response
+        trailers = None if response is None else response.data.trailers
+        self._client.finish(() if trailers is None else trailers.fields)
 
     def _fail(self, reason: Reason, detail: str = "") -> None:
         """Answer with a problem while that is possible, else end visibly."""

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from mitmproxy.connection import Server
 
 from mitmgate.core.cause import Cause, Failure
+from mitmgate.core.headers import Fields
 from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader
 from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import ResponseEvent
@@ -72,14 +73,15 @@ class Recipient(Protocol):
         """Take a part of the body."""
         ...
 
-    def response_end(self) -> None:
-        """Take the end of the response."""
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response, and what followed its body."""
         ...
 
     def upstream_failed(self, failure: Failure, *, untouched: bool, stale: bool, undelivered: bool) -> None:
         """Take the failure. untouched: no byte of a response came. stale: the connection had served before.
 
-        undelivered: and it is known that no byte of the request has reached the service.
+        undelivered: and it is known that the service has done nothing with the request: no byte of it
+        has reached it, or it says so (RFC 9113, section 8.7).
         """
         ...
 
@@ -89,6 +91,51 @@ class Recipient(Protocol):
 
     def broken(self) -> None:
         """End because of a defect."""
+        ...
+
+
+class UpstreamSide(Protocol):
+    """The upstream's side of a transaction: a connection, or a stream of one."""
+
+    server: Server
+    phase: Phase
+    congested: bool
+
+    def send(
+        self,
+        recipient: Recipient,
+        forward: Forward,
+        length: int | None,
+        content: bytes | None,
+        *,
+        upgrade: bool = False,
+        trailers: bool = False,
+    ) -> bool:
+        """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) unknown.
+
+        trailers: the client takes them. False, and nothing more comes of it, where the head can't be written safely.
+        """
+        ...
+
+    def send_body(self, data: bytes) -> None:
+        """Send a part of the body."""
+        ...
+
+    def end_body(self) -> None:
+        """Send the end of the body."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the service has not taken yet."""
+        ...
+
+    def hold(self, held: bool) -> None:
+        """Stop, or go on, reading the response: its client is slow."""
+        ...
+
+    def abandon(self) -> None:
+        """Give an unfinished exchange up: nothing more comes of it, and what it was sent on is not used for another."""
         ...
 
 
@@ -148,16 +195,18 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         *,
         upgrade: bool = False,
         once: bool = False,
+        trailers: bool = False,
     ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) in chunks.
 
-        once: it can't be repeated, unless it has reached nobody.
+        once: it can't be repeated, unless it has reached nobody. trailers: the client takes them.
         False, and the connection is closed, where the head can't be written safely.
         """
         method, outgoing = forward.method.encode("latin-1"), self._outgoing
         if content is not None:
             length = len(content)
-        raw = outgoing.begin(method, forward.target.encode("latin-1"), forward.fields, length, upgrade=upgrade)
+        target = forward.target.encode("latin-1")
+        raw = outgoing.begin(method, target, forward.fields, length, upgrade=upgrade, trailers=trailers)
         if raw is None:
             self.abandon()
             return False
@@ -397,7 +446,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         else:
             self._end()
         if recipient is not None:
-            recipient.response_end()
+            recipient.response_end(self._reader.trailers)
 
     def _lost(self, *, orderly: bool) -> None:
         if self.phase is Phase.BUSY:

@@ -6,11 +6,13 @@ until it has that, the flow points to a name that can't be resolved.
 """
 
 import logging
+from http import HTTPStatus
 from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from mitmgate.core.grpc import is_grpc, status_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
@@ -134,7 +136,10 @@ def response_of(exchange: Exchange) -> Response:
 
 
 def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Response:
-    """Make a problem response (RFC 9457) with the exchange's request id, challenge and extra fields."""
+    """Make a problem response (RFC 9457) with the exchange's request id, challenge and extra fields.
+
+    A gRPC call is answered with a gRPC status: its client would not read anything else.
+    """
     extra: tuple[tuple[bytes, bytes], ...] = ()
     final = exchange.verdict.final
     if final is not None and final.outcome is Outcome.DENY:
@@ -143,6 +148,10 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
         # In report mode a challenge may be left of a 401 that was only observed.
         if exchange.challenge is not None and (reason.status in {401, 403} or reason is Reason.CREDENTIAL_AMBIGUOUS):
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
+    content_type = exchange.request.headers.one(b"content-type")
+    if content_type is not None and is_grpc(content_type):
+        fields = status_fields(reason, detail, content_type)
+        return _make(HTTPStatus.OK, (*fields, _PROBLEM_FIELDS[1], *extra), b"")
     return _response(reason, detail, exchange.request_id, extra)
 
 

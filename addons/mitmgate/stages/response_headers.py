@@ -73,6 +73,11 @@ class ResponseHeaders:
         self._told = frozenset() if named.isdisjoint(_GIVEN) else named
 
 
+def hidden_fields(rule: Rule) -> frozenset[bytes]:
+    """Return the lower-case names of fields that are not an upstream's to say: the gateway's, and those of the rule."""
+    return _OWN | _CORS | rule.remove.union([name.lower() for name, _ in rule.set])
+
+
 def own_fields(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     """Make the fields that the gateway adds to the response of this exchange."""
     total = b"%.3f" % ((perf_counter() - exchange.started) * 1000)

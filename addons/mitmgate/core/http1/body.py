@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from mitmgate.core.headers import Fields
 from mitmgate.core.http1.head import TEXT, parse_fields
 from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
@@ -47,17 +48,20 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A chunked body: exact CRLF, bounded sizes, extensions checked and ignored, trailers checked and dropped."""
+    """A chunked body: exact CRLF, bounded sizes, extensions checked and ignored, trailers checked and kept apart."""
 
-    __slots__ = ("_buffer", "_chunk", "_extensions", "_in_trailers", "_malformed", "complete", "leftover")
+    __slots__ = ("_buffer", "_chunk", "_extensions", "_in_trailers", "_malformed", "complete", "leftover", "trailers")
 
     complete: bool
     leftover: bytes
+    trailers: Fields
+    """Which followed the last chunk."""
 
     def __init__(self, malformed: Reason) -> None:
         """malformed: the reason of a refusal."""
         self.complete = False
         self.leftover = b""
+        self.trailers = ()
         self._buffer = b""
         self._chunk = 0  # bytes of the current chunk and its CRLF that are still to come
         self._extensions = 0
@@ -125,7 +129,7 @@ class ChunkedBody:
         return end + 2
 
     def _read_trailers(self, data: bytes) -> str | None:
-        """Read to the empty line; returns what is wrong. Trailers are dropped (RFC 9110, section 6.5.1, allows it)."""
+        """Read to the empty line; returns what is wrong."""
         if data.startswith(b"\r\n"):
             self.complete, self.leftover = True, data[2:]
             return None
@@ -142,8 +146,10 @@ class ChunkedBody:
         if end < 0:
             self._buffer = data
             return None
-        if isinstance(parse_fields(lines, 0), str):
+        fields = parse_fields(lines, 0)
+        if isinstance(fields, str):
             return "A trailer field is malformed."
+        self.trailers = fields.fields
         self.complete, self.leftover = True, data[end + 4 :]
         return None
 

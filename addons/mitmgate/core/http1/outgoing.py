@@ -14,6 +14,7 @@ from mitmgate.core.http1.writer import chunk, request_head
 _CHUNKED: Final = -1
 _OVER: Final = -2  # no byte of a body may be written: it was, or what came was not what the head declared
 _WHOLE: Final = (0, _CHUNKED)
+_TRAILERS: Final = ((b"TE", b"trailers"), (b"Connection", b"TE"))  # RFC 9110, section 10.1.4
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -31,18 +32,27 @@ class OutgoingRequest:
         self._left = _OVER
 
     def begin(
-        self, method: bytes, target: bytes, fields: Fields, length: int | None, *, upgrade: bool = False
+        self,
+        method: bytes,
+        target: bytes,
+        fields: Fields,
+        length: int | None,
+        *,
+        upgrade: bool = False,
+        trailers: bool = False,
     ) -> bytes | None:
         """Return the head to write. length: of the body; None: it is sent in chunks.
 
         None where the head can't be written safely, or the request before was not complete. upgrade: hop-by-hop fields
-        are kept, since they ask for another protocol; such a request has no body.
+        are kept, since they ask for another protocol; such a request has no body. trailers: the client takes them.
         """
         whole, self.complete, self._left = self.complete, False, _OVER
         if not whole or (length is not None and length < 0):
             return None
         if not upgrade:
             fields = frame_request(method, fields, length)
+            if trailers:
+                fields += _TRAILERS
         elif length == 0:
             fields = tuple(field for field in fields if field[0].lower() not in _FRAMING)
         else:

@@ -243,6 +243,12 @@ class ResponseReader:
         """Return what came after the response: the first bytes of the protocol that a 101 switches to."""
         return self._buffer
 
+    @property
+    def trailers(self) -> Fields:
+        """Return the fields that followed the body."""
+        body = self._body
+        return body.trailers if isinstance(body, ChunkedBody) else ()
+
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """Take bytes of any cut and return what they complete."""
         events: list[ResponseEvent] = []

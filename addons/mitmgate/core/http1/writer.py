@@ -74,6 +74,12 @@ def response_head(status: int, fields: Fields) -> bytes | None:
     return _head(_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, fields)
 
 
+def last_chunk(trailers: Fields) -> bytes:
+    """Serialise the end of a chunked body with trailers; without them where one would break out of its place."""
+    section = _head(b"0", trailers) if trailers else None
+    return chunk(b"") if section is None else section
+
+
 def chunk(data: bytes) -> bytes:
     """Serialise a chunk; of no bytes: the end of the body."""
     return b"%x\r\n%b\r\n" % (len(data), data)

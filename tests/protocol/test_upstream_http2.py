@@ -1,0 +1,297 @@
+"""Services that speak HTTP/2: what they are sent, what they may answer, and what becomes of it."""
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import h2.events
+import pytest
+
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import UpstreamTls
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import Raw, RecordingUpstream
+from tests.protocol.certificates import Authority
+from tests.protocol.harness import Gate, connect, crowd, receive, route
+from tests.protocol.http2_service import BAD, LARGE, Http2Service
+from tests.protocol.node_origin import NodeOrigin
+from tests.protocol.test_http2 import Client
+from tests.protocol.test_tls import listen
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("upstream-h2"))
+
+
+@pytest.fixture
+def service() -> Iterator[Http2Service]:
+    with Http2Service() as running:
+        yield running
+
+
+@pytest.fixture
+def h2_up(service: Http2Service) -> Iterator[Gate]:
+    with Gate(route(service.url)) as gate:
+        yield gate
+
+
+def context_of(authority: Authority, *protocols: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("127.0.0.1"))
+    context.set_alpn_protocols(list(protocols))
+    return context
+
+
+def ask(gate: Gate, path: str, method: str = "GET", body: bytes | None = None, **fields: str) -> tuple[int, bytes]:
+    link = http.client.HTTPConnection("127.0.0.1", gate.port, timeout=20)
+    try:
+        link.request(method, path, body, {name.replace("_", "-"): value for name, value in fields.items()})
+        answer = link.getresponse()
+        return answer.status, answer.read()
+    finally:
+        link.close()
+
+
+def test_a_request_and_its_response(h2_up: Gate, service: Http2Service) -> None:
+    for number in range(3):
+        status, body = ask(h2_up, "/p?q=1", "POST", b"abc", X_A="b", Connection="X-Hop", X_Hop="1")
+        assert (status, body) == (200, b"http2 says abc")
+        seen = service.requests[number]
+        assert seen.fields[:4] == [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":authority", b"127.0.0.1:%d" % h2_up.port),
+            (b":path", b"/p?q=1"),
+        ]
+        assert (seen.one(b"content-length"), seen.one(b"x-a"), seen.body) == (b"3", b"b", b"abc")
+        assert not {name for name, _ in seen.fields} & {b"host", b"connection", b"x-hop", b"te", b"transfer-encoding"}
+    assert service.connections == 1
+    assert h2_up.hooks.wait_ends(3) == [("response", Reason.OK)] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "expected"),
+    [("/large", "GET", LARGE), ("/p", "HEAD", 0), ("/interim", "GET", len(b"http2 says "))],
+)
+def test_responses(h2_up: Gate, path: str, method: str, expected: int) -> None:
+    status, body = ask(h2_up, path, method)
+    assert (status, len(body)) == (200, expected)
+
+
+def test_a_body_of_unknown_length_goes_through_as_it_comes(h2_up: Gate, service: Http2Service) -> None:
+    with connect(h2_up.port) as link:
+        link.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        got = b""
+        while b"echo:one" not in got:
+            got += link.recv(65536)
+        assert not service.requests[0].ended, "the answer has begun before the request has ended"
+        link.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
+        while b"0\r\n\r\n" not in got:
+            got += link.recv(65536)
+    assert b"echo:two" in got
+    assert b"bye" in got
+    assert b"grpc-status" not in got, "no TE, no trailers"
+    assert (service.requests[0].body, service.requests[0].one(b"content-length")) == (b"onetwo", None)
+
+
+def test_trailers_go_to_who_takes_them(service: Http2Service, authority: Authority) -> None:
+    with Gate(route(service.url), tls=listen(authority)) as gate, Client(gate, authority) as client:
+        path = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/trailers")]
+        for asked in (True, False):
+            stream = client.request([*path, (b"te", b"trailers")] if asked else path)
+            status, headers, body = client.answer(stream)
+            assert (status, body) == (200, b"http2 says ")
+            found = [dict(event.headers) for event in client.of(stream, h2.events.TrailersReceived)]  # type: ignore[attr-defined]
+            assert found == ([{b"x-checksum": b"abc"}] if asked else [])
+            assert service.requests[-1].one(b"te") == (b"trailers" if asked else None)
+            assert b"x-checksum" not in headers
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("speaks", ["h2", "http1"])
+def test_trailers_over_http_1_1(service: Http2Service, asked: bool, speaks: str) -> None:
+    chunks = b"2\r\nok\r\n0\r\nX-Checksum: abc\r\nContent-Type: no\r\nX-Request-ID: forged\r\n\r\n"
+    with RecordingUpstream(Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)) as upstream:
+        with Gate(route(service.url if speaks == "h2" else upstream.url)) as gate, connect(gate.port) as link:
+            te = b"TE: trailers\r\nConnection: TE, close\r\n" if asked else b"Connection: close\r\n"
+            link.sendall(b"GET /trailers HTTP/1.1\r\nHost: x\r\n" + te + b"\r\n")
+            got = receive(link)
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        if asked:
+            assert b"transfer-encoding: chunked" in head.lower()
+            assert body.lower().endswith(b"\r\n0\r\nx-checksum: abc\r\n\r\n")
+        else:
+            assert b"checksum" not in got.lower()
+        if speaks == "http1":
+            assert (upstream.last().one("te"), upstream.last().one("connection")) == (
+                ("trailers", "TE") if asked else (None, None)
+            )
+
+
+@pytest.mark.parametrize("path", BAD)
+def test_a_malformed_response_is_a_502_and_the_others_live(h2_up: Gate, service: Http2Service, path: str) -> None:
+    status, body = ask(h2_up, path)
+    assert status == 502
+    assert json.loads(body)["reason"] == "upstream-malformed"
+    assert b"secret" not in body
+    assert ask(h2_up, "/p")[0] == 200
+    assert h2_up.hooks.wait_ends(2)[0] == ("response", Reason.UPSTREAM_MALFORMED)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/refused", "/goaway"])
+def test_what_the_service_has_not_looked_at_is_sent_again(
+    h2_up: Gate, service: Http2Service, path: str, method: str
+) -> None:
+    """RFC 9113, sections 6.8 and 8.7: whatever its method."""
+    assert ask(h2_up, path, method, b"once" if method == "POST" else None)[0] == 200
+    assert [(seen.connection, seen.body) for seen in service.requests][-1] == (2, b"once" if method == "POST" else b"")
+
+
+@pytest.mark.parametrize("path", ["/closed", "/reset"])
+def test_what_the_service_may_have_done_is_not_sent_again(h2_up: Gate, service: Http2Service, path: str) -> None:
+    assert ask(h2_up, "/p")[0] == 200
+    status, body = ask(h2_up, path, "POST", b"once")
+    assert (status, json.loads(body)["reason"]) == (502, "upstream-closed")
+    assert [seen.one(b":path") for seen in service.requests] == [b"/p", path.encode()]
+    assert ask(h2_up, "/p")[0] == 200
+
+
+def test_a_goaway_ends_no_request_that_runs(h2_up: Gate, service: Http2Service) -> None:
+    assert ask(h2_up, "/goaway-busy") == (200, b"http2 says ")
+    assert ask(h2_up, "/p")[0] == 200
+    assert [seen.connection for seen in service.requests] == [1, 2]
+
+
+def test_an_answer_before_the_end_of_the_request_is_delivered(h2_up: Gate, service: Http2Service) -> None:
+    with connect(h2_up.port) as link:
+        link.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        got = b""
+        while b"early" not in got:
+            part = link.recv(65536)
+            assert part, got
+            got += part
+    assert got.startswith(b"HTTP/1.1 413 ")
+    wait_for(lambda: service.requests[0].reset is not None, "the rest to be given up")
+    assert ask(h2_up, "/p")[0] == 200
+    assert service.connections == 1
+
+
+def test_half_a_response_is_not_taken_for_a_whole_one(service: Http2Service) -> None:
+    with Gate(route(service.url, stream="always")) as gate, connect(gate.port) as link:
+        link.sendall(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n")
+        got = receive(link)
+        assert b"content-length: 10" in got.lower()
+        assert got.endswith(b"half")
+        assert gate.hooks.wait_ends(1) == [("error", Reason.UPSTREAM_CLOSED)]
+
+
+def test_requests_at_once_share_one_connection(h2_up: Gate, service: Http2Service) -> None:
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda: results.append(ask(h2_up, "/large")[0])) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [200] * 20
+    assert service.connections == 1
+
+
+def test_more_than_the_service_takes_at_once_is_another_connection() -> None:
+    with Http2Service(streams=2) as service, Gate(route(service.url)) as gate, crowd(gate.port, 6) as links:
+        assert ask(gate, "/p")[0] == 200
+        for link in links:
+            link.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        for link in links:
+            got = b""
+            while b"echo:one" not in got:
+                part = link.recv(65536)
+                assert part, got
+                got += part
+        assert service.connections == 3
+
+
+def test_a_client_that_leaves_takes_its_stream_along_alone(h2_up: Gate, service: Http2Service) -> None:
+    with connect(h2_up.port) as link:
+        link.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: bool(service.requests), "the request")
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    wait_for(lambda: service.requests[0].reset is not None, "the reset")
+    assert ask(h2_up, "/p")[0] == 200
+
+
+def test_a_service_that_is_silent_gets_no_more_on_that_connection(service: Http2Service) -> None:
+    with Gate(route(service.url, response_timeout=0.3)) as gate:
+        assert ask(gate, "/p")[0] == 200
+        status, body = ask(gate, "/mute", "POST", b"a")
+        assert (status, json.loads(body)["reason"]) == (504, "upstream-timeout")
+        assert ask(gate, "/p")[0] == 200
+        assert [seen.connection for seen in service.requests] == [1, 1, 2]
+
+
+def test_slow_clients_do_not_hold_up_others(h2_up: Gate, service: Http2Service) -> None:
+    """Each held response waits at the service: the windows of streams are apart, and that of the connection is wide."""
+    with crowd(h2_up.port, 30) as stuck:
+        for link in stuck:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: len(service.requests) == 30, "the requests")
+        status, body = ask(h2_up, "/large")
+        assert (status, len(body)) == (200, LARGE)
+    for _ in range(3):  # what was given up has left the window of the connection as it was
+        assert len(ask(h2_up, "/large")[1]) == LARGE
+    assert service.connections == 1
+
+
+def test_an_upload_goes_no_faster_than_the_service_takes_it(h2_up: Gate, service: Http2Service) -> None:
+    with connect(h2_up.port, 1.0) as link:
+        link.sendall(b"POST /window HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 100 << 20:
+                link.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+        assert sent < 30 << 20
+        assert len(service.requests[0].body) <= 65535
+
+
+@pytest.mark.parametrize("protocols", [("h2",), ("http/1.1",), ()])
+def test_over_tls_it_is_asked_for(authority: Authority, protocols: tuple[str, ...]) -> None:
+    tls = UpstreamTls(ca=Path(authority.ca).read_bytes())
+    with Http2Service(context_of(authority, *protocols)) as service, Gate(route(service.url, tls=tls)) as gate:
+        status, body = ask(gate, "/p")
+        if protocols == ("h2",):
+            assert (status, body, service.requests[0].fields[1]) == (200, b"http2 says ", (b":scheme", b"https"))
+        else:
+            assert (status, json.loads(body)["reason"]) == (502, "upstream-unreachable")
+            assert service.requests == []
+
+
+def test_a_service_that_speaks_http_1_1_after_all(tmp_path: Path) -> None:
+    with NodeOrigin(tmp_path) as origin, Gate(route(f"h2://127.0.0.1:{origin.port}")) as gate:
+        status, body = ask(gate, "/p")
+        assert (status, json.loads(body)["reason"]) == (502, "upstream-unreachable")
+
+
+def test_a_connection_that_is_idle_is_closed(
+    h2_up: Gate, service: Http2Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mitmgate.proxy.pool.LONGEST_IDLE", 0.1)
+    assert ask(h2_up, "/p")[0] == 200
+    wait_for(lambda: service.closed == 1, "the idle connection to be closed")
+    assert ask(h2_up, "/p")[0] == 200
+    assert service.connections == 2
+
+
+def test_a_denied_request_reaches_nobody(h2_up: Gate, service: Http2Service) -> None:
+    status, body = ask(h2_up, "/deny", "POST", b"abc", Content_Type="application/grpc+proto")
+    assert (status, body, service.requests, service.connections) == (200, b"", [], 0)
+    status, body = ask(h2_up, "/deny")
+    assert (status, service.requests, service.connections) == (401, [], 0)

@@ -8,7 +8,15 @@ from mitmgate.core.reason import Reason
 
 _PREFIX: Final = b"application/grpc"
 # As gRPC clients take HTTP statuses ("http-grpc-status-mapping"), but for 429, which is not "try again at once".
-_PERMISSION_DENIED, _EXHAUSTED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 7, 8, 12, 13, 14, 16
+_UNKNOWN, _PERMISSION_DENIED, _EXHAUSTED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = (
+    2,
+    7,
+    8,
+    12,
+    13,
+    14,
+    16,
+)
 _STATUS: Final = {
     400: _INTERNAL,
     401: _UNAUTHENTICATED,
@@ -20,7 +28,6 @@ _STATUS: Final = {
     503: _UNAVAILABLE,
     504: _UNAVAILABLE,
 }
-_UNKNOWN: Final = 2
 _READABLE: Final = "".join(chr(octet) for octet in range(0x20, 0x7F) if octet != ord("%"))
 
 

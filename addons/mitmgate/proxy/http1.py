@@ -24,7 +24,7 @@ from typing import Final, Protocol
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.http import Headers, Response
 
-from mitmgate.core.headers import Fields
+from mitmgate.core.headers import Fields, listed
 from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
@@ -354,12 +354,12 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     @property
     def takes_trailers(self) -> bool:
-        """Whether the client's TE says so, and its version has chunks to send them behind."""
+        """Whether the client's TE says so, which its Connection names, and its version has chunks to send them behind."""
         head = self._head
-        if head is None or head.version != "HTTP/1.1":
+        if head is None or head.version != "HTTP/1.1" or b"te" not in head.headers:
             return False
-        codings = head.headers.one(b"te")
-        return codings is not None and b"trailers" in [coding.strip().lower() for coding in codings.split(b",")]
+        headers = head.headers
+        return listed(headers.all(b"te"), b"trailers") and listed(headers.all(b"connection"), b"te")
 
     def finish(self, trailers: Fields = ()) -> None:
         """End the response, and go on with the next request or end the connection so that the answer can be read."""

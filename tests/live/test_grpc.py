@@ -57,7 +57,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         return b""
 
     def wait(self, message: bytes, context: Any) -> bytes:
-        context.add_callback(self.cancelled.set)
+        if not context.add_callback(self.cancelled.set):  # cancelled before it has begun
+            self.cancelled.set()
         self.cancelled.wait(20)
         return b""
 

@@ -354,7 +354,7 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     @property
     def takes_trailers(self) -> bool:
-        """Whether the client's TE says so, which its Connection names, and its version has chunks to send them behind."""
+        """Whether the client's TE says so, which its Connection names, and its version has chunks."""
         head = self._head
         if head is None or head.version != "HTTP/1.1" or b"te" not in head.headers:
             return False

@@ -547,9 +547,7 @@ class Transaction(Recipient):
             raise ValueError("nothing to forward")
         once = content is not None and not self._idempotent
         trailers = self._client.takes_trailers
-        if not upstream.send(
-            self, forward, self._length, content, upgrade=self._upgrade, once=once, trailers=trailers
-        ):
+        if not upstream.send(self, forward, self._length, content, upgrade=self._upgrade, once=once, trailers=trailers):
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
 

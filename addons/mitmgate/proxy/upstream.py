@@ -109,11 +109,13 @@ class UpstreamSide(Protocol):
         content: bytes | None,
         *,
         upgrade: bool = False,
+        once: bool = False,
         trailers: bool = False,
     ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) unknown.
 
-        trailers: the client takes them. False, and nothing more comes of it, where the head can't be written safely.
+        once: it can't be repeated, unless it has reached nobody. trailers: the client takes them. False, and nothing
+        more comes of it, where the head can't be written safely.
         """
         ...
 

@@ -114,6 +114,7 @@ class UpstreamStream:
         content: bytes | None,
         *,
         upgrade: bool = False,
+        once: bool = False,
         trailers: bool = False,
     ) -> bool:
         """Send a request; see UpstreamSide. HTTP/2 has no upgrade (RFC 9113, section 8.6)."""

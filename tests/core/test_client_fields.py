@@ -37,6 +37,7 @@ OVERRIDES = [
     *("X-Original-Anything", "X-Rewrite-URL", "X-Rewrite-Anything", "X-HTTP-Method", "X-HTTP-Method-Override"),
     *("X-Accel-Mapping", "X-Sendfile-Type", "X-Script-Name", "X-Middleware-Subrequest", "X-Forwarded-Prefix"),
     *("X-Replaced-Path", "X-HTTP-Host-Override", "X-HTTP-DestinationURL", "X-Invoke-Path", "X-Matched-Path"),
+    "X-Override-URL",
     *("Forwarded-For", "X-Forward-For", "Fly-Client-IP", "DO-Connecting-IP", "X-Vercel-Forwarded-For"),
     *("Front-End-Https", "X-Url-Scheme", "CloudFront-Forwarded-Proto", "X-ARR-SSL"),
 ]

@@ -29,7 +29,7 @@ NEVER: Final = frozenset(
     b"x-waws-unencoded-url forwarded-for x-forward-for x-real-host x-real-port fly-client-ip do-connecting-ip "
     b"x-nf-client-connection-ip x-vercel-forwarded-for cloudfront-viewer-address x-appengine-remote-addr "
     b"x-custom-ip-authorization x-replaced-path x-http-host-override x-http-destinationurl x-matched-path "
-    b"x-now-route-matches front-end-https x-url-scheme cloudfront-forwarded-proto x-arr-ssl".split()
+    b"x-now-route-matches front-end-https x-url-scheme cloudfront-forwarded-proto x-arr-ssl x-override-url".split()
 )
 NEVER_FAMILIES: Final = tuple(
     b"x-forwarded x-envoy- x-original- x-rewrite- x-http-method x-accel- x-middleware- x-invoke-".split()

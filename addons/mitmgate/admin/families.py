@@ -90,7 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "mitmgate_store_available",
         "gauge",
-        "1 while the counter store counts: it answers, and refuses nothing.",
+        "1 while the counter store counts: it answers, and refuses nothing; of several workers the smallest.",
         merge="min",
     ),
     Family("mitmgate_key_set_usable", "gauge", "1 while an issuer's keys can verify tokens.", ("issuer",), merge="min"),

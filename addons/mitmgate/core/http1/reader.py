@@ -18,6 +18,11 @@ _MAX_INFORMATIONAL: Final = 32
 _ORIGIN: Final = re.compile(rb"\norigin:[ \t]*([!-~]*)[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
+OVERRUN: Final = 32 * 1024
+"""Bytes beyond the bound of a head in which its end is waited for, so that a browser, whose Origin comes behind a long
+target, may show its 414 or 431. Nothing else of it is looked at."""
+
+
 class _End(Enum):
     END = auto()
 
@@ -76,6 +81,8 @@ class RequestReader:
 
     def unfinished(self, reason: Reason, detail: str) -> Refusal:
         """Refuse the part of a head that is there, with what it seems to ask for."""
+        if len(self._buffer) > self._bounds.head:
+            return self._too_large(self._buffer)._replace(fields=self._origins(self._buffer))
         method, target = asked(bytes(self._buffer[: 4 * SHOWN]))
         return Refusal(reason, detail, method, target, self._origins(self._buffer))
 
@@ -179,8 +186,11 @@ class RequestReader:
         buffer = self._buffer
         if not buffer:
             return []
-        if len(buffer) > self._bounds.head:
+        if len(buffer) > self._bounds.head + OVERRUN:
             return self._refuse(self._too_large(buffer), buffer)
+        if len(buffer) > self._bounds.head:  # refused when all of it is there: see OVERRUN
+            self._scanned = len(buffer)
+            return []
         start = max(0, self._scanned - 1)
         fresh = bytes(buffer[start:])
         self._scanned = len(buffer)
@@ -204,7 +214,7 @@ class RequestReader:
 
     def _origins(self, data: bytes | bytearray) -> Fields:
         """Find the Origin of a head that is none, so that a browser may show what was wrong."""
-        return tuple((b"Origin", bytes(origin)) for origin in _ORIGIN.findall(data, 0, self._bounds.head))
+        return tuple((b"Origin", bytes(origin)) for origin in _ORIGIN.findall(data, 0, self._bounds.head + OVERRUN))
 
     def _too_large(self, data: bytes | bytearray) -> Refusal:
         line = data.find(b"\r\n")

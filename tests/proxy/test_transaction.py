@@ -143,7 +143,7 @@ class Bench:
     def admits(self, wanted: int) -> bool:
         return wanted <= self.room
 
-    def finish(self) -> None:
+    def finish(self, trailers: object = ()) -> None:
         self.ends.append("finish")
 
     def break_off(self) -> None:
@@ -158,6 +158,8 @@ class Bench:
         """Time stands still here."""
 
     # What a test does.
+
+    takes_trailers = False
 
     def begin(
         self, length: int | None = 0, *, expects: bool = False, more: bool = False, version: str = "HTTP/1.1"

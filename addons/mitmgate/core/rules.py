@@ -67,13 +67,26 @@ class UpstreamTls:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedCertificate:
+    """PEM texts for the clients that ask for one of these names, lower-case; `*.` stands for one label."""
+
+    names: tuple[str, ...]
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ListenTls:
-    """How clients are spoken to. PEM texts. client_ca: None where no certificate is asked for."""
+    """How clients are spoken to. PEM texts. client_ca: None where no certificate is asked for.
+
+    further: what clients are shown that ask for these names; all others are shown `certificate`.
+    """
 
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     client_ca: bytes | None = field(default=None, repr=False)
     client_required: bool = False
+    further: tuple[NamedCertificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,14 @@ def _listen_tls(policy: Policy, material: Material) -> rules.ListenTls | None:
     if not {"certificate", "key"} <= files.keys():
         return None  # left out, as replay alone does, which serves nothing; elsewhere a missing file is an error
     required = tls.client_certificate != "optional"
-    return rules.ListenTls(files["certificate"], files["key"], files.get("client_ca"), required)
+    further = []
+    for index in range(len(tls.certificates)):
+        location = ("listen", "tls", "certificates", index)
+        own = material.tls.get(location, {})
+        if not {"certificate", "key"} <= own.keys():
+            return None
+        further.append(rules.NamedCertificate(material.names[location], own["certificate"], own["key"]))
+    return rules.ListenTls(files["certificate"], files["key"], files.get("client_ca"), required, tuple(further))
 
 
 def _limit(name: str, limit: RateLimit) -> Limit:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from mitmgate.keys.material import problem as key_problem
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
-from mitmgate.policy.model import ListenTls
+from mitmgate.policy.model import ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Chain
 from mitmgate.policy.model_identity import Assertion, Issuer
 from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
@@ -37,14 +37,15 @@ LEAST_SECRET = 32  # bytes; 256 bits
 class Material:
     """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest.
 
-    tls: PEM texts by the section that names them, then by member. authorities: certificates of the system's file of
-    them, as PEM; None where there is no such file, or nothing that is verified by it.
+    tls: PEM texts by the section that names them, then by member. names: of certificates, by the section.
+    authorities: those of the system's file, as PEM; None where there is no such file, or nothing is verified by it.
     """
 
     issuers: dict[str, KeySource] = field(default_factory=dict)
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
+    names: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     authorities: bytes | None = field(default=None, repr=False)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -74,7 +75,9 @@ class Reader:
                 self._issuer(name, issuer, location)
         self._assertion(("identity", "forward", "assertion"))
         self._audit_key(("audit", "chain"))
-        self._tls(self._section(ListenTls, ("listen", "tls")), ("listen", "tls"))
+        listen = self._section(ListenTls, ("listen", "tls"))
+        self._tls(listen, ("listen", "tls"))
+        self._further(() if listen is None else listen.certificates)
         upstreams = self.document.at(("upstreams",))
         for name in upstreams if isinstance(upstreams, dict) else ():
             location = ("upstreams", name, "tls")
@@ -210,14 +213,33 @@ class Reader:
             return
         self.material.audit_key = content
 
-    def _tls(self, tls: ListenTls | UpstreamTls | None, location: Location) -> None:
+    def _further(self, certificates: Sequence[ListenCertificate]) -> None:
+        """Read the listener's further certificates: each is for names, and no name for two."""
+        names: dict[str, int] = {}
+        for index, pair in enumerate(certificates):
+            location = ("listen", "tls", "certificates", index)
+            self._tls(pair, location)
+            at, text = (*location, "certificate"), self.material.tls[location].get("certificate")
+            try:
+                found = None if text is None else _dns_names(x509.load_pem_x509_certificates(text)[0])
+            except ValueError:
+                continue  # no certificate, which was said
+            self.material.names[location] = found or ()
+            if found == ():
+                self._wrong(at, "the certificate is for no DNS name", "it needs a subjectAltName")
+            for name in found or ():
+                if name in names:
+                    self._wrong(at, f"certificates[{names[name]}] is for {name}, too")
+                names.setdefault(name, index)
+
+    def _tls(self, tls: ListenTls | ListenCertificate | UpstreamTls | None, location: Location) -> None:
         if tls is None:
             return
         authorities = "client_ca" if isinstance(tls, ListenTls) else "ca"
         certificates: dict[str, list[x509.Certificate]] = {}
         texts = self.material.tls.setdefault(location, {})
         for member in (authorities, "certificate"):
-            name = getattr(tls, member)
+            name = getattr(tls, member, None)
             content = None if name is None else self._file(name, (*location, member))
             if content is None:
                 continue
@@ -281,6 +303,15 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"
+
+
+def _dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Return the names that a certificate is for, lower-case: of its subjectAltName, no CN (RFC 9525, section 2)."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(name.lower().removesuffix(".") for name in names.get_values_for_type(x509.DNSName))
 
 
 def _public(key: Any) -> bytes:

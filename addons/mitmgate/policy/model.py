@@ -34,6 +34,15 @@ from mitmgate.policy.scalars import (
 from mitmgate.policy.section import Section
 
 
+class ListenCertificate(Section):
+    """A certificate for clients that ask for one of its names (SNI). Files are PEM, relative to the policy."""
+
+    certificate: Text
+    """The certificate chain; its subject alternative names (DNS) are the names that it is shown for."""
+    key: Text
+    """The private key of the certificate."""
+
+
 class ListenTls(Section):
     """TLS towards clients. Files are PEM, relative to the policy."""
 
@@ -41,6 +50,8 @@ class ListenTls(Section):
     """The server's certificate chain."""
     key: Text
     """The private key of the certificate."""
+    certificates: tuple[ListenCertificate, ...] = ()
+    """Further ones, each for its own names; clients that ask for none of these are shown the one above."""
     client_ca: Text | None = None
     """The authorities that client certificates are verified against; without it none is asked for."""
     client_certificate: Literal["optional", "required"] | None = None

@@ -53,9 +53,26 @@ PROTOCOLS: Final = (b"h2", b"http/1.1")
 
 
 def server_context(tls: ListenTls) -> SSL.Context:
-    """Make the context for clients. Raises UNUSABLE."""
+    """Make the context for clients, which knows those of the names that some ask for (RFC 6066). Raises UNUSABLE."""
+    context = _server_context(tls, tls.certificate, tls.key)
+    named: dict[str, SSL.Context] = {}
+    for further in tls.further:
+        named.update(dict.fromkeys(further.names, _server_context(tls, further.certificate, further.key)))
+    if named:
+
+        def choose(connection: SSL.Connection) -> None:
+            name = (connection.get_servername() or b"").decode("ascii", "replace").lower().removesuffix(".")
+            chosen = named.get(name) or named.get(f"*.{name.partition('.')[2]}")
+            if chosen is not None:
+                connection.set_context(chosen)
+
+        context.set_tlsext_servername_callback(choose)
+    return context
+
+
+def _server_context(tls: ListenTls, certificate: bytes, key: bytes) -> SSL.Context:
     context = _context(SSL.TLS_SERVER_METHOD)
-    _use_certificate(context, tls.certificate, tls.key)
+    _use_certificate(context, certificate, key)
     context.set_alpn_select_callback(_choose_protocol)
     context.set_session_id(b"mitmgate")
     if tls.client_ca is None:

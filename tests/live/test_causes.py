@@ -193,7 +193,7 @@ def failing(directory: Path, own_port: int) -> Iterator[tuple[dict[str, Any], di
         yield upstreams, expected
 
 
-@pytest.mark.parametrize("front", ["serve-plain", "web-plain", "serve-tls"])
+@pytest.mark.parametrize("front", ["web-plain", "serve-tls"])
 def test_every_cause_is_on_record_and_with_no_client(tmp_path: Path, front: str) -> None:
     host: Front = "web" if front.startswith("web") else "serve"
     gateway = Gateway(tmp_path / "policy.yaml", host=host)

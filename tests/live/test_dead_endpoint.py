@@ -16,7 +16,7 @@ from tests.live.harness_http import free_port, wait_for
 from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.net.black_hole import black_hole
 
-TIMEOUT = 1.0
+TIMEOUT = 0.6
 """Seconds that a connection may take."""
 
 
@@ -55,7 +55,7 @@ def world(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
         alive = stack.enter_context(RecordingUpstream())
         alive.reply = Reply(close=True)  # so that every request needs a connection
         dead = stack.enter_context(black_hole("127.0.0.1"))
-        never: dict[str, Any] = {"circuit": {"failures": 10_000}, "connect_timeout": f"{TIMEOUT:g}s"}
+        never: dict[str, Any] = {"circuit": {"failures": 10_000}, "connect_timeout": f"{TIMEOUT * 1000:.0f}ms"}
         gone, dropped = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{dead}"
         made = policy(directory, alive)
         made["upstreams"] = {

@@ -127,28 +127,6 @@ def test_body_that_drips_is_a_408(upstream: RecordingUpstream) -> None:
         assert time.monotonic() - started < 10
 
 
-def drip(gate: Gate, seconds: float) -> tuple[int, int]:
-    """Send a byte every 20 ms; return the status that came within these seconds, 0 for none, and the bytes sent."""
-    with connect(gate.port) as link:
-        link.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
-        link.settimeout(0.02)
-        started, sent = time.monotonic(), 0
-        while time.monotonic() - started < seconds:
-            sent += link.send(b"x")
-            with contextlib.suppress(TimeoutError):
-                return status_of(link.recv(4096)), sent
-        return 0, sent
-
-
-def test_rate_of_the_slowest_upload_is_the_policys(upstream: RecordingUpstream) -> None:
-    """At 50 bytes a second: too slow for 500, the default; quick enough for 10; and whatever it takes for 0."""
-    with Gate(route(upstream.url), limits={"body_timeout": 0.3}) as gate:
-        assert drip(gate, 10)[0] == 408
-    for rate in (10, 0):
-        with Gate(route(upstream.url), limits={"body_timeout": 0.3, "body_rate": rate}) as gate:
-            assert drip(gate, 1.2)[0] == 0, rate
-
-
 # Connections.
 
 

@@ -18,6 +18,7 @@ from tests.keys.signing import jwk, jwk_set, private_key
 from tests.live.harness import Front, Gateway, mint, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import RecordingUpstream
+from tests.protocol.certificates import Authority
 from tests.redis_server import RedisServer
 from tests.workers.processes import children, events, workers
 
@@ -76,12 +77,17 @@ def test_the_policy_is_read_once(tmp_path: Path, upstream: RecordingUpstream, fr
 
 @pytest.mark.parametrize("front", ["serve", "worker", "web"])
 def test_the_address_that_is_printed_can_be_pasted(tmp_path: Path, upstream: RecordingUpstream, front: str) -> None:
+    """Of a listener that speaks TLS, on an IPv6 address; the README's tests have one without."""
     host, arguments = FRONTS[front]
-    gateway = Gateway(policy_file(tmp_path, upstream), host=host)
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("::1")
+    listen = {"tls": {"certificate": certificate, "key": key}}
+    gateway = Gateway(policy_file(tmp_path, upstream, listen=listen), host=host)
     gateway.arguments = (*arguments, "--listen", f"[::1]:{gateway.port}")
     with gateway:
-        (url,) = re.findall(rf"(http://\S+:{gateway.port})\b", gateway.stdout.read_text())
-        done = subprocess.run(["curl", "-sf", f"{url}/public"], capture_output=True, text=True, timeout=60, check=False)
+        (url,) = re.findall(rf"(https?://\S+:{gateway.port})\b", gateway.stdout.read_text())
+        words = ["curl", "-sf", "--cacert", authority.ca, f"{url}/public"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (0, "upstream says hello"), url
 
 

@@ -16,9 +16,10 @@ from jwt.utils import base64url_decode, raw_to_der_signature
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import Refusal
-from mitmgate.keys.keyset import ALGORITHMS
+from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, read_token
+from mitmgate.keys.keyset import ALGORITHMS, VerificationKey
 from mitmgate.keys.ring import KeyRing
+from mitmgate.keys.verify import verify_signature
 from tests.keys.signing import (
     ASYMMETRIC,
     CLAIMS,
@@ -120,6 +121,16 @@ def test_a_public_key_is_no_secret(algorithm: str, kind: str) -> None:
             for one in trusted:
                 forged = sign(algorithm, guess, header={"kid": "k1"})
                 assert ask(forged, one) in {Reason.TOKEN_ALGORITHM_REFUSED, Reason.TOKEN_KEY_UNKNOWN}
+
+
+def test_a_key_verifies_with_its_own_algorithms_alone_whoever_chose_it() -> None:
+    token = read_token(sign("HS256", SECRET))
+    assert isinstance(token, UnverifiedToken)
+    bound, other = (VerificationKey(None, frozenset({name}), SECRET) for name in ("HS256", "HS512"))
+    assert isinstance(verify_signature(token, [bound]), SignedClaims)
+    assert isinstance(verify_signature(token, [other, bound]), SignedClaims)
+    assert verify_signature(token, [other]) is None
+    assert verify_signature(token, []) is None
 
 
 @pytest.mark.parametrize("name", ["none", "None", "NONE", "nOnE"])

@@ -329,7 +329,8 @@ def test_the_connection_of_a_malformed_request_is_not_read_from_again(bench: Ben
 @pytest.mark.parametrize("length", [0, 5, None])
 def test_a_flow_that_is_killed_goes_nowhere_and_is_not_answered(bench: Bench, hook: str, length: int | None) -> None:
     bench.acts[hook] = kill
-    change(bench, stream="never")  # else its head is on its way before the request hook
+    # Else its head is on its way before the request hook.
+    change(bench, stream="never" if hook == "request" else "always")
     bench.begin(length)
     if length != 0:
         bench.transaction.body(b"12345")
@@ -339,6 +340,20 @@ def test_a_flow_that_is_killed_goes_nowhere_and_is_not_answered(bench: Bench, ho
     assert bench.ends == ["break off"]
     assert bench.hooks[-1] == "error"
     bench.late()
+
+
+def test_a_streamed_body_whose_flow_is_killed_does_not_end(bench: Bench) -> None:
+    """The service then knows that it has not got all of it."""
+    bench.acts["request"] = kill
+    change(bench, stream="always")
+    bench.begin(5)
+    bench.turn()
+    bench.transaction.body(b"12345")
+    bench.transaction.body_end()
+    bench.turn()
+    assert bench.sent == [(FORWARD, 5, None), b"12345"]
+    assert [upstream.abandoned for upstream in bench.connections] == [True]
+    assert bench.ends == ["break off"]
 
 
 @pytest.mark.parametrize("act", [None, kill])

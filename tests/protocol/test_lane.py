@@ -111,6 +111,32 @@ def test_idle_connections_end_before_the_upstream_ends_them(
             wait_for(lambda: idle(gate) == 0, "a connection that may stay", 0.5)
 
 
+def test_a_service_that_keeps_a_connection_for_a_second_is_not_met_at_its_end(upstream: RecordingUpstream) -> None:
+    """What it says, less a margin: nothing is left of a second, so each request has a connection of its own."""
+    with Gate(route(upstream.url)) as gate:
+        for said, connections in (("timeout=60", 1), ("timeout=1", 3), ("max=5, Timeout=1", 3)):
+            upstream.forget()
+            upstream.hang_up()
+            wait_for(lambda: idle(gate) == 0, "earlier connections to be dropped")
+            gate.layer.engine.pool._learned.clear()
+            upstream.reply = Reply(headers=[("Keep-Alive", said)])
+            assert [request(gate.port, "GET", "/a").status for _ in range(3)] == [200] * 3
+            assert upstream.connections == connections, said
+
+
+def test_a_connection_under_steady_load_has_an_end(
+    upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies behind its address may have changed, and nobody would notice."""
+    with Gate(route(upstream.url)) as gate:
+        assert [request(gate.port, "GET", "/a").status for _ in range(2)] == [200] * 2
+        assert upstream.connections == 1
+        monkeypatch.setattr(pool_module, "OLDEST", 0.0)
+        assert [request(gate.port, "GET", "/a").status for _ in range(2)] == [200] * 2
+        assert upstream.connections == 3
+        wait_for(lambda: len(upstream._transports) <= 1, "the old ones to be closed")
+
+
 def test_what_a_service_keeps_is_learned_from_its_first_close(upstream: RecordingUpstream) -> None:
     """It keeps idle connections for so short a time that a POST could meet its end; after one close none does."""
     with Gate(route(upstream.url)) as gate:

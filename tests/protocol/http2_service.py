@@ -20,6 +20,8 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFram
 from tests.live.harness_upstream import PATIENCE
 
 LARGE: Final = 1 << 20
+BURST: Final = 60_000
+"""Bytes that a stream's first window lets through."""
 
 
 @dataclass
@@ -49,10 +51,14 @@ class _Connection:
 
 
 class Http2Service:
-    """Use it as a context manager. streams: what it takes at once on a connection; requests: all that it read."""
+    """Use it as a context manager. streams: what it takes at once on a connection; requests: all that it read.
 
-    def __init__(self, context: ssl.SSLContext | None = None, *, streams: int = 100) -> None:
+    leaving: it says goodbye with its first words.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None = None, *, streams: int = 100, leaving: bool = False) -> None:
         self._context = context
+        self._leaving = leaving
         self._streams = streams
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listening.getsockname()[1]
@@ -110,6 +116,8 @@ class Http2Service:
                 client=False, initial_values={h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self._streams}
             )
             connection.h2.initiate_connection()
+            if self._leaving:
+                link.sendall(connection.h2.data_to_send() + GoAwayFrame(0, last_stream_id=0).serialize())
             self._flush(connection)
             while data := link.recv(65536):
                 with connection.lock:
@@ -192,7 +200,8 @@ class Http2Service:
             self._flush(connection)
             connection.link.sendall(RstStreamFrame(stream_id, error_code=int(ErrorCodes.INTERNAL_ERROR)).serialize())
             return
-        body = b"x" * LARGE if path == b"/large" else b"http2 says " + seen.body
+        sizes = {b"/large": LARGE, b"/burst": BURST}
+        body = b"x" * sizes[path] if path in sizes else b"http2 says " + seen.body
         fields = [(b":status", b"200"), (b"x-answer", b"1")]
         trailers = [(b"x-checksum", b"abc"), (b"content-type", b"no"), (b"x-request-id", b"forged")]
         if path == b"/interim":

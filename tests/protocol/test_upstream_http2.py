@@ -290,8 +290,53 @@ def test_a_connection_that_is_idle_is_closed(
     assert service.connections == 2
 
 
+def test_responses_that_end_while_their_clients_take_nothing_give_their_window_back(
+    service: Http2Service, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one slow client stops the service's answers to all others, who share the connection."""
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.STREAMS", 2)
+    path = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/burst")]
+    with Gate(route(service.url), tls=listen(authority)) as gate, Client(gate, authority, window=0) as client:
+        for number in range(16):
+            client.request(path)
+            assert gate.hooks.wait_ends(number + 1)[-1] == ("response", Reason.OK)
+    assert service.connections == 1
+
+
+def test_a_service_that_leaves_at_once_leaves_nothing_behind() -> None:
+    with Http2Service(leaving=True) as service, Gate(route(service.url)) as gate:
+        for _ in range(3):
+            status, body = ask(gate, "/p")
+            assert (status, json.loads(body)["reason"]) == (502, "upstream-closed")
+        wait_for(lambda: service.closed == service.connections, "its connections to be closed")
+        assert service.requests == []
+        assert gate.layer.engine.pool.size == 0
+
+
 def test_a_denied_request_reaches_nobody(h2_up: Gate, service: Http2Service) -> None:
-    status, body = ask(h2_up, "/deny", "POST", b"abc", Content_Type="application/grpc+proto")
-    assert (status, body, service.requests, service.connections) == (200, b"", [], 0)
-    status, body = ask(h2_up, "/deny")
-    assert (status, service.requests, service.connections) == (401, [], 0)
+    of_grpc = {"TE": "trailers", "Connection": "te", "Content_Type": "application/grpc"}  # which is HTTP/2
+    for fields in ({}, of_grpc):
+        status, body = ask(h2_up, "/deny", "POST", b"abc", **fields)
+        assert (status, json.loads(body)["reason"]) == (401, "credential-missing")
+    assert (service.requests, service.connections) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "status"),
+    [
+        ("POST", {b"te": b"trailers", b"content-type": b"application/grpc+proto"}, 200),
+        ("POST", {b"content-type": b"application/grpc"}, 401),
+        ("POST", {b"content-type": b"application/grpc-web+proto"}, 401),
+        ("GET", {b"te": b"trailers", b"content-type": b"application/grpc"}, 401),
+        ("POST", {b"te": b"trailers", b"content-type": b"application/grpcs"}, 401),
+        ("POST", {b"te": b"trailers"}, 401),
+    ],
+)
+def test_a_denial_looks_like_a_success_to_clients_of_grpc_alone(
+    service: Http2Service, authority: Authority, method: str, more: dict[bytes, bytes], status: int
+) -> None:
+    with Gate(route(service.url), tls=listen(authority)) as gate, Client(gate, authority) as client:
+        pseudo = {b":method": method.encode(), b":scheme": b"https", b":authority": b"x", b":path": b"/deny"}
+        found, headers, _ = client.answer(client.request([*pseudo.items(), *more.items()]))
+        assert (found, headers.get(b"grpc-status")) == (status, b"16" if status == 200 else None)
+        assert (service.requests, service.connections) == ([], 0)

@@ -3,8 +3,9 @@
 from typing import Final
 from urllib.parse import quote
 
-from mitmgate.core.headers import Fields
+from mitmgate.core.headers import Fields, listed
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Request
 
 _PREFIX: Final = b"application/grpc"
 # As gRPC clients take HTTP statuses ("http-grpc-status-mapping"), but for 429, which is not "try again at once".
@@ -37,6 +38,23 @@ def is_grpc(content_type: bytes | None) -> bool:
         return False
     kind = content_type.partition(b";")[0].strip().lower()
     return kind == _PREFIX or kind.startswith((_PREFIX + b"+", _PREFIX + b"-web"))
+
+
+def is_call(request: Request) -> bool:
+    """Tell whether a request is a call by a client of gRPC, which reads a gRPC status and nothing else.
+
+    It says so in more than a Content-Type, which anybody may send to have a denial look like a success to what reads
+    HTTP statuses: a browser's fetch, a proxy that asks whether a request may pass, a count of failed attempts. What
+    is no POST on HTTP/2 with `te: trailers` (a field that browsers don't let be set) is none. gRPC-Web's clients read
+    HTTP statuses.
+    """
+    headers = request.headers
+    return (
+        request.version == "HTTP/2.0"
+        and request.method == "POST"
+        and listed(headers.all(b"te"), b"trailers")
+        and is_grpc(headers.one(b"content-type"))
+    )
 
 
 def status_fields(reason: Reason, detail: str, content_type: bytes) -> Fields:

@@ -153,8 +153,9 @@ class UpstreamPool:
         try:
             connection = Http2UpstreamConnection(self, key, self._bounds(), self._buffer, _server(endpoint))
             await self._open(connection, within, client)
-            self._shared.setdefault(key, []).append(connection)
-            self._sweep_soon()
+            if not connection.retired:  # the service may have said goodbye with its first words
+                self._shared.setdefault(key, []).append(connection)
+                self._sweep_soon()
             return connection
         finally:
             del self._sharing[key]

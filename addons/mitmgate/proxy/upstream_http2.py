@@ -232,6 +232,7 @@ class UpstreamStream:
             return
         recipient, self._recipient = self._recipient, None
         self.phase = Phase.IDLE
+        self._acknowledge()  # also where it is held: the connection's window is the others', too
         if not self._ended:
             self._connection.give_up(self, heard=True)
         if recipient is not None:
@@ -319,6 +320,11 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
             return 0
         limit = h2.remote_settings.get(ngh2.Setting.MAX_CONCURRENT_STREAMS, STREAMS)
         return max(0, min(limit, STREAMS) - len(self._streams) - self._reserved) if h2.can_send_request else 0
+
+    @property
+    def retired(self) -> bool:
+        """Whether it takes no more requests, ever."""
+        return self._leaving
 
     @property
     def idle(self) -> bool:

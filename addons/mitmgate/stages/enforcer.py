@@ -12,7 +12,7 @@ from typing import ClassVar
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from mitmgate.core.grpc import is_grpc, status_fields
+from mitmgate.core.grpc import is_call, status_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
@@ -148,9 +148,8 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
         # In report mode a challenge may be left of a 401 that was only observed.
         if exchange.challenge is not None and (reason.status in {401, 403} or reason is Reason.CREDENTIAL_AMBIGUOUS):
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
-    content_type = exchange.request.headers.one(b"content-type")
-    if content_type is not None and is_grpc(content_type):
-        fields = status_fields(reason, detail, content_type)
+    if is_call(exchange.request):
+        fields = status_fields(reason, detail, exchange.request.headers.one(b"content-type") or b"")
         return _make(HTTPStatus.OK, (*fields, _PROBLEM_FIELDS[1], *extra), b"")
     return _response(reason, detail, exchange.request_id, extra)
 

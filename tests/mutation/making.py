@@ -1,15 +1,19 @@
 """Mutants of a module: one decision-relevant expression or statement changed in each, on its syntax tree."""
 
 import ast
+import gc
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "addons" / "mitmgate"
@@ -40,6 +44,8 @@ class Mutant:
     place: str
     change: str
     line: int
+    last: int
+    """The last line of what is changed, or, of an `if`, of its test."""
     number: int | None
 
     @property
@@ -53,10 +59,35 @@ def _text(node: ast.AST) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
-def _changes(tree: ast.Module) -> Iterator[tuple[str, int, str, Callable[[], None]]]:
-    """Yield (place, line, change, apply) of every change, in one order; apply changes this tree."""
+def _lines(node: ast.AST) -> tuple[int, int]:
+    """Return the first and the last line of what a change concerns."""
+    match node:
+        case ast.comprehension(target=target, ifs=ifs):
+            return target.lineno, max(part.end_lineno or part.lineno for part in ifs)
+        case ast.If(test=test):
+            return node.lineno, test.end_lineno or test.lineno
+        case ast.expr() | ast.stmt():
+            return node.lineno, node.end_lineno or node.lineno
+    raise ValueError(f"no line of {node!r}")
 
-    def visit(node: ast.AST, place: str) -> Iterator[tuple[str, int, str, Callable[[], None]]]:
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change of a module's tree: `put(new)` makes it, `put(old)` takes it back."""
+
+    place: str
+    first: int
+    last: int
+    text: str
+    put: Callable[[ast.AST], None]
+    old: ast.AST
+    new: ast.AST
+
+
+def _changes(tree: ast.Module) -> Iterator[_Change]:
+    """Yield every change, in one order."""
+
+    def visit(node: ast.AST, place: str) -> Iterator[_Change]:
         for field, value in ast.iter_fields(node):
             if field in {
                 "annotation",
@@ -83,8 +114,8 @@ def _changes(tree: ast.Module) -> Iterator[tuple[str, int, str, Callable[[], Non
                         setattr(owner, name, new)
 
                 for change, new in _replacements(child):
-                    line: int = getattr(child, "lineno", 0)
-                    yield inner, line, change, partial(put, ast.copy_location(new, child))
+                    placed = ast.fix_missing_locations(ast.copy_location(new, child))
+                    yield _Change(inner, *_lines(child), change, put, child, placed)
                 yield from visit(child, inner)
 
     yield from visit(tree, "")
@@ -136,36 +167,103 @@ def _outcomes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield f"{_text(node)} → return self.admitted", ast.Return(admitted)
 
 
-def mutants_of(path: str) -> list[Mutant]:
-    """List the mutants of a module of the package, `stages/stage.py` for instance."""
+@cache
+def _tree_of(path: str) -> tuple[ast.Module, list[_Change]]:
     tree = ast.parse((PACKAGE / path).read_text())
+    return tree, list(_changes(tree))
+
+
+@cache
+def mutants_of(path: str) -> tuple[Mutant, ...]:
+    """List the mutants of a module of the package, `stages/stage.py` for instance."""
     found: dict[str, Mutant] = {}
-    for number, (place, line, change, _) in enumerate(_changes(tree)):
-        mutant = Mutant(path, place or "module", change, line, number)
+    for number, change in enumerate(_tree_of(path)[1]):
+        mutant = Mutant(path, change.place or "module", change.text, change.first, change.last, number)
         again = 1
         while mutant.name in found:  # the same change at a second place of one function
             again += 1
-            mutant = Mutant(path, place or "module", f"{change} ({again})", line, number)
+            text = f"{change.text} ({again})"
+            mutant = Mutant(path, change.place or "module", text, change.first, change.last, number)
         found[mutant.name] = mutant
-    return list(found.values())
+    return tuple(found.values())
 
 
 def code_of(mutant: Mutant) -> CodeType:
     """Compile a mutant."""
-    file = PACKAGE / mutant.path
-    tree = ast.parse(file.read_text())
-    for number, (_, _, _, apply) in enumerate(_changes(tree)):
-        if number == mutant.number:
-            apply()
-            break
-    return compile(ast.fix_missing_locations(tree), str(file), "exec", dont_inherit=True)
+    tree, changes = _tree_of(mutant.path)
+    change = None if mutant.number is None else changes[mutant.number]
+    if change is not None:
+        change.put(change.new)
+    try:
+        return compile(tree, str(PACKAGE / mutant.path), "exec", dont_inherit=True)
+    finally:
+        if change is not None:
+            change.put(change.old)
+
+
+def module_of(path: str) -> str:
+    """Return the name under which a module of the package is imported."""
+    return ".".join(("mitmgate", *Path(path).with_suffix("").parts))
+
+
+@cache
+def functions() -> dict[str, list[FunctionType]]:
+    """Find the functions that this process has, by their file."""
+    found: dict[str, list[FunctionType]] = {}
+    for each in gc.get_objects():
+        if type(each) is FunctionType:
+            found.setdefault(each.__code__.co_filename, []).append(each)
+    return found
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and all that are in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_in(constant)
+
+
+type _Where = tuple[str, int]
+
+
+def _where(code: CodeType) -> _Where:
+    return code.co_qualname, code.co_firstlineno
+
+
+def _own(code: CodeType) -> tuple[object, ...]:
+    """Return what a code object does by itself, without those in it."""
+    constants = tuple(repr(each) for each in code.co_consts if not isinstance(each, CodeType))
+    return code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+
+
+def patched(mutant: Mutant) -> list[tuple[FunctionType, CodeType]]:
+    """Return the functions of this process that a mutant changes, with the code that they get.
+
+    Empty: it is in none, or one can't be changed in its place, and the module has to be imported anew.
+    """
+    old, new = (list(codes_in(code_of(each))) for each in (replace(mutant, number=None), mutant))
+    classes = {_where(code): _own(code) for code in old if not code.co_flags & inspect.CO_OPTIMIZED}
+    if classes != {_where(code): _own(code) for code in new if not code.co_flags & inspect.CO_OPTIMIZED}:
+        return []
+    before, after = Counter(map(_where, old)), {_where(code): code for code in new}
+    changed = []
+    for function in functions().get(str(PACKAGE / mutant.path), ()):
+        where = _where(function.__code__)
+        code = after.get(where)
+        if code is None or code == function.__code__:
+            continue
+        if before[where] != 1 or code.co_freevars != function.__code__.co_freevars:
+            return []
+        changed.append((function, code))
+    return changed
 
 
 class Importer(importlib.abc.MetaPathFinder):
     """Imports a mutant in the place of its module, from now on in this process."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self._name = ".".join(("mitmgate", *Path(mutant.path).with_suffix("").parts))
+        self._name = module_of(mutant.path)
         self._file = str(PACKAGE / mutant.path)
         self._code = code_of(mutant)
 

@@ -4,7 +4,7 @@ import subprocess
 
 from tests.live.harness import ROOT
 from tests.mutation.making import mutants_of
-from tests.mutation.quick import ADMITTING
+from tests.mutation.quick import admitting
 
 
 def test_mutants_that_admit_are_noticed() -> None:
@@ -12,7 +12,9 @@ def test_mutants_that_admit_are_noticed() -> None:
         [ROOT / "run.sh", "mutants", "--quick"], capture_output=True, text=True, timeout=300, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"{len(ADMITTING)} mutants: {len(ADMITTING)} noticed, 0 not" in ran.stdout
+    number = len(admitting())
+    assert number >= 40
+    assert f"{number} mutants: {number} noticed, 0 not" in ran.stdout
 
 
 def test_a_mutants_name_names_it_alone() -> None:

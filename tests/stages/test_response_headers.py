@@ -138,6 +138,29 @@ def test_what_the_policy_says_of_the_gateways_own_fields_holds(snapshot: Snapsho
     assert "Server-Timing" not in headers
 
 
+@pytest.mark.parametrize(
+    ("upstream", "rule", "dates"),
+    [
+        ([], Rule(), 1),
+        ([(b"Date", b"then")], Rule(), 1),
+        ([(b"date", b"then")], Rule(), 1),
+        ([], Rule(remove=frozenset({b"date"})), 0),
+        ([(b"DATE", b"then")], Rule(remove=frozenset({b"date"})), 0),
+        ([], Rule(set=((b"date", b"ours"),)), 1),
+        ([(b"Date", b"then")], Rule(set=((b"date", b"ours"),)), 1),
+    ],
+)
+def test_a_response_has_one_date_unless_the_policy_says_otherwise(
+    snapshot: Snapshot, upstream: list[tuple[bytes, bytes]], rule: Rule, dates: int
+) -> None:
+    found = passed(exchange(replace(snapshot, response_headers=rule)), *upstream).get_all("Date")
+    assert len(found) == dates
+    if rule.set:
+        assert found == ["ours"]
+    elif upstream and dates:
+        assert found == ["then"]
+
+
 def test_one_policys_rule_is_not_anothers(snapshot: Snapshot) -> None:
     addon = ResponseHeaders()
     silent = Rule(((b"x-own", b"1"),), frozenset({b"x-request-id", b"x-kept"}))

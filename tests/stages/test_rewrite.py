@@ -7,6 +7,7 @@ import pytest
 from mitmgate.core.headers import Headers
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Assertion
 from mitmgate.core.template import parse
 from mitmgate.core.verdict import Outcome, Verdict
 from mitmgate.policy.snapshot import Snapshot
@@ -174,6 +175,22 @@ def test_identity_is_told_as_the_policy_says(snapshot: Snapshot) -> None:
     made = placed(snapshot)
     made.principal = replace(ALICE, subject="alice")
     assert b"x-issuer" not in sent(made)
+
+
+def test_only_a_principal_is_vouched_for(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signs:
+        def assertion(self, principal: Principal, audience: str, method: str, path: str, now: float) -> bytes:
+            return f"{principal.subject} {audience} {method} {path}".encode()
+
+    rule = Assertion(b"x-assertion", b"no key", 60.0, "https://gateway.example")
+    monkeypatch.setattr("mitmgate.stages.rewrite.signer_of", lambda asked: Signs() if asked is rule else None)
+    vouching = replace(snapshot, forward=replace(snapshot.forward, assertion=rule))
+    made = placed(vouching, "/moved/x?q")
+    assert b"x-assertion" not in sent(made)
+    made.principal = replace(ALICE, subject="alice")
+    assert sent(again(made))[b"x-assertion"] == [b"alice pair GET /svc/x"]
+    made.snapshot = snapshot
+    assert b"x-assertion" not in sent(again(made))
 
 
 @pytest.mark.parametrize(("hops", "passes"), [(b"0", None), (b"1", b"0"), (b"7", b"6"), (b"x", b"x"), (b"", b"")])

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mitmgate.core.assertion import TYPE
 from mitmgate.core.principal import Principal
 from mitmgate.core.rules import Assertion
-from mitmgate.keys.assertion import Signer, signer_of, thumbprint
+from mitmgate.keys.assertion import REMEMBERED, Signer, signer_of, thumbprint
 from mitmgate.keys.jwks import parse_jwk_set
 
 NOW = 1_900_000_000.75  # far enough ahead that PyJWT, which reads the clock, finds it not expired
@@ -131,7 +131,12 @@ def test_what_is_kept_is_bounded() -> None:
     signer = Signer(rule("EdDSA"))
     for at in range(4100):
         signer.assertion(ALICE, "users", "GET", f"/{at}", NOW)
-    assert len(signer._made) == 4096
+    assert 3000 < len(signer._made) < 4096
+    many = replace(ALICE, roles=tuple(f"role-{number}" for number in range(400)))
+    for at in range(1000):
+        signer.assertion(many, "users", "GET", f"/{at}", NOW)
+    assert 200 < len(signer._made) < 600
+    assert sum(len(made) for _, made in signer._made.values()) < REMEMBERED
 
 
 def test_a_rule_keeps_its_signer() -> None:

@@ -20,6 +20,9 @@ def _text(text: str) -> str:
 _LONGEST: Final = 64
 """Characters of a word that is kept for all flows: clients choose them, of any length."""
 
+_LONGEST_DETAIL: Final = 200
+"""The same of a step's detail: sentences of the gateway's own, which may name what a policy or a token names."""
+
 
 def _name(name: bytes) -> str:
     """Decode a field name, or another word that comes again and again: one text for all flows that are kept."""
@@ -36,9 +39,14 @@ def _kept(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=4096)
 def _step(stage: str, outcome: Outcome, reason: Reason, detail: str, milliseconds: float) -> dict[str, Plain]:
-    """Mirror a step. Most are the same in many flows, which then share one dict: it must not be written to."""
+    """Mirror a step, for all flows that have such a one: what is returned must not be written to."""
+    step = _shared_step if len(detail) <= _LONGEST_DETAIL else _shared_step.__wrapped__
+    return step(stage, outcome, reason, detail, milliseconds)
+
+
+@lru_cache(maxsize=4096)
+def _shared_step(stage: str, outcome: Outcome, reason: Reason, detail: str, milliseconds: float) -> dict[str, Plain]:
     return {
         "stage": stage,
         "outcome": outcome.value,

@@ -24,10 +24,13 @@ from mitmgate.core.assertion import TYPE, assertion_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.rules import Assertion
 
-REMEMBERED: Final = 4096
-"""Assertions that are kept to be used again, about 1 KB each."""
+REMEMBERED: Final = 4 * 1024 * 1024
+"""Octets of assertions that are kept to be used again, about 1 KB each: those of users with many roles are longer."""
 LONGEST_PATH: Final = 512
 """Characters of a path whose assertion is kept: clients choose paths of up to 8 KB."""
+
+LONGEST: Final = 16 * 1024
+"""Octets of an assertion that is kept."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _REQUIRED: Final = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
@@ -50,7 +53,7 @@ class Signer:
         self.jwk: Jwk = {**needed, "kid": self.key_id, "alg": self.algorithm, "use": "sig"}
         """The public key, as it is published (RFC 7517)."""
         self._header = _encoded({"alg": self.algorithm, "kid": self.key_id, "typ": TYPE})
-        self._made: LRUCache[tuple[object, ...], tuple[float, bytes]] = LRUCache(REMEMBERED)
+        self._made: LRUCache[tuple[object, ...], tuple[float, bytes]] = LRUCache(REMEMBERED, _octets)
 
     def assertion(self, principal: Principal, audience: str, method: str, path: str, now: float) -> bytes:
         """Return an assertion as a compact JWS (RFC 7515), see core.assertion.assertion_claims."""
@@ -62,9 +65,14 @@ class Signer:
         claims = assertion_claims(self._rule, principal, audience, method, path, now, identifier)
         content = self._header + b"." + _encoded(claims)
         made = content + b"." + _base64url(self._signature.sign(content, self._key))
-        if len(path) <= LONGEST_PATH:
+        if len(path) <= LONGEST_PATH and len(made) <= LONGEST:
             self._made[key] = now, made
         return made
+
+
+def _octets(known: tuple[float, bytes]) -> int:
+    """Estimate what an assertion takes, with the principal and the path that it says again."""
+    return 400 + 2 * len(known[1])
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """Redaction of flows: a flow's state as mitmproxy saves it, without any usable credential."""
 
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -16,6 +17,8 @@ from mitmgate.replay.traffic import Signature
 
 State = dict[str, Any]
 METADATA: Final = "mitmgate"
+_ROOM: Final = 4 * 1024 * 1024
+"""Octets of what stands for tokens that is kept; anybody may send as many, and as long ones, as a head holds."""
 RECORDING: Final = "recording"
 VERSION: Final = 1
 
@@ -56,7 +59,8 @@ class Redactor:
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
         self._hidden = Hidden({})
-        self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(4096)
+        self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(_ROOM, _octets)
+        """By the token's digest: a refused one may be as long as a head, and what stands for it is not."""
 
     def redact(self, state: State, signature: Callable[[bytes], Signature], **facts: object) -> None:
         """Redact a flow's state in place, and note in its metadata how.
@@ -162,13 +166,15 @@ class Redactor:
         return scheme + b" " + before + resigned + after
 
     def _resigned(self, token: bytes, signature: Signature) -> tuple[bytes, dict[str, str]]:
-        known = self._tokens.get((token, signature))
+        key = blake2b(token, digest_size=20).digest(), signature
+        known = self._tokens.get(key)
         if known is None:
             read = read_token(token)
             claims = dict(read.unverified_claims) if isinstance(read, UnverifiedToken) else {}
             shown, hidden = self._veil.claims(claims)
             known = self.key.resign(read, len(token), signature, shown), hidden
-            self._tokens[token, signature] = known
+            if _octets(known) <= _ROOM // 64:
+                self._tokens[key] = known
         return known
 
     def _forwarded(
@@ -198,6 +204,12 @@ class Redactor:
                     shown = UNSEEN
             shown_fields.append((name, shown))
         return tuple(shown_fields)
+
+
+def _octets(known: tuple[bytes, dict[str, str]]) -> int:
+    """Estimate what stands for a token takes, and the claims that are hidden in it."""
+    resigned, hidden = known
+    return 512 + len(resigned) + sum([200 + len(text) + len(place) for text, place in hidden.items()])
 
 
 def is_refused(token: bytes) -> bool:

@@ -273,3 +273,10 @@ def test_printable() -> None:
     assert printable("plain é [x]") == "plain é [x]"
     assert printable("a\x1b\n\u2028") == "a\\u001b\\u000a\\u2028"
     assert printable(7) == "7"
+
+
+def test_the_cause_of_a_failure_is_shown_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    event = {"event": "request", "outcome": "failed", "reason": "upstream-unreachable", "cause": "certificate-expired"}
+    path.write_bytes(orjson.dumps(event) + b"\n")
+    assert "upstream-unreachable (certificate-expired)" in run("tail", path).output

@@ -143,7 +143,7 @@ def test_a_failure_of_the_service_is_not_a_denial(web: WebApi, gateway: Gateway,
     assert answered.status == 502
     wait_for(lambda: web.comments[0].startswith("FAIL"), f"the failure, not {web.comments}")
     (flow,) = web.flows
-    assert flow["comment"] == f"FAIL 502 {answered.reason} after admission (alice, route users)"
+    assert flow["comment"] == f"FAIL 502 {answered.reason} (connection-closed) after admission (alice, route users)"
     assert flow["marked"] == "🟠"
     assert f"failure: {answered.reason}" in web.content(flow, "response")["text"]
 

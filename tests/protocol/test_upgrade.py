@@ -16,6 +16,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
+from mitmgate.core.cause import Cause
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.proxy import websocket
@@ -328,6 +329,7 @@ def test_an_end_without_a_close_frame_is_said_and_recorded(
         found = exchange_of(gate.hooks.seen[0][1])
         assert found is not None
         wait_for(lambda: found.websocket is not None, "the record")
+        assert found.cause is (Cause.CLOSED if leaves == "upstream" else None)
         assert found.websocket == record
         assert (found.body_in, found.body_out) == (5, 5)
         if leaves == "client":

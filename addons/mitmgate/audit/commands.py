@@ -175,7 +175,8 @@ def _cells(event: Members) -> list[str]:
     query = f"?{event['query']}" if "query" in event else ""
     asked = f"{event.get('method', '?')} {event.get('path', '')}{query}"
     who = event.get("user") or event.get("client_ip") or ""
-    cells = (event.get("time", ""), event.get("status", ""), asked, event["outcome"], event.get("reason", ""), who)
+    reason = f"{event.get('reason', '')} ({event['cause']})" if "cause" in event else event.get("reason", "")
+    cells = (event.get("time", ""), event.get("status", ""), asked, event["outcome"], reason, who)
     return [printable(cell) for cell in cells]
 
 

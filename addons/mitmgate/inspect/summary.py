@@ -43,7 +43,8 @@ def summarise(exchange: Exchange | None, flow: HTTPFlow) -> Summary:
         return Summary(DENIED, f"{_denial(final)}{_who(exchange)}")
     if exchange.failure is not None:
         failure = exchange.failure
-        return Summary(FAILED, f"FAIL {failure.status} {failure.code} after admission{_who(exchange)}")
+        cause = "" if exchange.cause is None else f" ({exchange.cause})"
+        return Summary(FAILED, f"FAIL {failure.status} {failure.code}{cause} after admission{_who(exchange)}")
     if flow.error is not None:
         return Summary(FAILED, f"FAIL after admission: {flow.error.msg}{_who(exchange)}")
     return _admission(exchange, flow)

@@ -755,6 +755,10 @@ class Transaction(Recipient):
             messages_in, self.exchange.body_in, messages_out, self.exchange.body_out = relay.counted
             code = data.close_code or CloseReason.ABNORMAL_CLOSURE
             self.exchange.websocket = WebSocketEnd(int(code), relay.closed_by, messages_in, messages_out)
+            if relay.closed_by == "upstream" and code == CloseReason.ABNORMAL_CLOSURE:
+                loss = self._upstream.loss if isinstance(self._upstream, UpstreamConnection) else None
+                failure = loss or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED, "a WebSocket, without a close frame")
+                self._blame_endpoint(failure)
         self._relay = self._upstream = None
         self._response = ResponsePhase.DONE
         if reason is not None:

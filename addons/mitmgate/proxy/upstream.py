@@ -183,7 +183,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._relay: Relay | None = None
         self._acked: int | None = None  # octets that the service had acknowledged before a request that is sent once
         self._undelivered = False
-        self._broken: Failure | None = None  # how the connection ended, where not in order
+        self.loss: Failure | None = None  # how the connection ended, where not in order
         self.congested = False
 
     # What the transaction does.
@@ -220,7 +220,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if once and self._served > 1:
             self._acked = self._tcp()[1]
         if closed:  # between its opening and this
-            self._fail(self._broken or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
+            self._fail(self.loss or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             return True
         if content is not None:
             raw += outgoing.body(content) or b""
@@ -362,11 +362,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             for data in [] if isinstance(self._transport, TlsTransport) else last_words(self._transport):
                 if self.phase is Phase.BUSY:
                     self._take(self._reader.feed(data))
-            self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
+            self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
             if isinstance(exc, BrokenPipeError):  # found out by writing: the reset came behind the service's end
                 self._undelivered = self._acked is not None and self._tcp() == (_Tcp.CLOSE, self._acked)
         elif isinstance(self._transport, TlsTransport) and self._transport.flaw:
-            self._broken = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
+            self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
         self._lost(orderly=False)
         self._transport = None
 
@@ -386,7 +386,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         recipient, relay = self._recipient, self._relay
         try:
             if relay is None:  # reading is held until there is one: only the end can come
-                self._fail(self._broken or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
+                self._fail(self.loss or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             elif data is None:
                 relay.upstream_ended()
             else:
@@ -420,7 +420,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 elif event is END:
                     self._finish()
                 elif isinstance(event, Refusal):
-                    self._fail(self._broken or Failure(event.reason, event.cause, event.detail))
+                    self._fail(self.loss or Failure(event.reason, event.cause, event.detail))
         except Exception:
             logger.exception("an upstream connection is closed because of a defect")
             self.abandon()

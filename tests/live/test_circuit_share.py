@@ -114,6 +114,6 @@ def test_a_service_that_only_fails_is_left_alone(gateway: Gateway, service: Reco
 
 def test_a_service_that_fails_now_and_then(tmp_path: Path) -> None:
     """bench/rare_failures.py runs the same for longer, with fewer failures."""
-    found = measure(tmp_path, 2.0, 0.02)
+    found = measure(tmp_path, 1.0, 0.04)
     assert found.failed > 5
     assert found.missed() == []

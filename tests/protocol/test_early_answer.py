@@ -88,7 +88,7 @@ def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path, host: s
     """Uploads by curl: of a body that is held back, and of one that streams."""
     authority = Authority(tmp_path)
     upload = tmp_path / "upload"
-    upload.write_bytes(b"x" * 4 * MIB)
+    upload.write_bytes(b"x" * 2 * MIB)
     with Refusing(b"413 Content Too Large", None) as service:
         made = policy(tmp_path, service.url)
         certificate, key = authority.issue("localhost")
@@ -102,8 +102,7 @@ def test_early_answer_reaches_clients_over_tls_and_http2(tmp_path: Path, host: s
             for version, stream in product(("--http1.1", "--http2"), ("auto", "always")):
                 words = ["curl", "-s", version, "--cacert", authority.ca, "-w", " %{http_code}", "-T", str(upload)]
                 words += ["-H", "Expect:", "--max-time", "60", f"https://localhost:{gateway.port}/{stream}"]
-                for _ in range(2):
-                    done = subprocess.run(words, capture_output=True, text=True, check=False)
-                    assert (done.stdout, done.returncode) == ("early 413", 0), (version, stream, gateway.log)
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                assert (done.stdout, done.returncode) == ("early 413", 0), (version, stream, gateway.log)
         kept = [event for event in events(tmp_path / "audit.jsonl") if event["event"] == "request"]
-        assert [(event["reason"], event["status"]) for event in kept] == [("ok", 413)] * 8
+        assert [(event["reason"], event["status"]) for event in kept] == [("ok", 413)] * 4

@@ -48,6 +48,27 @@ def test_body_of_another_length_is_never_complete_again(parts: list[bytes]) -> N
     assert not outgoing.complete
 
 
+def test_a_body_of_no_declared_length_goes_in_chunks() -> None:
+    outgoing = OutgoingRequest()
+    outgoing.begin(b"POST", b"/", HOST, None)
+    assert [outgoing.body(part) for part in (b"abc", b"", b"d" * 16)] == [
+        b"3\r\nabc\r\n",
+        b"",
+        b"10\r\n" + b"d" * 16 + b"\r\n",
+    ]
+    assert outgoing.end() == b"0\r\n\r\n"
+    assert outgoing.complete
+
+
+@pytest.mark.parametrize("length", [0, 3, None])
+def test_what_has_no_head_has_no_body_and_no_end(length: int | None) -> None:
+    outgoing = OutgoingRequest()
+    assert outgoing.begin(b"GET", b"/ HTTP/1.1\r\nX: y", HOST, length) is None
+    assert outgoing.body(b"abc") is None
+    assert outgoing.end() is None
+    assert not outgoing.complete
+
+
 def test_nothing_follows_the_end() -> None:
     for length in (0, None):
         outgoing = OutgoingRequest()

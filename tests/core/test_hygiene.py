@@ -153,6 +153,16 @@ def test_host_and_authority_agree(host: tuple[str, ...], authority: str, version
     assert isinstance(found, Head) or found.reason is Reason.HOST_INVALID
 
 
+def test_a_field_that_is_repeated_is_read_as_a_whole() -> None:
+    """A condition that saw the last value alone would be met by what the service reads otherwise."""
+    head = read(request(("X-Tenant", "acme"), ("Accept", "a"), ("x-tenant", "globex")))
+    assert isinstance(head, Head)
+    assert head.headers.all(b"x-tenant") == [b"acme", b"globex"]
+    assert head.headers.text("X-Tenant") == "acme, globex"
+    assert head.headers.one(b"x-tenant") is None
+    assert head.headers.one(b"accept") == b"a"
+
+
 def test_a_target_may_be_as_long_as_it_may() -> None:
     asked = request(target="/" + "a" * 9)
     screened = screen(asked.headers, FIELDS)

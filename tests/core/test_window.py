@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mitmgate.core.limit import BUCKETS, EXACT_LIMIT, Limit, ticks
-from mitmgate.core.sliding import BucketedWindow, SlidingLog, Window
-from mitmgate.core.window import Grant, Take, denies, new_window, settle
+from mitmgate.core.sliding import BucketedWindow, Elsewhere, SlidingLog, Window
+from mitmgate.core.window import Grant, Take, check, denies, given_back, new_window, settle
 
 START = 1_763_000_000.0
 SECOND = 1_000_000
@@ -298,3 +298,62 @@ def test_units_whose_bucket_is_gone_are_taken_out_of_no_other() -> None:
     assert again.live == 4
     again.give_back(1000, 9)
     assert again.live == 2, "no more than it holds"
+
+
+def away(limit: Limit, elsewhere: Elsewhere, count: int, now: float = START, *, shared: bool = False) -> list[Grant]:
+    """Ask so often in a window that counts here while the store that is shared can't be asked."""
+    window = new_window(limit)
+    window.elsewhere = elsewhere
+    return [settle([Take(limit, "k")], [window], now, shared=shared)[0] for _ in range(count)]
+
+
+@pytest.mark.parametrize("units", [10, EXACT_LIMIT + 10])
+def test_what_others_had_spent_counts_until_its_window_is_over(units: int) -> None:
+    limit, seen = limit_of(units), ticks(START)
+    for later, left in ((0.0, 4), (0.999999, 4), (1.0, units)):
+        grants = away(limit, Elsewhere(seen, units - 4), 5, START + later)
+        admitted = [grant.admitted for grant in grants]
+        assert admitted == [number < left for number in range(5)]
+        assert grants[0].remaining == left - 1
+        if left == 4:
+            assert grants[-1].retry_after == pytest.approx(1.0 - later, abs=1e-5), "when the others' units end"
+
+
+def test_of_what_is_shared_those_who_took_it_keep_their_part() -> None:
+    limit = limit_of(10)
+    for mine, theirs, left in ((1, 1, 5), (3, 1, 7), (1, 3, 2), (0, 5, 1), (5, 0, 10)):
+        grants = away(limit, Elsewhere(ticks(START), 0, mine, theirs), 11, shared=True)
+        assert sum(grant.admitted for grant in grants) == left
+    alone = away(limit, Elsewhere(ticks(START), 0, 1, 1), 11)
+    assert sum(grant.admitted for grant in alone) == 10, "it is not shared"
+    both = away(limit, Elsewhere(ticks(START), 8, 1, 1), 11, shared=True)
+    assert sum(grant.admitted for grant in both) == 2, "the larger of the two"
+
+
+def test_a_cost_above_the_limit_never_fits_whatever_others_do() -> None:
+    (grant,) = away(limit_of(3, cost=4), Elsewhere(ticks(START), 1), 1)
+    assert (grant.admitted, grant.retry_after) == (False, math.inf)
+
+
+def test_what_is_given_back_is_told() -> None:
+    limit = limit_of(10, cost=2)
+    grants = away(limit, Elsewhere(), 2)
+    given_back(grants[1])
+    assert (grants[1].remaining, grants[1].spent) == (8, 0)
+    assert grants[1].reset > 0
+    given_back(grants[1])
+    assert grants[1].remaining == 8, "once"
+    (first,) = away(limit, Elsewhere(), 1)
+    given_back(first)
+    assert (first.remaining, first.reset) == (10, 0.0)
+
+
+def test_one_request_takes_once_of_a_key() -> None:
+    limit = limit_of(10)
+    check([Take(limit, "a"), Take(limit, "b")])
+    check([Take(limit, "a")])
+    with pytest.raises(ValueError, match="twice"):
+        check([Take(limit, "a"), Take(limit, "a")])
+    for bad in (limit_of(10, window=0.0), limit_of(10, window=-1.0), limit_of(10, cost=0)):
+        with pytest.raises(ValueError, match="limit l"):
+            check([Take(bad, "a")])

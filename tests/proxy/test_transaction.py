@@ -7,9 +7,11 @@ one without somewhere to go, a flow that an addon killed. So it is seen what the
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from mitmproxy.certs import Cert
 from mitmproxy.connection import Client, Server
 from mitmproxy.flow import Error
 from mitmproxy.http import Headers, HTTPFlow, Response
@@ -19,7 +21,7 @@ from mitmgate.core.cause import Failure
 from mitmgate.core.headers import Headers as Received
 from mitmgate.core.http1 import Bounds, Refusal, RequestHead
 from mitmgate.core.reason import Reason
-from mitmgate.core.request import Forward
+from mitmgate.core.request import Forward, Request
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.snapshot import Snapshot
@@ -27,7 +29,8 @@ from mitmgate.proxy.pool import Unreachable, UpstreamPool
 from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request
 from mitmgate.proxy.upstream import Phase
 from mitmgate.stages.enforcer import BLACK_HOLE
-from mitmgate.stages.exchange import Exchange, begin
+from mitmgate.stages.exchange import Exchange, begin, taken
+from tests.protocol.certificates import Authority
 from tests.stages.exchanges import routed, snapshot_of
 
 FORWARD = Forward("GET", "/up", "users.internal", ((b"Host", b"users.internal"),))
@@ -254,6 +257,25 @@ def test_an_admitted_request_goes_up_as_it_was_decided_on(bench: Bench) -> None:
     assert bench.dialled == [exchange_in(bench).endpoint]
     assert bench.hooks == ["requestheaders", "request"]
     assert bench.answers == []
+
+
+@pytest.mark.parametrize(("tls", "scheme"), [(True, "https"), (False, "http")])
+def test_what_arrived_is_handed_over_as_it_was(bench: Bench, tmp_path: Path, tls: bool, scheme: str) -> None:
+    bench.client.tls = tls
+    pem = Path(Authority(tmp_path).issue("robot.example")[0]).read_bytes()
+    bench.client.certificate_list = [Cert.from_pem(pem)] if tls else []
+    seen: list[Request | None] = []
+
+    def look(flow: HTTPFlow) -> None:
+        seen.append(taken(flow))
+
+    bench.acts["requestheaders"] = look
+    bench.begin(5)
+    (read,) = seen
+    assert read is not None
+    assert (read.scheme, read.method, read.target, read.version) == (scheme, "POST", "/users/7", "HTTP/1.1")
+    assert (read.declared_body, read.peer) == (5, bench.client.peername[0])
+    assert read.certificate == ("CN=robot.example" if tls else None)
 
 
 def test_a_connection_that_is_there_is_taken(bench: Bench) -> None:

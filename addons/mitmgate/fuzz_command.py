@@ -1,6 +1,7 @@
 """fuzz: hold generated conversations with a gateway, stock origins being the judge; what it needs is in a checkout."""
 
 import importlib
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,13 @@ HOSTS = ("serve", "web", "stock")
     multiple=True,
     help="The gateway's host; repeatable; default: serve.",
 )
-def command(minutes: float, seed: str | None, hosts: tuple[str, ...]) -> int:
+@click.option(
+    "--alike",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Instead ask N requests of every front, in serve and stock mitmdump, and compare what becomes of them.",
+)
+def command(minutes: float, seed: str | None, hosts: tuple[str, ...], alike: int | None) -> int:
     """Hold generated HTTP/1.1 and HTTP/2 conversations, valid and broken, with a gateway before Node and nginx.
 
     Whatever these two log as a request must be an admitted one of the audit file, field by field, and the other way
@@ -38,6 +45,10 @@ def command(minutes: float, seed: str | None, hosts: tuple[str, ...]) -> int:
     for name in ("node", "nginx"):
         if shutil.which(name) is None and shutil.which(name, path="/usr/sbin") is None:
             raise UserError(f"fuzz needs {name}, which is not installed")
+    if alike is not None:
+        differential = importlib.import_module("tests.attack.differential")
+        same: bool = differential.run(int(number) or random.SystemRandom().randrange(10**9), alike, click.echo)
+        return 0 if same else 1
     fuzz = importlib.import_module("tests.attack.fuzz")
     passed: bool = fuzz.run(hosts or ("serve",), 60 * minutes, seed, click.echo)
     return 0 if passed else 1

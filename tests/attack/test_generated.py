@@ -1,10 +1,12 @@
-"""The short form of `./run.sh fuzz`: half a minute of generated conversations, both fronts, in two hosts."""
+"""The short forms of `./run.sh fuzz`: half a minute of generated conversations, and requests on every front."""
 
 import os
+import random
 
-from tests.attack import fuzz
+from tests.attack import differential, fuzz
 
 SECONDS = 30.0
+REQUESTS = 150
 
 
 def test_generated_conversations() -> None:
@@ -13,3 +15,10 @@ def test_generated_conversations() -> None:
     seed = "1" if os.environ.get("CI") else None
     assert fuzz.run(("serve", "stock"), SECONDS, seed, said.append), "\n".join(said)
     assert len(said) == 4
+
+
+def test_every_front_and_host_treats_a_request_alike() -> None:
+    """The short form of `./run.sh fuzz --alike 20000`."""
+    said: list[str] = []
+    seed = 1 if os.environ.get("CI") else random.SystemRandom().randrange(10**9)
+    assert differential.run(seed, REQUESTS, said.append), "\n".join(said)

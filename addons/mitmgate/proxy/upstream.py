@@ -319,13 +319,17 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Take the end of what the upstream sends; the connection is of no more use."""
-        transport = self._transport
-        orderly = not isinstance(transport, TlsTransport) or transport.ended_in_order
+        orderly = self._in_order
         if orderly and self._acked is not None and self.phase is Phase.BUSY and not self._reader.started:
             self._await_reset(time.monotonic() + PROOF)
             return True
         self._lost(orderly=orderly)
         return False
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether an end is the service's word: over TLS anybody on the way could end the connection below it."""
+        return not isinstance(self._transport, TlsTransport) or self._transport.ended_in_order
 
     def _await_reset(self, until: float) -> None:
         """Find out whether a request that may be sent once has reached the service, which has closed the connection.
@@ -363,9 +367,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 if self.phase is Phase.BUSY:
                     self._take(self._reader.feed(data))
             self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
-            if isinstance(exc, BrokenPipeError):  # found out by writing: the reset came behind the service's end
+            if isinstance(exc, BrokenPipeError) and self._in_order:  # found out by writing: a reset behind the end
                 self._undelivered = self._acked is not None and self._tcp() == (_Tcp.CLOSE, self._acked)
-        elif isinstance(self._transport, TlsTransport) and self._transport.flaw:
+        if isinstance(self._transport, TlsTransport) and self._transport.flaw:  # an alert, and then perhaps a reset
             self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
         self._lost(orderly=False)
         self._transport = None

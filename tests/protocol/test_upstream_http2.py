@@ -14,6 +14,7 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
+from mitmgate.proxy.http2 import WINDOW
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import Raw, RecordingUpstream
 from tests.protocol.certificates import Authority
@@ -301,6 +302,32 @@ def test_responses_that_end_while_their_clients_take_nothing_give_their_window_b
             client.request(path)
             assert gate.hooks.wait_ends(number + 1)[-1] == ("response", Reason.OK)
     assert service.connections == 1
+
+
+@pytest.mark.parametrize("ends", ["given up", "refused"])
+def test_uploads_that_end_while_nobody_takes_them_give_their_window_back(
+    service: Http2Service, authority: Authority, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Else one user's uploads stop those of all who share a connection to the gateway, behind a proxy."""
+    monkeypatch.setattr("mitmgate.proxy.http2.CONNECTION_WINDOW", 3 * WINDOW)
+    path = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/window")]
+    bound = 10 << 20 if ends == "given up" else 2 * WINDOW // 3
+    with (
+        Gate(route(service.url, stream="always", max_body=bound), tls=listen(authority)) as gate,
+        Client(gate, authority) as client,
+    ):
+        client.read(lambda: any(isinstance(event, h2.events.SettingsAcknowledged) for event in client.events))
+        for _ in range(12):
+            stream = client.request(path, end=False)
+            client.read(lambda one=stream: client.h2.local_flow_control_window(one) >= WINDOW)  # type: ignore[misc]
+            for _ in range(WINDOW // 16384):
+                client.h2.send_data(stream, b"x" * 16384)
+            client.flush()
+            if ends == "given up":
+                client.h2.reset_stream(stream)
+                client.flush()
+            else:
+                assert client.answer(stream)[0] == 413
 
 
 def test_a_service_that_leaves_at_once_leaves_nothing_behind() -> None:

@@ -492,7 +492,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Take the end of a stream: complete, given up by the client, or malformed by libnghttp2's judgment."""
         stream_id = event.stream_id
         self._sending.pop(stream_id, None)
-        stream = self._streams.pop(stream_id, None)
+        stream = self._drop(stream_id)
         if stream_id not in self._open:
             self._recorded += 1
             self._refuse(Refusal(Reason.HEAD_MALFORMED, "The HTTP/2 message is malformed."))
@@ -511,7 +511,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _reset(self, stream_id: int) -> None:
         """Take the client's word that it gives a stream up; `StreamClosed` follows."""
         self._sending.pop(stream_id, None)
-        stream = self._streams.pop(stream_id, None)
+        stream = self._drop(stream_id)
         if stream is not None and stream.transaction is not None and not stream.answered:
             stream.transaction.client_gone()
         elif stream is None:
@@ -544,6 +544,14 @@ class Http2Connection(asyncio.BufferedProtocol):
             stream.unacknowledged = amount
         elif amount:
             self._acknowledge(stream.stream_id, amount)
+
+    def _drop(self, stream_id: int) -> Http2Stream | None:
+        """Take a stream out of those that run: what was held of its body leaves the connection's window."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            amount, stream.unacknowledged = stream.unacknowledged, 0
+            self._acknowledge(stream_id, amount)
+        return stream
 
     def _acknowledge(self, stream_id: int, amount: int) -> None:
         if amount:
@@ -727,7 +735,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             largest.transaction.relieve()
             largest.counted = largest.transaction.held if largest.transaction is not None else 0
         else:
-            self._streams.pop(largest.stream_id, None)
+            self._drop(largest.stream_id)
             self._sending.pop(largest.stream_id, None)
             self.say(lambda h2: h2.reset_stream(largest.stream_id, ngh2.ErrorCode.CANCEL))
             self._settle()
@@ -792,8 +800,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 self.say(lambda h2: h2.end_stream(stream_id))
         stream.answered = True
         stream.transaction = None
-        if self._streams.pop(stream_id, None) is not None:
-            stream.unacknowledged = 0
+        if self._drop(stream_id) is not None:
             stream.deadline.set(self._bounds.idle_timeout)
             self._sending[stream_id] = stream
         self._flush_soon()
@@ -802,7 +809,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Reset a stream."""
         stream.answered = True
         stream.transaction = None
-        if self._streams.pop(stream.stream_id, None) is not None:
+        if self._drop(stream.stream_id) is not None:
             self.say(lambda h2: h2.reset_stream(stream.stream_id, error))
             self._settle()
 

@@ -19,6 +19,7 @@ from mitmgate.keys import fetch
 from mitmgate.keys.fetch import FetchError, fetch_document
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import private_key, private_pem
+from tests.live.harness_http import free_port
 
 DOCUMENT = b'{"keys":[]}'
 FETCH = (
@@ -97,7 +98,7 @@ def test_a_server_that_can_not_be_reached_is_an_error(url: str) -> None:
 
 
 def test_a_certificate_that_is_not_trusted_is_refused(server: JwksServer) -> None:
-    with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(FetchError, match=r"^certificate-self-signed: .*CERTIFICATE_VERIFY_FAILED"):
         asyncio.run(fetch_document(server.url))
     assert server.fetches == 0
 
@@ -111,5 +112,13 @@ def test_a_private_authority_is_trusted_where_the_environment_says_so(server: Jw
 def test_a_trusted_certificate_of_another_host_is_refused(server: JwksServer, pem: Path) -> None:
     done = fetched_by_a_process_that_trusts(pem, server.url)
     assert done.returncode == 1
-    assert b"FetchError" in done.stderr
+    assert b"FetchError: certificate-wrong-name: " in done.stderr
     assert server.fetches == 0
+
+
+def test_an_error_begins_with_its_cause() -> None:
+    """The words of docs/causes.md, as for services."""
+    with pytest.raises(FetchError, match=r"^connect-refused: "):
+        asyncio.run(fetch_document(f"http://127.0.0.1:{free_port()}/"))
+    with pytest.raises(FetchError, match=r"^connect-unreachable: "):
+        asyncio.run(fetch_document("http://255.255.255.255:9/"))

@@ -6,6 +6,7 @@ import pytest
 
 from mitmgate.core.cause import Cause
 from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, ResponseHead, ResponseReader
+from mitmgate.core.http1.reader import OVERRUN
 from mitmgate.core.reason import Reason
 
 BOUNDS = Bounds()
@@ -133,11 +134,11 @@ def test_what_can_not_become_a_head_any_more_is_not_waited_for(start: bytes) -> 
         assert refusal.reason is Reason.HEAD_MALFORMED
 
 
-def test_a_head_that_does_not_end_is_too_large_at_its_bound() -> None:
+def test_a_head_that_does_not_end_is_too_large_beyond_its_bound() -> None:
     bounds = replace(BOUNDS, head=200, target=100)
     for data, reason in (
-        (b"GET /" + b"a" * 300, Reason.TARGET_TOO_LONG),
-        (b"GET / HTTP/1.1\r\nA: " + b"b" * 300, Reason.HEAD_TOO_LARGE),
+        (b"GET /" + b"a" * (201 + OVERRUN), Reason.TARGET_TOO_LONG),
+        (b"GET / HTTP/1.1\r\nA: " + b"b" * (201 + OVERRUN), Reason.HEAD_TOO_LARGE),
         (b"GET /" + b"a" * 300 + b" HTTP/1.1\r\n\r\n", Reason.TARGET_TOO_LONG),
         (b"GET / HTTP/1.1\r\nA: " + b"b" * 300 + b"\r\n\r\n", Reason.HEAD_TOO_LARGE),
     ):
@@ -148,7 +149,7 @@ def test_a_head_that_does_not_end_is_too_large_at_its_bound() -> None:
             assert isinstance(refusal, Refusal)
             assert refusal.reason is reason
     reader = RequestReader(bounds)
-    assert reader.feed(b"GET / HTTP/1.1\r\nA: " + b"b" * 181) == []
+    assert reader.feed(b"GET / HTTP/1.1\r\nA: " + b"b" * (181 + OVERRUN)) == []
     assert isinstance(reader.feed(b"b")[0], Refusal)
 
 

@@ -12,7 +12,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.test import tflow
 
 from mitmgate.host.master import LeanMaster
-from mitmgate.proxy.hooks import HookTable
+from mitmgate.proxy.hooks import HookTable, StockHooks
 
 Body = Callable[[list[str]], Any]
 
@@ -133,3 +133,74 @@ def test_the_table_follows_the_chain() -> None:
 
     asyncio.run(main())
     assert seen == ["a", "a", "late", "a", "b", "late", "a", "b"]
+
+
+@pytest.mark.parametrize("body", [lambda seen: None, wait], ids=["at once", "later"])
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_flow_that_a_hook_has_intercepted_waits_until_it_is_resumed(body: Body, stock: bool) -> None:
+    seen: list[str] = []
+
+    class Intercepts(Entry):
+        def requestheaders(self, flow: Any) -> Any:
+            flow.intercept()
+            return super().requestheaders(flow)
+
+    async def main() -> None:
+        master = LeanMaster(Options())
+        master.addons.add(Intercepts("a", seen, body), Entry("b", seen))
+        table = StockHooks(master.addons) if stock else master.addons
+        assert isinstance(table, HookTable)
+        flow = tflow.tflow()
+        pending = table.start(HttpRequestHeadersHook(flow))
+        assert pending is not None
+        task = asyncio.ensure_future(pending)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [name for name in seen if name != "waited"] == ["a", "b"]
+        assert not task.done(), "nothing goes on before somebody lets it"
+        flow.resume()
+        await task
+        master.addons.get("errorcheck").finish()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("result", [None, 1, "word", object()])
+@pytest.mark.parametrize("first", [lambda seen: None, wait], ids=["at once", "later"])
+def test_what_a_hook_returns_that_nobody_can_await_is_not_awaited(first: Body, result: object) -> None:
+    seen: list[str] = []
+    run(Entry("a", seen, first), Entry("b", seen, lambda seen: result), Entry("c", seen))
+    assert [name for name in seen if name != "waited"] == ["a", "b", "c"]
+
+
+def test_a_host_of_mitmproxys_own_is_asked_for_its_addons_each_time() -> None:
+    """They are added, taken out and replaced behind the table's back, Enforcer among them."""
+    seen: list[str] = []
+
+    async def main() -> None:
+        manager = LeanMaster(Options()).addons
+        first, second, third = (Entry(name, seen) for name in "abc")
+        manager.chain[:] = [first]
+        table = StockHooks(manager)
+        for chain in ([first], [first, second], [first, third], [third], [second]):
+            manager.chain[:] = chain
+            seen.clear()
+            assert table.run(HttpRequestHeadersHook, tflow.tflow()) is None
+            assert seen == [addon.name for addon in chain]
+
+    asyncio.run(main())
+
+
+def test_whoever_shows_flows_is_told_of_each() -> None:
+    told: list[str] = []
+
+    class Shows:
+        name = "shows"
+
+        def update(self, flows: Any) -> None:
+            told.append("update")
+
+    for body in (lambda seen: None, wait):
+        told.clear()
+        run(Entry("a", [], body), Shows())
+        assert told == ["update"]

@@ -65,7 +65,7 @@ def test_folders(paths: list[str]) -> list[str]:
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
+    default=4.0,
     show_default=True,
     help="Of tests for each mutant; they go from those most like its module to others that execute its lines.",
 )

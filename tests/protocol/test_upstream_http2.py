@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mitmgate.proxy.http2 import WINDOW
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import Raw, RecordingUpstream
 from tests.protocol.certificates import Authority
-from tests.protocol.harness import Gate, connect, crowd, receive, route
+from tests.protocol.harness import Gate, connect, crowd, receive, reset, route
 from tests.protocol.http2_service import BAD, LARGE, Http2Service
 from tests.protocol.node_origin import NodeOrigin
 from tests.protocol.test_http2 import Client
@@ -330,8 +331,34 @@ def test_uploads_that_end_while_nobody_takes_them_give_their_window_back(
                 assert client.answer(stream)[0] == 413
 
 
-def test_a_service_that_leaves_at_once_leaves_nothing_behind() -> None:
-    with Http2Service(leaving=True) as service, Gate(route(service.url)) as gate:
+def test_requests_that_are_given_up_do_not_pile_up_on_a_connection(
+    h2_up: Gate, service: Http2Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that holds them for an attack (Rapid Reset) ends the connection, and the requests of all on it."""
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.RESETS", 5)
+    with connect(h2_up.port) as other:
+        other.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        got = b""
+        while b"echo:one" not in got:
+            got += other.recv(65536)
+        for number in range(12):
+            with connect(h2_up.port) as link:
+                link.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+                wait_for(lambda number=number: len(service.requests) == number + 2, "the request")  # type: ignore[misc]
+                reset(link)
+            wait_for(lambda: service.requests[-1].reset is not None, "it to be given up")
+        other.sendall(b"0\r\n\r\n")
+        while b"0\r\n\r\n" not in got:
+            got += other.recv(65536)
+        assert b"bye" in got
+    given_up = Counter(seen.connection for seen in service.requests if seen.reset is not None)
+    assert sum(given_up.values()) == 12
+    assert max(given_up.values()) <= 5
+
+
+@pytest.mark.parametrize("how", [{"leaving": True}, {"streams": 0}], ids=["leaves at once", "takes no requests"])
+def test_a_service_that_takes_nothing_leaves_nothing_behind(how: dict[str, int]) -> None:
+    with Http2Service(**how) as service, Gate(route(service.url)) as gate:  # type: ignore[arg-type]
         for _ in range(3):
             status, body = ask(gate, "/p")
             assert (status, json.loads(body)["reason"]) == (502, "upstream-closed")
@@ -353,7 +380,7 @@ def test_a_denied_request_reaches_nobody(h2_up: Gate, service: Http2Service) -> 
     [
         ("POST", {b"te": b"trailers", b"content-type": b"application/grpc+proto"}, 200),
         ("POST", {b"content-type": b"application/grpc"}, 401),
-        ("POST", {b"content-type": b"application/grpc-web+proto"}, 401),
+        ("POST", {b"te": b"trailers", b"content-type": b"application/grpc-web+proto"}, 401),
         ("GET", {b"te": b"trailers", b"content-type": b"application/grpc"}, 401),
         ("POST", {b"te": b"trailers", b"content-type": b"application/grpcs"}, 401),
         ("POST", {b"te": b"trailers"}, 401),

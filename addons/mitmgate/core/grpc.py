@@ -33,11 +33,11 @@ _READABLE: Final = "".join(chr(octet) for octet in range(0x20, 0x7F) if octet !=
 
 
 def is_grpc(content_type: bytes | None) -> bool:
-    """Tell whether a message is one of gRPC, or gRPC-Web: application/grpc, with a suffix or without."""
+    """Tell whether a message is one of gRPC, not of gRPC-Web: application/grpc, or with a suffix behind a plus."""
     if content_type is None:
         return False
     kind = content_type.partition(b";")[0].strip().lower()
-    return kind == _PREFIX or kind.startswith((_PREFIX + b"+", _PREFIX + b"-web"))
+    return kind == _PREFIX or kind.startswith(_PREFIX + b"+")
 
 
 def is_call(request: Request) -> bool:

@@ -60,7 +60,7 @@ from mitmproxy.websocket import WebSocketData
 from wsproto.frame_protocol import CloseReason
 
 from mitmgate.core.cause import Cause, Failure
-from mitmgate.core.grpc import is_grpc
+from mitmgate.core.grpc import is_call
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1 import Bounds, Refusal, RequestHead, ResponseHead
 from mitmgate.core.http1.framing import received_fields
@@ -431,7 +431,7 @@ class Transaction(Recipient):
             if length is not None and length > self._limit:
                 self._fail(Reason.BODY_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
                 return
-        self._conversation = exchange.endpoint.http2 and is_grpc(exchange.request.headers.one(b"content-type"))
+        self._conversation = exchange.endpoint.http2 and is_call(exchange.request)
         passes = streams(route.stream, length) or self.flow.request.stream
         if not self._client.admits(QUEUE if passes or length is None else length):
             self._fail(Reason.MEMORY_EXHAUSTED)

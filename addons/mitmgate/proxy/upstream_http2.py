@@ -44,6 +44,9 @@ OUTPUT: Final = 64 * 1024
 """Bytes that are serialised at once, so that a socket that does not drain is noticed."""
 ALIVE: Final = 2.0
 """Seconds in which a service has to answer a PING."""
+RESETS: Final = 100
+"""Requests that are given up on one connection, which then takes no more: services end one on which many are, with all
+that runs on it (nghttp2 and Node after 1,000, Envoy after 500)."""
 INFORMATIONAL: Final = 32
 """Interim responses (1xx) to one request."""
 
@@ -306,6 +309,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         )  # it may be nobody's by then
         self._heard = self.opened  # when the service has said something last
         self._reserved = 0  # requests that are about to be sent
+        self._resets = 0  # requests that were given up
         self._asked = 0.0  # when it was asked whether it lives
         self._flushing: asyncio.Handle | None = None
         self._congested = False  # the socket does not drain
@@ -318,8 +322,12 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         h2 = self._h2
         if h2 is None or self._leaving or self._closed or self._heard < self._asked:
             return 0
-        limit = h2.remote_settings.get(ngh2.Setting.MAX_CONCURRENT_STREAMS, STREAMS)
-        return max(0, min(limit, STREAMS) - len(self._streams) - self._reserved) if h2.can_send_request else 0
+        return max(0, min(self._limit(h2), STREAMS) - len(self._streams) - self._reserved) if h2.can_send_request else 0
+
+    @staticmethod
+    def _limit(h2: ngh2.Connection) -> int:
+        """Return how many requests the service takes at once."""
+        return h2.remote_settings.get(ngh2.Setting.MAX_CONCURRENT_STREAMS, STREAMS)
 
     @property
     def retired(self) -> bool:
@@ -402,13 +410,16 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         stream_id = stream.stream_id
         self.say(lambda h2: h2.reset_stream(stream_id, ngh2.ErrorCode.CANCEL))
         if not heard and self._heard < stream.begun and self._asked <= self._heard:
-            self._asked = time.monotonic()
+            self._asked = asked = time.monotonic()
             self.say(lambda h2: h2.ping())
-            asyncio.get_running_loop().call_later(ALIVE, self._still_silent)
+            asyncio.get_running_loop().call_later(ALIVE, self._still_silent, asked)
+        self._resets += 1
+        if self._resets >= RESETS:
+            self.retire()
         self._settle()
 
-    def _still_silent(self) -> None:
-        if self._heard < self._asked:
+    def _still_silent(self, asked: float) -> None:
+        if self._heard < asked:
             self.retire()
 
     # What the transport does.
@@ -564,7 +575,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
             return
         if self.idle_since == inf:
             self.idle_since = time.monotonic()
-        if self._leaving:
+        if self._leaving or (self._h2 is not None and not self._limit(self._h2)):  # it takes none, and would be kept
             self.close()
 
     def close(self) -> None:
@@ -572,6 +583,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         h2, transport = self._h2, self._transport
         if h2 is not None and transport is not None and not self._closed:
             with contextlib.suppress(ngh2.NGH2Error):
+                self._write(h2)  # a goodbye would take the place of what is yet to be said
                 h2.terminate_connection(ngh2.ErrorCode.NO_ERROR)
                 self._write(h2)
         self._end(Reason.UPSTREAM_CLOSED)

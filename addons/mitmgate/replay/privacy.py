@@ -33,6 +33,8 @@ _STRUCTURE = frozenset({"iss", "aud", "exp", "nbf", "iat", "jti", "scope", "scp"
 """Claims that a policy names values of: they are no person's."""
 _HIDDEN = re.compile(r"[0-9a-f]+")
 _UNSAFE = "\N{MIDDLE DOT}"  # of ISO-8859-1, as recordings keep fields
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_BETWEEN = re.compile(r"([\x00-/:-@\[-`{-\x7f]+)")  # what stands between words, of whatever letters
 _SAFE = re.compile(r"[!-~](?:[ -~]*[!-~])?")  # what a field takes as it stands
 
 
@@ -179,7 +181,7 @@ class Hidden:
             for spelling in {quote(text, safe=""), quote(text, safe="@"), quote_plus(text)}:
                 spelled.setdefault(spelling, place.removeprefix(_UNSAFE))
         parts = sorted(spelled.items(), key=lambda item: (-len(item[0]), item[0]))
-        self._parts = [(_pattern(text), place) for text, place in parts]
+        self._parts = parts
         self._tell = [(text, place) for text, place in parts if len(text) >= _TELLING and not text.isalpha()]
 
     def whole(self, text: str) -> str:
@@ -187,8 +189,9 @@ class Hidden:
         place = self._whole.get(text)
         if place is not None:
             return place
-        for pattern, part in self._parts:
-            text = pattern.sub(part, text)
+        for part, place in self._parts:
+            if part in text:
+                text = _replaced(text, part, place)
         return text
 
     def telling(self, text: str) -> str:
@@ -216,9 +219,16 @@ class Hidden:
         return any(text.encode("utf-8") in record for text, _ in self._tell)
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    """Find a text; one of letters and digits only as a word of its own."""
-    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])" if text.isalnum() else re.escape(text))
+def _replaced(text: str, part: str, place: str) -> str:
+    """Replace a part of a text; one of letters and digits only where it is a word of its own.
+
+    The part is a client's choice: a pattern made of it would take the time of compiling it, and stay in `re`'s cache.
+    """
+    if not part.isalnum():
+        return text.replace(part, place)
+    if part.isascii():
+        return _WORD.sub(lambda word: place if word[0] == part else word[0], text)
+    return "".join([place if word == part else word for word in _BETWEEN.split(text)])
 
 
 def _wire(text: str) -> str:

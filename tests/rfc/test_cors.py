@@ -54,7 +54,7 @@ def test_a_foreign_origin_and_none_get_no_field_but_vary(front: Front, name: str
     "data",
     [
         b"GET /public HTTP/3.0\r\nHost: localhost\r\nOrigin: https://app.example\r\n\r\n",
-        b"GET /public HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example\r\nA: " + b"b" * 80_000,
+        b"GET /public HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example\r\nA: " + b"b" * 90_000,
         b"GET /public HTTP/1.1\r\nHost: localhost\r\norigin:https://app.example\r\nBad Name: x\r\n\r\n",
         b"GET /public HTTP/1.1\r\nHost: localhost\r\nORIGIN: https://app.example \r\nA: \x01\r\n\r\n",
         b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nOrigin: https://app.example\r\n\r\n",

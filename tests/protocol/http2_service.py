@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, field
+from math import inf
 from types import TracebackType
 from typing import Final, Self
 
@@ -48,6 +49,7 @@ class _Connection:
     h2: h2.connection.H2Connection
     streams: dict[int, Seen] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    last: float = inf  # the stream beyond which nothing is looked at: a GOAWAY has said so
 
 
 class Http2Service:
@@ -134,6 +136,10 @@ class Http2Service:
             connection.link.sendall(data)
 
     def _take(self, connection: _Connection, event: h2.events.Event) -> None:
+        if (getattr(event, "stream_id", None) or 0) > connection.last:
+            if isinstance(event, h2.events.DataReceived):
+                connection.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            return
         if isinstance(event, h2.events.RequestReceived):
             connection.streams[event.stream_id] = seen = Seen(list(event.headers), connection.number)
             self.requests.append(seen)
@@ -160,6 +166,7 @@ class Http2Service:
             case b"/goaway" if connection.number == 1:
                 raw(GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
             case b"/goaway-busy":
+                connection.last = stream_id
                 raw(GoAwayFrame(0, last_stream_id=stream_id, error_code=0).serialize())
             case b"/closed":
                 connection.link.shutdown(socket.SHUT_RDWR)

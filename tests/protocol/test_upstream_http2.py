@@ -356,6 +356,35 @@ def test_requests_that_are_given_up_do_not_pile_up_on_a_connection(
     assert max(given_up.values()) <= 5
 
 
+def test_answers_go_to_who_asked_while_requests_are_given_up_and_connections_leave(
+    h2_up: Gate, service: Http2Service
+) -> None:
+    """Their frames are mixed on shared connections, of which every tenth request makes the service leave one."""
+    answers: dict[bytes, tuple[int, bytes]] = {}
+
+    def ask_on(number: int) -> None:
+        for turn in range(20):
+            said = b"%d.%d " % (number, turn) * 12_000
+            path = "/goaway-busy" if (number + turn) % 10 == 0 else "/p"
+            answers[said] = ask(h2_up, path, "POST", said)
+
+    threads = [threading.Thread(target=ask_on, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(15):
+        with connect(h2_up.port) as link:
+            link.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            link.recv(1000)
+            reset(link)
+    for thread in threads:
+        thread.join()
+    answered = {said for said, (status, _) in answers.items() if status == 200}
+    assert [said[:5] for said in answered if answers[said][1] != b"http2 says " + said] == []
+    assert len(answered) > 100  # who meets two connections that leave gets a 502
+    assert Counter(seen.body for seen in service.requests if seen.one(b":method") == b"POST") == Counter(answered)
+    assert service.connections > 1
+
+
 @pytest.mark.parametrize("how", [{"leaving": True}, {"streams": 0}], ids=["leaves at once", "takes no requests"])
 def test_a_service_that_takes_nothing_leaves_nothing_behind(how: dict[str, int]) -> None:
     with Http2Service(**how) as service, Gate(route(service.url)) as gate:  # type: ignore[arg-type]

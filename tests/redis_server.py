@@ -9,7 +9,7 @@ from typing import Self
 
 from tests.live.harness_http import free_port, wait_for
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class RedisServer:

@@ -18,7 +18,7 @@ from mitmgate.audit.settings import AuditSettings
 from mitmgate.audit.writer import AuditTrail
 
 
-def wait_for(holds: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+def wait_for(holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Wait for a condition, with a bound."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.live.harness_http import wait_for
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 CANNOT = (
     "network namespaces can't be made here ({words}): the tests of deploy/ need root (CAP_SYS_ADMIN) and iproute2. "
     "They are never skipped: what they check was not checked."

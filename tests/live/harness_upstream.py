@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 20.0  # seconds that anything in the harness waits before it fails
+PATIENCE = 60.0  # seconds that anything in the harness waits before it fails
 
 
 @dataclass(frozen=True)

@@ -169,21 +169,22 @@ class CelCondition:
 
         Raises ValueError and TimeoutError as `holds` does.
         """
-        began = time.thread_time()
         try:
             values: dict[str, object] = {name: _some(facts[name], members) for name, members in self._reads}
             if self._degree and (self._literals + _weight(values)) ** self._degree > STEPS:
                 raise TimeoutError(f"the condition could take more than {STEPS} steps")
-            result = self._program.execute({**values, **self._functions})
+            for _ in range(2):  # what was only the interpreter's own pause, a collection, does not come twice
+                began = time.thread_time()
+                result = self._program.execute({**values, **self._functions})
+                if time.thread_time() - began <= LONGEST:
+                    return result
         except TimeoutError:
             raise
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a Rust panic is no Exception
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if time.thread_time() - began > LONGEST:
-            raise TimeoutError(f"the condition took more than {LONGEST:g} s")
-        return result
+        raise TimeoutError(f"the condition took more than {LONGEST:g} s")
 
     def refuse_other_types(self) -> None:
         """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool.

@@ -266,6 +266,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._recorded = 0  # streams of which there is, or will be, a record
         self._open: set[int] = set()  # those of them that libnghttp2 has not closed
         self._going = False  # it is we who end the connection
+        self._eof = False  # the client sends nothing more
         self._discarded: int | None = None  # bytes that came after the end
 
     # What the transport does.
@@ -348,7 +349,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
         What is written goes out first, within bounds: asyncio would wait for it for ever.
         """
-        self._going = True
+        self._going = self._eof = True
         self._close()
         return True
 
@@ -629,6 +630,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         for stream in list(self._streams.values()):
             self._leave(stream)
         waiting = transport.get_write_buffer_size()
+        if self._eof and not waiting:  # nothing more comes that could be unread when the socket is closed
+            transport.close()
+            return
         self.loop.call_later(FLUSH_SECONDS if waiting else LINGER_SECONDS, transport.abort)
         if transport.is_closing():
             return

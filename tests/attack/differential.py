@@ -160,6 +160,8 @@ _HOSTS = (
     b"[::1]",
 )
 
+_NO_AUTHORITY = (b"x y", b"", b"a@b")
+
 Target = Callable[[bytes, bytes], bytes]
 _ODD_TARGETS: tuple[Target, ...] = (
     *(
@@ -167,7 +169,7 @@ _ODD_TARGETS: tuple[Target, ...] = (
         for tail in (
             *(
                 b"?q=1",
-                b"?q=%20&access_token=abc",
+                b"?q=%20&a=b",
                 b"?a=1;b=2",
                 b"?",
                 b"/",
@@ -317,7 +319,9 @@ def asked(rig: Rig, host: Host, front: Front, batch: Sequence[Said]) -> dict[str
     by_tag: dict[str, list[object]] = {}
     for one in logged:
         kept = sorted((name.lower(), value) for name, value in one.headers if name.lower() not in ITS_OWN)
-        by_tag.setdefault(_tag(one.url), []).append((one.method, one.url, tuple(kept), one.length))
+        # Node answers these before it has read their bodies, and how much it has read then is chance.
+        length = None if one.method in {"DELETE", "GET", "HEAD", "OPTIONS"} else one.length
+        by_tag.setdefault(_tag(one.url), []).append((one.method, one.url, tuple(kept), length))
     found: dict[str, Found | None] = {}
     ended = {_tag(event.get("path", "") + "?" + event.get("query", "")): event for event in events}
     for said in batch:
@@ -353,15 +357,16 @@ def run(seed: int, requests: int, say: Callable[[str], None]) -> bool:
     return not differences
 
 
-def _alike(front: Front, one: Found, reference: Found) -> bool:
+def _alike(said: Said, front: Front, one: Found, reference: Found) -> bool:
     """Tell whether HTTP/2 may differ so far.
 
-    What is malformed as a message libnghttp2 has refused itself: the stream is reset, and the record has no target. A
-    gRPC call is denied by a gRPC status.
+    What is malformed as a message libnghttp2 has refused itself, whatever else is wrong with it: the stream is reset,
+    and the record has no target. A gRPC call is denied by a gRPC status.
     """
     if front != "http2" or reference.decision != "deny":
         return False
-    return (one == Found(0) and reference.status == 400) or one == replace(reference, status=200)
+    malformed = reference.status == 400 or said.host in _NO_AUTHORITY
+    return (one == Found(0) and malformed) or one == replace(reference, status=200)
 
 
 def _compared(said: Said, found: Sequence[Found | None], count: Counter[str]) -> list[str]:
@@ -373,7 +378,7 @@ def _compared(said: Said, found: Sequence[Found | None], count: Counter[str]) ->
     wrong = [
         f"{host} {front}: {one}"
         for (host, front), one in zip(TARGETS, found, strict=True)
-        if one is not None and one != reference and not _alike(front, one, reference)
+        if one is not None and one != reference and not _alike(said, front, one, reference)
     ]
     if not wrong:
         return []

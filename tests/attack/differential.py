@@ -143,7 +143,7 @@ class Generator:
         return b"Authorization", scheme + self.tokens[kind]
 
 
-_METHODS = (*b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE FOO get M-SEARCH CONNECT".split(), b"G(T", b"G\xe9T")
+_METHODS = (*b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE PROPFIND get M-SEARCH CONNECT".split(), b"G(T", b"G\xe9T")
 _ROUTES = (
     *("/node/auto", "/node/auto", "/node/always", "/node/never", "/open", "/admin", "/inside", "/tenant", "/browser"),
     *("/nowhere", "/node", "/NODE/auto", "/few2", "/health", "/open/../admin"),

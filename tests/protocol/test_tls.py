@@ -16,11 +16,12 @@ from cryptography import x509
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
+from mitmgate.proxy.tls import ListenerContexts
 from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, request, status_of
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.certificates import Authority
-from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.harness import Gate, Source, connect, receive, route
 from tests.protocol.test_streaming import Serving
 
 
@@ -380,3 +381,12 @@ def _unnamed(authority: Authority) -> ssl.SSLContext:
     context = client_context(authority)
     context.check_hostname = False
     return context
+
+
+def test_a_policy_that_wants_tls_is_never_served_in_plain_text(authority: Authority) -> None:
+    """Should its files ever not have been read: reading is another module's."""
+    source = Source(tls=listen(authority))
+    assert ListenerContexts(source).context() is not None
+    source.snapshot.listen_tls = None
+    with pytest.raises(ValueError, match="files were not read"):
+        ListenerContexts(source).context()

@@ -198,6 +198,8 @@ class ListenerContexts:
         if first:
             self._named = snapshot.policy.listen.tls
         tls = snapshot.listen_tls
+        if first and self._named is not None and tls is None:
+            raise ValueError("the policy wants TLS with clients, and its files were not read")
         if tls is not None and tls != self._tls and snapshot.policy.listen.tls == self._named:
             try:
                 self._context = server_context(tls)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "addons")]
 
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from tests.replay.corpus import record
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 
-from mitmgate.audit.opening import (
+from mitmgate.audit.trail import (
     AuditSettings,
     ChainSettings,
     FileSink,
@@ -19,8 +19,8 @@ from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stores.opening import open_store
 from mitmgate.stores.protocol import CounterStore
+from mitmgate.stores.store import open_store
 from mitmgate.usage import UserError
 
 

@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from mitmgate.audit.opening import open_trail
 from mitmgate.audit.settings import AuditSettings
+from mitmgate.audit.trail import open_trail
 from mitmgate.audit.writer import AuditTrail
 
 

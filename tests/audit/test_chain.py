@@ -11,8 +11,8 @@ import pytest
 
 from mitmgate.audit import chain
 from mitmgate.audit.chain import GENESIS, START, Head, Link
-from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink
 from mitmgate.audit.reading import events
+from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink
 from mitmgate.audit.verification import Kind, Report, marks_in, verify
 from mitmgate.usage import UserError
 from tests.audit.conftest import Open

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmgate.audit.commands import audit
-from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink
 from mitmgate.audit.reading import events, follow, printable
+from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink
 from mitmgate.usage import UserError
 from tests.audit.conftest import Open
 from tests.audit.facts import admitted, denied, event_of, unread

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink, open_trail
 from mitmgate.audit.rotation import rotated
+from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink, open_trail
 from mitmgate.audit.verification import verify
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.usage import UserError
@@ -202,7 +202,7 @@ def test_what_only_the_user_can_put_right(tmp_path: Path, make: str) -> None:
 
 WRITER = """
     import resource, sys
-    from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink, open_trail
+    from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink, open_trail
 
     path, chained, rotate, start, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     trail = open_trail(AuditSettings(

@@ -11,10 +11,10 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from mitmgate.audit.opening import AuditSettings, FileSink, RedisStreamSink, open_trail
 from mitmgate.audit.redis_stream import StreamAppender
 from mitmgate.audit.sink import SinkError
 from mitmgate.audit.spill import Spill
+from mitmgate.audit.trail import AuditSettings, FileSink, RedisStreamSink, open_trail
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.usage import UserError
 from tests.audit.conftest import Open, RedisServer, wait_for

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
-from mitmgate.audit.opening import AuditSettings, ChainSettings, FileSink, RedisStreamSink
 from mitmgate.audit.reading import events, last_events
 from mitmgate.audit.refusals import Share, is_refusal, refused_log
+from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink, RedisStreamSink
 from mitmgate.audit.verification import verify
 from tests.audit.conftest import Open, RedisServer
 from tests.live.harness import Gateway, mint, policy, write_policy

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mitmgate.core.http1.refusal import SHOWN, asked, shown
+from mitmgate.core.http1.recorded import SHOWN, asked, shown
 from tests.live.harness import Gateway, policy_file
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream

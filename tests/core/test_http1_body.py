@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, request_head, response_head
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader, chunk, request_head, response_head
 from mitmgate.core.http1.body import MAX_CHUNK_LINE, MAX_EXTENSIONS, MAX_TRAILERS, ChunkedBody, LengthBody
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 
 def decode(data: bytes, cuts: list[int] | None = None) -> tuple[bytes, ChunkedBody] | Refusal:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, ResponseHead, ResponseReader
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader, ResponseHead, ResponseReader
 from mitmgate.core.http1.head import parse_line, parse_request, parse_response
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 BOUNDS = Bounds()
 

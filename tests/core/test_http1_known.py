@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader
 from mitmgate.core.http1.known import LONGEST, MOST, ROOM, KnownFields
 from mitmgate.core.http1.reader import RequestEvent
+from mitmgate.core.refusal import Refusal
 
 LINES = [
     b"GET / HTTP/1.1",

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader
 from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import RequestEvent
+from mitmgate.core.refusal import Refusal
 
 HOST = ((b"Host", b"x"),)
 UPGRADE = (*HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from mitmgate.core.cause import Cause
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, ResponseHead, ResponseReader
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader, ResponseHead, ResponseReader
 from mitmgate.core.http1.reader import OVERRUN
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 BOUNDS = Bounds()
 POST = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde"

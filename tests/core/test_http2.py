@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.http1 import Bounds, Refusal, request_head
+from mitmgate.core.http1 import Bounds, request_head
 from mitmgate.core.http2 import Http2Request, read_request, trailers_flaw
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 BOUNDS = Bounds()
 PSEUDO = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/p?q")]

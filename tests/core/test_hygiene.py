@@ -4,8 +4,9 @@ import pytest
 
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.headers import Headers
-from mitmgate.core.hygiene import Refusal, clean, screen
+from mitmgate.core.hygiene import clean, screen
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head, Request
 
 FIELDS = ClientFields({b"x-user-id", b"x-user-role"})

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import MAX_TOKEN, Refusal, UnverifiedToken, check_header, read_token
+from mitmgate.core.token import MAX_TOKEN, UnverifiedToken, check_header, read_token
 
 ISSUER = Issuer("corp", "https://issuer.example", (), ("RS256", "ES256"), KeySource("secret"))
 HEADER = {"alg": "RS256", "typ": "JWT", "kid": "k1"}

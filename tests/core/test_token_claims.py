@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mitmgate.core.claims import Times, VerifiedClaims, check_times, principal_of, read_times, verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import Refusal, SignedClaims
+from mitmgate.core.token import SignedClaims
 
 NOW = 1_800_000_000.0
 ISSUER = Issuer("corp", "https://issuer.example", ("api://orders",), ("RS256",), KeySource("secret"), leeway=30.0)

@@ -12,8 +12,8 @@ import pytest
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import Refusal
 from mitmgate.keys import ring as ring_module
 from mitmgate.keys.fetch import MAX_DOCUMENT
 from mitmgate.keys.remote import RemoteKeys

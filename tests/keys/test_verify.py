@@ -15,8 +15,9 @@ from jwt.utils import base64url_decode, raw_to_der_signature
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, read_token
+from mitmgate.core.token import SignedClaims, UnverifiedToken, read_token
 from mitmgate.keys.keyset import ALGORITHMS, VerificationKey
 from mitmgate.keys.ring import KeyRing
 from mitmgate.keys.verify import verify_signature

@@ -19,8 +19,9 @@ from mitmproxy.test.tflow import tclient_conn
 
 from mitmgate.core.cause import Failure
 from mitmgate.core.headers import Headers as Received
-from mitmgate.core.http1 import Bounds, Refusal, RequestHead
+from mitmgate.core.http1 import Bounds, RequestHead
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward, Request
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step

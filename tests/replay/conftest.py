@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from mitmgate.replay.flow_file import FlowFormat
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.traffic import Listed
 from tests.replay.corpus import Corpus, record
 

@@ -8,7 +8,7 @@ import pytest
 from mitmgate.core.reason import Reason
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import Report, replay
 from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.exchange import Exchange

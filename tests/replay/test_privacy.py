@@ -14,7 +14,8 @@ from mitmproxy.io import FlowReader
 from mitmproxy.test.tflow import tflow
 
 from mitmgate.core.principal import Principal
-from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.replay.privacy import Privacy, Veil

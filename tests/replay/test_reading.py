@@ -15,7 +15,7 @@ from mitmproxy.test.tflow import tdnsflow, tflow, ttcpflow
 
 from mitmgate.replay import ordered
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from mitmgate.replay.traffic import Recorded, Skipped
 from mitmgate.usage import UserError

@@ -16,14 +16,14 @@ from mitmproxy.test.tflow import tflow
 
 from mitmgate import chain
 from mitmgate.audit.mirror import mirror
-from mitmgate.audit.opening import AuditSettings, open_trail
+from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
 from mitmgate.replay.recorder import Recorder, RecordingFile, recorder
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from mitmgate.replay.traffic import Recorded, Skipped
 from mitmgate.services import Services

@@ -25,7 +25,7 @@ from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import ADMIT, Decision
 from mitmgate.replay.differences import Difference, Kind, Tally
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.run import replay
 from mitmgate.replay.shadow import Shadow

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from tests.live.harness import Gateway, mint, policy, route, write_policy
 from tests.live.harness_http import wait_for

@@ -5,7 +5,7 @@ import pytest
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.differences import Kind, compare
 from mitmgate.replay.offline import load_offline
-from mitmgate.replay.opening import open_traffic
+from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from mitmgate.replay.traffic import Listed, Recorded
 from mitmgate.stages.exchange import Exchange

@@ -16,7 +16,7 @@ from mitmproxy.test.tflow import tflow
 from mitmproxy.websocket import WebSocketData
 
 from mitmgate.audit.mirror import mirror
-from mitmgate.audit.opening import AuditSettings, FileSink, open_trail
+from mitmgate.audit.trail import AuditSettings, FileSink, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.policy.snapshot import Snapshot

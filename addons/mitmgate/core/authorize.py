@@ -5,9 +5,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
 from mitmgate.core.rules import Requirement
-from mitmgate.core.token import Refusal
 
 Facts = Mapping[str, object]
 Wanted = Mapping[str, Iterable[str]] | None

@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeGuard
 from mitmgate.core.jose import Json
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import MAX_NAME, Refusal, SignedClaims
+from mitmgate.core.token import MAX_NAME, SignedClaims
 
 ISSUER_UNKNOWN = Refusal(Reason.TOKEN_ISSUER_UNKNOWN, "The token's issuer is not accepted here.")
 

@@ -10,9 +10,10 @@ from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.framing import BODILESS
 from mitmgate.core.http1.head import LENGTH, TARGET, TEXT, TOKEN, ResponseHead
 from mitmgate.core.http1.names import LOWER
-from mitmgate.core.http1.refusal import FORM, Refusal, shown, shown_authority
+from mitmgate.core.http1.recorded import FORM, shown, shown_authority
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]++")

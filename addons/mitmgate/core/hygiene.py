@@ -5,7 +5,6 @@ client_fields.py): hop-by-hop fields, identity and forwarding fields, and those 
 """
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mitmgate.core.authority import parse_authority
@@ -13,6 +12,7 @@ from mitmgate.core.client_fields import FRAMING, ClientFields, Disposition
 from mitmgate.core.headers import Headers
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path, is_plain, query_is_plain
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head, Request
 from mitmgate.core.websocket import asks, is_handshake
 
@@ -26,14 +26,6 @@ _SINGLE = frozenset(
 )
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 _NEVER_NOMINATED = FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a head is not acceptable."""
-
-    reason: Reason
-    detail: str
 
 
 _NOTHING_ODD: frozenset[Oddity] = frozenset()

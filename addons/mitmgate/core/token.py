@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mitmgate.core.jose import Json, decode_base64url, parse_object
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
 
 MAX_TOKEN = 1 << 20
@@ -23,14 +24,6 @@ MAX_NAME = 255
 """Characters of a subject, a role, a scope, a token id and a key id."""
 
 _MAX_ISSUER = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a token is not accepted. detail: one sentence for the client, constant, nothing of the token in it."""
-
-    reason: Reason
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from cachetools import LRUCache
 
 from mitmgate.core.claims import ISSUER_UNKNOWN
 from mitmgate.core.principal import Principal
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.keys.material import key_set
 from mitmgate.keys.remote import RemoteKeys
 from mitmgate.keys.verify import KEYS_UNAVAILABLE, KeyStore, StaticKeys, Verified, Verifier

@@ -9,8 +9,9 @@ from jwt.algorithms import get_default_algorithms
 from mitmgate.core.claims import principal_of, verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, check_header
+from mitmgate.core.token import SignedClaims, UnverifiedToken, check_header
 from mitmgate.keys.keyset import ALGORITHMS, KeySet, VerificationKey
 
 KEYS_UNAVAILABLE = Refusal(Reason.KEYS_UNAVAILABLE, "The keys to verify this token with are not available.")

@@ -26,13 +26,14 @@ from mitmproxy.http import Headers, Response
 
 from mitmgate.core.headers import Fields, listed
 from mitmgate.core.headers import Headers as CoreHeaders
-from mitmgate.core.http1 import END, Bounds, Refusal, RequestHead, RequestReader, chunk, response_head
+from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.reader import RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.http1.writer import last_chunk
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, Deadline
 from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request

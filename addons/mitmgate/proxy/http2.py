@@ -24,13 +24,14 @@ from mitmproxy.http import Headers, Response
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.headers import Headers as CoreHeaders
-from mitmgate.core.http1 import Bounds, Refusal, RequestHead
+from mitmgate.core.http1 import Bounds, RequestHead
 from mitmgate.core.http1.framing import BODILESS
 from mitmgate.core.http1.names import LOWER
 from mitmgate.core.http1.writer import end_to_end
 from mitmgate.core.http2 import read_request, trailers_flaw
 from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, SLACK
 from mitmgate.proxy.transaction import Engine, Transaction, new_request

@@ -62,10 +62,11 @@ from wsproto.frame_protocol import CloseReason
 from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.grpc import is_call
 from mitmgate.core.headers import Fields
-from mitmgate.core.http1 import Bounds, Refusal, RequestHead, ResponseHead
+from mitmgate.core.http1 import Bounds, RequestHead, ResponseHead
 from mitmgate.core.http1.framing import received_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint

@@ -12,10 +12,11 @@ from mitmproxy.connection import Server
 
 from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.headers import Fields
-from mitmgate.core.http1 import END, Bounds, Refusal, ResponseHead, ResponseReader
+from mitmgate.core.http1 import END, Bounds, ResponseHead, ResponseReader
 from mitmgate.core.http1.outgoing import OutgoingRequest
 from mitmgate.core.http1.reader import ResponseEvent
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
 from mitmgate.proxy.timers import FLUSH_SECONDS

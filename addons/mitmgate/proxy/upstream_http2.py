@@ -21,9 +21,10 @@ from mitmproxy.connection import Server
 
 from mitmgate.core.cause import Cause, Failure
 from mitmgate.core.headers import Fields
-from mitmgate.core.http1 import Bounds, Refusal
+from mitmgate.core.http1 import Bounds
 from mitmgate.core.http2 import read_response, trailers_flaw, write_request
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
 from mitmgate.proxy.timers import FLUSH_SECONDS
 from mitmgate.proxy.upstream import Key, Phase, Recipient

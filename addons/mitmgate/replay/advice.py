@@ -5,8 +5,9 @@ from typing import Final
 
 from mitmgate.core.claims import read_times
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Circuit
-from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded

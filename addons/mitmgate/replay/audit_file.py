@@ -13,8 +13,8 @@ import orjson
 
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
-from mitmgate.core.token import Refusal
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.traffic import Aftermath, Entry, Known, Presented, Recorded, Skipped
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
-from mitmgate.core.token import Refusal, read_token
+from mitmgate.core.token import read_token
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.deciding import Decider

@@ -22,10 +22,10 @@ from mitmgate.replay.expectations import Expectations, ExpectationWriter, beside
 from mitmgate.replay.explain import explain as explain_decision
 from mitmgate.replay.learn import propose
 from mitmgate.replay.offline import load_offline, parse_jwks
-from mitmgate.replay.opening import kind_of, open_traffic
 from mitmgate.replay.output import output
 from mitmgate.replay.plot import as_svg
 from mitmgate.replay.privacy import CLAIMS, Privacy
+from mitmgate.replay.recording import kind_of, open_traffic
 from mitmgate.replay.redact_file import SignatureFinder, redact_file
 from mitmgate.replay.redaction import Redactor
 from mitmgate.replay.ring import OfflineRing

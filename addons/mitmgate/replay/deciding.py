@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
 
 from mitmgate import chain
-from mitmgate.audit.opening import AuditSettings, open_trail
+from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.core.trace import valid_traceparent
 from mitmgate.policy.snapshot import Snapshot

@@ -3,7 +3,8 @@
 from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.token import Refusal, read_token
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.token import read_token
 from mitmgate.replay.resigned import MARK, read_resigned
 from mitmgate.replay.traffic import Presented, Signature
 

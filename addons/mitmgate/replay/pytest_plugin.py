@@ -61,7 +61,7 @@ def mitmgate_replay(request: pytest.FixtureRequest) -> Replay:
     """
     from mitmgate.replay.expectations import beside, read_expectations  # noqa: PLC0415 - see TYPE_CHECKING above
     from mitmgate.replay.offline import load_offline  # noqa: PLC0415
-    from mitmgate.replay.opening import open_traffic  # noqa: PLC0415
+    from mitmgate.replay.recording import open_traffic  # noqa: PLC0415
     from mitmgate.replay.run import replay  # noqa: PLC0415
 
     directory = request.path.parent

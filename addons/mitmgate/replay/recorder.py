@@ -13,7 +13,7 @@ from mitmgate.audit.mirror import mirror
 from mitmgate.audit.rotation import open_log, rotate
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
-from mitmgate.core.token import Refusal
+from mitmgate.core.refusal import Refusal
 from mitmgate.keys.ring import KeyRing
 from mitmgate.replay.privacy import Privacy, with_policy
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature

@@ -10,7 +10,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.io import FlowReader
 
 from mitmgate.core.principal import Principal
-from mitmgate.core.token import Refusal
+from mitmgate.core.refusal import Refusal
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.output import output

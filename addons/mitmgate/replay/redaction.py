@@ -7,7 +7,8 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
-from mitmgate.core.token import Refusal, UnverifiedToken, read_token
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import UNSEEN
 from mitmgate.replay.front import FRONT, front_of
 from mitmgate.replay.privacy import Hidden, Privacy, Veil

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mitmgate.core.jose import Json, decode_base64url, parse_object
-from mitmgate.core.token import Refusal, UnverifiedToken
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.replay.decision import reason_of
 from mitmgate.replay.traffic import Presented, Signature
 

@@ -9,8 +9,9 @@ from cachetools import LRUCache
 from mitmgate.core.claims import ISSUER_UNKNOWN, principal_of, verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import Refusal, SignedClaims, UnverifiedToken, check_header
+from mitmgate.core.token import SignedClaims, UnverifiedToken, check_header
 from mitmgate.keys.ring import KeyRing
 from mitmgate.keys.verify import KEYS_UNAVAILABLE
 from mitmgate.replay.presented import assumed

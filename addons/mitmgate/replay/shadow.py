@@ -13,8 +13,8 @@ from mitmproxy.http import HTTPFlow
 
 from mitmgate import chain
 from mitmgate.audit.event import rfc3339
-from mitmgate.audit.opening import AuditSettings, open_trail
 from mitmgate.audit.record import Event
+from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot

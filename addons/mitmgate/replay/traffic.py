@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
-from mitmgate.core.token import Refusal, UnverifiedToken
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.replay.decision import Decision
 
 Signature = Literal["good", "bad", "key-unknown", "keys-unavailable", "unchecked"]

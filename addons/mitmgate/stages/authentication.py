@@ -5,8 +5,9 @@ from collections.abc import Awaitable
 from mitmgate.core.bearer import holds_token
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
-from mitmgate.core.token import TOO_LARGE, Refusal
+from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Step
 from mitmgate.keys.ring import KeyRing
 from mitmgate.stages.exchange import Exchange

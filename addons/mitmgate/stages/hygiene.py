@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from mitmgate.core.hygiene import Refusal, clean, screen
+from mitmgate.core.hygiene import clean, screen
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.verdict import Step
 from mitmgate.core.websocket import VERSION
 from mitmgate.stages.exchange import Answer, Exchange

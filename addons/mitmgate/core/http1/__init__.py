@@ -8,14 +8,12 @@ and the writer serialises anew from parsed parts. What two implementations could
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import RequestHead, ResponseHead
 from mitmgate.core.http1.reader import END, Event, RequestReader, ResponseReader
-from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.http1.writer import chunk, request_head, response_head
 
 __all__ = [
     "END",
     "Bounds",
     "Event",
-    "Refusal",
     "RequestHead",
     "RequestReader",
     "ResponseHead",

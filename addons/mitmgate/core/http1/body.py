@@ -5,8 +5,8 @@ from typing import Final
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.head import TEXT, parse_fields
-from mitmgate.core.http1.refusal import Refusal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 MAX_CHUNK_LINE: Final = 1024
 MAX_EXTENSIONS: Final = 16 * 1024  # bytes of chunk extensions in one body: nobody reads them

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 from mitmgate.core.cause import Cause
 from mitmgate.core.headers import Headers, listed
 from mitmgate.core.http1.bounds import Bounds
-from mitmgate.core.http1.refusal import FORM, Refusal, asked, shown, shown_authority
+from mitmgate.core.http1.recorded import FORM, asked, shown, shown_authority
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 TEXT: Final = b"\t\r\n" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 """What a head may be made of: field-content, obs-text, and line ends, whose places are checked apart."""

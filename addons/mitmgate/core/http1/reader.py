@@ -10,8 +10,9 @@ from mitmgate.core.http1.body import ChunkedBody, LengthBody
 from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.known import KnownFields
-from mitmgate.core.http1.refusal import SHOWN, Refusal, asked
+from mitmgate.core.http1.recorded import SHOWN, asked
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_INFORMATIONAL: Final = 32

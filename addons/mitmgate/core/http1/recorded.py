@@ -1,28 +1,9 @@
-"""Why bytes are not a message that the gateway reads, and what they seem to have asked for."""
+"""What goes on record of bytes that are no message: what they seem to have asked for."""
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
-from mitmgate.core.cause import Cause
 from mitmgate.core.credentials import hide_in_text
-from mitmgate.core.headers import Fields
-from mitmgate.core.reason import Reason
-
-
-class Refusal(NamedTuple):
-    """A reason and a sentence for the client, with the parts of the head that could be read.
-
-    After a refusal nothing that follows on the connection can be trusted to be where it seems: it must be closed.
-    cause: of a response's.
-    """
-
-    reason: Reason
-    detail: str
-    method: bytes = b""
-    target: bytes = b""
-    fields: Fields = ()
-    cause: Cause | None = None
-
 
 SHOWN: Final = 512
 """Bytes of a line that can't be parsed which go on record."""

@@ -6,8 +6,6 @@ tells a repeated record by its `id`. While the spill file holds anything, new re
 
 import asyncio
 import contextlib
-import errno
-import os
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from mitmgate.audit.sink import Emit, Health, SinkError
 from mitmgate.audit.spill import Spill
 from mitmgate.net.dialler import Dialler, peer_of
 from mitmgate.net.resolver import Resolver
+from mitmgate.net.tls_files import require_files
 from mitmgate.usage import UserError
 
 _PIPELINE = 500  # commands of one round trip
@@ -226,9 +225,7 @@ class _DialledTls(SSLConnection, _Dialled):
     """The same, for rediss://. redis-py reads the files that the URL names for each connection."""
 
     def _connect(self) -> socket.socket:
-        for path in (self.ca_certs, self.certfile, self.keyfile):
-            if path is not None and not os.path.isfile(path):  # reading a pipe has no end
-                raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        require_files(self.ca_certs, self.certfile, self.keyfile)
         connected: socket.socket = super()._connect()  # type: ignore[no-untyped-call]
         return connected
 

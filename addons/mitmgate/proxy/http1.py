@@ -390,6 +390,10 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._gone or not unread or transport is None or transport.is_closing():
             self._end()
             return
+        self._linger(transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Send nothing more, so that what was sent can be read: what still comes is thrown away for a moment."""
         self._phase = Phase.LINGERING
         if self._holds:
             self._holds = 0
@@ -505,14 +509,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._gone or transport is None or transport.is_closing():
             self._end()
             return
-        self._holds = 0
-        transport.resume_reading()
-        self._phase = Phase.LINGERING
-        self._deadline.set(LINGER_SECONDS)
-        try:
-            transport.write_eof()
-        except OSError:  # the client has gone, and asyncio has yet to tell
-            self._end()
+        self._linger(transport)
 
     def break_off(self) -> None:
         """End the connection inside a response, so that the client can't take it for complete."""

@@ -32,6 +32,7 @@ from mitmgate.core.http2 import read_request, trailers_flaw
 from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.proxy.http2_output import Http2Output
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, SLACK
 from mitmgate.proxy.transaction import Engine, Transaction, new_request
@@ -58,8 +59,6 @@ INSIST: Final = 5.0
 """Seconds for which a retired connection may go on with new requests before it is told to stop."""
 LINGER_BYTES: Final = 1024 * 1024
 """Bytes that are read and dropped after the end, so that the client can read why."""
-OUTPUT: Final = 64 * 1024
-"""Bytes that are serialised at once, so that a socket that does not drain is noticed."""
 _PLACEHOLDER: Final = b"-"
 _NO_FIELDS: Final = CoreHeaders(())
 
@@ -240,29 +239,24 @@ class Http2Stream:
         self._connection.give_up(self, error)
 
 
-class Http2Connection(asyncio.BufferedProtocol):
+class Http2Connection(Http2Output):
     """A client's HTTP/2 connection."""
 
     def __init__(self, front: Front, bounds: Bounds, scheme: bytes) -> None:
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
-        self.loop = front.engine.loop
+        super().__init__(front.engine.loop)
         self.client: Client
         self.account: Account
         self._front = front
         self._bounds = bounds
         self._scheme = scheme
-        self._transport: asyncio.Transport | None = None
         self._peer = ""
-        self._h2: ngh2.Connection | None = None
         self._meter = FrameMeter()
         self._streams: dict[int, Http2Stream] = {}
         self._sending: dict[int, Http2Stream] = {}  # answered; what is queued of the response is on its way
         self._waiting: dict[int, tuple[tuple[tuple[bytes, bytes], ...], bool]] = {}  # undecided, in order
         self._timer: asyncio.TimerHandle | None = None
         self._due = inf  # of the connection itself: idle, or a head that does not end
-        self._flushing: asyncio.Handle | None = None
-        self._congested = False  # the socket does not drain
-        self._closing = False
         self._retiring = False
         self._recorded = 0  # streams of which there is, or will be, a record
         self._open: set[int] = set()  # those of them that libnghttp2 has not closed
@@ -384,15 +378,6 @@ class Http2Connection(asyncio.BufferedProtocol):
                 stream.transaction.client_gone()
         except Exception:
             logger.exception("a request is broken off because of a defect")
-
-    def pause_writing(self) -> None:
-        """Serialise no more: the socket does not drain."""
-        self._congested = True
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        self._congested = False
-        self._flush_soon()
 
     # Reading.
 
@@ -626,7 +611,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             return
         self._congested = False
         with contextlib.suppress(ngh2.NGH2Error):
-            self._write(h2)
+            self._meter.sent(self._write(h2))
             self._handle(h2.events())
         for stream in list(self._streams.values()):
             self._leave(stream)
@@ -679,21 +664,6 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     # Writing.
 
-    def say(self, action: Callable[[ngh2.Connection], object]) -> None:
-        """Have libnghttp2 say something; nothing where the connection, or the stream, is not there any more."""
-        h2 = self._h2
-        if h2 is None or self._closing:
-            return
-        try:
-            action(h2)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionClosingError, ngh2.ConnectionStateError):
-            return
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if self._flushing is None and not self._closing:
-            self._flushing = self.loop.call_soon(self._flush)
-
     def _flush(self) -> None:
         """Write what libnghttp2 has for the client, and go on with what waited for that."""
         self._flushing = None
@@ -701,7 +671,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if h2 is None or self._closing:
             return
         try:
-            self._write(h2)
+            self._meter.sent(self._write(h2))
             self._handle(h2.events())  # streams that ended with what was just sent
             if not h2.want_read and not h2.want_write:
                 self._broken_frames()
@@ -713,16 +683,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         except Exception:
             self._crash()
 
-    def _write(self, h2: ngh2.Connection) -> None:
-        """Write as far as windows and the socket allow."""
-        transport = self._transport
-        while transport is not None and not self._congested:
-            data = h2.data_to_send(OUTPUT)
-            if not data:
-                break
-            self._meter.sent(len(data))
-            transport.write(data)
-
     def recount(self) -> None:
         """Say anew how much is held for the client: by requests, and of responses that it does not take."""
         self.account.set(self._queued() + sum(stream.counted for stream in self._streams.values()))
@@ -733,7 +693,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if h2 is None:
             return
         streams = [*self._streams.values(), *self._sending.values()]
-        largest = max(streams, key=lambda stream: stream.counted + _queued(h2, stream.stream_id), default=None)
+        largest = max(streams, key=lambda stream: stream.counted + self.queued(stream.stream_id), default=None)
         if largest is None:
             self.end()
         elif largest.transaction is not None and not largest.answered:
@@ -755,7 +715,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 if stream.transaction is not None:
                     stream.transaction.client_congested(False)
         for stream in list(self._sending.values()):
-            queued = _queued(h2, stream.stream_id)
+            queued = self.queued(stream.stream_id)
             if not queued:
                 del self._sending[stream.stream_id]
                 if not stream.ended:
@@ -785,7 +745,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     def measure(self, stream: Http2Stream) -> None:
         """Slow a response down that the client does not take."""
         h2 = self._h2
-        if h2 is not None and not stream.congested and _queued(h2, stream.stream_id) > QUEUED:
+        if h2 is not None and not stream.congested and self.queued(stream.stream_id) > QUEUED:
             stream.congested = True
             if stream.transaction is not None:
                 stream.transaction.client_congested(True)
@@ -871,10 +831,3 @@ def _flaw(declared: int | None) -> Refusal:
         detail = f"The body is not one of {declared} bytes, as declared, or its trailers are malformed."
         return Refusal(Reason.LENGTH_MISMATCH, detail)
     return Refusal(Reason.BODY_MALFORMED, "The trailers are malformed.")
-
-
-def _queued(h2: ngh2.Connection, stream_id: int) -> int:
-    try:
-        return h2.queued_body_size(stream_id)
-    except ngh2.NGH2Error:
-        return 0

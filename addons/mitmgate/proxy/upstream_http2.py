@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
 
@@ -26,6 +25,7 @@ from mitmgate.core.http2 import read_response, trailers_flaw, write_request
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
+from mitmgate.proxy.http2_output import Http2Output
 from mitmgate.proxy.timers import FLUSH_SECONDS
 from mitmgate.proxy.upstream import Key, Phase, Recipient
 
@@ -41,8 +41,6 @@ QUEUED: Final = 64 * 1024
 """Bytes of a request's body that wait for the service; then its client is not read."""
 RESUMED: Final = 16 * 1024
 """And when it is read again."""
-OUTPUT: Final = 64 * 1024
-"""Bytes that are serialised at once, so that a socket that does not drain is noticed."""
 ALIVE: Final = 2.0
 """Seconds in which a service has to answer a PING."""
 RESETS: Final = 100
@@ -286,11 +284,12 @@ class UpstreamStream:
             self._connection.say(lambda h2: h2.acknowledge_received_data(amount, self.stream_id))
 
 
-class Http2UpstreamConnection(asyncio.BufferedProtocol):
+class Http2UpstreamConnection(Http2Output):
     """A connection to an endpoint."""
 
     def __init__(self, pool: Keeper, key: Key, bounds: Bounds, buffer: memoryview, server: Server) -> None:
         """buffer: shared by all connections; what is read into it is taken out at once."""
+        super().__init__(asyncio.get_running_loop())
         self.key = key
         self.server = server
         self.scheme = key[0].scheme.encode("ascii")
@@ -301,10 +300,8 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         self._pool = pool
         self._bounds = bounds
         self._buffer = buffer
-        self._transport: asyncio.Transport | None = None
-        self._h2: ngh2.Connection | None = None
         self._streams: dict[int, UpstreamStream] = {}
-        self._settings: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settings: asyncio.Future[None] = self.loop.create_future()
         self._settings.add_done_callback(
             lambda done: done.cancelled() or done.exception()
         )  # it may be nobody's by then
@@ -312,16 +309,13 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         self._reserved = 0  # requests that are about to be sent
         self._resets = 0  # requests that were given up
         self._asked = 0.0  # when it was asked whether it lives
-        self._flushing: asyncio.Handle | None = None
-        self._congested = False  # the socket does not drain
         self._leaving = False  # no more requests; it ends with the last that runs
-        self._closed = False
 
     @property
     def room(self) -> int:
         """How many requests more it would take now."""
         h2 = self._h2
-        if h2 is None or self._leaving or self._closed or self._heard < self._asked:
+        if h2 is None or self._leaving or self._closing or self._heard < self._asked:
             return 0
         return max(0, min(self._limit(h2), STREAMS) - len(self._streams) - self._reserved) if h2.can_send_request else 0
 
@@ -368,7 +362,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         """Send the head of a request; False where the connection takes none any more."""
         self._reserved -= 1
         h2 = self._h2
-        if h2 is None or self._leaving or self._closed:
+        if h2 is None or self._leaving or self._closing:
             self._settle()
             return False
         try:
@@ -381,24 +375,6 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         self._streams[stream.stream_id] = stream
         self._flush_soon()
         return True
-
-    def say(self, action: Callable[[ngh2.Connection], object]) -> None:
-        """Have libnghttp2 say something; nothing where the connection, or the stream, is not there any more."""
-        h2 = self._h2
-        if h2 is None or self._closed:
-            return
-        try:
-            action(h2)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionClosingError, ngh2.ConnectionStateError):
-            return
-        self._flush_soon()
-
-    def queued(self, stream_id: int) -> int:
-        """Bytes of a request's body that libnghttp2 still has."""
-        try:
-            return 0 if self._h2 is None else self._h2.queued_body_size(stream_id)
-        except ngh2.NGH2Error:
-            return 0
 
     def give_up(self, stream: UpstreamStream, *, heard: bool) -> None:
         """Reset a stream that has not ended. heard: a response has begun, or the end is ours.
@@ -413,7 +389,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         if not heard and self._heard < stream.begun and self._asked <= self._heard:
             self._asked = asked = time.monotonic()
             self.say(lambda h2: h2.ping())
-            asyncio.get_running_loop().call_later(ALIVE, self._still_silent, asked)
+            self.loop.call_later(ALIVE, self._still_silent, asked)
         self._resets += 1
         if self._resets >= RESETS:
             self.retire()
@@ -453,7 +429,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of frames."""
         h2 = self._h2
-        if h2 is None or self._closed:
+        if h2 is None or self._closing:
             return
         self._heard = time.monotonic()
         try:
@@ -479,15 +455,6 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         if self._flushing is not None:
             self._flushing.cancel()
         self._flushing = self._transport = self._h2 = None
-
-    def pause_writing(self) -> None:
-        """Serialise no more: the socket does not drain."""
-        self._congested = True
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        self._congested = False
-        self._flush_soon()
 
     # Reading.
 
@@ -534,14 +501,10 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
 
     # Writing.
 
-    def _flush_soon(self) -> None:
-        if self._flushing is None and not self._closed:
-            self._flushing = asyncio.get_running_loop().call_soon(self._flush)
-
     def _flush(self) -> None:
         self._flushing = None
         h2 = self._h2
-        if h2 is None or self._closed:
+        if h2 is None or self._closing:
             return
         try:
             self._write(h2)
@@ -553,15 +516,6 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         except Exception:
             self._crash()
 
-    def _write(self, h2: ngh2.Connection) -> None:
-        """Write as far as windows and the socket allow."""
-        transport = self._transport
-        while transport is not None and not self._congested:
-            data = h2.data_to_send(OUTPUT)
-            if not data:
-                break
-            transport.write(data)
-
     # The end.
 
     def retire(self) -> None:
@@ -572,7 +526,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         self._settle()
 
     def _settle(self) -> None:
-        if not self.idle or self._closed:
+        if not self.idle or self._closing:
             return
         if self.idle_since == inf:
             self.idle_since = time.monotonic()
@@ -582,7 +536,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection, which runs no request, or whose requests end with it."""
         h2, transport = self._h2, self._transport
-        if h2 is not None and transport is not None and not self._closed:
+        if h2 is not None and transport is not None and not self._closing:
             with contextlib.suppress(ngh2.NGH2Error):
                 self._write(h2)  # a goodbye would take the place of what is yet to be said
                 h2.terminate_connection(ngh2.ErrorCode.NO_ERROR)
@@ -590,9 +544,9 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         self._end(Reason.UPSTREAM_CLOSED)
 
     def _end(self, reason: Reason) -> None:
-        if self._closed:
+        if self._closing:
             return
-        self._closed = True
+        self._closing = True
         if not self._settings.done():
             self._settings.set_exception(NotHttp2Error)
         if not self._leaving:
@@ -601,7 +555,7 @@ class Http2UpstreamConnection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is not None and not transport.is_closing():
             transport.close()
-            asyncio.get_running_loop().call_later(FLUSH_SECONDS, transport.abort)
+            self.loop.call_later(FLUSH_SECONDS, transport.abort)
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             try:

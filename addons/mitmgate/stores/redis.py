@@ -8,10 +8,8 @@ noeviction may forget counters when its memory is full.
 """
 
 import asyncio
-import errno
 import logging
 import math
-import os
 import socket
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b, sha1
@@ -31,6 +29,7 @@ from mitmgate.core.limit import EXACT_LIMIT, Limit, length_of
 from mitmgate.core.sliding import NEVER
 from mitmgate.core.window import Grant, Take, check, denies
 from mitmgate.net.dialler import Dialler, peer_of
+from mitmgate.net.tls_files import require_files
 from mitmgate.stores.batches import Batches, Words
 from mitmgate.stores.fallback import Fallback
 
@@ -220,9 +219,7 @@ class _DialledTls(SSLConnection, _Dialled):
         tls = self.ssl_context
         former, tls.context = tls.context, None
         try:
-            for path in (tls.ca_certs, tls.certfile, tls.keyfile):
-                if path is not None and not os.path.isfile(path):  # reading a pipe has no end
-                    raise FileNotFoundError(errno.ENOENT, "no such file", path)
+            require_files(tls.ca_certs, tls.certfile, tls.keyfile)
             tls.get()
         except (OSError, ValueError) as error:
             if former is None:

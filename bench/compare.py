@@ -18,6 +18,7 @@ from bench.bodies import Carried, bodies
 from bench.denials import Denials, denials
 from bench.load import CONNECTIONS, wrk
 from bench.machine import Machine, this_machine
+from bench.ratios import Ratios, ratios
 from bench.rig import Rig, beside, rig
 from bench.settings import Settings
 from bench.sheets import Sheet
@@ -49,13 +50,15 @@ class Results:
     scaling: Scaling | None = None
     bodies: list[Carried] | None = None
     denials: Denials | None = None
+    ratios: Ratios | None = None
     bars: list[Bar] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Sections for which no time was left."""
 
     def sheets(self) -> list[Sheet]:
         """Return the tables."""
-        made = [sheets.judged(self.bars)] if self.bars else []
+        absent = self.ratios.absent if self.ratios is not None else {}
+        made = [sheets.judged(self.bars, absent)] if self.bars else []
         if self.comparison is not None:
             made += sheets.compared(self.comparison)
         if self.stages is not None:
@@ -83,6 +86,8 @@ def run(settings: Settings, outputs: Outputs) -> None:
         results = Results(this_machine(made.cores), settings)
         measure(made, settings, results, console)
     results.bars = bars(results.comparison, results.scaling, results.denials)
+    if results.ratios is not None:
+        results.bars += results.ratios.bars
     machine = results.machine
     console.print(machine.words, highlight=False)
     if not machine.quiet:
@@ -119,6 +124,8 @@ def measure(made: Rig, settings: Settings, results: Results, console: Console) -
             results.bodies = bodies(made, settings)
         if begin("denials", "refused requests"):
             results.denials = denials(made, settings)
+        if begin("ratios", "one thing beside another"):
+            results.ratios = ratios(made, settings)
 
 
 def write(results: Results, outputs: Outputs) -> None:
@@ -126,7 +133,7 @@ def write(results: Results, outputs: Outputs) -> None:
     if outputs.json is not None:
         made = asdict(results) | {"connections": CONNECTIONS}
         made["bars"] = [asdict(bar) | {"met": bar.met} for bar in results.bars]
-        outputs.json.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+        outputs.json.write_text(json.dumps(made, indent=2, ensure_ascii=False, default=str) + "\n")
     if outputs.markdown is not None:
         outputs.markdown.write_text(sheets.markdown(results.sheets(), results.machine.words))
     if outputs.plot is not None and results.comparison is not None:

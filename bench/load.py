@@ -4,6 +4,7 @@ At saturation the load is wrk (as many requests as 32 connections get answered);
 """
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ request = function()
   return wrk.format()
 end
 """
+_H2LOAD = re.compile(r"(?P<good>\d+) succeeded, (?P<failed>\d+) failed")
 NUMBER = """
 local number = 0
 request = function()
@@ -49,7 +51,7 @@ end
 class Ask:
     """The request that is made again and again. bearers: values of Authorization, taken in turn; body: bytes sent.
 
-    numbered: each request has a field that no other has; not together with several bearers.
+    numbered: each request has a field that no other has; not together with several bearers. secure: over TLS.
     """
 
     path: str
@@ -58,6 +60,7 @@ class Ask:
     body: int = 0
     connections: int = CONNECTIONS
     numbered: bool = False
+    secure: bool = False
 
     def script(self) -> str:
         """Write it for wrk, in Lua."""
@@ -135,7 +138,7 @@ def saturate(
     script = directory / "ask.lua"
     script.write_text(ask.script())
     command = [wrk(), "-t1", f"-c{ask.connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
-    command += [*ask.options(), f"http://127.0.0.1:{target.port}{ask.path}"]
+    command += [*ask.options(), f"http{'s' if ask.secure else ''}://127.0.0.1:{target.port}{ask.path}"]
     before, others, own = target.cpu_seconds(), beside.read(), _children()
     ended = subprocess.run(pinned(command, cores), capture_output=True, text=True, timeout=seconds + 60, check=False)
     used, after, load = target.cpu_seconds() - before, beside.read(), _children() - own
@@ -156,6 +159,22 @@ def saturate(
         requests=requests,
         redis_us=(after[1] - others[1]) * 1e6 / requests,
     )
+
+
+def streams(target: Process, ask: Ask, each: int, seconds: int, cores: Collection[int]) -> float:
+    """Load a process with HTTP/2, `each` streams a connection; return its CPU microseconds a request."""
+    path = shutil.which("h2load")
+    if path is None:
+        raise UserError("h2load is missing; it makes the load of HTTP/2 (Debian, Ubuntu: apt install nghttp2-client)")
+    command = [path, f"-c{ask.connections}", f"-m{each}", f"-D{seconds}", *ask.options()]
+    command.append(f"http{'s' if ask.secure else ''}://127.0.0.1:{target.port}{ask.path}")
+    before = target.cpu_seconds()
+    ended = subprocess.run(pinned(command, cores), capture_output=True, text=True, timeout=seconds + 60, check=False)
+    used = target.cpu_seconds() - before
+    counted = _H2LOAD.search(ended.stdout)
+    if counted is None or int(counted["good"]) == 0 or int(counted["failed"]):
+        raise UserError(f"h2load failed:\n{ended.stdout}{ended.stderr}")
+    return used * 1e6 / int(counted["good"])
 
 
 def generator(plan: Plan, cores: Collection[int]) -> subprocess.Popen[str]:

@@ -25,7 +25,7 @@ class MissingPeerError(Exception):
 def peers() -> tuple[list[Subject], dict[str, str]]:
     """Return the peers that are here, and why the others are not."""
     found, absent = [], {}
-    for name, make in {"haproxy": _haproxy, "fastify": _fastify}.items():
+    for name, make in {"haproxy": _haproxy, "fastify": fastify}.items():
         try:
             found.append(make())
         except MissingPeerError as missing:
@@ -75,7 +75,8 @@ def _haproxy() -> Subject:
     )
 
 
-def _fastify() -> Subject:
+def fastify() -> Subject:
+    """Return the fastify gateway. Raises MissingPeerError."""
     directory = _installed()
 
     def command(upstream_port: int, limit: int) -> Command:

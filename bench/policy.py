@@ -23,6 +23,8 @@ class Parts:
     """Which parts a policy has. The defaults are the full policy, as the bars mean it.
 
     store: the URL of a Redis server; None: memory. stream: audit events to Redis too. admin: a port for /metrics.
+    certificate: paths of a certificate and its key, to serve over TLS. hosts: a route each, all at one path; empty: one
+    route for any host. websocket: the route may be upgraded.
     """
 
     token: bool = True
@@ -35,6 +37,9 @@ class Parts:
     store: str | None = None
     stream: bool = False
     admin: int | None = None
+    certificate: tuple[str, str] | None = None
+    hosts: tuple[str, ...] = ()
+    websocket: bool = False
 
 
 def document(upstream_port: int, parts: Parts) -> dict[str, Any]:
@@ -73,7 +78,22 @@ def document(upstream_port: int, parts: Parts) -> dict[str, Any]:
         policy["store"] = {"url": parts.store, "timeout": "1s"}
     if parts.admin is not None:
         policy["admin"] = {"host": "127.0.0.1", "port": parts.admin}
+    _extend(policy, parts)
     return policy
+
+
+def _extend(policy: dict[str, Any], parts: Parts) -> None:
+    """Add what ratios compare: TLS, WebSockets, a route for each host in place of the one for all."""
+    (route,) = policy["routes"]
+    if parts.certificate is not None:
+        policy["listen"] = {"tls": dict(zip(("certificate", "key"), parts.certificate, strict=True))}
+    if parts.websocket:
+        route["websocket"] = True
+    if parts.hosts:
+        policy["routes"] = [
+            route | {"name": f"users-{number}", "match": {"prefix": PREFIX, "hosts": [host]}}
+            for number, host in enumerate(parts.hosts)
+        ]
 
 
 def write(directory: Path, upstream_port: int, parts: Parts) -> Path:

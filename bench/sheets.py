@@ -1,6 +1,6 @@
 """The results as tables: made once, shown on a terminal or written as Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -191,8 +191,8 @@ def refused(found: Denials) -> Sheet:
     return sheet
 
 
-def judged(found: list[Bar]) -> Sheet:
-    """Return the table of bars."""
+def judged(found: list[Bar], absent: Mapping[str, str] | None = None) -> Sheet:
+    """Return the table of bars. absent: why others were not measured, by name."""
     sheet = Sheet("Bars", ("", "measured", "bar", ""))
     for bar in found:
         sign = "≥" if bar.at_least else "≤"
@@ -208,4 +208,5 @@ def judged(found: list[Bar]) -> Sheet:
         )
         if bar.note:
             sheet.notes.append(f"{bar.what}: {bar.note}")
+    sheet.notes += [f"{what}: not measured: {why}" for what, why in (absent or {}).items()]
     return sheet

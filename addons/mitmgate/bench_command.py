@@ -10,7 +10,7 @@ from mitmgate.usage import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = click.Path(dir_okay=False, path_type=Path)
-SECTIONS = ("compare", "stages", "workers", "bodies", "denials")
+SECTIONS = ("compare", "stages", "workers", "bodies", "denials", "ratios")
 
 
 @click.command("bench")
@@ -20,6 +20,11 @@ SECTIONS = ("compare", "stages", "workers", "bodies", "denials")
     "--quick", is_flag=True, help="A minute or two: one round of a second; sections that no time is left for are named."
 )
 @click.option("--peers", is_flag=True, help="Measure HAProxy and a fastify gateway too, where they are installed.")
+@click.option(
+    "--beside",
+    type=click.Path(exists=True, file_okay=False, path_type=Path, resolve_path=True),
+    help="An older checkout of mitmgate: the ratios compare with its code too.",
+)
 @click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Measure this section alone; repeatable.")
 @click.option(
     "--soak", is_flag=True, help="Leaks, crashes and reloads under load instead; exit 1 where a bar is missed."
@@ -32,6 +37,7 @@ def command(
     rounds: int | None,
     quick: bool,
     peers: bool,
+    beside: Path | None,
     only: tuple[str, ...],
     soak: bool,
     json_path: Path | None,
@@ -43,10 +49,10 @@ def command(
         raise UserError("bench needs a checkout of mitmgate: the measurements are not installed with it")
     sys.path.insert(0, str(ROOT))
     if soak:
-        if seconds or rounds or peers or only or plot_path:
+        if seconds or rounds or peers or beside or only or plot_path:
             raise UserError("--soak goes with --quick, --json and --markdown alone")
         raise SystemExit(importlib.import_module("bench.soak").run(quick, json_path, markdown_path))
     settings = importlib.import_module("bench.settings")
-    chosen = settings.choose(seconds=seconds, rounds=rounds, quick=quick, peers=peers, sections=only)
+    chosen = settings.choose(seconds=seconds, rounds=rounds, quick=quick, peers=peers, sections=only, beside=beside)
     compare = importlib.import_module("bench.compare")
     compare.run(chosen, compare.Outputs(json_path, plot_path, markdown_path))

@@ -16,6 +16,7 @@ from bench.bodies import carry
 from bench.compare import Outputs, Results, measure, write
 from bench.load import Sample
 from bench.machine import this_machine
+from bench.ratios import ratios
 from bench.rig import Rig, beside, rig
 from bench.settings import SECTIONS, Settings
 from bench.sides import DIRECT, compare
@@ -94,6 +95,18 @@ def test_bodies_both_ways(made: Rig) -> None:
     found = carry(made, SHORT, {"gateway": serve(made.upstream.port)})
     assert {(one.direction, one.size) for one in found} == {("down", "10 MB"), ("up", "10 MB")}
     assert all(sample.requests >= 1 and sample.failed == 0 for one in found for sample in one.samples)
+
+
+def test_one_thing_beside_another(made: Rig) -> None:
+    """HTTP/2, WebSocket messages and idle connections: a load of each kind that no other section makes."""
+    found = ratios(made, SHORT)
+    assert found.absent == {}
+    assert [bar.what.partition(",")[0] for bar in found.bars] == [
+        "HTTP/2 over TLS",
+        "WebSocket",
+        "memory of an idle connection",
+    ]
+    assert all(bar.figure.median > 0 for bar in found.bars)
 
 
 def test_leaks_and_a_reload(made: Rig) -> None:

@@ -191,7 +191,8 @@ def test_a_stranger_runs_the_first_policy_in_stock_mitmweb(stranger: Stranger) -
     (stranger.clone / "gateway.yaml").write_text(first_policy())
     stranger.says("echo is listening on", stranger.terminal(block_with("./run.sh echo")))
     serving = stranger.terminal(block_with("mitmweb --mode"), MITMGATE_DEV_SECRET=SECRET)
-    stranger.says(f"listening at 127.0.0.1:{PORT}", serving)
+    # Before that the port is open already: mitmproxy's own server waits for the script, which takes its place.
+    stranger.says(f"mitmgate is listening on http://127.0.0.1:{PORT}", serving)
     assert stranger.listening() == LOOPBACK
     assert "not where the policy says" not in stranger.machine.log
     with stranger.machine.inside():

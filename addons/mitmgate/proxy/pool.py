@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from mitmproxy.connection import Client, ConnectionState, Server
@@ -74,11 +75,11 @@ class UpstreamPool:
         self._buffer = buffer
         self._idle: dict[Key, list[UpstreamConnection]] = {}
         self._shared: dict[Key, list[Http2UpstreamConnection]] = {}  # HTTP/2's, which take many requests at once
-        self._sharing: dict[Key, asyncio.Task[Http2UpstreamConnection]] = {}
+        self._sharing: dict[tuple[Key, float], asyncio.Task[Http2UpstreamConnection]] = {}
         # Seconds after which a service has closed an idle connection, and until when that is believed.
         self._learned: dict[Key, tuple[float, float]] = {}
         self._sweep: asyncio.TimerHandle | None = None
-        self._dials: dict[Key, _Dial] = {}
+        self._dials: dict[tuple[Key, float], _Dial] = {}  # with the time that each may take
 
     def take(self, endpoint: Endpoint, tls: UpstreamTls | None, *, repeatable: bool) -> UpstreamSide | None:
         """Return an idle connection. One that may be stale is only for a request that can be sent again.
@@ -133,12 +134,13 @@ class UpstreamPool:
             connection = UpstreamConnection(self, (endpoint, tls), self._bounds(), self._buffer, _server(endpoint))
             await self._open(connection, within, client)
             return connection
+        key = (endpoint, tls), within
         while True:
-            dial, begun = self._sharing.get((endpoint, tls)), False
+            dial, begun = self._sharing.get(key), False
             if dial is None:
                 begun = True
                 dial = asyncio.get_running_loop().create_task(self._share(endpoint, tls, within, client))
-                self._sharing[endpoint, tls] = dial
+                self._sharing[key] = dial
             shared = await asyncio.shield(dial)  # who leaves does not take the others' connection along
             if begun or shared.room:
                 return shared.stream()
@@ -158,7 +160,7 @@ class UpstreamPool:
                 self._sweep_soon()
             return connection
         finally:
-            del self._sharing[key]
+            del self._sharing[key, within]
 
     async def _open(
         self, connection: UpstreamConnection | Http2UpstreamConnection, within: float, client: Client
@@ -173,45 +175,50 @@ class UpstreamPool:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(within):
-                dial = await self._turn(key)
+                dial = await self._turn((key, within))
         except TimeoutError as error:
             raise Unreachable(Reason.UPSTREAM_TIMEOUT, Cause.CONNECT_TIMEOUT, "waited for another's") from error
         if dial is None:
             await self._connect(connection, within)
             return
+        left = max(0.0, begun + within - time.monotonic())
+        dial.task = task = asyncio.get_running_loop().create_task(self._answer_for(dial, connection, left))
         try:
-            await self._connect(connection, max(0.0, begun + within - time.monotonic()))
-        except Unreachable as error:
-            if error.failure.reason is Reason.UPSTREAM_TIMEOUT:
-                dial.end(error.failure, doubtful=0.0)
-            else:
-                del self._dials[key]
-                dial.end(error.failure)
+            await asyncio.shield(task)
+        except asyncio.CancelledError:  # its client has left, and others wait for what comes of it
+            task.add_done_callback(partial(_unwanted, connection))
             raise
-        except BaseException:  # its client has left, and nobody knows what would have come of it
-            dial.end(None)
-            raise
-        del self._dials[key]
-        dial.end(None)
 
-    async def _turn(self, key: Key) -> "_Dial | None":
+    async def _answer_for(
+        self, dial: "_Dial", connection: UpstreamConnection | Http2UpstreamConnection, within: float
+    ) -> None:
+        """Connect, and tell those who wait for what comes of it. Raises Unreachable."""
+        try:
+            await self._connect(connection, within)
+        except Unreachable as error:
+            silent = error.failure.reason is Reason.UPSTREAM_TIMEOUT
+            dial.end(error.failure, doubted=DOUBTED if silent else 0.0)
+            raise
+        finally:
+            dial.end(None)
+
+    async def _turn(self, key: tuple[Key, float]) -> "_Dial | None":
         """Wait for what comes of a connection that others wait behind: its failure is theirs, too.
 
-        Returns what the caller has to end; None: there is one on its way, and no reason to doubt it. Raises
-        Unreachable.
+        Only those wait for it who would wait as long for their own. Returns what the caller has to end; None: there is
+        one on its way, or was made, and no reason to doubt the next. Raises Unreachable.
         """
-        doubtful = time.monotonic() + UNANSWERED
-        while (before := self._dials.get(key)) is not None:
-            now = time.monotonic()
-            if before.done.done():
-                if now < before.ended + DOUBTED:
-                    doubtful = before.doubtful
-                break
+        before, now = self._dials.get(key), time.monotonic()
+        doubtful = now + UNANSWERED
+        if before is not None and not before.done.done():
             if now < before.doubtful:
                 return None
             failure = await asyncio.shield(before.done)
             if failure is not None:
                 raise Unreachable(*failure)
+            return None  # the endpoint takes connections, if slowly: nobody waits for one after the other
+        if before is not None and now < before.doubted:
+            doubtful = now
         if len(self._dials) >= KEPT:
             self._dials = {key: dial for key, dial in self._dials.items() if not dial.done.done()}
         dial = self._dials[key] = _Dial(doubtful)
@@ -336,24 +343,35 @@ def _server(endpoint: Endpoint) -> Server:
 
 
 class _Dial:
-    """A connection that is being made. From `doubtful` on (monotonic seconds) others wait for what comes of it.
+    """A connection that is being made, also when its client has left.
 
-    Kept behind its end where that was no answer: the next one is as doubtful, for a while.
+    From `doubtful` on others wait for what comes of it; until `doubted`, behind its end, they wait for the next one
+    from its beginning (monotonic seconds).
     """
 
-    __slots__ = ("done", "doubtful", "ended")
+    __slots__ = ("done", "doubted", "doubtful", "task")
 
     def __init__(self, doubtful: float) -> None:
         self.doubtful = doubtful
-        self.ended = 0.0
+        self.doubted = 0.0
         self.done: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
 
-    def end(self, failure: Failure | None, *, doubtful: float | None = None) -> None:
-        """Tell those who wait. failure: None: they have to find out. doubtful: of the next one."""
-        self.ended = time.monotonic()
-        if doubtful is not None:
-            self.doubtful = doubtful
-        self.done.set_result(failure)
+    def end(self, failure: Failure | None, *, doubted: float = 0.0) -> None:
+        """Tell those who wait, once. failure: None: it was made. doubted: seconds."""
+        if not self.done.done():
+            self.doubted = time.monotonic() + doubted
+            self.done.set_result(failure)
+
+
+def _unwanted(connection: UpstreamConnection | Http2UpstreamConnection, task: asyncio.Task[None]) -> None:
+    """Close a connection whose client has left while it was made."""
+    if task.cancelled() or task.exception() is not None:
+        return
+    if isinstance(connection, UpstreamConnection):
+        connection.abandon()
+    else:
+        connection.close()
 
 
 def _kept(connection: UpstreamConnection) -> float:

@@ -125,6 +125,24 @@ CASES: list[Case] = [
     ("version: 1", "version: 1\nstore: ¦redis", "store", "must be memory or {url: redis://...}", ""),
     ("version: 1", "version: 1\nstore: {url: ¦http://x}", "store.url", "URL of a Redis server", "redis://HOST:6379/0"),
     ("prefix: /users}", "prefix: /users}\n    websocket: ¦yes", "routes[0].websocket", "must be true or false", ""),
+    # Trailers that no service may be given.
+    (
+        '9001"]}',
+        '9001"], trailers: [X-Sum, ¦Content-Type]}',
+        "upstreams.users.trailers[1]",
+        "can't follow a body",
+        "it belongs in a head",
+    ),
+    ('9001"]}', '9001"], trailers: [¦X-Auth-User]}', "upstreams.users.trailers[0]", "can't follow a body", ""),
+    ('9001"]}', '9001"], trailers: [¦X-User-ID]}', "upstreams.users.trailers[0]", "can't follow a body", ""),
+    (
+        "upstreams:\n  users: {",
+        "  forward: {subject: X-Who}\nupstreams:\n  users: {trailers: [¦x-who], ",
+        "upstreams.users.trailers[0]",
+        "carries identity",
+        "",
+    ),
+    ('9001"]}', '9001"], trailers: [¦x_sum]}', "upstreams.users.trailers[0]", "must be a header name without '_'", ""),
     # What nothing is ever equal to.
     ('["https://app.example"]', '[¦"https://*.app.example"]', "cors.web.origins[0]", "sends no wildcard", "* alone"),
     (

@@ -55,6 +55,7 @@ def route(*urls: str, **members: Any) -> Route:
         "retries": 1,
         "host": "preserve",
         "tls": None,
+        "trailers": frozenset(),
     }
     of_upstream |= {name: members.pop(name) for name in list(members) if name in of_upstream}
     upstream = Upstream("up", tuple(endpoint(url) for url in urls), circuit=Circuit(), **of_upstream)

@@ -34,6 +34,7 @@ class Seen:
     body: bytes = b""
     ended: bool = False
     reset: int | None = None
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def one(self, name: bytes) -> bytes | None:
         """Return the only value of a field."""
@@ -151,6 +152,8 @@ class Http2Service:
                 connection.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if seen.one(b":path") == b"/chat":
                 connection.h2.send_data(event.stream_id, b"echo:" + event.data)
+        elif isinstance(event, h2.events.TrailersReceived):
+            connection.streams[event.stream_id].trailers = list(event.headers)
         elif isinstance(event, h2.events.StreamEnded):
             connection.streams[event.stream_id].ended = True
             self._answer(connection, event.stream_id, connection.streams[event.stream_id])

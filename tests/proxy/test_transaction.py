@@ -57,7 +57,7 @@ class Upstream:
         self.sent: list[Any] = []
         self.abandoned = False
 
-    def send(self, recipient: object, forward: Forward, length: int | None, content: bytes | None, **how: bool) -> bool:
+    def send(self, recipient: object, forward: Forward, length: int | None, content: bytes | None, **how: Any) -> bool:
         self.phase = Phase.BUSY
         if self.takes:
             self.sent.append((forward, length, content))
@@ -66,7 +66,7 @@ class Upstream:
     def send_body(self, data: bytes) -> None:
         self.sent.append(data)
 
-    def end_body(self) -> None:
+    def end_body(self, trailers: object = ()) -> None:
         self.sent.append("end")
 
     def hold(self, held: bool) -> None:

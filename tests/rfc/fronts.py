@@ -251,6 +251,7 @@ def front_policy(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]
     )
     for name in made["upstreams"]:
         made["upstreams"][name]["circuit"] = {"failures": 10000}
+    made["upstreams"]["users"]["trailers"] = ["X-Sum"]
     return made
 
 

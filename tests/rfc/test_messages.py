@@ -167,11 +167,13 @@ def test_methods_that_are_not_forwarded(front: Front, method: str) -> None:
 def test_chunks_are_decoded_and_what_is_beside_them_is_dropped(front: Front) -> None:
     front.upstream.forget()
     chunks = b'3;a="b;c";d\r\nabc\r\n000A;e\r\n0123456789\r\n'
-    data = b"POST /public HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n" + CLOSE
-    assert parse(front.raw(data + chunks + b"0;z\r\nX-T: 1\r\nContent-Length: 9\r\n\r\n")).status == 200
+    data = b"POST /public HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: X-T, X-Sum\r\n" + CLOSE
+    trailers = b"X-T: 1\r\nContent-Length: 9\r\nX-Sum: 2\r\nX-User-ID: eve\r\n\r\n"
+    assert parse(front.raw(data + chunks + b"0;z\r\n" + trailers)).status == 200
     seen = front.upstream.last()
     assert seen.body == b"abc0123456789"
-    assert seen.all("trailer") + seen.all("x-t") == []
+    assert seen.all("trailer") + seen.all("x-t") == ["x-sum"]
+    assert seen.raw.endswith(b"\r\n0\r\nX-Sum: 2\r\n\r\n")
     assert b";" not in seen.raw.partition(b"\r\n\r\n")[2]
 
 

@@ -88,10 +88,13 @@ def _read(fields: Fields, scheme: bytes, ended: bool, bounds: Bounds) -> Http2Re
     return Http2Request(method, scheme, authority, path, tuple(kept), length, bool(expectations))
 
 
-def write_request(forward: Forward, scheme: bytes, length: int | None, *, trailers: bool) -> Fields | None:
+def write_request(
+    forward: Forward, scheme: bytes, length: int | None, *, takes_trailers: bool, announced: bytes = b""
+) -> Fields | None:
     """Make the header section of a request to a service; None where a part of it can't be sent safely.
 
-    length: bytes of the body; None: not known. trailers: whether the client takes them (RFC 9110, section 10.1.4).
+    length: bytes of the body; None: not known. takes_trailers: whether the client does (RFC 9110, section 10.1.4).
+    announced: trailers that may follow the body.
     """
     method, target = forward.method.encode("latin-1"), forward.target.encode("latin-1")
     authority = forward.host.encode("latin-1")
@@ -109,8 +112,10 @@ def write_request(forward: Forward, scheme: bytes, length: int | None, *, traile
         fields.append((lower, stripped))
     if length or (length == 0 and method in _WITH_CONTENT):
         fields.append((b"content-length", b"%d" % length))
-    if trailers:
+    if takes_trailers:
         fields.append((b"te", b"trailers"))
+    if announced:
+        fields.append((b"trailer", announced))
     return tuple(fields)
 
 
@@ -149,7 +154,7 @@ def _unread(cause: Cause, detail: str) -> Refusal:
 
 
 def trailers_flaw(fields: Iterable[tuple[bytes, bytes]], bounds: Bounds) -> str | None:
-    """Say what is wrong with a request's trailers (RFC 9113, section 8.1); None: nothing is."""
+    """Say what is wrong with trailers (RFC 9113, section 8.1); None: nothing is."""
     size = 0
     count = 0
     for name, value in fields:

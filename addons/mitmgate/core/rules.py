@@ -123,6 +123,7 @@ class Upstream:
     circuit: Circuit
     tls: UpstreamTls | None = None
     body_timeout: float | None = None  # of a held response, after its head; None: as response_timeout
+    trailers: frozenset[bytes] = frozenset()  # of requests, by lower-case name, that it is given
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mitmgate.core import template
+from mitmgate.core.trailers import never_forwarded
 from mitmgate.policy.condition import ConditionError, compile_condition
 from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
@@ -20,6 +21,7 @@ def check(document: Document) -> Iterator[Problem]:
     """Yield every error between sections."""
     yield from _references(document)
     yield from _routes(document)
+    yield from _trailers(document)
     yield from _issuers(document)
     yield from _client_limits(document)
     yield from _stores(document)
@@ -111,6 +113,16 @@ def _routes(document: Document) -> Iterator[Problem]:
             yield document.problem((*location, "websocket"), message, hint="give the route another upstream")
         if route.get("auth") == "none":
             yield from _public_route(document, location, route)
+
+
+def _trailers(document: Document) -> Iterator[Problem]:
+    identity = _identity_headers(document)
+    for name in _mapping(document.at(("upstreams",))):
+        for location, header in _named(document, ("upstreams", name, "trailers")):
+            lower = header.lower()
+            if lower in identity and not never_forwarded(lower.encode("ascii", "replace")):  # which its section says
+                message = f"{as_written(header)} carries identity; the gateway alone writes it"
+                yield document.problem(location, message, found="")
 
 
 def _identity_headers(document: Document) -> set[str]:

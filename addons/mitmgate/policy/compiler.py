@@ -130,6 +130,7 @@ def _upstream(name: str, upstream: Upstream, material: Material) -> rules.Upstre
             circuit.share,
         ),
         tls=_upstream_tls(name, upstream, material),
+        trailers=frozenset(map(_field, upstream.trailers)),
     )
 
 

@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.rules import Endpoint
-from mitmgate.policy.scalars import Duration, Integer, Share, Text, duration, share, wrong
+from mitmgate.core.trailers import never_forwarded
+from mitmgate.policy.scalars import Duration, HeaderName, Integer, Share, Text, duration, share, wrong
 from mitmgate.policy.section import Section
 
 _PORTS = {"http": 80, "https": 443}
@@ -50,6 +51,13 @@ def _endpoint(text: str) -> str:
 def _host(text: str) -> str:
     if text not in {"preserve", "upstream"} and parse_authority(text) is None:
         raise wrong("must be preserve, upstream, or a host")
+    return text
+
+
+def _trailer(text: str) -> str:
+    if never_forwarded(text.lower().encode("ascii")):
+        hint = "it belongs in a head (RFC 9110, section 6.5.1), or says what only the gateway may"
+        raise wrong("can't follow a body", hint)
     return text
 
 
@@ -114,6 +122,8 @@ class Upstream(Section):
     """How many further endpoints are tried, where nothing was sent or the request can be repeated."""
     host: Annotated[Text, AfterValidator(_host)] = "preserve"
     """The Host field that it gets: the client's (preserve), its own (upstream), or a literal."""
+    trailers: tuple[Annotated[HeaderName, AfterValidator(_trailer)], ...] = ()
+    """Fields behind a request's body (RFC 9110, section 6.5) that it knows and is given; all others are dropped."""
     circuit: Circuit = Circuit()
     tls: UpstreamTls | None = None
 

@@ -261,7 +261,7 @@ class Http1Connection(asyncio.BufferedProtocol):
                 self._begin(event, more=len(taken) > 1)
             elif event is END:
                 if self.transaction is not None:
-                    self.transaction.body_end()
+                    self.transaction.body_end(self._reader.trailers)
             elif isinstance(event, bytes):
                 if self.transaction is not None:
                     self.transaction.body(event)

@@ -244,11 +244,10 @@ class Http2Connection(Http2Output):
 
     def __init__(self, front: Front, bounds: Bounds, scheme: bytes) -> None:
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
-        super().__init__(front.engine.loop)
+        super().__init__(front.engine.loop, bounds)
         self.client: Client
         self.account: Account
         self._front = front
-        self._bounds = bounds
         self._scheme = scheme
         self._peer = ""
         self._meter = FrameMeter()
@@ -449,12 +448,12 @@ class Http2Connection(Http2Output):
             self._end_body(event.stream_id)
 
     def _take_trailers(self, event: ngh2.TrailersReceived) -> None:
-        """Take the end of a body. Trailers are not forwarded (RFC 9110, section 6.5.1), but must be well-formed."""
+        """Take the end of a body, and what follows it."""
         self._begin_waiting(event.stream_id)
         flaw = trailers_flaw(event.headers, self._bounds)
         stream = self._streams.get(event.stream_id)
         if flaw is None:
-            self._end_body(event.stream_id)
+            self._end_body(event.stream_id, event.headers)
         elif stream is not None and stream.transaction is not None and not stream.answered:
             stream.transaction.body_refused(Refusal(Reason.BODY_MALFORMED, flaw))
 
@@ -464,7 +463,7 @@ class Http2Connection(Http2Output):
         if waiting is not None:
             self._begin(stream_id, *waiting)
 
-    def _end_body(self, stream_id: int) -> None:
+    def _end_body(self, stream_id: int, trailers: Fields = ()) -> None:
         stream = self._streams.get(stream_id) or self._sending.get(stream_id)
         if stream is not None and not stream.ended:
             stream.ended = True
@@ -473,7 +472,7 @@ class Http2Connection(Http2Output):
                 if last:
                     stream.transaction.body(last)
             if stream.transaction is not None and not stream.answered:
-                stream.transaction.body_end()
+                stream.transaction.body_end(trailers)
 
     def _closed(self, event: ngh2.StreamClosed) -> None:
         """Take the end of a stream: complete, given up by the client, or malformed by libnghttp2's judgment."""
@@ -758,11 +757,7 @@ class Http2Connection(Http2Output):
         """Take the end of a response: what is queued of it still goes out."""
         stream_id = stream.stream_id
         if not stream.answered and stream_id > 0:
-            section = [(LOWER[name], value) for name, value in trailers]
-            if section and trailers_flaw(section, self._bounds) is None:  # an addon may have changed them
-                self.say(lambda h2: h2.send_trailers(stream_id, section))
-            else:
-                self.say(lambda h2: h2.end_stream(stream_id))
+            self.end_stream(stream_id, trailers)  # which an addon may have changed
         stream.answered = True
         stream.transaction = None
         if self._drop(stream_id) is not None:

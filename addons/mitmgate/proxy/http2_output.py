@@ -6,6 +6,11 @@ from typing import Final
 
 import ngh2
 
+from mitmgate.core.headers import Fields
+from mitmgate.core.http1 import Bounds
+from mitmgate.core.http1.names import LOWER
+from mitmgate.core.http2 import trailers_flaw
+
 OUTPUT: Final = 64 * 1024
 """Bytes that are serialised at once, so that a socket that does not drain is noticed."""
 
@@ -13,9 +18,10 @@ OUTPUT: Final = 64 * 1024
 class Http2Output(asyncio.BufferedProtocol):
     """A connection that libnghttp2 speaks on: what is to be said is written in the loop's next turn, all at once."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin without a transport."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
+        """Begin without a transport. bounds: of the policy in force when it was opened."""
         self.loop = loop
+        self._bounds = bounds
         self._transport: asyncio.Transport | None = None
         self._h2: ngh2.Connection | None = None
         self._flushing: asyncio.Handle | None = None
@@ -39,6 +45,14 @@ class Http2Output(asyncio.BufferedProtocol):
             return 0 if self._h2 is None else self._h2.queued_body_size(stream_id)
         except ngh2.NGH2Error:
             return 0
+
+    def end_stream(self, stream_id: int, trailers: Fields) -> None:
+        """Say that a body has ended, with its trailers where they can be said (RFC 9113, section 8.1)."""
+        section = [(LOWER[name], value) for name, value in trailers]
+        if section and trailers_flaw(section, self._bounds) is None:
+            self.say(lambda h2: h2.send_trailers(stream_id, section))
+        else:
+            self.say(lambda h2: h2.end_stream(stream_id))
 
     def pause_writing(self) -> None:
         """Serialise no more: the socket does not drain."""

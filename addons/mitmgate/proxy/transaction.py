@@ -71,7 +71,7 @@ from mitmgate.core.request import Forward
 from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.streaming import is_event_stream, streams
-from mitmgate.core.trailers import permitted
+from mitmgate.core.trailers import RequestTrailers, announcing, permitted
 from mitmgate.descriptors import Seldom
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
@@ -291,6 +291,7 @@ class Transaction(Recipient):
         "_retries",
         "_sent",
         "_started",
+        "_trailers",
         "_upgrade",
         "_upstream",
         "_waiting",
@@ -311,6 +312,7 @@ class Transaction(Recipient):
         self._request_body: list[bytes] = []
         self._response_body: list[bytes] = []
         self._content = b""  # the request's whole body, as it came
+        self._trailers: Fields = ()  # of the request, that go on
         self._upstream: UpstreamSide | None = None
         self._length: int | None = 0  # of the request's body
         self._received = 0
@@ -495,10 +497,10 @@ class Transaction(Recipient):
             return
         self._deadline.at(bounds.body_due(self._started, self._received, self._engine.loop.time()))
 
-    def body_end(self) -> None:
-        """Take the end of the request."""
+    def body_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the request, and what followed its body."""
         if self._waiting:
-            self._later(self.body_end)
+            self._later(partial(self.body_end, trailers))
             return
         request = self._request
         if request is not RequestPhase.STREAMING and request is not RequestPhase.BUFFERING:
@@ -507,6 +509,9 @@ class Transaction(Recipient):
         self._deadline.clear()
         flow.request.data.timestamp_end = time.time()
         self._request = RequestPhase.COMPLETE
+        if trailers and (rule := self._trailer_rule()) is not None:
+            self._trailers = rule.permitted(trailers)
+            flow.request.data.trailers = headers_of(self._trailers) or None
         if request is RequestPhase.STREAMING:
             self._hook(HttpRequestHook, self._streamed)
         else:
@@ -518,7 +523,7 @@ class Transaction(Recipient):
         if self._killed():
             return
         if self._upstream is not None:
-            self._upstream.end_body()
+            self._upstream.end_body(self._trailers)
         if self._response is ResponsePhase.WAITING:
             self._await_response()
         elif self._response is ResponsePhase.STREAMING:
@@ -546,11 +551,38 @@ class Transaction(Recipient):
         forward = self._forward
         if forward is None:
             raise ValueError("nothing to forward")
-        once = content is not None and not self._idempotent
-        trailers = self._client.takes_trailers
-        if not upstream.send(self, forward, self._length, content, upgrade=self._upgrade, once=once, trailers=trailers):
+        announced, trailers = self._announced(streams=content is None), self._trailers
+        sent = upstream.send(
+            self,
+            forward,
+            self._length,
+            None if announced else content,
+            upgrade=self._upgrade,
+            once=content is not None and not self._idempotent,
+            takes_trailers=self._client.takes_trailers,
+            announced=announced,
+        )
+        if not sent:
             self._leave_upstream()
             self._fail(Reason.REWRITE_REFUSED, "The request can't be written safely.")
+        elif announced and content is not None:
+            upstream.send_body(content)
+            upstream.end_body(trailers)
+
+    def _trailer_rule(self) -> RequestTrailers | None:
+        """Return what decides on the request's trailers; None: its service is given none."""
+        exchange = self.exchange
+        if exchange is None or exchange.route is None or not exchange.route.upstream.trailers:
+            return None
+        route = exchange.route
+        return RequestTrailers(route.upstream.trailers, exchange.snapshot.client_fields, route.rewrite.remove)
+
+    def _announced(self, *, streams: bool) -> bytes:
+        """Return the Trailer field to send. streams: what follows the body is not known yet, but by the client's."""
+        if not streams:
+            return announcing(self._trailers) if self._trailers else b""
+        rule, exchange = self._trailer_rule(), self.exchange
+        return b"" if rule is None or exchange is None else rule.announced(exchange.request.headers.all(b"trailer"))
 
     def _await_response(self) -> None:
         self._sent = self._engine.loop.time()

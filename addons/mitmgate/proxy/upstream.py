@@ -111,12 +111,13 @@ class UpstreamSide(Protocol):
         *,
         upgrade: bool = False,
         once: bool = False,
-        trailers: bool = False,
+        takes_trailers: bool = False,
+        announced: bytes = b"",
     ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) unknown.
 
-        once: it can't be repeated, unless it has reached nobody. trailers: the client takes them. False, and nothing
-        more comes of it, where the head can't be written safely.
+        once: it can't be repeated, unless it has reached nobody. takes_trailers: the client does. announced: trailers
+        that may follow the body. False, and nothing more comes of it, where the head can't be written safely.
         """
         ...
 
@@ -124,8 +125,8 @@ class UpstreamSide(Protocol):
         """Send a part of the body."""
         ...
 
-    def end_body(self) -> None:
-        """Send the end of the body."""
+    def end_body(self, trailers: Fields = ()) -> None:
+        """Send the end of the body, and trailers, where its framing has a place for them."""
         ...
 
     @property
@@ -198,18 +199,22 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         *,
         upgrade: bool = False,
         once: bool = False,
-        trailers: bool = False,
+        takes_trailers: bool = False,
+        announced: bytes = b"",
     ) -> bool:
         """Send a request. content: the whole body; None: it follows in parts, `length` bytes or (None) in chunks.
 
-        once: it can't be repeated, unless it has reached nobody. trailers: the client takes them.
-        False, and the connection is closed, where the head can't be written safely.
+        once: it can't be repeated, unless it has reached nobody. takes_trailers: the client does. announced: trailers
+        that may follow the body, which so is sent in chunks. False, and the connection is closed, where the head can't
+        be written safely.
         """
         method, outgoing = forward.method.encode("latin-1"), self._outgoing
         if content is not None:
             length = len(content)
         target = forward.target.encode("latin-1")
-        raw = outgoing.begin(method, target, forward.fields, length, upgrade=upgrade, trailers=trailers)
+        raw = outgoing.begin(
+            method, target, forward.fields, length, upgrade=upgrade, takes_trailers=takes_trailers, announced=announced
+        )
         if raw is None:
             self.abandon()
             return False
@@ -234,10 +239,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self.phase is Phase.BUSY:
             self._write(self._outgoing.body(data))
 
-    def end_body(self) -> None:
+    def end_body(self, trailers: Fields = ()) -> None:
         """Send the end of the body."""
         if self.phase is Phase.BUSY:
-            self._write(self._outgoing.end())
+            self._write(self._outgoing.end(trailers))
 
     @property
     def unsent(self) -> int:

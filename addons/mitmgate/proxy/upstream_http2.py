@@ -117,12 +117,14 @@ class UpstreamStream:
         *,
         upgrade: bool = False,
         once: bool = False,
-        trailers: bool = False,
+        takes_trailers: bool = False,
+        announced: bytes = b"",
     ) -> bool:
         """Send a request; see UpstreamSide. HTTP/2 has no upgrade (RFC 9113, section 8.6)."""
         if content is not None:
             length = len(content)
-        fields = write_request(forward, self._connection.scheme, length, trailers=trailers)
+        scheme = self._connection.scheme
+        fields = write_request(forward, scheme, length, takes_trailers=takes_trailers, announced=announced)
         if fields is None or upgrade or (length is not None and length < 0):
             self.abandon()
             return False
@@ -152,7 +154,7 @@ class UpstreamStream:
         if not self.congested and self.unsent > QUEUED:
             self._congest(True)
 
-    def end_body(self) -> None:
+    def end_body(self, trailers: Fields = ()) -> None:
         """Send the end of the body."""
         if self.phase is not Phase.BUSY or self._ended:
             return
@@ -160,7 +162,7 @@ class UpstreamStream:
             self._fail(Failure(Reason.BODY_MALFORMED, None))
             return
         self._ended = True
-        self._connection.say(lambda h2: h2.end_stream(self.stream_id))
+        self._connection.end_stream(self.stream_id, trailers)
 
     @property
     def unsent(self) -> int:
@@ -289,7 +291,7 @@ class Http2UpstreamConnection(Http2Output):
 
     def __init__(self, pool: Keeper, key: Key, bounds: Bounds, buffer: memoryview, server: Server) -> None:
         """buffer: shared by all connections; what is read into it is taken out at once."""
-        super().__init__(asyncio.get_running_loop())
+        super().__init__(asyncio.get_running_loop(), bounds)
         self.key = key
         self.server = server
         self.scheme = key[0].scheme.encode("ascii")
@@ -298,7 +300,6 @@ class Http2UpstreamConnection(Http2Output):
         self.idle_since = self.opened  # inf: requests run
         self.served = 0
         self._pool = pool
-        self._bounds = bounds
         self._buffer = buffer
         self._streams: dict[int, UpstreamStream] = {}
         self._settings: asyncio.Future[None] = self.loop.create_future()

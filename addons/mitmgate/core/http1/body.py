@@ -1,7 +1,7 @@
 """Message bodies: of a known length, chunked (RFC 9112, section 7.1), or as long as the connection lasts."""
 
 import re
-from typing import Final
+from typing import ClassVar, Final
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.head import TEXT, parse_fields
@@ -25,6 +25,8 @@ class LengthBody:
 
     __slots__ = ("complete", "leftover", "remaining")
 
+    trailers: ClassVar[Fields] = ()
+    """Only chunks have any."""
     complete: bool
     leftover: bytes
 

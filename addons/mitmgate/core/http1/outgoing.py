@@ -9,7 +9,7 @@ from typing import Final
 
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.framing import frame_request
-from mitmgate.core.http1.writer import chunk, request_head
+from mitmgate.core.http1.writer import chunk, last_chunk, request_head
 
 _CHUNKED: Final = -1
 _OVER: Final = -2  # no byte of a body may be written: it was, or what came was not what the head declared
@@ -39,20 +39,26 @@ class OutgoingRequest:
         length: int | None,
         *,
         upgrade: bool = False,
-        trailers: bool = False,
+        takes_trailers: bool = False,
+        announced: bytes = b"",
     ) -> bytes | None:
         """Return the head to write. length: of the body; None: it is sent in chunks.
 
         None where the head can't be written safely, or the request before was not complete. upgrade: hop-by-hop fields
-        are kept, since they ask for another protocol; such a request has no body. trailers: the client takes them.
+        are kept, since they ask for another protocol; such a request has no body. takes_trailers: the client does.
+        announced: trailers that may follow the body, which then is sent in chunks (RFC 9112, section 7.1.2).
         """
+        if announced:
+            length = None
         whole, self.complete, self._left = self.complete, False, _OVER
         if not whole or (length is not None and length < 0):
             return None
         if not upgrade:
             fields = frame_request(method, fields, length)
-            if trailers:
+            if takes_trailers:
                 fields += _TRAILERS
+            if announced:
+                fields += ((b"Trailer", announced),)
         elif length == 0:
             fields = tuple(field for field in fields if field[0].lower() not in _FRAMING)
         else:
@@ -73,10 +79,13 @@ class OutgoingRequest:
         self.complete, self._left = False, _OVER
         return None
 
-    def end(self) -> bytes | None:
-        """Return what to write at the end of the body; None where less than what was declared came before it."""
+    def end(self, trailers: Fields = ()) -> bytes | None:
+        """Return what to write at the end of the body; None where less than what was declared came before it.
+
+        trailers: only behind chunks; a body of a declared length has none.
+        """
         left, self._left = self._left, _OVER
         self.complete = left in _WHOLE
         if not self.complete:
             return None
-        return b"" if left == 0 else chunk(b"")
+        return b"" if left == 0 else last_chunk(trailers)

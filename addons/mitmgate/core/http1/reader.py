@@ -80,6 +80,11 @@ class RequestReader:
         """Whether not a byte of a request is there."""
         return self._state is _State.HEAD and not self._buffer
 
+    @property
+    def trailers(self) -> Fields:
+        """The fields that followed the current request's body."""
+        return self._body.trailers
+
     def unfinished(self, reason: Reason, detail: str) -> Refusal:
         """Refuse the part of a head that is there, with what it seems to ask for."""
         if len(self._buffer) > self._bounds.head:
@@ -143,6 +148,7 @@ class RequestReader:
         events: list[RequestEvent] = [head]
         if head.body == 0:
             self._state = _State.DONE
+            self._body = _NO_BODY
             events.append(END)
             buffer += data[end + 4 :]
             return events
@@ -257,8 +263,7 @@ class ResponseReader:
     @property
     def trailers(self) -> Fields:
         """Return the fields that followed the body."""
-        body = self._body
-        return body.trailers if isinstance(body, ChunkedBody) else ()
+        return self._body.trailers
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """Take bytes of any cut and return what they complete."""

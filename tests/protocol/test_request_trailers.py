@@ -108,8 +108,8 @@ class Way:
                 lines = b"POST /p HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
                 lines += b"Trailer: %b\r\n" % announce if announce else b""
                 chunks = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n"
-                section = b"".join(b"%b: %b\r\n" % pair for pair in trailers)
-                link.sendall(lines + b"\r\n" + chunks + section + b"\r\n")
+                tail = b"".join(b"%b: %b\r\n" % pair for pair in trailers)
+                link.sendall(lines + b"\r\n" + chunks + tail + b"\r\n")
                 assert receive(link).startswith(b"HTTP/1.1 200")
         return self._seen()
 

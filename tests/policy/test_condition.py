@@ -217,6 +217,14 @@ def test_a_pattern_that_is_written_out_is_taken(pattern: str) -> None:
 NUMBERS = {"l": list(range(1500)), "t": "x" * 30_000}
 
 
+def test_loops_that_no_request_could_end_are_found_at_load() -> None:
+    """Before: the first evaluation, of sample facts, went on for hours, and `check` and a reload with it."""
+    nested = "[1, 2, 3].all(x, " * 20 + "true" + ")" * 20
+    with pytest.raises(ConditionError, match="any request could take more than"):
+        compile_condition(nested)
+    assert compile_condition("[1, 2].all(x, [1, 2].all(x, x > 0))").holds(ALL)
+
+
 @pytest.mark.parametrize(
     "loops",
     [

@@ -171,7 +171,7 @@ class CelCondition:
         """
         try:
             values: dict[str, object] = {name: _some(facts[name], members) for name, members in self._reads}
-            if self._degree and (self._literals + _weight(values)) ** self._degree > STEPS:
+            if self._beyond(values):
                 raise TimeoutError(f"the condition could take more than {STEPS} steps")
             for _ in range(2):  # what was only the interpreter's own pause, a collection, does not come twice
                 began = time.thread_time()
@@ -186,13 +186,21 @@ class CelCondition:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         raise TimeoutError(f"the condition took more than {LONGEST:g} s")
 
+    def _beyond(self, values: Mapping[str, object]) -> bool:
+        """Tell whether an evaluation over these facts could take more than STEPS."""
+        return bool(self._degree) and (self._literals + _weight(values)) ** self._degree > STEPS
+
     def refuse_other_types(self) -> None:
         """Evaluate over sample facts: errors say nothing (claims are missing), but a value must be a bool.
 
-        Raises ConditionError.
+        Raises ConditionError, also where the least facts are too many: that would go on without a bound, and hold a
+        reload up, for a condition that no request could meet.
         """
+        sample = {name: dict(members) for name, members in _SAMPLE.items()}
+        if self._beyond({name: _some(sample[name], members) for name, members in self._reads}):
+            message = f"any request could take more than {STEPS} steps"
+            raise ConditionError(message, "loops in one another multiply: have fewer")
         try:
-            sample = {name: dict(members) for name, members in _SAMPLE.items()}
             result = self._program.execute({**sample, **self._functions})
         except (KeyboardInterrupt, SystemExit):
             raise

@@ -173,16 +173,141 @@ def test_odd_token_ids(token_id: Any) -> None:
     assert reason_of({"jti": token_id}) is Reason.TOKEN_CLAIM_INVALID
 
 
-def test_the_first_claim_that_is_present_counts() -> None:
-    issuer = replace(ISSUER, subject=("user", "sub"), roles=("groups", "roles"), scopes=("scp", "scope"))
-    claims = {"user": "bob", "roles": ["b"], "groups": ["a"], "scope": "s1", "jti": "t1"}
+def test_the_first_subject_that_is_present_counts_and_all_roles_and_scopes() -> None:
+    issuer = replace(
+        ISSUER,
+        subject=("user", "sub"),
+        roles=("/realm_access/roles", "https://acme.example/roles", "groups", "/groups/0/a~1b~0c"),
+        scopes=("scp", "scope"),
+    )
+    claims: dict[str, Any] = {
+        "user": "bob",
+        "realm_access": {"roles": ["b", "c"]},
+        "https://acme.example/roles": "d",
+        "groups": ["c", "a"],
+        "scp": ["s2"],
+        "scope": "s1",
+        "jti": "t1",
+    }
     made = principal(claims, issuer)
-    assert (made.subject, made.roles, made.scopes, made.token_id) == ("bob", ("a",), frozenset({"s1"}), "t1")
+    assert made.roles == ("b", "c", "d", "a")
+    assert (made.subject, made.scopes, made.token_id) == ("bob", frozenset({"s1", "s2"}), "t1")
     assert (made.issuer, made.expires, made.claims) == ("corp", NOW + 60, CLAIMS | claims)
 
 
 def test_a_present_claim_of_the_wrong_form_is_not_passed_over() -> None:
-    assert reason_of({"user": 7}, replace(ISSUER, subject=("user", "sub"))) is Reason.TOKEN_CLAIM_INVALID
+    for bad in (7, None):
+        assert reason_of({"user": bad}, replace(ISSUER, subject=("user", "sub"))) is Reason.TOKEN_CLAIM_INVALID
+        assert reason_of({"a": {"b": bad}}, replace(ISSUER, subject=("/a/b", "sub"))) is Reason.TOKEN_CLAIM_INVALID
+    for member in ("roles", "scopes"):  # whichever of several it is
+        issuer = replace(ISSUER, **{member: ("good", "/a/b")})  # type: ignore[arg-type]  # both are tuples of names
+        assert reason_of({"good": "x", "a": {"b": "y"}}, issuer) is None
+        assert reason_of({"good": "x", "a": {"b": [7]}}, issuer) is Reason.TOKEN_CLAIM_INVALID
+        assert reason_of({"good": "x", "a": {"b": {}}}, issuer) is Reason.TOKEN_CLAIM_INVALID
+
+
+ENTRA = replace(
+    ISSUER,
+    name="entra/t1",
+    issuer="https://login.example/t1/v2.0",
+    aliases=("https://sts.example/t1/",),
+    tenant=("tid", "t1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"iss": "https://login.example/t1/v2.0", "tid": "t1"}, None),
+        ({"iss": "https://sts.example/t1/", "tid": "t1"}, None),
+        ({"iss": "https://login.example/t1/v2.0"}, None),  # not every provider says it twice
+        ({"iss": "https://login.example/t1/v2.0", "tid": "t2"}, Reason.TOKEN_CLAIM_INVALID),
+        ({"iss": "https://login.example/t1/v2.0", "tid": None}, Reason.TOKEN_CLAIM_INVALID),
+        ({"iss": "https://login.example/t2/v2.0", "tid": "t1"}, Reason.TOKEN_ISSUER_UNKNOWN),
+        ({"iss": "https://login.example/{tid}/v2.0", "tid": "t1"}, Reason.TOKEN_ISSUER_UNKNOWN),
+        ({"iss": "https://sts.example/t1", "tid": "t1"}, Reason.TOKEN_ISSUER_UNKNOWN),
+        ({"iss": ["https://sts.example/t1/"], "tid": "t1"}, Reason.TOKEN_ISSUER_UNKNOWN),
+    ],
+)
+def test_an_issuer_with_tenants_and_two_spellings(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, ENTRA) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"token_use": "access"}, None),
+        ({"typ": "Bearer"}, None),
+        *(({name: "x"}, Reason.TOKEN_TYPE_REFUSED) for name in ("nonce", "at_hash", "c_hash", "s_hash")),
+        *(({"token_use": use}, Reason.TOKEN_TYPE_REFUSED) for use in ("id", "refresh", None, ["access"], "Access")),
+        *(
+            ({"typ": typ}, Reason.TOKEN_TYPE_REFUSED)
+            for typ in ("ID", "Refresh", "Offline", "bearer", None, ["Bearer"])
+        ),
+        ({"events": {}}, Reason.TOKEN_TYPE_REFUSED),
+        ({"nonce": None}, Reason.TOKEN_TYPE_REFUSED),
+    ],
+)
+def test_access_tokens_and_others_are_told_apart(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, replace(ISSUER, token_type="access")) is reason
+    assert reason_of(changes) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"client_id": "api://orders"}, None),
+        ({"client_id": "other"}, Reason.TOKEN_AUDIENCE_REFUSED),
+        ({"client_id": None}, Reason.TOKEN_AUDIENCE_REFUSED),  # it is there, and no audience
+        ({"client_id": ["other", "api://orders"]}, None),
+        ({}, None),  # the next one
+        ({"aud": "other"}, Reason.TOKEN_AUDIENCE_REFUSED),
+        ({"aud": ...}, Reason.TOKEN_AUDIENCE_REFUSED),
+    ],
+)
+def test_the_audience_may_be_in_another_claim(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, replace(ISSUER, audience_in=("client_id", "aud"))) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"azp": "app", "a": {"b": False}}, None),
+        ({"azp": "app"}, Reason.TOKEN_CLAIM_INVALID),
+        ({"azp": None, "a": {"b": 1}}, Reason.TOKEN_CLAIM_INVALID),
+        ({"a": {"b": 1}}, Reason.TOKEN_CLAIM_INVALID),
+    ],
+)
+def test_required_claims(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, replace(ISSUER, required=("azp", "/a/b"))) is reason
+
+
+SPIFFE = replace(ISSUER, issuer="spiffe://prod.example", aliases=("https://oidc.prod.example",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"iss": ..., "sub": "spiffe://prod.example/ns/a/sa/orders"}, None),
+        ({"iss": "https://oidc.prod.example", "sub": "spiffe://prod.example/x"}, None),
+        ({"iss": ..., "sub": "spiffe://other.example/x"}, Reason.TOKEN_ISSUER_UNKNOWN),
+        ({"iss": "https://oidc.prod.example", "sub": "spiffe://other.example/x"}, Reason.TOKEN_CLAIM_INVALID),
+        ({"iss": "https://oidc.prod.example", "sub": "alice"}, Reason.TOKEN_CLAIM_INVALID),
+        *(
+            ({"iss": ..., "sub": sub}, Reason.TOKEN_ISSUER_UNKNOWN)
+            for sub in (
+                *("spiffe://prod.example", "spiffe://prod.example/", "spiffe://prod.example/a//b", "alice", None),
+                *("spiffe://prod.example/a/../b", "spiffe://prod.example/.", "SPIFFE://prod.example/a"),
+                *("spiffe://PROD.example/a", "spiffe://prod.example/a/", "spiffe://prod.example/a%2Fb", ["x"]),
+                *("spiffe://prod.example:8080/a", "spiffe://u@prod.example/a", "spiffe://prod.example/a?b"),
+            )
+        ),
+        ({"iss": None, "sub": "spiffe://prod.example/x"}, Reason.TOKEN_ISSUER_UNKNOWN),
+    ],
+)
+def test_the_issuer_of_a_jwt_svid_is_its_trust_domain(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, SPIFFE) is reason
 
 
 @pytest.mark.parametrize(

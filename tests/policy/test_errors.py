@@ -356,6 +356,51 @@ CASES: list[Case] = [
     ("name: orders", "name: ¦users", "routes[1].name", "two routes have this name", "the first is at line 14"),
     ("{prefix: /orders}", "¦{prefix: /users/}", "routes[1].match", "the very same requests", "it is at line 15"),
     # Tokens and keys.
+    *(
+        ("issuer: https://dev.example", new, f"identity.issuers.dev.{member}", message, hint)
+        for new, member, message, hint in (
+            ("issuer: ¦'https://a/{tid}'", "issuer", "an issuer for many tenants needs a list", "add tenants"),
+            ("issuer: https://a, tenants: ¦[t]", "tenants", "no part of issuer says where", "https://login.example/{"),
+            (
+                "issuer: ¦['https://a/{tid}', 'https://b'], tenants: t",
+                "issuer",
+                "each issuer of a list has the same",
+                "",
+            ),
+            ("issuer: ¦['https://a/{t}', 'https://b/{u}'], tenants: t", "issuer", "each issuer of a list", ""),
+            ("issuer: ¦'https://{t}.a/{t}', tenants: t", "issuer", "each issuer of a list", ""),
+            ("issuer: ¦[https://a, https://a]", "issuer", "an issuer is listed twice", ""),
+            ("issuer: ¦[]", "issuer", "must not be empty", ""),
+            ("issuer: ¦[spiffe://a, spiffe://b]", "issuer", "two trust domains", "give each"),
+            ("issuer: 'https://a/{t}', tenants: ¦[x, x]", "tenants", "a tenant is listed twice", ""),
+            ("issuer: 'https://a/{t}', tenants: [¦x/y]", "tenants[0]", "must be a tenant", ""),
+            ("issuer: 'https://a/{t}', tenants: [¦'*']", "tenants[0]", "must be a tenant", ""),
+            ("issuer: https://a, claims: {roles: [x, ¦/a~b]}", "claims.roles[1]", "no JSON pointer", "write /realm"),
+        )
+    ),
+    (
+        "  issuers:\n    dev: {issuer: https://dev.example,",
+        "  default: dev\n  issuers:\n"
+        "    two: {issuer: [https://x, https://dev.example], algorithms: HS256, keys: {secret_env: S}}\n"
+        "    dev: {issuer: ¦https://dev.example,",
+        "identity.issuers.dev.issuer",
+        "two is the same issuer",
+        "",
+    ),
+    (
+        "limit: 5, window: 1s}",
+        "limit: 5, window: 1s, key: ¦claim:/a~2}",
+        "rate_limits.per-user.key",
+        "no JSON",
+        "claim:/",
+    ),
+    (
+        "upstream: orders\n",
+        "upstream: orders\n    rewrite: {set: {X-A: ¦'{claim:/a~2}'}}\n",
+        "routes[1].rewrite.set.X-A",
+        "the claim of the placeholder at character 1 is no JSON pointer",
+        "",
+    ),
     ("[HS256]", "[¦none]", "identity.issuers.dev.algorithms[0]", "an unsigned token proves nothing", ""),
     ("[HS256]", "[¦HS265]", "identity.issuers.dev.algorithms[0]", "must be an algorithm of JWS", "did you mean HS256?"),
     (

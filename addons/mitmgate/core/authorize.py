@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
+from mitmgate.core import pointer
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -48,9 +49,7 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
 
 def _claim_holds(claims: Mapping[str, object], name: str, allowed: Sequence[object]) -> bool:
     """Tell whether a claim, or where it is a list any element of it, is one of the allowed values."""
-    if name not in claims:
-        return False
-    value = claims[name]
+    value = pointer.find(claims, name, pointer.ABSENT)
     values = value if isinstance(value, list) else [value]
     return any(same(one, other) for one in values for other in allowed)
 

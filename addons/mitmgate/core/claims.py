@@ -2,21 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeGuard
+from typing import Final, NamedTuple, TypeGuard
 
+from mitmgate.core import pointer
 from mitmgate.core.jose import Json
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import MAX_NAME, SignedClaims
+from mitmgate.core.token import MAX_NAME, SignedClaims, issuer_of, trust_domain
 
 ISSUER_UNKNOWN = Refusal(Reason.TOKEN_ISSUER_UNKNOWN, "The token's issuer is not accepted here.")
 
+_OF_IDENTITY: Final = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
+_BEARER: Final = ("Bearer", "DPoP")
 _MAX_DATE = 253_402_300_799  # 9999-12-31T23:59:59Z: beyond it are milliseconds taken for seconds, or mischief
 
 _AUDIENCE = Refusal(Reason.TOKEN_AUDIENCE_REFUSED, "The token is not meant for this audience.")
 _AUDIENCE_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's audience has an unexpected form.")
+_TENANT = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's tenant is not its issuer's.")
+_KIND = Refusal(Reason.TOKEN_TYPE_REFUSED, "The token is no access token.")
+_INCOMPLETE = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token lacks a claim that its issuer's tokens must have.")
 _NO_EXPIRY = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token has no expiry.")
 _TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no valid number of seconds.")
 _EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
@@ -24,6 +30,7 @@ _NOT_YET = Refusal(Reason.TOKEN_NOT_YET_VALID, "The token is not valid yet.")
 _LIFETIME = Refusal(Reason.TOKEN_LIFETIME_EXCEEDED, "The token is valid for longer than is accepted.")
 _BOUND = Refusal(Reason.TOKEN_PROOF_UNSUPPORTED, "The token is bound to a key, and proof of it is not supported here.")
 _SUBJECT_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token names no subject, or one of an unexpected form.")
+_TRUST_DOMAIN = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's subject is no workload of its trust domain.")
 _ROLES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's roles have an unexpected form.")
 _SCOPES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's scopes have an unexpected form.")
 _ID_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's id has an unexpected form.")
@@ -95,11 +102,17 @@ def check_times(times: Times, now: float, leeway: float, max_lifetime: float | N
 def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedClaims | Refusal:
     """Check issuer, audience and times of signed claims, and that who brings them is all that they ask for."""
     claims = signed.claims
-    if claims.get("iss") != issuer.issuer:
+    if issuer_of(claims) not in issuer.urls:
         return ISSUER_UNKNOWN
-    refusal = _check_audience(claims.get("aud"), issuer.audience)
+    if _is_of_another_tenant(claims, issuer):
+        return _TENANT
+    if issuer.token_type == "access" and is_no_access_token(claims):
+        return _KIND
+    refusal = _check_audience(_first(claims, issuer.audience_in), issuer.audience)
     if refusal is not None:
         return refusal
+    if any(pointer.find(claims, name) is None for name in issuer.required):
+        return _INCOMPLETE
     if "cnf" in claims:
         # RFC 7800, section 3.1: the presenter has to prove a key (RFC 8705, RFC 9449), or it may have been stolen.
         return _BOUND
@@ -107,6 +120,24 @@ def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedC
     if isinstance(times, Refusal):
         return times
     return check_times(times, now, issuer.leeway, issuer.max_lifetime) or VerifiedClaims(claims, times)
+
+
+def _is_of_another_tenant(claims: Mapping[str, Json], issuer: Issuer) -> bool:
+    if issuer.tenant is None:
+        return False
+    name, value = issuer.tenant
+    return name in claims and claims[name] != value
+
+
+def is_no_access_token(claims: Mapping[str, Json]) -> bool:
+    """Tell whether a token says of itself that it is something else: an identity, refresh or logout token.
+
+    By the claims that identity tokens alone have (OpenID Connect Core, sections 2 and 3.3.2.11), by Cognito's
+    `token_use`, Keycloak's `typ` and the `events` of a security event (RFC 8417).
+    """
+    if not _OF_IDENTITY.isdisjoint(claims):
+        return True
+    return claims.get("token_use", "access") != "access" or claims.get("typ", "Bearer") not in _BEARER
 
 
 def _check_audience(audience: Json, accepted: tuple[str, ...]) -> Refusal | None:
@@ -121,25 +152,40 @@ def _check_audience(audience: Json, accepted: tuple[str, ...]) -> Refusal | None
 
 
 def principal_of(verified: VerifiedClaims, issuer: Issuer) -> Principal | Refusal:
-    """Read who a verified token stands for, from the claims that the policy names; the first one present counts."""
+    """Read who a verified token stands for, from the claims that the policy names.
+
+    The first subject that is present counts; roles and scopes are those of all their claims together.
+    """
     claims = verified.claims
     subject = _first(claims, issuer.subject)
     if not _is_name(subject):
         return _SUBJECT_FORM
-    roles = _names(_first(claims, issuer.roles))
-    if roles is None:
-        return _ROLES_FORM
-    scopes = _scopes(_first(claims, issuer.scopes))
-    if scopes is None:
-        return _SCOPES_FORM
+    if issuer.spiffe is not None and trust_domain(subject) != issuer.spiffe:
+        return _TRUST_DOMAIN
+    roles: dict[str, None] = {}
+    for name in issuer.roles:
+        names = _names(pointer.find(claims, name))
+        if names is None:
+            return _ROLES_FORM
+        roles |= dict.fromkeys(names)
+    scopes: set[str] = set()
+    for name in issuer.scopes:
+        words = _scopes(pointer.find(claims, name))
+        if words is None:
+            return _SCOPES_FORM
+        scopes.update(words)
     token_id = claims.get("jti")
     if token_id is not None and not _is_name(token_id):
         return _ID_FORM
-    return Principal(subject, issuer.name, roles, frozenset(scopes), claims, verified.times.expires, token_id)
+    return Principal(subject, issuer.name, tuple(roles), frozenset(scopes), claims, verified.times.expires, token_id)
 
 
 def _first(claims: Mapping[str, Json], names: tuple[str, ...]) -> Json:
-    return next((claims[name] for name in names if name in claims), None)
+    for name in names:
+        value: Json = pointer.find(claims, name, pointer.ABSENT)
+        if value is not pointer.ABSENT:
+            return value  # null, too: it is there, and of no good form
+    return None
 
 
 def _is_name(value: Json) -> TypeGuard[str]:

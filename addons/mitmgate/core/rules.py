@@ -14,6 +14,7 @@ from mitmgate.core.path import Oddity
 from mitmgate.core.template import Template
 
 Mode = Literal["enforce", "report"]
+TokenType = Literal["any", "access", "at+jwt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,11 @@ class KeySource:
 class Issuer:
     """A token issuer that the policy trusts. name: the policy's name; issuer: the exact `iss` value.
 
-    subject, roles and scopes are the claims to read, in order of preference. audience empty: not checked.
+    aliases: other values of `iss` that mean the same one. Of an issuer with tenants there is one of these for each
+    tenant: the name is then NAME/TENANT, and tenant the claim that has to say so where a token has it, with its value.
+    subject, roles, scopes and audience_in are the claims to read (core/pointer.py): of subject and audience_in the
+    first that is present, of the others all. audience empty: not checked. required: claims without which no token is
+    accepted.
     """
 
     name: str
@@ -244,11 +249,35 @@ class Issuer:
     algorithms: tuple[str, ...]
     keys: KeySource
     leeway: float = 30.0
-    token_type: Literal["any", "at+jwt"] = "any"
+    token_type: TokenType = "any"
     subject: tuple[str, ...] = ("sub",)
     roles: tuple[str, ...] = ("role", "roles")
     scopes: tuple[str, ...] = ("scope", "scp")
     max_lifetime: float | None = None
+    aliases: tuple[str, ...] = ()
+    tenant: tuple[str, str] | None = None
+    audience_in: tuple[str, ...] = ("aud",)
+    required: tuple[str, ...] = ()
+
+    @property
+    def spiffe(self) -> str | None:
+        """The trust domain (`spiffe://NAME`) whose workloads its tokens name; None where they name others."""
+        return next((url for url in self.urls if url.startswith("spiffe://")), None)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every value of `iss` that its tokens may have."""
+        return (self.issuer, *self.aliases)
+
+
+def name_of(issuer: str, tenant: str | None) -> str:
+    """Return the name of an issuer, or of one tenant of it."""
+    return issuer if tenant is None else f"{issuer}/{tenant}"
+
+
+def named(issuer: str) -> str:
+    """Return the name by which the policy file calls an issuer: without the tenant."""
+    return issuer.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)

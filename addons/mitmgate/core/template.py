@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mitmgate.core.pointer import problem
+
 PLAIN = frozenset({"subject", "issuer", "client_ip", "request_id", "route", "host", "method"})
 NAMED = frozenset({"claim", "header"})  # written {claim:NAME}, {header:NAME}
 
@@ -78,6 +80,9 @@ def _placeholder(name: str, place: int) -> str:
     if not colon and kind in PLAIN:
         return name
     if colon and kind == "claim" and argument:
+        message = problem(argument)
+        if message is not None:
+            raise ValueError(f"the claim of the placeholder at character {place} is {message}")
         return name
     if colon and kind == "header" and _TOKEN.fullmatch(argument):
         return f"header:{argument.lower()}"

@@ -9,8 +9,10 @@
 Each step returns a Refusal where the token is not acceptable; none raises, whatever the token holds.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from mitmgate.core.jose import Json, decode_base64url, parse_object
 from mitmgate.core.reason import Reason
@@ -24,6 +26,7 @@ MAX_NAME = 255
 """Characters of a subject, a role, a scope, a token id and a key id."""
 
 _MAX_ISSUER = 2048
+_SPIFFE_ID: Final = re.compile(r"(spiffe://[a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|$))[a-zA-Z0-9._-]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,8 @@ def read_token(token: bytes) -> UnverifiedToken | Refusal:
     claims = parse_object(claims_json)
     if claims is None:
         return _CLAIMS_NOT_JSON
-    issuer = claims.get("iss")
-    if not isinstance(issuer, str) or not 0 < len(issuer) <= _MAX_ISSUER:
+    issuer = issuer_of(claims)
+    if issuer is None:
         return _NO_ISSUER
     return UnverifiedToken(
         algorithm=str(header["alg"]),
@@ -99,6 +102,23 @@ def read_token(token: bytes) -> UnverifiedToken | Refusal:
         signature=signature,
         unverified_claims=claims,
     )
+
+
+def issuer_of(claims: Mapping[str, Json]) -> str | None:
+    """Return whose token it says it is: `iss`, or of a JWT-SVID without one its trust domain (`spiffe://NAME`).
+
+    `iss` is no part of a JWT-SVID (SPIFFE, JWT-SVID, section 3); the subject says which trust domain vouches for it.
+    """
+    issuer = claims.get("iss")
+    if "iss" not in claims:
+        issuer = trust_domain(claims.get("sub"))
+    return issuer if isinstance(issuer, str) and 0 < len(issuer) <= _MAX_ISSUER else None
+
+
+def trust_domain(subject: Json) -> str | None:
+    """Return the trust domain of a SPIFFE ID, as `spiffe://NAME`; None for anything else (SPIFFE-ID, section 2)."""
+    found = _SPIFFE_ID.fullmatch(subject) if isinstance(subject, str) else None
+    return None if found is None else found[1]
 
 
 def _check_form(header: Mapping[str, Json]) -> Refusal | None:
@@ -131,4 +151,6 @@ def check_header(token: UnverifiedToken, issuer: Issuer) -> Refusal | None:
     kind = None if token.type is None else _media_type(token.type)
     if issuer.token_type == "at+jwt":
         return None if kind == "at+jwt" else _TYPE
-    return None if kind is None or kind in {"jwt", "at+jwt"} else _TYPE
+    if kind is None or kind in {"jwt", "at+jwt"}:
+        return None
+    return None if kind == "jose" and issuer.spiffe is not None else _TYPE  # SPIFFE, JWT-SVID, section 2.3

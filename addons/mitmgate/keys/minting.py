@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import jwt
 
+from mitmgate.core.pointer import put
 from mitmgate.core.rules import Issuer
 from mitmgate.keys.keyset import SECRET_SIZES
 
@@ -31,17 +32,17 @@ def mint(
     issued = int(now)
     payload: dict[str, object] = {
         "iss": issuer.issuer,
-        issuer.subject[0]: subject,
         "iat": issued,
         "exp": issued + int(lifetime),
         "jti": str(uuid4()),
     }
+    put(payload, issuer.subject[0], subject)
     if issuer.audience:
-        payload["aud"] = issuer.audience[0]
+        put(payload, issuer.audience_in[0], issuer.audience[0])
     if roles:
-        payload[issuer.roles[0]] = roles[0] if len(roles) == 1 else list(roles)
+        put(payload, issuer.roles[0], roles[0] if len(roles) == 1 else list(roles))
     if scopes:
-        payload[issuer.scopes[0]] = " ".join(scopes)
+        put(payload, issuer.scopes[0], " ".join(scopes))
     payload.update(claims or {})
     algorithm = next(name for name in issuer.algorithms if name in SECRET_SIZES)
     kind = "at+jwt" if issuer.token_type == "at+jwt" else "JWT"

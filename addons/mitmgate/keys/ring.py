@@ -31,7 +31,7 @@ Result = Principal | Refusal
 
 
 class _Edition(NamedTuple):
-    """The verifiers of one policy, by the issuer's name and by `iss`, of which each stands in a policy once."""
+    """The verifiers of one policy, by the issuer's name and by each `iss`, which stands in a policy once."""
 
     issuers: Mapping[str, Issuer]
     verifiers: Mapping[str, Verifier]
@@ -99,7 +99,7 @@ class KeyRing:
         remotes: dict[KeySource, RemoteKeys] = {}
         verifiers = {name: self._verifier(name, issuer, remotes) for name, issuer in issuers.items()}
         dropped = [remote for source, remote in self._remotes.items() if source not in remotes]
-        by_iss = {verifier.issuer.issuer: verifier for verifier in verifiers.values()}
+        by_iss = {url: verifier for verifier in verifiers.values() for url in verifier.issuer.urls}
         self._former, self._edition = self._edition, _Edition(issuers, verifiers, by_iss)
         self._remotes = remotes
         if self._started:

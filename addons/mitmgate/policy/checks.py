@@ -4,6 +4,7 @@ The checks read the document, not the model, so that they also speak where anoth
 """
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
 from mitmgate.policy.problem import Location, Problem, nearest
 
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 _NO_PRINCIPAL = "a public route has no principal"
 
 
@@ -192,14 +194,15 @@ def _issuers(document: Document) -> Iterator[Problem]:
     issuers = _mapping(document.at(("identity", "issuers")))
     values: dict[str, str] = {}
     for name, issuer in issuers.items():
-        value = _mapping(issuer).get("issuer")
-        if isinstance(value, str) and value:
-            if value in values:
-                at = ("identity", "issuers", name, "issuer")
-                yield document.problem(
-                    at, f"{values[value]} is the same issuer; a token could not tell whose keys count"
-                )
-            values.setdefault(value, name)
+        tenants = [tenant for tenant in _items(_mapping(issuer).get("tenants")) if isinstance(tenant, str)]
+        for location, text in _named(document, ("identity", "issuers", name, "issuer")):
+            for value in {_PLACEHOLDER.sub(tenant, text) for tenant in tenants or [text]} if text else ():
+                if values.get(value, name) != name:
+                    yield document.problem(
+                        location, f"{values[value]} is the same issuer; a token could not tell whose keys count"
+                    )
+                    break
+                values[value] = name
     undecided = [location for location, route in routes(document) if route.get("auth") is None]
     if document.at(("identity", "default")) is None:
         if len(issuers) > 1:

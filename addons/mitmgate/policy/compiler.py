@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mitmgate.core import rules, template
@@ -35,7 +36,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     upstreams = {name: _upstream(name, upstream, material) for name, upstream in policy.upstreams.items()}
     limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
-    default = default_issuers(policy.identity)
+    default = _with_tenants(default_issuers(policy.identity), policy)
     routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
     forward = _forward(policy.identity.forward, material, routes)
     return Snapshot(
@@ -47,7 +48,9 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         routes=RouteTable(routes),
         upstreams=upstreams,
         issuers={
-            name: _issuer(name, issuer, material.issuers[name]) for name, issuer in policy.identity.issuers.items()
+            made.name: made
+            for name, issuer in policy.identity.issuers.items()
+            for made in _of_tenants(name, issuer, material.issuers[name])
         },
         default_issuers=default,
         forward=forward,
@@ -176,10 +179,30 @@ def _cors(cors: Cors) -> rules.Cors:
     return rules.Cors(cors.origins, cors.methods, cors.headers, cors.credentials, cors.expose, cors.max_age)
 
 
-def _issuer(name: str, issuer: Issuer, keys: rules.KeySource) -> rules.Issuer:
+def _with_tenants(names: tuple[str, ...] | None, policy: Policy) -> tuple[str, ...] | None:
+    """Put the tenants of an issuer in its place: each of them is one of its own."""
+    if names is None:
+        return None
+    issuers = policy.identity.issuers
+    return tuple(rules.name_of(name, tenant) for name in names for tenant in (issuers[name].tenants or (None,)))
+
+
+def _of_tenants(name: str, issuer: Issuer, keys: rules.KeySource) -> Iterator[rules.Issuer]:
+    for tenant, urls, jwks_url in issuer.of_tenants():
+        own = keys if jwks_url is None else replace(keys, url=jwks_url)
+        yield _issuer(rules.name_of(name, None if tenant is None else tenant[1]), issuer, own, urls, tenant)
+
+
+def _issuer(
+    name: str, issuer: Issuer, keys: rules.KeySource, urls: tuple[str, ...], tenant: tuple[str, str] | None
+) -> rules.Issuer:
     return rules.Issuer(
         name=name,
-        issuer=issuer.issuer,
+        issuer=urls[0],
+        aliases=urls[1:],
+        tenant=tenant,
+        audience_in=issuer.claims.audience,
+        required=issuer.claims.required,
         audience=issuer.audience,
         algorithms=issuer.algorithms,
         keys=keys,
@@ -238,7 +261,8 @@ def _route(
     path = route.match.exact if route.match.exact is not None else route.match.prefix
     if path is None:
         raise ValueError(f"route {route.name} has no path")
-    issuers = default if route.auth is None else None if route.auth == "none" else route.auth.issuers
+    named = None if route.auth is None or route.auth == "none" else route.auth.issuers
+    issuers = default if route.auth is None else _with_tenants(named, policy)
     if issuers is None and route.auth != "none":
         # None would make the route public.
         raise ValueError(f"route {route.name} has no issuer")

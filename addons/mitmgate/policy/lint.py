@@ -14,7 +14,7 @@ from mitmgate.core import template
 from mitmgate.core.address import parse_address
 from mitmgate.core.client_fields import Disposition
 from mitmgate.core.routing import RouteTable, host_matches
-from mitmgate.core.rules import Route
+from mitmgate.core.rules import Route, name_of
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
@@ -192,11 +192,18 @@ def _two_issuers(policy: Policy, document: Document) -> Iterator[Problem]:
     for index, route in enumerate(policy.routes):
         if route.auth is not None and route.auth != "none":
             places.append((("routes", index, "auth", "issuers"), route.auth.issuers))
-    for location, names in places:
+    for location, given in places:
+        names = [name for issuer in given for name in _issuer_names(policy, issuer)]
         if len(set(names)) > 1:
             message = f"{' and '.join(names)} may each have a subject of the same name: one {identity.forward.subject}"
             hint = "have services read X-User-Issuer with it, and name it: identity.forward.issuer"
             yield document.warning(location, Code.TWO_ISSUERS, message, hint)
+
+
+def _issuer_names(policy: Policy, issuer: str) -> list[str]:
+    """Return the names that principals of an issuer have: one for each of its tenants."""
+    known = policy.identity.issuers.get(issuer)
+    return [name_of(issuer, tenant) for tenant in (known.tenants if known is not None else ()) or (None,)]
 
 
 def _loopback(host: str) -> bool:
@@ -273,10 +280,10 @@ def _audit(policy: Policy, document: Document) -> Iterator[Problem]:
 
 
 def _claim_names(policy: Policy, document: Document) -> Iterator[Problem]:
-    """Find names that are paths elsewhere: here a claim is read by its name alone, at the top of the token."""
+    """Find names that are paths elsewhere: here a path is a JSON pointer, and begins with a slash."""
     wanted: list[tuple[Location, str]] = []
     for name, issuer in policy.identity.issuers.items():
-        for member in ("subject", "roles", "scopes"):
+        for member in ("subject", "roles", "scopes", "audience", "required"):
             location: Location = ("identity", "issuers", name, "claims", member)
             wanted += _each(document, location, getattr(issuer.claims, member))
     for name, limit in policy.rate_limits.items():
@@ -289,11 +296,12 @@ def _claim_names(policy: Policy, document: Document) -> Iterator[Problem]:
                 wanted.append((at, placeholder.removeprefix("claim:")))
     for location, claim in wanted:
         if _LIKE_A_PATH.search(claim) and "://" not in claim:
-            message = f"a claim is read by its name, not by a path: only one that is called {claim!r} itself is found"
-            yield document.warning(location, Code.LOOKS_LIKE_PATH, message, key=location[-1] == claim)
+            message = f"only a claim that is called {claim!r} itself is found: a path begins with a slash"
+            hint = f"write /{claim.replace('.', '/')}" if re.fullmatch(r"[\w.-]+", claim) else ""
+            yield document.warning(location, Code.LOOKS_LIKE_PATH, message, hint, key=location[-1] == claim)
 
 
-_LIKE_A_PATH = re.compile(r"^[$/]|[\[\]]|^[A-Za-z_][\w-]*(?:\.[\w-]+)+$")
+_LIKE_A_PATH = re.compile(r"^[$]|[\[\]]|^[A-Za-z_][\w-]*(?:\.[\w-]+)+$")
 
 
 def _each(document: Document, location: Location, values: tuple[str, ...]) -> list[tuple[Location, str]]:
@@ -434,6 +442,7 @@ def _redacted(policy: Policy, document: Document) -> Iterator[Problem]:
 
 def _conditions(policy: Policy, document: Document) -> Iterator[Problem]:
     """Find comparisons of a condition that never hold: with a method in lower case, with another route's name."""
+    issuers = [name for issuer in policy.identity.issuers for name in _issuer_names(policy, issuer)]
     for index, route in enumerate(policy.routes):
         if route.require.when is None:
             continue
@@ -443,9 +452,9 @@ def _conditions(policy: Policy, document: Document) -> Iterator[Problem]:
                 yield document.warning(at, Code.NEVER_MATCHES, "request.method is in capitals", f"write {text.upper()}")
             elif fact == "request.host" and text != text.lower():
                 yield document.warning(at, Code.NEVER_MATCHES, "request.host is in lower case", f"write {text.lower()}")
-            elif fact == "principal.issuer" and text not in policy.identity.issuers:
+            elif fact == "principal.issuer" and text not in issuers:
                 message = "principal.issuer is the name that the policy gives an issuer, and there is none of this name"
-                yield document.warning(at, Code.NEVER_MATCHES, message, nearest(text, policy.identity.issuers))
+                yield document.warning(at, Code.NEVER_MATCHES, message, nearest(text, issuers))
             elif fact == "route.name" and text != route.name:
                 yield document.warning(at, Code.NEVER_MATCHES, f"route.name is {route.name} here, whatever the request")
 

@@ -1,15 +1,19 @@
 """The `identity` of a policy: whose tokens are believed, and how identity goes upstream."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, model_validator
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
+from mitmgate.core.rules import TokenType
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
+    Claim,
     Duration,
     DurationOrZero,
     HeaderName,
@@ -39,7 +43,7 @@ Algorithm = Annotated[str, BeforeValidator(_algorithm), WithJsonSchema({"enum": 
 
 def _jwks_url(text: str) -> str:
     try:
-        url = urlsplit(text)
+        url = urlsplit(_PLACEHOLDER.sub("tenant", text))
         authority = parse_authority(url.netloc)
     except ValueError:
         url, authority = urlsplit(""), None
@@ -87,34 +91,87 @@ class Keys(Section):
         return self
 
 
-class Claims(Section):
-    """Which claims of a token are read; of several the first that is there."""
+def _tenant(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", text) is None:
+        raise wrong("must be a tenant as it stands in an issuer: letters, digits, '.', '_' and '-'")
+    return str(text)
 
-    subject: Annotated[tuple[Text, ...], Field(min_length=1), one_or_more(Text)] = ("sub",)
-    """The claims that name the subject."""
-    roles: Annotated[tuple[Text, ...], one_or_more(Text)] = ("role", "roles")
-    """The claims that hold roles."""
-    scopes: Annotated[tuple[Text, ...], one_or_more(Text)] = ("scope", "scp")
-    """The claims that hold scopes."""
+
+Tenant = Annotated[str, Strict(), AfterValidator(_tenant)]
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Claims(Section):
+    """Which claims of a token are read: each by its name, or beginning with "/" by a JSON pointer (RFC 6901)."""
+
+    subject: Annotated[tuple[Claim, ...], Field(min_length=1), one_or_more(Claim)] = ("sub",)
+    """The claims that name the subject; of several the first that is there."""
+    roles: Annotated[tuple[Claim, ...], one_or_more(Claim)] = ("role", "roles")
+    """The claims that hold roles; of several all."""
+    scopes: Annotated[tuple[Claim, ...], one_or_more(Claim)] = ("scope", "scp")
+    """The claims that hold scopes; of several all."""
+    audience: Annotated[tuple[Claim, ...], Field(min_length=1), one_or_more(Claim)] = ("aud",)
+    """The claims that hold the audience; of several the first that is there."""
+    required: Annotated[tuple[Claim, ...], one_or_more(Claim)] = ()
+    """Claims that every token must have, whatever their values."""
 
 
 class Issuer(Section):
     """A token issuer that is trusted, and with which keys and algorithms."""
 
-    issuer: Text
-    """The exact value of `iss`."""
+    issuer: Annotated[tuple[Text, ...], Field(min_length=1), one_or_more(Text)]
+    """The exact value of `iss`, or several that all mean this issuer. {NAME} stands for one of `tenants`; a token that
+    has a claim NAME must have the tenant there, too. spiffe://NAME is a trust domain, for JWT-SVIDs without `iss`."""
+    tenants: Annotated[tuple[Tenant, ...], one_or_more(Tenant)] = ()
+    """The tenants of an issuer with {NAME} that are accepted, none beside them. Each is an issuer of its own: its
+    principals are of NAME/TENANT."""
     audience: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
     """Values of `aud` of which a token needs one; empty: not checked."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1), one_or_more(Algorithm)]
     """What tokens may be signed with. Fixed here; a token never chooses."""
     keys: Keys
     leeway: DurationOrZero = duration("30s", "How far clocks may differ (seconds).")
-    token_type: Literal["any", "at+jwt"] = "any"
-    """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ."""
+    token_type: TokenType = "any"
+    """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ; access: these, unless their claims
+    show that they are identity or refresh tokens (nonce, at_hash, c_hash, s_hash, events, token_use, typ)."""
     claims: Claims = Claims()
     max_lifetime: Duration | None = Field(
         None, description="The longest time from iat to exp (seconds); unset: not checked."
     )
+
+    @model_validator(mode="after")
+    def _tenants_fit(self) -> Self:
+        names = [_PLACEHOLDER.findall(text) for text in self.issuer]
+        if len(set(self.issuer)) < len(self.issuer):
+            raise wrong("an issuer is listed twice", at="issuer")
+        if sum(text.startswith("spiffe://") for text in self.issuer) > 1:
+            raise wrong("two trust domains are two issuers", "give each its own keys", at="issuer")
+        if not any(names):
+            if self.tenants:
+                message = "no part of issuer says where the tenant stands"
+                raise wrong(message, "write https://login.example/{tid}/v2.0", at="tenants")
+        elif not self.tenants:
+            message = "an issuer for many tenants needs a list of those that are accepted"
+            raise wrong(message, "add tenants", at="issuer")
+        elif any(len(found) != 1 for found in names) or len({found[0] for found in names}) > 1:
+            raise wrong("each issuer of a list has the same {NAME}, once", at="issuer")
+        if len(set(self.tenants)) < len(self.tenants):
+            raise wrong("a tenant is listed twice", at="tenants")
+        of_keys = set(_PLACEHOLDER.findall(self.keys.jwks_url or ""))
+        if not of_keys <= {name for found in names for name in found}:
+            raise wrong("jwks_url has a {NAME} that issuer has not", at="keys")
+        return self
+
+    def of_tenants(self) -> Iterator[tuple[tuple[str, str] | None, tuple[str, ...], str | None]]:
+        """Yield for each tenant its claim and value, its values of `iss` and its jwks_url; once without tenants."""
+        found = _PLACEHOLDER.search(self.issuer[0])
+        if found is None:
+            yield None, self.issuer, self.keys.jwks_url
+            return
+        for tenant in self.tenants:
+            urls = tuple(text.replace(found[0], tenant) for text in self.issuer)
+            jwks_url = self.keys.jwks_url
+            yield (found[1], tenant), urls, None if jwks_url is None else jwks_url.replace(found[0], tenant)
 
     @model_validator(mode="after")
     def _algorithms_fit(self) -> Self:

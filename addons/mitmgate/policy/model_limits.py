@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from mitmgate.core.authority import parse_authority
+from mitmgate.core.pointer import problem
 from mitmgate.policy.model_shared import Mode
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
@@ -30,6 +31,8 @@ OF_PRINCIPAL = ("principal", "issuer", "claim:")
 
 def _key(text: str) -> str:
     kind, colon, name = text.partition(":")
+    if kind == "claim" and (message := problem(name)) is not None:
+        raise wrong(message, "write claim:/realm_access/roles", unquoted=message)
     if text in {"principal", "client_ip", "issuer", "route"} or (kind == "claim" and name):
         return str(text)
     if kind == "header" and re.fullmatch(TOKEN, name):

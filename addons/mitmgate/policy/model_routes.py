@@ -12,6 +12,7 @@ from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
     Boolean,
+    Claim,
     Duration,
     HeaderName,
     HostPattern,
@@ -146,10 +147,11 @@ class Require(Section):
     """Scopes, all of them."""
     roles_any: Annotated[tuple[Role, ...], one_or_more(Role)] = ()
     """Roles, one of them."""
-    claims: dict[Text, Annotated[tuple[ClaimValue, ...], Field(min_length=1), one_or_more(ClaimValue)]] = Field(
+    claims: dict[Claim, Annotated[tuple[ClaimValue, ...], Field(min_length=1), one_or_more(ClaimValue)]] = Field(
         default={}
     )
-    """Claims by name, each with the values that it may have; types are compared too."""
+    """Claims by name, or beginning with "/" by a JSON pointer, each with the values that it may have; types are
+    compared, too."""
     when: Annotated[str, Field(strict=True), AfterValidator(_condition)] | None = None
     """A CEL expression over request, principal, client and route that must be true."""
 

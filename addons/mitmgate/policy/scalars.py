@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from mitmgate.core.address import CidrSet
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
+from mitmgate.core.pointer import problem
 from mitmgate.core.token import MAX_NAME
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.problem import nearest
@@ -276,6 +277,17 @@ def _scope(text: str) -> str:
 
 
 Scope = Annotated[Text, AfterValidator(_scope)]
+
+
+def _claim(text: str) -> str:
+    message = problem(text)
+    if message is not None:
+        raise wrong(message, "write /realm_access/roles", unquoted=message)
+    return str(text)
+
+
+Claim = Annotated[Text, AfterValidator(_claim)]
+"""A claim by its name, or by a JSON pointer."""
 
 
 def _role(text: str) -> str:

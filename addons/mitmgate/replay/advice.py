@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Final
 
+from mitmgate.core import pointer
 from mitmgate.core.claims import read_times
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
-from mitmgate.core.rules import Circuit
+from mitmgate.core.rules import Circuit, named
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.replay.offline import OfflinePolicy
@@ -84,7 +85,7 @@ def _claim(case: _Case) -> list[str]:
         return []
     lines = []
     for name, allowed in route.require.claims.items():
-        found = principal.claims.get(name)
+        found = pointer.find(principal.claims, name)
         values = found if isinstance(found, list) else [found]
         if not any(value in allowed for value in values):
             lines.append(
@@ -143,8 +144,8 @@ def _time(case: _Case) -> list[str]:
     if case.step.reason is Reason.TOKEN_NOT_YET_VALID:
         begins = max(times.not_before or 0.0, times.issued or 0.0)
         return [f"wait: the token is valid {begins - now:.0f} s after the request"]
-    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
-    place = "" if issuer is None else case.place("identity", "issuers", issuer.name, "max_lifetime")
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if case.token.issuer in i.urls), None)
+    place = "" if issuer is None else case.place("identity", "issuers", named(issuer.name), "max_lifetime")
     return [f"a token of a shorter life, or a longer max_lifetime: {place}"]
 
 
@@ -162,21 +163,21 @@ def _issuer(case: _Case) -> list[str]:
 def _audience(case: _Case) -> list[str]:
     if case.token is None:
         return []
-    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if case.token.issuer in i.urls), None)
     if issuer is None:
         return []
     audience = case.token.unverified_claims.get("aud")
-    place = case.place("identity", "issuers", issuer.name, "audience")
+    place = case.place("identity", "issuers", named(issuer.name), "audience")
     return [f"the token's audience is {audience!r} and needs to have one of {list(issuer.audience)}: {place}"]
 
 
 def _algorithm(case: _Case) -> list[str]:
     if case.token is None:
         return ["a signed token: `none` is never accepted"]
-    issuer = next((i for i in case.exchange.snapshot.issuers.values() if i.issuer == case.token.issuer), None)
+    issuer = next((i for i in case.exchange.snapshot.issuers.values() if case.token.issuer in i.urls), None)
     if issuer is None:
         return []
-    place = case.place("identity", "issuers", issuer.name, "algorithms")
+    place = case.place("identity", "issuers", named(issuer.name), "algorithms")
     return [f"the token is signed with {case.token.algorithm}; accepted is {', '.join(issuer.algorithms)}: {place}"]
 
 

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from mitmgate.core.headers import Headers
 from mitmgate.core.jose import Json, parse_object
+from mitmgate.core.pointer import put
 from mitmgate.core.request import Request
 from mitmgate.core.rules import Issuer
 from mitmgate.core.token import UnverifiedToken
@@ -72,13 +73,13 @@ def presented_claims(snapshot: Snapshot, claims: Mapping[str, Json], at: float) 
     issuer = _issuer(snapshot, claims)
     filled: dict[str, Json] = {"iss": issuer.issuer, "iat": int(at), "exp": int(at + LIFETIME)}
     if issuer.audience:
-        filled["aud"] = issuer.audience[0]
+        put(filled, issuer.audience_in[0], issuer.audience[0])
     filled |= claims
     filled = {name: value for name, value in filled.items() if value is not None}
     token = UnverifiedToken(
         algorithm=issuer.algorithms[0],
         key_id=None,
-        type=issuer.token_type if issuer.token_type != "any" else "JWT",
+        type="at+jwt" if issuer.token_type == "at+jwt" else "JWT",
         issuer=str(filled.get("iss")),
         signing_input=b"",
         signature=b"",
@@ -90,7 +91,7 @@ def presented_claims(snapshot: Snapshot, claims: Mapping[str, Json], at: float) 
 def _issuer(snapshot: Snapshot, claims: Mapping[str, Json]) -> Issuer:
     """Find the issuer that the claims name; without `iss` the policy's default."""
     if "iss" in claims:
-        known = next((issuer for issuer in snapshot.issuers.values() if issuer.issuer == claims["iss"]), None)
+        known = next((issuer for issuer in snapshot.issuers.values() if claims["iss"] in issuer.urls), None)
         if known is not None:
             return known
     names = snapshot.default_issuers or tuple(snapshot.issuers)

@@ -191,7 +191,12 @@ def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--policy", "policy_path", metavar="FILE", help="Check tokens with the keys of this policy.")
-@click.option("--claim", "claims", multiple=True, help=f"A claim to hash, beside {', '.join(CLAIMS[:4])} and others.")
+@click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    help=f"A claim to hash, by name or JSON pointer, beside {', '.join(CLAIMS[:4])} and others.",
+)
 @click.option(
     "--header",
     "headers",

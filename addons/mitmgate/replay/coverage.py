@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from mitmgate.core import pointer
 from mitmgate.core.address import CidrSet
 from mitmgate.core.authorize import same
 from mitmgate.core.principal import Principal
 from mitmgate.core.routing import host_matches
-from mitmgate.core.rules import Route
+from mitmgate.core.rules import Route, named
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.problem import Location
 from mitmgate.replay.coverage_rules import (
@@ -58,7 +59,7 @@ class Coverage:
         for index, route in enumerate(model.routes):
             where = ("routes", index, "networks")
             self._networks[route.name] = self._lists(route.networks.allow, route.networks.deny, where)
-        self._issuers = {issuer.issuer: name for name, issuer in model.identity.issuers.items()}
+        self._issuers = {url: named(issuer.name) for issuer in policy.snapshot.issuers.values() for url in issuer.urls}
         self._document = document
 
     def _lists(self, allow: tuple[str, ...], deny: tuple[str, ...], location: Location) -> Lists:
@@ -136,7 +137,7 @@ class Coverage:
 
     def _issuer(self, recorded: Recorded, exchange: Exchange, decision: Decision) -> None:
         if exchange.principal is not None:
-            self._add(("identity", "issuers", exchange.principal.issuer), ACCEPTED)
+            self._add(("identity", "issuers", named(exchange.principal.issuer)), ACCEPTED)
         elif decision.stage == "authentication" and recorded.presented is not None:
             token = recorded.presented.token
             name = None if token is None else self._issuers.get(token.issuer)
@@ -182,7 +183,7 @@ class Coverage:
             if reason == "role-missing":
                 return
         for name, allowed in require.claims.items():
-            found = principal.claims.get(name)
+            found = pointer.find(principal.claims, name)
             values = found if isinstance(found, list) else [found]
             met = [index for index, value in enumerate(allowed) if any(same(value, each) for each in values)]
             self._add((*where, "claims", name), HELD if met else FAILED)

@@ -12,6 +12,7 @@ from mitmgate.core.cors import is_preflight, is_same_origin
 from mitmgate.core.jose import Json
 from mitmgate.core.limit import ticks
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
+from mitmgate.core.pointer import find
 from mitmgate.core.sliding import SlidingLog
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import ADMIT
@@ -22,6 +23,10 @@ WINDOW: Final = 60.0
 
 VALUE: Final = "{}"
 """Stands for a segment that is a value in a template."""
+
+ROLES: Final = ("role", "roles", "groups", "cognito:groups", "/realm_access/roles")
+SCOPES: Final = ("scope", "scp", "permissions")
+"""Claims in which providers put roles and scopes (docs/providers.md)."""
 
 _VALUE = re.compile(
     r"[0-9]+|[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25}"
@@ -79,7 +84,10 @@ class Seen:
 
 @dataclass(slots=True)
 class TokenEvidence:
-    """What the tokens of one issuer were like. subjects: how often each claim that could name a subject was there."""
+    """What the tokens of one issuer were like.
+
+    subjects, roles, scopes: how often each claim that could name a subject, or hold roles or scopes, was there.
+    """
 
     count: int = 0
     audiences: Counter[str] = field(default_factory=Counter)
@@ -87,6 +95,8 @@ class TokenEvidence:
     algorithms: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
     subjects: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
+    scopes: Counter[str] = field(default_factory=Counter)
     lifetime: float = 0.0
     lifeless: int = 0  # tokens that do not say how long they live
 
@@ -231,9 +241,11 @@ def _identity(seen: Seen, evidence: Evidence, token: UnverifiedToken) -> str:
         known.lifetime = max(known.lifetime, expires - issued)
     else:
         known.lifeless += 1
-    scopes = set(_words(claims.get("scope", claims.get("scp")), split=True))
+    scopes = {word for name in SCOPES for word in _words(find(claims, name), split=True)}
+    known.scopes.update(name for name in SCOPES if _words(find(claims, name), split=True))
     seen.scopes = scopes if seen.scopes is None else seen.scopes & scopes
-    roles = _words(claims.get("role", claims.get("roles")))
+    roles = list(dict.fromkeys(role for name in ROLES for role in _words(find(claims, name))))
+    known.roles.update(name for name in ROLES if _words(find(claims, name)))
     seen.roles.update(roles)
     seen.roleless += not roles
     return f"{token.issuer}\0{claims.get('sub')}"

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mitmgate.audit.redact import Redaction, mark
-from mitmgate.core import credentials
+from mitmgate.core import credentials, pointer
 from mitmgate.core.authorize import facts_of
-from mitmgate.core.rules import Networks
+from mitmgate.core.rules import Networks, named
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.problem import Location, dotted
 from mitmgate.replay.advice import advice, opens_when
@@ -161,14 +161,17 @@ def _rules(policy: OfflinePolicy, exchange: Exchange, stage: str) -> list[Locati
     at: Location = () if route is None else route_location(policy, route.name)
     of_route: dict[str, list[Location]] = {}
     if route is not None:
-        names = route.issuers or ()
+        names = dict.fromkeys(map(named, route.issuers or ()))
         model = policy.loaded.policy.routes[int(at[1])]
         require = (*at, "require")
         of_route = {
             "routing": [(*at, "match")],
             "cors": [(*at, "cors"), *([] if model.cors is None else [("cors", model.cors)])],
             "size-limit": [(*at, "max_body")],
-            "authentication": [(*at, "auth"), *(("identity", "issuers", name) for name in names)],
+            "authentication": [
+                (*at, "auth"),
+                *(("identity", "issuers", name) for name in names),
+            ],
             "authorization": [
                 *((*at, "networks", name) for name in ("deny", "allow")),
                 *((*require, name) for name in ("scopes_all", "roles_any", "claims", "when")),
@@ -287,7 +290,7 @@ def _authorization(exchange: Exchange) -> Facts:
     read["required"] = {name: value for name, value in wanted.items() if value}
     if principal is not None:
         read |= {"scopes": sorted(principal.scopes), "roles": list(principal.roles)}
-        read["claims"] = {name: principal.claims.get(name) for name in require.claims}
+        read["claims"] = {name: pointer.find(principal.claims, name) for name in require.claims}
     return read
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from mitmgate.core.routing import covers
 from mitmgate.policy.scalars import TOKEN
-from mitmgate.replay.evidence import VALUE, Evidence, Seen, Template, TokenEvidence, room, templates
+from mitmgate.replay.evidence import ROLES, SCOPES, VALUE, Evidence, Seen, Template, TokenEvidence, room, templates
 from mitmgate.replay.what_if import moment
 
 _HMAC: Final = ("HS256", "HS384", "HS512")
@@ -248,9 +248,15 @@ def _identity(tokens: dict[str, TokenEvidence], names: dict[str, str]) -> Iterat
             yield f"      keys: {{jwks_url: {_quoted(base + '/.well-known/jwks.json')}}}    # a guess: correct it"
         if set(known.types) == {"at+jwt"}:
             yield "      token_type: at+jwt"
+        claims = {}
         if known.subjects["sub"] < known.count:
-            every = [claim for claim, count in sorted(known.subjects.items()) if count == known.count]
-            yield f"      claims: {{subject: {_list(every or ['sub'])}}}    # not every token has sub"
+            claims["subject"] = [name for name, count in sorted(known.subjects.items()) if count == known.count]
+        for member, found, default in (("roles", known.roles, ROLES[:2]), ("scopes", known.scopes, SCOPES[:2])):
+            if not set(found) <= set(default):
+                claims[member] = sorted(found)
+        if claims:
+            members = ", ".join(f"{member}: {_list(names or ['sub'])}" for member, names in claims.items())
+            yield f"      claims: {{{members}}}    # as these tokens have them"
         if known.lifetime and not known.lifeless:
             hours = -(-int(known.lifetime) // 3600)
             yield f"      max_lifetime: {hours}h             # the longest life was {known.lifetime:,.0f} s"

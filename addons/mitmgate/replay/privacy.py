@@ -142,7 +142,10 @@ class Veil:
         """Hide the listed claims, and others that say the same; also return each hidden text and what stands for it."""
         hidden: dict[str, str] = {}
         shown = {
-            name: self._hide(value, hidden) if name.lower() in self._claims else value for name, value in claims.items()
+            name: self._hide(value, hidden)
+            if name.lower() in self._claims
+            else self._listed(value, _step("", name), hidden)
+            for name, value in claims.items()
         }
         texts = Hidden(hidden)
         for name, value in shown.items():
@@ -151,6 +154,14 @@ class Veil:
             whole = texts.whole(value) if name in _SUBJECTS and isinstance(value, str) else value
             shown[name] = texts.everywhere(whole)
         return shown, hidden
+
+    def _listed(self, value: Json, at: str, hidden: dict[str, str]) -> Json:
+        """Hide what is listed by a JSON pointer within a claim. at: where the claim is."""
+        if at.lower() in self._claims:
+            return self._hide(value, hidden)
+        if isinstance(value, dict):
+            return {name: self._listed(member, _step(at, name), hidden) for name, member in value.items()}
+        return value
 
     def _hide(self, value: Json, hidden: dict[str, str]) -> Json:
         if isinstance(value, str):
@@ -164,6 +175,10 @@ class Veil:
             return value
         hidden[str(value)] = self.name(str(value))
         return hidden[str(value)]
+
+
+def _step(at: str, name: str) -> str:
+    return f"{at}/{name.replace('~', '~0').replace('/', '~1')}"
 
 
 class Hidden:

@@ -86,7 +86,7 @@ class OfflineRing(KeyRing):
         """Go through what keys.verify checks, in its order, with the recorded signature in place of a check."""
         if token is None:
             return KEYS_UNAVAILABLE
-        issuer = next((issuer for issuer in issuers.values() if issuer.issuer == token.issuer), None)
+        issuer = next((issuer for issuer in issuers.values() if token.issuer in issuer.urls), None)
         if issuer is None:
             return ISSUER_UNKNOWN
         refusal = check_header(token, issuer)

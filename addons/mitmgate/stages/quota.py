@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
 
+from mitmgate.core import pointer
 from mitmgate.core.limit import Limit
 from mitmgate.core.ratelimit_fields import retry_after
 from mitmgate.core.reason import Reason
@@ -105,7 +106,7 @@ def _part(part: str, limit: Limit, exchange: Exchange) -> str:
         return ABSENT if principal is None else principal.issuer
     kind, _, name = part.partition(":")
     if kind == "claim":
-        value = None if principal is None else principal.claims.get(name)
+        value = None if principal is None else pointer.find(principal.claims, name)
         return ABSENT if value is None else f"={value!r}"
     if kind == "header":
         text = None if exchange.head is None else exchange.head.headers.text(name)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from mitmgate.core import pointer
 from mitmgate.core.address import Address, address_text
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
@@ -124,7 +125,7 @@ def _value(exchange: Exchange, key: str) -> str | None:
         case "subject":
             return None if principal is None else principal.subject
         case "claim":
-            value = None if principal is None else principal.claims.get(name)
+            value = None if principal is None else pointer.find(principal.claims, name)
             return value if isinstance(value, str) else str(value) if type(value) is int else None
         case "issuer":
             return None if principal is None else principal.issuer

@@ -16,7 +16,7 @@ def listed(values: Iterable[bytes], word: bytes) -> bool:
 
     Clients choose how long a list is; most are looked at in one go, and taken apart only where the word may be there.
     """
-    return any(word in lower and word in [*map(bytes.strip, lower.split(b","))] for lower in map(bytes.lower, values))
+    return any(word in lower and word in map(bytes.strip, lower.split(b",")) for lower in map(bytes.lower, values))
 
 
 class Headers:
@@ -29,23 +29,15 @@ class Headers:
 
     fields: Fields
 
-    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
-        """Index the fields once."""
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]], index: dict[bytes, list[bytes]] | None = None) -> None:
+        """Index the fields once. index: lower-case name to values, in order, where a parser has built it on its way."""
         self.fields = tuple(fields)
         self._derived: dict[object, object] | None = None
-        index: dict[bytes, list[bytes]] = {}
-        for name, value in self.fields:
-            index.setdefault(name.lower(), []).append(value)
+        if index is None:
+            index = {}
+            for name, value in self.fields:
+                index.setdefault(name.lower(), []).append(value)
         self._index = index
-
-    @classmethod
-    def indexed(cls, fields: Fields, index: dict[bytes, list[bytes]]) -> "Headers":
-        """Make headers of fields whose index (lower-case name to values, in order) a parser has built on its way."""
-        headers = cls.__new__(cls)
-        headers.fields = fields
-        headers._derived = None
-        headers._index = index
-        return headers
 
     def come_again(self) -> None:
         """Begin to remember what is derived: the same fields have come a second time, and may come again."""

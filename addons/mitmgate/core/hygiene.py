@@ -138,7 +138,7 @@ def _kept_fields(headers: Headers, rules: ClientFields) -> Headers | Refusal:
                 index[lower].append(value)
             else:
                 index[lower] = [value]
-    return Headers.indexed(tuple(kept), index)
+    return Headers(tuple(kept), index)
 
 
 def _nominated(headers: Headers) -> frozenset[bytes] | Refusal:

@@ -168,11 +168,12 @@ class KeyRing:
             if edition.issuers is not issuers:
                 return KEYS_UNAVAILABLE
         digest = blake2b(token, digest_size=32).digest()
-        entry = self._cache.get(digest)
-        if entry is not None:
-            principal = entry.principal(edition.by_iss, now)
-            if principal is not None:
-                return _accepted(principal, names)
+        try:
+            principal = self._cache[digest].principal(edition.by_iss, now)
+        except KeyError:
+            principal = None
+        if principal is not None:
+            return _accepted(principal, names)
         return self._verify(edition.by_iss, names, token, digest, now)
 
     def _verify(

@@ -24,10 +24,11 @@ type Callback = Callable[[Any], object]
 
 
 class Entry(NamedTuple):
-    """What one kind of hook runs. argument: the name of the hook's single field."""
+    """What one kind of hook runs. argument: the name of the hook's single field; of_flow: which holds a flow."""
 
     name: str
     argument: str
+    of_flow: bool
     callbacks: tuple[Callback, ...]
 
 
@@ -76,7 +77,8 @@ class HookTable(AddonManager):
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # Hook.__new__: always a dataclass
             found = (getattr(addon, kind.name, None) for addon in addons)
             callbacks = fused([callback for callback in found if callable(callback)])
-            entries[kind] = Entry(kind.name, names[0] if len(names) == 1 else "", callbacks)
+            argument = names[0] if len(names) == 1 else ""
+            entries[kind] = Entry(kind.name, argument, argument == "flow", callbacks)
         self._updates = entries[hooks.UpdateHook].callbacks
         self._entries = entries
         return entries
@@ -101,7 +103,7 @@ class HookTable(AddonManager):
                 continue
             if pending is not None and isawaitable(pending):
                 return self._finish(entry, position, pending, data)
-        if isinstance(data, Flow):
+        if entry.of_flow:
             if data.intercepted:
                 return self._finish(entry, position, data.wait_for_resume(), data)
             if self._updates:

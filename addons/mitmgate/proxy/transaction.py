@@ -81,7 +81,7 @@ from mitmgate.proxy.websocket import Pipe, Relay, accepts
 from mitmgate.stages.arrival import subject_of
 from mitmgate.stages.enforcer import BLACK_HOLE, point_at, problem_response
 from mitmgate.stages.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
-from mitmgate.stages.message import headers_of, make_request, make_response
+from mitmgate.stages.message import headers_of, make_flow, make_request, make_response
 from mitmgate.stages.response_headers import hidden_fields
 
 logger = logging.getLogger(__name__)
@@ -379,9 +379,8 @@ class Transaction(Recipient):
         that no client waits to be asked for it.
         """
         connection = self._client.client
-        self.flow = flow = HTTPFlow(connection, _NOWHERE)
+        self.flow = flow = make_flow(connection, _NOWHERE)
         flow.request = request
-        flow.live = True
         if head is not None:
             received(flow, _ingress(connection, request, head))
             self._length = head.body

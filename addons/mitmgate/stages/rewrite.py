@@ -85,20 +85,24 @@ def _told(exchange: Exchange, route: Route, client: Address, received: bytes) ->
     principal, names = exchange.principal, exchange.snapshot.forward
     made: list[tuple[bytes, bytes]] = []
     if principal is not None:
-        encode = percent_encoded if names.percent else str
-        identity = [(names.subject, encode(principal.subject))]
+        subject, roles = principal.subject, principal.roles
+        if names.percent:
+            subject, roles = percent_encoded(subject), tuple(map(percent_encoded, roles))
+        value = header_safe(subject)
+        if value is None:
+            return None
+        made.append((names.subject, value))
         if names.issuer is not None:
-            identity.append((names.issuer, principal.issuer))
-        if principal.roles:
-            roles = ",".join(map(encode, principal.roles))
-            if roles.count(",") >= len(principal.roles):
-                return None  # one role would be two to the upstream
-            identity.append((names.roles, roles))
-        for name, text in identity:
-            value = header_safe(text)
+            value = header_safe(principal.issuer)
             if value is None:
                 return None
-            made.append((name, value))
+            made.append((names.issuer, value))
+        if roles:
+            joined = ",".join(roles)
+            value = header_safe(joined)
+            if value is None or joined.count(",") >= len(roles):
+                return None  # one role would be two to the upstream
+            made.append((names.roles, value))
     for name, template in route.rewrite.set:
         rendered = template.render(lambda key: _lookup(exchange, key))
         value = None if rendered is None else header_safe(rendered)

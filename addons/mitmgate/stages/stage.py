@@ -46,6 +46,7 @@ class Stage:
 
     admitted: ClassVar[Step]
     skipped: ClassVar[Step]
+    _row: "Row | None" = None
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Read values, return this stage's step. Stages that wait for a store return an awaitable."""
@@ -62,7 +63,10 @@ class Stage:
 
     def run(self, exchange: Exchange) -> Awaitable[None] | None:
         """Decide and record. Returns an awaitable only where the stage has to wait."""
-        return Row((self,)).run(exchange)
+        row = self._row
+        if row is None:
+            row = self._row = Row((self,))
+        return row.run(exchange)
 
     def record(self, exchange: Exchange, step: object, started: float) -> Awaitable[None] | None:
         """Record what `decide` has returned, whatever that is. started: when (perf_counter) it was called."""

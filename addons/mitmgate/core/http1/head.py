@@ -194,7 +194,7 @@ def parse_fields(lines: list[bytes], start: int, *, spaced: bool = False) -> Hea
             index[lower].append(value)
         else:
             index[lower] = [value]
-    return Headers.indexed(tuple(fields), index)
+    return Headers(tuple(fields), index)
 
 
 def _flaw(raw: bytes, breaks: int) -> str | None:

@@ -17,6 +17,7 @@ from mitmproxy.net.http import status_codes
 from mitmgate.core.headers import Fields
 
 _IDS: Final = 64
+"""Ids of flows that are made at once."""
 _ids: Final[list[str]] = []
 
 

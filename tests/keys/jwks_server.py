@@ -11,7 +11,8 @@ from typing import Self
 class JwksServer:
     """Serves `document` with `status` and `fields` on 127.0.0.1, and counts the requests in `fetches`.
 
-    open: cleared, requests are held until it is set again. raw: bytes to send instead of a response.
+    documents: by path, instead of the one document; all else is 404. open: cleared, requests are
+    held until it is set again. raw: bytes to send instead of a response.
     """
 
     def __init__(self, document: bytes = b"", *, tls: ssl.SSLContext | None = None) -> None:
@@ -22,6 +23,7 @@ class JwksServer:
         self.open = threading.Event()
         self.open.set()
         self.fetches = 0
+        self.documents: dict[str, bytes] | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,11 +34,13 @@ class JwksServer:
                     self.wfile.write(outer.raw)
                     self.close_connection = True
                     return
-                self.send_response(outer.status)
-                for name, value in ({"Content-Length": str(len(outer.document))} | dict(outer.fields)).items():
+                document = outer.document if outer.documents is None else outer.documents.get(self.path)
+                self.send_response(404 if document is None else outer.status)
+                body = document or b""
+                for name, value in ({"Content-Length": str(len(body))} | dict(outer.fields)).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(outer.document)
+                self.wfile.write(body)
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -210,7 +210,7 @@ def test_a_set_without_a_usable_key_is_looked_at_again_after_min_refresh() -> No
         times: list[float] = []
         loop = asyncio.get_running_loop()
 
-        async def empty(url: str, authorities: bytes | None) -> bytes:
+        async def empty(url: str, source: KeySource) -> bytes:
             times.append(loop.time())
             return OLD_SET if len(times) == 1 else b'{"keys":[]}'
 
@@ -311,7 +311,7 @@ def test_retries_back_off() -> None:
     async def test() -> None:
         loop, times, done = asyncio.get_running_loop(), [], asyncio.Event()
 
-        async def fetch(url: str, authorities: bytes | None) -> bytes:
+        async def fetch(url: str, source: KeySource) -> bytes:
             times.append(loop.time())
             if len(times) == 6:
                 done.set()
@@ -480,7 +480,7 @@ def test_a_secret_in_a_published_set_verifies_nothing(server: JwksServer) -> Non
 def test_the_log_names_no_credential_of_the_address(caplog: Any) -> None:
     caplog.set_level(logging.WARNING, "mitmgate")
 
-    async def fail(url: str, authorities: bytes | None) -> bytes:
+    async def fail(url: str, source: KeySource) -> bytes:
         raise ConnectionRefusedError
 
     async def test() -> None:

@@ -67,7 +67,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         made["upstreams"] = {name: {"endpoints": [url]} for name, url in hosts.items()}
         made["identity"]["issuers"]["dev"] |= {
             "algorithms": ["ES256"],
-            "keys": {"jwks_url": f"http://keys.test:{key_port}/jwks.json"},
+            "keys": {"jwks_url": f"http://keys.test:{key_port}/jwks.json", "plain_http": True},
         }
         made["routes"] = [
             {"name": name, "match": {"exact": f"/{name}"}, "upstream": name, "auth": "none"} for name in hosts

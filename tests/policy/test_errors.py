@@ -401,6 +401,28 @@ CASES: list[Case] = [
         "the claim of the placeholder at character 1 is no JSON pointer",
         "",
     ),
+    *(
+        (
+            "issuer: https://dev.example, audience: api, algorithms: [HS256], keys: {secret_env: S}",
+            f"issuer: {issuer}, audience: api, algorithms: [ES256], keys: {{{keys}}}",
+            f"identity.issuers.dev.{member}",
+            message,
+            hint,
+        )
+        for issuer, keys, member, message, hint in (
+            ("https://a", "jwks_url: ¦'http://a/'", "keys.jwks_url", "keys over plain http", "plain_http: true"),
+            ("https://a", "discovery: ¦true, jwks_url: 'https://a/'", "keys.discovery", "two sources", "keep one"),
+            ("https://a", "discovery: ¦false", "keys.discovery", "", ""),
+            ("https://a", "secret_env: S, plain_http: ¦true", "keys.plain_http", "only jwks_url and", "leave it out"),
+            ("https://a", "secret_env: S, ca: ¦x.pem", "keys.ca", "only jwks_url and discovery", "leave it out"),
+            ("https://a", "discovery: true, ca: ¦nowhere.pem", "keys.ca", "the file", "paths are relative"),
+            ("https://a", "discovery: true, ca: ¦p.yaml", "keys.ca", "the file has no PEM certificate", ""),
+            ("¦http://a", "discovery: true", "issuer", "discovery would ask over plain http", "use https"),
+            ("¦accounts.example", "discovery: true", "issuer", "discovery asks the issuer", "name jwks_url"),
+            ("¦'https://a/?x'", "discovery: true", "issuer", "discovery asks the issuer", "name jwks_url"),
+            ("https://a", "jwks_url: 'https://a/{tid}'", "keys", "jwks_url has a {NAME}", ""),
+        )
+    ),
     ("[HS256]", "[¦none]", "identity.issuers.dev.algorithms[0]", "an unsigned token proves nothing", ""),
     ("[HS256]", "[¦HS265]", "identity.issuers.dev.algorithms[0]", "must be an algorithm of JWS", "did you mean HS256?"),
     (
@@ -459,7 +481,7 @@ CASES: list[Case] = [
         "{secret_env: S}",
         "{secret_env: S, refresh: ¦5m}",
         "identity.issuers.dev.keys.refresh",
-        "only a jwks_url",
+        "only jwks_url",
         "leave it out",
     ),
     (

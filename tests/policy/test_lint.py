@@ -78,7 +78,11 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
             "identity.issuers.corp: tokens for any",
         ),
         ("max_lifetime: 1h", "max_lifetime: 1h\n      leeway: ¦6m", "identity.issuers.corp.leeway: a leeway above 5m"),
-        ('"https://c.example/', '¦"http://c.example/', "identity.issuers.corp.keys.jwks_url: keys over plain http"),
+        (
+            '"https://c.example/"',
+            '"http://c.example/", plain_http: ¦true',
+            "identity.issuers.corp.keys.plain_http: keys over plain http",
+        ),
         ("https://c.example/", "http://127.0.0.1/", ""),
         ("https://c.example/", "http://[::1]/", ""),
         ("version: 1", "version: 1\nnetworks: ¦{deny: [10.0.0.0/8]}", "networks: an empty allow list"),

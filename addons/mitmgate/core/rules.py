@@ -219,7 +219,9 @@ class KeySource:
     """Where an issuer's keys come from. `material` was read when the policy was loaded; jwks_url has none.
 
     kind "secret": material is the HMAC secret. "pem": a public key. "jwks": a JWK set's JSON text.
-    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched. authorities: see
+    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched. issuer: whose metadata
+    names the key set, and is at url; empty: the key set itself is there. plain_http: whether keys may come over plain
+    http. ca: PEM of the only authorities that the server is verified by; None: the system's. authorities: see
     UpstreamTls.system; a source is the same when they have changed.
     """
 
@@ -229,6 +231,9 @@ class KeySource:
     refresh: float = 300.0
     min_refresh: float = 10.0
     max_stale: float = 3600.0
+    issuer: str = ""
+    plain_http: bool = False
+    ca: bytes | None = field(default=None, repr=False)
     authorities: bytes | None = field(default=None, repr=False, compare=False)
 
 

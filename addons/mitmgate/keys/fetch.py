@@ -11,12 +11,14 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
+from mitmgate.core.rules import KeySource
 from mitmgate.net.cause import connect_cause
 from mitmgate.net.dialler import Dialler
 
 MAX_DOCUMENT = 1024 * 1024
 FETCH_TIMEOUT = 5.0
 _MAX_HEAD = 32 * 1024
+_ANY = KeySource("jwks_url")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -24,15 +26,19 @@ class FetchError(Exception):
     """There is no document to be had; the caller keeps what it has and tries again later."""
 
 
-async def fetch_document(url: str, authorities: bytes | None = None, dialler: Dialler | None = None) -> bytes:
+class NotThereError(FetchError):
+    """The server answered, and not with a document."""
+
+
+async def fetch_document(url: str, source: KeySource = _ANY, dialler: Dialler | None = None) -> bytes:
     """Return the body of a 200 response to GET; raises FetchError for everything else, within FETCH_TIMEOUT seconds.
 
-    authorities: see KeySource. A private one is trusted through SSL_CERT_FILE, as everywhere with OpenSSL. dialler:
-    connects; None: one for this fetch.
+    source: whose `ca` and `authorities` say by what the server is verified. dialler: connects; None: one for this
+    fetch.
     """
     try:
         async with asyncio.timeout(FETCH_TIMEOUT):
-            return await _get(urlsplit(url), authorities, dialler or Dialler())
+            return await _get(urlsplit(url), source, dialler or Dialler())
     except TimeoutError as error:
         raise FetchError(f"no complete answer within {FETCH_TIMEOUT:g} seconds") from error
     except OSError as error:
@@ -41,9 +47,9 @@ async def fetch_document(url: str, authorities: bytes | None = None, dialler: Di
         raise FetchError(str(error) or type(error).__name__) from error
 
 
-async def _get(url: SplitResult, authorities: bytes | None, dialler: Dialler) -> bytes:
+async def _get(url: SplitResult, source: KeySource, dialler: Dialler) -> bytes:
     host = url.hostname or ""
-    tls = _trust(authorities) if url.scheme == "https" else None
+    tls = _trust(source.ca, source.authorities) if url.scheme == "https" else None
     connected = await dialler.connect(host, url.port or _PORTS[url.scheme])
     reader, writer = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=host if tls else None)
     try:
@@ -72,7 +78,7 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> byt
         if event is h11.NEED_DATA:
             connection.receive_data(await reader.read(65536))
         elif isinstance(event, h11.Response) and event.status_code != 200:
-            raise FetchError(f"the server answered {event.status_code}")
+            raise NotThereError(f"the server answered {event.status_code}")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > MAX_DOCUMENT:
@@ -83,8 +89,10 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> byt
             raise FetchError("the connection was closed")
 
 
-@lru_cache(maxsize=1)
-def _trust(authorities: bytes | None) -> ssl.SSLContext:
+@lru_cache(maxsize=8)
+def _trust(ca: bytes | None, authorities: bytes | None) -> ssl.SSLContext:
+    if ca is not None:
+        return ssl.create_default_context(cadata=ca.decode("ascii"))
     if authorities is None:
         return ssl.create_default_context()
     context = ssl.create_default_context(cadata=authorities.decode("ascii"))

@@ -19,6 +19,8 @@ _PARSERS = {
     "OKP": (OKPAlgorithm.from_jwk, ("x",)),
     "oct": (HMACAlgorithm.from_jwk, ("k",)),
 }
+_FOR_SIGNATURES = ("sig", "jwt-svid")
+"""What `use` may be; the second is of JWT-SVIDs (SPIFFE Trust Domain and Bundle, section 4.2.2)."""
 _SAME_ALGORITHM = {"Ed25519": "EdDSA", "Ed448": "EdDSA"}  # RFC 9864 renames what RFC 8037 had
 
 
@@ -50,6 +52,7 @@ def _parse_member(member: Json, *, secrets: bool) -> VerificationKey:
     """Parse one JWK; raises ValueError with the reason for anything that may not verify signatures."""
     if not isinstance(member, dict):
         raise ValueError("not an object")  # noqa: TRY004  # a parser's error
+    member = {name: value for name, value in member.items() if value is not None}  # as good as absent
     key_type, key_id = member.get("kty"), member.get("kid")
     if not isinstance(key_type, str) or key_type not in _PARSERS:
         raise ValueError("its type (kty) is not supported")
@@ -57,7 +60,7 @@ def _parse_member(member: Json, *, secrets: bool) -> VerificationKey:
         raise ValueError("its key id is no string of a sensible size")
     if (key_type == "oct") is not secrets:
         raise ValueError("a secret among public keys" if key_type == "oct" else "a public key among secrets")
-    if member.get("use", "sig") != "sig":
+    if member.get("use", "sig") not in _FOR_SIGNATURES:
         raise ValueError("not for signatures (use)")
     operations = member.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
@@ -76,11 +79,12 @@ def _parse_member(member: Json, *, secrets: bool) -> VerificationKey:
 
 def _parse_key(key_type: str, member: Mapping[str, Json]) -> object:
     parse, numbers = _PARSERS[key_type]
+    numbers_of: dict[str, str] = {}
     for name in numbers:
-        value = member.get(name)
-        if not isinstance(value, str) or not value.isascii() or not decode_base64url(value.encode("ascii")):
+        value = numbers_of[name] = str(member.get(name, "")).rstrip("=")  # some pad, which RFC 7515 does not
+        if not isinstance(member.get(name), str) or not value.isascii() or not decode_base64url(value.encode("ascii")):
             raise ValueError(f"{name} is not base64url")
     try:
-        return parse(dict(member))
+        return parse({**member, **numbers_of})
     except (PyJWTError, UnsupportedAlgorithm, Base64Error, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError("its numbers make no valid key") from error

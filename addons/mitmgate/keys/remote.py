@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from mitmgate.core.rules import KeySource
-from mitmgate.keys.fetch import FetchError, fetch_document
+from mitmgate.keys.discovery import jwks_uri, metadata_urls
+from mitmgate.keys.fetch import FetchError, NotThereError, fetch_document
 from mitmgate.keys.jwks import parse_jwk_set
 from mitmgate.keys.keyset import KeySet
 
@@ -34,7 +35,7 @@ class RemoteKeys:
         self,
         source: KeySource,
         *,
-        fetch: Callable[[str, bytes | None], Awaitable[bytes]] = fetch_document,
+        fetch: Callable[[str, KeySource], Awaitable[bytes]] = fetch_document,
         ticks: Callable[[], float] = time.monotonic,
         retry: float = 1.0,
     ) -> None:
@@ -123,7 +124,7 @@ class RemoteKeys:
         asked = self._ticks()
         self._keyless = False
         try:
-            document = await self._fetch(self.source.url, self.source.authorities)
+            document = await self._fetch(await self._address(), self.source)
             if document != self._document:
                 self._install(_usable(parse_jwk_set(document, secrets=False)))
                 self._document = document
@@ -138,6 +139,21 @@ class RemoteKeys:
             logger.warning("keys of %s not fetched: %s; %s", self._shown, error, kept, exc_info=not expected)
         finally:
             self._fetching = None
+
+    async def _address(self) -> str:
+        """Return where the key set is. Metadata is asked anew each time: an issuer may move its keys."""
+        source = self.source
+        if not source.issuer:
+            return source.url
+        first, second = metadata_urls(source.issuer)
+        try:
+            metadata = await self._fetch(first, source)
+        except NotThereError as error:
+            try:
+                metadata = await self._fetch(second, source)
+            except FetchError:
+                raise error from None
+        return jwks_uri(metadata, source.issuer, plain_http=source.plain_http)
 
     def _install(self, keys: KeySet) -> None:
         self._keys = keys

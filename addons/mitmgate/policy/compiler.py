@@ -14,6 +14,7 @@ from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
+from mitmgate.keys.discovery import metadata_urls
 from mitmgate.policy.condition import compile_condition
 from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment
@@ -190,6 +191,8 @@ def _with_tenants(names: tuple[str, ...] | None, policy: Policy) -> tuple[str, .
 def _of_tenants(name: str, issuer: Issuer, keys: rules.KeySource) -> Iterator[rules.Issuer]:
     for tenant, urls, jwks_url in issuer.of_tenants():
         own = keys if jwks_url is None else replace(keys, url=jwks_url)
+        if issuer.keys.discovery:
+            own = replace(keys, url=metadata_urls(urls[0])[0], issuer=urls[0])
         yield _issuer(rules.name_of(name, None if tenant is None else tenant[1]), issuer, own, urls, tenant)
 
 

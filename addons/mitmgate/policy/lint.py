@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from mitmgate.core import template
 from mitmgate.core.address import parse_address
 from mitmgate.core.client_fields import Disposition
 from mitmgate.core.routing import RouteTable, host_matches
 from mitmgate.core.rules import Route, name_of
+from mitmgate.keys.discovery import needs_consent
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
@@ -168,9 +168,9 @@ def _issuers(policy: Policy, document: Document) -> Iterator[Problem]:
             yield document.warning(
                 location, Code.ANY_LIFETIME, "tokens of any lifetime are accepted", "add max_lifetime", key=True
             )
-        url = urlsplit(issuer.keys.jwks_url or "")
-        if url.scheme == "http" and not _loopback(url.hostname or ""):
-            at = (*location, "keys", "jwks_url")
+        urls = [url for _, _, url in issuer.of_tenants()]
+        if issuer.keys.plain_http and any(needs_consent(url or issuer.issuer[0]) for url in urls):
+            at = (*location, "keys", "plain_http")
             yield document.warning(
                 at, Code.KEYS_OVER_HTTP, "keys over plain http: who is on the way can replace them", "use https"
             )

@@ -151,11 +151,20 @@ class Reader:
             kind, content = "jwks", self._file(keys.jwks_file, at)
         if content is None:
             return
-        url = keys.jwks_url or ""
-        if url.lower().startswith("https://"):
+        url = issuer.issuer[0] if keys.discovery else keys.jwks_url or ""
+        ca = None if keys.ca is None else self._authorities(keys.ca, (*location, "keys", "ca"))
+        if url.lower().startswith("https://") and keys.ca is None:
             self._system_authorities(at)
         source = KeySource(
-            kind, content, url, keys.refresh, keys.min_refresh, keys.max_stale, self.material.authorities
+            kind,
+            content,
+            url,
+            keys.refresh,
+            keys.min_refresh,
+            keys.max_stale,
+            plain_http=keys.plain_http,
+            ca=ca,
+            authorities=self.material.authorities,
         )
         # RFC 7518, section 3.2: a secret is at least as long as its hash.
         needed = max(SECRET_SIZES.get(algorithm, 0) for algorithm in issuer.algorithms)
@@ -172,6 +181,20 @@ class Reader:
         if source.kind == "jwks":
             for ignored in key_set(source, issuer.algorithms).ignored:
                 self.problems.append(self.document.warning(at, Code.KEY_LEFT_OUT, f"{ignored}; it is left out"))
+
+    def _authorities(self, name: str, location: Location) -> bytes | None:
+        content = self._file(name, location)
+        if content is None:
+            return None
+        certificates = _CERTIFICATE.findall(content)
+        try:
+            create_default_context(cadata=b"\n".join((*certificates, b"")).decode("ascii"))
+        except (ValueError, SSLError):
+            certificates = []
+        if not certificates:
+            self._wrong(location, "the file has no PEM certificate")
+            return None
+        return b"\n".join((*certificates, b""))
 
     def _assertion(self, location: Location) -> None:
         assertion = self._section(Assertion, location)

@@ -7,12 +7,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, model_validator
 
-from mitmgate.core.authority import parse_authority
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
 from mitmgate.core.rules import TokenType
+from mitmgate.keys.discovery import needs_consent, problem
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
+    Boolean,
     Claim,
     Duration,
     DurationOrZero,
@@ -27,7 +28,8 @@ from mitmgate.policy.section import Section
 
 HMAC = ("HS256", "HS384", "HS512")
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-SOURCES = ("secret_env", "secret_file", "public_key_file", "jwks_file", "jwks_url")
+SOURCES = ("secret_env", "secret_file", "public_key_file", "jwks_file", "jwks_url", "discovery")
+FETCHED = ("jwks_url", "discovery")
 
 
 def _algorithm(text: object) -> str:
@@ -42,12 +44,7 @@ Algorithm = Annotated[str, BeforeValidator(_algorithm), WithJsonSchema({"enum": 
 
 
 def _jwks_url(text: str) -> str:
-    try:
-        url = urlsplit(_PLACEHOLDER.sub("tenant", text))
-        authority = parse_authority(url.netloc)
-    except ValueError:
-        url, authority = urlsplit(""), None
-    if url.scheme not in {"http", "https"} or authority is None or url.fragment:
+    if problem(_PLACEHOLDER.sub("tenant", text)) is not None:
         raise wrong("must be an http or https URL without credentials", "write https://issuer.example/jwks.json")
     return text
 
@@ -65,6 +62,13 @@ class Keys(Section):
     """A file with a JWK set (RFC 7517)."""
     jwks_url: Annotated[Text, AfterValidator(_jwks_url)] | None = None
     """The URL of a JWK set, fetched at start and in the background."""
+    discovery: Literal[True] | None = None
+    """The issuer's own metadata names the JWK set (OpenID Connect Discovery 1.0, RFC 8414); of several spellings of the
+    issuer the first is asked."""
+    ca: Text | None = None
+    """A PEM file with the only authorities that the server of a fetched key set is verified by; unset: the system's."""
+    plain_http: Boolean = False
+    """Whether a key set may be fetched over plain http from another machine: who is on the way can replace keys."""
     refresh: Duration = duration("5m", "How often a jwks_url is fetched (seconds).")
     min_refresh: Duration = duration("10s", "The least time between two fetches, however many unknown keys (seconds).")
     max_stale: Duration = duration("1h", "How long known keys serve while a jwks_url can't be fetched (seconds).")
@@ -74,16 +78,24 @@ class Keys(Section):
         """The name of the source that is set."""
         return next(source for source in SOURCES if getattr(self, source) is not None)
 
+    @property
+    def fetched(self) -> bool:
+        """Whether the keys are published, and fetched."""
+        return self.source in FETCHED
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [source for source in SOURCES if getattr(self, source) is not None]
         if len(given) != 1:
             problem = "two sources of keys: " + " and ".join(given) if given else "no source of keys"
             raise wrong(problem, "keep one" if given else f"one of {', '.join(SOURCES)}", at=given[-1] if given else "")
-        if given != ["jwks_url"]:
-            for member in ("refresh", "min_refresh", "max_stale"):
+        if not self.fetched:
+            for member in ("refresh", "min_refresh", "max_stale", "ca", "plain_http"):
                 if member in self.model_fields_set:
-                    raise wrong("only a jwks_url is fetched", "leave it out", at=member)
+                    raise wrong("only jwks_url and discovery fetch keys", "leave it out", at=member)
+        if self.jwks_url is not None and not self.plain_http and needs_consent(self.jwks_url):
+            message = "keys over plain http: who is on the way can replace them"
+            raise wrong(message, "use https, or say plain_http: true", at="jwks_url", unquoted=message)
         if self.min_refresh > self.refresh:
             raise wrong("must not be more than refresh", at="min_refresh")
         if self.max_stale < self.refresh:
@@ -157,6 +169,14 @@ class Issuer(Section):
             raise wrong("each issuer of a list has the same {NAME}, once", at="issuer")
         if len(set(self.tenants)) < len(self.tenants):
             raise wrong("a tenant is listed twice", at="tenants")
+        if self.keys.discovery:
+            first = _PLACEHOLDER.sub("tenant", self.issuer[0])
+            if problem(first) is not None or urlsplit(first).query:
+                message = "discovery asks the issuer, and this is no http or https URL without a query"
+                raise wrong(message, "name jwks_url", at="issuer", unquoted=message)
+            if not self.keys.plain_http and needs_consent(first):
+                message = "discovery would ask over plain http: who is on the way can replace keys"
+                raise wrong(message, "use https, or say keys.plain_http: true", at="issuer", unquoted=message)
         of_keys = set(_PLACEHOLDER.findall(self.keys.jwks_url or ""))
         if not of_keys <= {name for found in names for name in found}:
             raise wrong("jwks_url has a {NAME} that issuer has not", at="keys")

@@ -23,7 +23,7 @@ def available(listed: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sy
 
     listed: the cgroups that it is in. groups: where they are shown.
     """
-    most: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         lines = listed.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -172,6 +172,7 @@ class Relay:
         self._ended = ended
         self._changed = changed
         self._kept = 0  # bytes of messages that stay with the flow
+        self._sizes: deque[int] = deque()  # of each of them
         self._counted = 0
         self._client = _Side(ConnectionType.SERVER, _extensions(flow.response), client)
         self._upstream = _Side(ConnectionType.CLIENT, _extensions(flow.response), upstream)
@@ -214,7 +215,7 @@ class Relay:
     @property
     def held(self) -> int:
         """Bytes of messages that are still coming, that wait for a hook, or that are kept to be looked at."""
-        queued = sum(_size(item) for _, item in self._queue or ())
+        queued = sum(_size(item) for _, item in self._queue) if self._queue else 0
         return self._client.size + self._upstream.size + self._kept + queued
 
     @property
@@ -254,7 +255,10 @@ class Relay:
         try:
             side.ws.receive_data(data)
             for event in side.ws.events():
-                self._take(side, event)
+                if self._queue is None:
+                    self._relay(side, event)
+                else:
+                    self._take(side, event)
                 if self._over:
                     return
             self._count()
@@ -300,12 +304,13 @@ class Relay:
                     return
         if isinstance(event, TextMessage | BytesMessage):
             data = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
-            side.parts += data
             side.size += len(data)
             if side.size > MAX_MESSAGE:
                 self._violated(side, CloseReason.MESSAGE_TOO_BIG)
-            elif event.message_finished:
-                content = bytes(side.parts)
+            elif not event.message_finished:
+                side.parts += data
+            else:
+                content = bytes(side.parts + data) if side.parts else data
                 side.parts.clear()
                 side.size = 0
                 self._message(side, Opcode.TEXT if isinstance(event, TextMessage) else Opcode.BINARY, content)
@@ -326,24 +331,32 @@ class Relay:
         if data is None:
             raise ValueError("no WebSocket")
         message = WebSocketMessage(opcode, side.from_client, content)
-        data.messages.append(message)
-        self._forget(data)
+        self._keep(data, message)
 
         def send() -> None:
+            if message.content is not content:
+                self._measure(data)
             if not message.dropped and not self._over:
                 text = message.content.decode(errors="replace") if message.type is Opcode.TEXT else message.content
                 self._send(self._other(side), TextMessage(text) if isinstance(text, str) else BytesMessage(text))
 
         self._hook(WebsocketMessageHook, send)
 
-    def _forget(self, data: WebSocketData) -> None:
-        messages = data.messages
-        if len(messages) > KEPT_MESSAGES:
-            del messages[: len(messages) - KEPT_MESSAGES]
-        size = sum(len(message.content) for message in messages)
-        while size > KEPT_BYTES and len(messages) > 1:
-            size -= len(messages.pop(0).content)
-        self._kept = size
+    def _keep(self, data: WebSocketData, message: WebSocketMessage) -> None:
+        """Keep a message with the flow, and forget the oldest."""
+        messages, size = data.messages, len(message.content)
+        messages.append(message)
+        self._sizes.append(size)
+        self._kept += size
+        if len(messages) != len(self._sizes):  # an addon has put some in, or taken some out
+            self._measure(data)
+        while len(messages) > 1 and (len(messages) > KEPT_MESSAGES or self._kept > KEPT_BYTES):
+            del messages[0]
+            self._kept -= self._sizes.popleft()
+
+    def _measure(self, data: WebSocketData) -> None:
+        self._sizes = deque([len(message.content) for message in data.messages])
+        self._kept = sum(self._sizes)
 
     def _hook(self, kind: type[hooks.Hook], then: Callable[[], None]) -> None:
         """Run a hook, then go on; what comes meanwhile waits."""

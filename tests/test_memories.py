@@ -91,6 +91,7 @@ OTHERS: Final[dict[str, str]] = {
         "a number of records, of seconds, of texts": """
             audit/sink:SinkThread._queue audit/event:_second audit/ended:_TEXTS policy/history:History.rejections
             stores/fallback:Fallback.returns""",
+        "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
         "flows that are kept, by number and octets": """
             inspect/annotate:Annotate._written inspect/bounded:BoundedView._finished inspect/kept:_KEPT

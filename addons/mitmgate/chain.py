@@ -40,14 +40,14 @@ from mitmgate.stages.response_headers import ResponseHeaders
 from mitmgate.stages.rewrite import Rewrite
 from mitmgate.stages.routing import Routing
 from mitmgate.stages.size_limit import SizeLimit
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, reports
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY = 1.0  # seconds between two looks at the policy's files
 SWITCH_EVERY = 0.0005  # seconds that the thread of a reload runs before a request gets its turn
-OPENED_ONCE = ("listen", "admin", "store", "audit", "resolver")
+OPENED_ONCE = ("listen", "admin", "store", "audit", "resolver", "revocation")
 
 
 def stages(
@@ -70,7 +70,7 @@ def stages(
         Routing(),
         NetworkAccess(),
         ClientQuota(services.store),
-        Authentication(services.ring),
+        Authentication(services.ring, services.revocations),
         Cors(),
         SizeLimit(),
         Authorization(),
@@ -107,7 +107,9 @@ REQUIRED = (
 
 async def _start(services: Services) -> None:
     """Start the services side by side: what one waits for, the others need not."""
-    for failure in await asyncio.gather(services.store.start(), services.ring.start(), return_exceptions=True):
+    for failure in await asyncio.gather(
+        services.store.start(), services.ring.start(), services.revocations.start(), return_exceptions=True
+    ):
         if isinstance(failure, Exception):
             logger.error("a service could not be started", exc_info=failure)
 
@@ -126,6 +128,14 @@ async def _beside_the_loop[Made](make: Callable[[], Made]) -> Made:
         sys.setswitchinterval(usual)
 
 
+class Cutting(Protocol):
+    """The addon that listens and proxies, as the chain knows it."""
+
+    def cut_withdrawn(self) -> None:
+        """End what outlives its decision, and what `withdrawn` has a reason for."""
+        ...
+
+
 class ProtocolFactory(Protocol):
     """Makes the addon that listens and proxies, in place of mitmproxy's server."""
 
@@ -136,10 +146,12 @@ class ProtocolFactory(Protocol):
         dialler: Dialler,
         *,
         unanswered: Callable[[Exchange], None],
-    ) -> object:
+        withdrawn: Callable[[Exchange], Reason | None],
+    ) -> Cutting:
         """source: the policy in force. fail_over: the next endpoint after one that failed for this reason.
 
-        dialler: connects to endpoints. unanswered: told of an endpoint that lets a connection wait.
+        dialler: connects to endpoints. unanswered: told of an endpoint that lets a connection wait. withdrawn: says why
+        what admitted an exchange no longer holds; None: it does.
         """
         ...
 
@@ -178,7 +190,7 @@ class Gateway:
         self.history = History()
         self.services: Services | None = None
         self._protocol = protocol
-        self.protocol: object | None = None
+        self.protocol: Cutting | None = None
         """The addon that listens and proxies, once there is a policy."""
         self._loaded = policy if isinstance(policy, Loaded) else None
         self._path = policy.path if isinstance(policy, Loaded) else policy
@@ -237,7 +249,14 @@ class Gateway:
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
         self.history.first(time.time())
-        self.protocol = self._protocol(self.policy, breaker.fail_over, services.dialler, unanswered=breaker.unanswered)
+        self.protocol = self._protocol(
+            self.policy,
+            breaker.fail_over,
+            services.dialler,
+            unanswered=breaker.unanswered,
+            withdrawn=self._withdrawn,
+        )
+        services.revocations.changed = self.protocol.cut_withdrawn
         if self._path is None:  # a stock mitmproxy, which knows nothing of what the policy says of it
             listen = source.snapshot.policy.listen
             elsewhere = listens_elsewhere(ctx.options, listen.host, listen.port)
@@ -250,6 +269,12 @@ class Gateway:
             self.audit,
             *self._observers,
         ]
+
+    def _withdrawn(self, exchange: Exchange) -> Reason | None:
+        services, principal = self.services, exchange.principal
+        if services is None or principal is None or not services.revocations.revoked(principal) or reports(exchange):
+            return None
+        return Reason.TOKEN_REVOKED
 
     async def start(self) -> None:
         """Start the services, once: connect to the store, fetch the keys. Awaited before requests are taken.
@@ -287,6 +312,7 @@ class Gateway:
             if task is not None:
                 task.cancel()
         audit.conclude()
+        await services.revocations.close()
         await services.ring.close()
         await services.store.close()
         await services.dialler.resolver.close()

@@ -20,6 +20,7 @@ from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stores.protocol import CounterStore
+from mitmgate.stores.revocations import RevocationFile, Revocations, Source
 from mitmgate.stores.store import open_store
 from mitmgate.usage import UserError
 
@@ -35,6 +36,7 @@ class Services:
     ring: KeyRing
     trail: AuditTrail
     dialler: Dialler = field(default_factory=Dialler)
+    revocations: Revocations = field(default_factory=Revocations)
 
 
 def open_services(snapshot: Snapshot) -> Services:
@@ -43,12 +45,39 @@ def open_services(snapshot: Snapshot) -> Services:
     dialler = Dialler(Resolver(resolver.addresses, resolver.max_stale))
     ring = KeyRing(open_keys=partial(RemoteKeys, fetch=partial(fetch_document, dialler=dialler)))
     ring.configure(snapshot.issuers)
+    trail = open_trail(audit_settings(snapshot))
+    rule = snapshot.policy.revocation
     return Services(
         store=open_store(None) if store == "memory" else _redis(store, dialler),
         ring=ring,
-        trail=open_trail(audit_settings(snapshot)),
+        trail=trail,
         dialler=dialler,
+        revocations=Revocations()
+        if rule is None
+        else Revocations(open_revocations(snapshot, dialler), rule.on_failure, trail.emit),
     )
+
+
+def open_revocations(snapshot: Snapshot, dialler: Dialler) -> Source:
+    """Open the list of revocations that a policy names. Raises UserError; also where the policy names none."""
+    store, rule = snapshot.policy.store, snapshot.policy.revocation
+    if rule is None:
+        raise UserError(f"{snapshot.path}: nothing can be revoked without a list; add revocation: {{file: FILE}}")
+    if rule.file is not None:
+        file = RevocationFile(snapshot.resolve(rule.file))
+        try:
+            file.prepare()
+        except OSError as error:
+            raise UserError(f"the list of revocations {rule.file}: {error.strerror or error}") from error
+        return file
+    if store == "memory":
+        raise UserError("revocation without a file needs a redis store")
+    from mitmgate.stores.redis_revocations import RevocationStream  # noqa: PLC0415 - as stores/store.py
+
+    try:
+        return RevocationStream(store.url, store.timeout, dialler)
+    except ValueError as error:
+        raise UserError("store.url has an option that a Redis URL does not take") from error
 
 
 def _redis(store: RedisStore, dialler: Dialler) -> CounterStore:

@@ -128,8 +128,8 @@ def test_a_key_verifies_with_its_own_algorithms_alone_whoever_chose_it() -> None
     token = read_token(sign("HS256", SECRET))
     assert isinstance(token, UnverifiedToken)
     bound, other = (VerificationKey(None, frozenset({name}), SECRET) for name in ("HS256", "HS512"))
-    assert isinstance(verify_signature(token, [bound]), SignedClaims)
-    assert isinstance(verify_signature(token, [other, bound]), SignedClaims)
+    assert verify_signature(token, [bound]) == (SignedClaims(token.unverified_claims), bound)
+    assert verify_signature(token, [other, bound]) == (SignedClaims(token.unverified_claims), bound)
     assert verify_signature(token, [other]) is None
     assert verify_signature(token, []) is None
 
@@ -395,3 +395,17 @@ def test_large_tokens_count_for_several_in_the_memory_of_verified_ones() -> None
     for number in range(20):
         assert outcome(ring, named, sign("HS256", SECRET, CLAIMS | {"sub": f"user-{number}"})) is None
     assert len(ring._cache) == 8
+
+
+def test_a_token_is_known_by_the_key_that_made_it() -> None:
+    """Who has a revoked key leaves its id out, or writes another one."""
+    key = private_key("ES256")
+    published = jwk_set(jwk("ES256", key, kid="k1"), jwk("ES256", private_key("ES256", 1), kid="k2"))
+    ring, named = ring_of(issuer(KeySource("jwks", published), "ES256"))
+    for header in ({}, {"kid": "k1"}):
+        result = ring.authenticate(named, NAMES, sign("ES256", key, header=header), NOW)
+        assert isinstance(result, Principal)
+        assert "kid corp k1" in result.marks
+        assert {"iss corp ", f"sub corp {result.subject}"} <= set(result.marks)
+        assert result.issued == CLAIMS["iat"]
+    assert outcome(ring, named, sign("ES256", key, header={"kid": "k2"})) is Reason.TOKEN_SIGNATURE_INVALID

@@ -133,6 +133,8 @@ ELSEWHERE = {
     Reason.UPSTREAM_CLOSED: "live/test_reasons",
     Reason.UPSTREAM_MALFORMED: "live/test_reasons",
     Reason.KEYS_UNAVAILABLE: "live/test_reasons",
+    Reason.TOKEN_REVOKED: "live/test_revocation",
+    Reason.REVOCATIONS_UNKNOWN: "live/test_revocation",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
     Reason.CONDITION_TIMEOUT: "core/test_authorize",
     Reason.BODY_MALFORMED: "live/test_reasons",

@@ -18,6 +18,7 @@ from mitmgate.core.headers import DERIVED, Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
+from mitmgate.core.revocation import Revocation, written
 from mitmgate.core.rules import KeySource
 from mitmgate.core.window import Grant, Take
 from mitmgate.keys.keyset import KeySet, verification_key
@@ -31,6 +32,7 @@ from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stores.fallback import Fallback
 from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.revocations import Revocations
 from tests.keys.signing import private_key, private_pem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +47,8 @@ class Asked(NamedTuple):
 
     host: in `:authority` or the target, where the fields have no Host. later: seconds. policy, keys: which of those
     that there are. store: whether it can be asked. room: whether the audit trail has any. answer: the upstream's
-    status, which moves the circuit.
+    status, which moves the circuit. revoked: what the list of revocations holds: nothing, the principal, or it can't
+    be read.
     """
 
     method: str
@@ -63,6 +66,7 @@ class Asked(NamedTuple):
     store: bool
     room: bool
     answer: int
+    revoked: int
 
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -85,9 +89,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "store": (True, False),
     "room": (True, False),
     "answer": (200, 500),
+    "revoked": (0, 1, 2),
 }
 
 
+ALICE = [Revocation("sub", issuer, "alice", 4e9, NOW + 1000) for issuer in ("dev", "ops", "pub")]
 FIRST = Asked(**{name: options[0] for name, options in CHOICES.items()})
 
 
@@ -158,7 +164,8 @@ class Gate:
         self._ring = KeyRing(open_keys=self._open)
         self._ring.configure(self.snapshot.issuers)
         trail = SimpleNamespace(pressure=lambda: self._denial)
-        services: Any = SimpleNamespace(trail=trail, store=self._store, ring=self._ring)
+        self._revocations = Revocations(cast(Any, object()))
+        services: Any = SimpleNamespace(trail=trail, store=self._store, ring=self._ring, revocations=self._revocations)
         self._arrival, *self._rest = stages(self, services, lambda: self.now, lambda: self.now)
 
     def _open(self, source: KeySource) -> Any:
@@ -173,6 +180,8 @@ class Gate:
             self._ring.configure(self.snapshot.issuers)
         self.now = NOW + asked.later
         self._store.available = asked.store
+        lists: tuple[list[bytes], ...] = ([], [written(one) for one in ALICE], [b"nonsense"])
+        self._revocations.heard(lists[asked.revoked], self.now, anew=True)
         self._denial = None if asked.room else Denial(Reason.AUDIT_UNAVAILABLE, "No room.")
         for published in self._published:
             published.edition = asked.keys
@@ -310,6 +319,7 @@ def test_decisions_are_those_of_a_chain_that_remembers_nothing(
             *(Reason.ADDRESS_DENIED, Reason.ADDRESS_UNKNOWN, Reason.BODY_TOO_LARGE, Reason.TOKEN_EXPIRED),
             *(Reason.TOKEN_ISSUER_UNKNOWN, Reason.SCOPE_MISSING, Reason.CONDITION_FALSE, Reason.QUOTA_EXCEEDED),
             *(Reason.STORE_UNAVAILABLE, Reason.CIRCUIT_OPEN, Reason.HEALTH, Reason.OK),
+            *(Reason.TOKEN_REVOKED, Reason.REVOCATIONS_UNKNOWN),
         }
 
 

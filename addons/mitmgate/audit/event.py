@@ -11,6 +11,7 @@ from typing import Literal
 from mitmgate.audit.decided import Decided
 from mitmgate.audit.record import Event
 from mitmgate.core.reason import Reason
+from mitmgate.core.revocation import Revocation
 from mitmgate.core.verdict import Outcome, Step
 
 Fate = Literal["proxied", "denied", "answered", "failed", "aborted"]
@@ -87,6 +88,35 @@ def policy_reloaded(now: float, policy: str, previous: str) -> Event:
 def policy_rejected(now: float, policy: str, problems: list[str]) -> Event:
     """Say that a changed policy file was refused, and why. policy: the digest that stays in force."""
     return {"time": rfc3339(now), "event": "policy-rejected", "policy": policy, "problems": problems}
+
+
+def revocation_learnt(now: float, revocation: Revocation) -> Event:
+    """Say that this process holds something for revoked from now on, or no longer."""
+    event: Event = {
+        "time": rfc3339(now),
+        "event": "revocation-lifted" if revocation.lifted else "revoked",
+        "kind": revocation.kind,
+        "issuer": revocation.issuer,
+        "until": rfc3339(revocation.until),
+    }
+    if revocation.value:
+        event["value"] = revocation.value
+    if revocation.before is not None:
+        event["before"] = rfc3339(revocation.before)
+    if revocation.by:
+        event["by"] = revocation.by
+    return event
+
+
+def revocations_unknown(now: float, decides: str, error: str) -> Event:
+    """Say that this process can't find out what is revoked. decides: "deny", or "last-known": what was known counts."""
+    return {"time": rfc3339(now), "event": "revocations-unknown", "decides": decides, "error": error}
+
+
+def revocations_known(now: float, seconds: float | None, count: int) -> Event:
+    """Say that it knows what is revoked. seconds: for which it did not, None: it has just started. count: of them."""
+    event: Event = {"time": rfc3339(now), "event": "revocations-known", "count": count}
+    return event if seconds is None else event | {"seconds": round(seconds, 3)}
 
 
 def audit_dropped(now: float, count: int, total: int) -> Event:

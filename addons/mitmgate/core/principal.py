@@ -9,7 +9,8 @@ class Principal:
     """The verified identity of a request.
 
     issuer is the policy's name of the issuer (not its URL). claims are the token's verified members. expires is
-    Unix seconds. token_id is `jti`, or None.
+    Unix seconds. token_id is `jti`, or None. issued is `iat` (Unix seconds), or None. marks is what a revocation knows
+    it by (core.revocation).
     """
 
     subject: str
@@ -19,3 +20,5 @@ class Principal:
     claims: Mapping[str, object]
     expires: float
     token_id: str | None = None
+    issued: float | None = None
+    marks: tuple[str, ...] = ()

@@ -93,6 +93,8 @@ class Reason(Enum):
     TOKEN_NOT_YET_VALID = "token-not-yet-valid", 401, "Token not yet valid"
     TOKEN_LIFETIME_EXCEEDED = "token-lifetime-exceeded", 401, "Token lifetime too long"
     TOKEN_PROOF_UNSUPPORTED = "token-proof-unsupported", 401, "Token bound to a key"
+    TOKEN_REVOKED = "token-revoked", 401, "Token revoked"
+    REVOCATIONS_UNKNOWN = "revocations-unknown", 503, "Revocations unknown"
     KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
 
     # Authorization.

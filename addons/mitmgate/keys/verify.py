@@ -2,6 +2,7 @@
 
 from asyncio import Task
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from jwt.algorithms import get_default_algorithms
@@ -10,6 +11,7 @@ from mitmgate.core.claims import principal_of, verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.core.revocation import marks
 from mitmgate.core.rules import Issuer
 from mitmgate.core.token import SignedClaims, UnverifiedToken, check_header
 from mitmgate.keys.keyset import ALGORITHMS, KeySet, VerificationKey
@@ -58,15 +60,17 @@ class Verified(NamedTuple):
     latest: float
 
 
-def verify_signature(token: UnverifiedToken, keys: Iterable[VerificationKey]) -> SignedClaims | None:
-    """Check the signature with each key; None where none made it.
+def verify_signature(
+    token: UnverifiedToken, keys: Iterable[VerificationKey]
+) -> tuple[SignedClaims, VerificationKey] | None:
+    """Check the signature with each key; returns the claims and the key that made it, None where none did.
 
     Keys must have been selected for the token's algorithm: that binds algorithm and key type.
     """
     algorithm = _ALGORITHMS[token.algorithm]
     for key in keys:
         if token.algorithm in key.algorithms and algorithm.verify(token.signing_input, key.key, token.signature):
-            return SignedClaims(token.unverified_claims)
+            return SignedClaims(token.unverified_claims), key
     return None
 
 
@@ -92,15 +96,17 @@ class Verifier:
         candidates = keys.select(token.key_id, token.algorithm)
         if not candidates:
             return _KEY_UNKNOWN
-        signed = verify_signature(token, candidates)
-        if signed is None:
+        found = verify_signature(token, candidates)
+        if found is None:
             return _SIGNATURE
+        signed, key = found
         verified = verify_claims(signed, issuer, now)
         if isinstance(verified, Refusal):
             return verified
         principal = principal_of(verified, issuer)
         if isinstance(principal, Refusal):
             return principal
+        principal = replace(principal, issued=verified.times.issued, marks=marks(principal, key.key_id))
         return Verified(principal, keys, *verified.times.window(issuer.leeway, issuer.max_lifetime))
 
     def awaits(self, token: UnverifiedToken, refusal: Refusal) -> Task[None] | None:

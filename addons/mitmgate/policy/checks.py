@@ -238,6 +238,10 @@ def _stores(document: Document) -> Iterator[Problem]:
     if isinstance(workers, int) and workers > 1:
         message = "several workers can't share counters in memory: every limit would hold in each of them"
         yield document.problem(("listen", "workers"), message, hint="add store: {url: redis://HOST:6379/0}")
+    revocation = document.at(("revocation",))
+    if revocation is not None and "file" not in _mapping(revocation):
+        message = "a list of revocations needs a file, or a redis store"
+        yield document.problem(("revocation",), message, hint="add file: revoked.jsonl")
     for index, sink in enumerate(_items(document.at(("audit", "sinks")))):
         if "redis_stream" in _mapping(sink):
             at = ("audit", "sinks", index, "redis_stream")

@@ -12,6 +12,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
+from mitmgate.core.revocation import LONGEST
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
 from mitmgate.keys.discovery import metadata_urls
@@ -21,7 +22,7 @@ from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
-from mitmgate.policy.model_identity import Forward, Identity, Issuer
+from mitmgate.policy.model_identity import Forward, Identity, Issuer, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Require, Rewrite, Route
 from mitmgate.policy.model_shared import Networks
@@ -49,7 +50,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         routes=RouteTable(routes),
         upstreams=upstreams,
         issuers={
-            made.name: made
+            made.name: _revocable(made, policy.revocation)
             for name, issuer in policy.identity.issuers.items()
             for made in _of_tenants(name, issuer, material.issuers[name])
         },
@@ -194,6 +195,14 @@ def _of_tenants(name: str, issuer: Issuer, keys: rules.KeySource) -> Iterator[ru
         if issuer.keys.discovery:
             own = replace(keys, url=metadata_urls(urls[0])[0], issuer=urls[0])
         yield _issuer(rules.name_of(name, None if tenant is None else tenant[1]), issuer, own, urls, tenant)
+
+
+def _revocable(issuer: rules.Issuer, revocation: Revocation | None) -> rules.Issuer:
+    """Let no token be good for longer than it is kept revoked."""
+    if revocation is None:
+        return issuer
+    longest = revocation.keep if issuer.max_lifetime is None else issuer.max_lifetime
+    return replace(issuer, max_lifetime=min(longest, LONGEST))
 
 
 def _issuer(

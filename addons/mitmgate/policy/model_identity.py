@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, model_validator
 
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
+from mitmgate.core.revocation import LONGEST
 from mitmgate.core.rules import TokenType
 from mitmgate.keys.discovery import needs_consent, problem
 from mitmgate.policy.problem import nearest
@@ -289,4 +290,23 @@ class Identity(Section):
         for name in self.keep:
             if shape(name.lower().encode()).decode() in own:
                 raise wrong(f"{name} is the gateway's own word on who asks", at="keep")
+        return self
+
+
+class Revocation(Section):
+    """What was revoked, by `mitmgate revoke`. With it a token counts for `keep` at the longest."""
+
+    file: Text | None = None
+    """The file of the list, for processes of one machine; unset: the policy's Redis store, for all that name it."""
+    on_failure: Literal["deny", "last-known"] = "deny"
+    """While the list can't be read. deny: requests with a credential are refused; last-known: what was known counts. A
+    process that has never read it denies in any case."""
+    keep: Duration = duration(
+        "720h", "How long a token may be valid, and so is kept revoked, where its issuer has no max_lifetime (seconds)."
+    )
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if self.keep > LONGEST:
+            raise wrong("must be at most 8784h, a year", at="keep")
         return self

@@ -110,11 +110,12 @@ class Listener:
         workers: int = 1,
         *,
         unanswered: Callable[[Exchange], None] = lambda exchange: None,
+        withdrawn: Callable[[Exchange], Reason | None] = lambda exchange: None,
     ) -> None:
         """source: the policy in force. fail_over: the next endpoint after one that could not be used.
 
         dialler: connects to endpoints; None: one of its own. unanswered: told of an endpoint that lets a connection
-        wait.
+        wait. withdrawn: says why what admitted an exchange no longer holds; None: it does.
         bound: the socket to accept on, bound already; None: one for each of the host's reverse modes is made. workers:
         processes that serve the same clients, and share the machine's memory.
         """
@@ -123,6 +124,7 @@ class Listener:
         self.memory = Memory(self.bounds)
         self.fail_over = fail_over
         self._unanswered = unanswered
+        self._withdrawn = withdrawn
         self._dialler = dialler or Dialler()
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.known = KnownFields()
@@ -153,7 +155,7 @@ class Listener:
             table = StockHooks(table)
         self.bounds()  # says so where they are narrower than the policy's
         pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors, self._dialler)
-        self.engine = Engine(loop, table, pool, self.fail_over, self._unanswered)
+        self.engine = Engine(loop, table, pool, self.fail_over, self._unanswered, self._withdrawn)
         proxyserver = ctx.master.addons.get("proxyserver")
         if isinstance(proxyserver, Proxyserver):
             # A script is loaded after the host's own server was started, on the same addresses.
@@ -245,6 +247,12 @@ class Listener:
             for transaction in client.transactions:
                 if transaction.exchange is exchange:
                     transaction.cut(reason)
+
+    def cut_withdrawn(self) -> None:
+        """End every exchange that lasts, and that what admitted it no longer holds for."""
+        for client in list(self.clients):
+            for transaction in client.transactions:
+                transaction.cut_withdrawn()
 
     def close(self) -> None:
         """Accept no more connections; those that are open go on."""

@@ -161,7 +161,8 @@ class FailureLog:
 class Engine:
     """What transactions share. fail_over: the next endpoint after one that could not be used; None: there is none.
 
-    unanswered: told of an endpoint that lets a connection wait.
+    unanswered: told of an endpoint that lets a connection wait. withdrawn: says why what admitted an exchange no longer
+    holds; None: it does.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -169,6 +170,7 @@ class Engine:
     pool: UpstreamPool
     fail_over: Callable[[Exchange, Reason], Endpoint | None]
     unanswered: Callable[[Exchange], None]
+    withdrawn: Callable[[Exchange], Reason | None] = lambda exchange: None
     failures: FailureLog = field(default_factory=FailureLog)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -921,6 +923,9 @@ class Transaction(Recipient):
         bound = None if exchange is None or exchange.route is None else exchange.route.stream_timeout
         if bound is not None and self._relay is None and (left is None or bound < left):
             left, reason = bound, Reason.STREAM_TIMEOUT
+        if exchange is not None and exchange.principal is not None:
+            withdrawn = self._engine.withdrawn(exchange)  # while the service was asked
+            left, reason = (left, reason) if withdrawn is None else (0.0, withdrawn)
         if left is not None:
             self._lifetime = self._engine.loop.call_later(left, self._outlived, reason)
 
@@ -937,6 +942,12 @@ class Transaction(Recipient):
             self._relay.cut(reason)
         elif self.lasts:
             self._abort(reason)
+
+    def cut_withdrawn(self) -> None:
+        """End what lasts, where what admitted it no longer holds."""
+        reason = None if self.exchange is None or not self.lasts else self._engine.withdrawn(self.exchange)
+        if reason is not None:
+            self._outlived(reason)
 
     def relieve(self) -> None:
         """End the exchange, because too much is held for this client; with a problem while that can still be said."""

@@ -40,6 +40,8 @@ def found_signature(reason: str | None, stage: str | None, authenticated: bool) 
         "token-signature-invalid": "bad",
         "token-key-unknown": "key-unknown",
         "keys-unavailable": "keys-unavailable",
+        "token-revoked": "revoked",
+        "revocations-unknown": "revocations-unknown",
         # What is checked after the signature.
         "token-audience-refused": "good",
         "token-claim-invalid": "good",

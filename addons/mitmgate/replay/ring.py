@@ -10,6 +10,7 @@ from mitmgate.core.claims import ISSUER_UNKNOWN, principal_of, verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.core.revocation import REVOKED, UNKNOWN
 from mitmgate.core.rules import Issuer
 from mitmgate.core.token import SignedClaims, UnverifiedToken, check_header
 from mitmgate.keys.ring import KeyRing
@@ -22,6 +23,8 @@ _REFUSED: Mapping[Signature, Refusal] = {
     "key-unknown": Refusal(Reason.TOKEN_KEY_UNKNOWN, "The token was signed with a key that is not known."),
     "keys-unavailable": KEYS_UNAVAILABLE,
 }
+
+_REVOKED: Mapping[Signature, Refusal] = {"revoked": REVOKED, "revocations-unknown": UNKNOWN}
 
 Names = tuple[str, ...]
 
@@ -105,6 +108,8 @@ class OfflineRing(KeyRing):
         principal = principal_of(verified, issuer)
         if issuer.name not in names:
             return ISSUER_UNKNOWN
+        if presented.signature in _REVOKED:
+            return principal if isinstance(principal, Refusal) else _REVOKED[presented.signature]
         if isinstance(principal, Principal):
             window = verified.times.window(issuer.leeway, issuer.max_lifetime)
             self._accepted[presented.text, names] = (principal, *window)

@@ -12,6 +12,7 @@ from mitmgate.core.verdict import Step
 from mitmgate.keys.ring import KeyRing
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.stage import Stage
+from mitmgate.stores.revocations import Revocations
 
 BARE_CHALLENGE = "Bearer"
 """Says that a token is needed, and nothing more, where none was given (RFC 6750, section 3.1)."""
@@ -25,17 +26,18 @@ class Authentication(Stage):
     """Verify the bearer token for the issuers that the route accepts.
 
     Reads: head (Authorization, and nothing else: no query, no cookie, no body), route or no_route, snapshot.issuers,
-    now. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 400 where the query
-    holds a second one, 503 keys-unavailable. What is said of a token that is not good does not depend on the route.
-    Skips public routes, and preflights that Cors answers. On failure: 503 stage-error. Waits only where a published key
-    set may have a key that is not known yet, a bounded time.
+    now, started. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 400 where the
+    query holds a second one, 503 keys-unavailable or revocations-unknown. What is said of a token that is not good does
+    not depend on the route. Skips public routes, and preflights that Cors answers. On failure: 503 stage-error. Waits
+    only where a published key set may have a key that is not known yet, a bounded time.
     """
 
     name = "authentication"
 
-    def __init__(self, ring: KeyRing) -> None:
-        """ring: configured with the issuers of the snapshot in force."""
+    def __init__(self, ring: KeyRing, revocations: Revocations | None = None) -> None:
+        """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked."""
         self._ring = ring
+        self._revocations = Revocations() if revocations is None else revocations
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
@@ -65,6 +67,9 @@ class Authentication(Stage):
     def _conclude(self, exchange: Exchange, head: Head, result: Principal | Refusal) -> Step:
         if isinstance(result, Refusal):
             return self._refuse(exchange, result)
+        refusal = self._revocations.refusal(result, exchange.started)
+        if refusal is not None:
+            return self._refuse(exchange, refusal)
         exchange.principal = result
         if head.query is not None and holds_token(head.query):
             # RFC 6750, section 2: one method in a request. The other token would go on, to whoever logs addresses.

@@ -63,16 +63,7 @@ class RedisStore:
         dialler: connects; None: one of its own. Raises ValueError for a URL of another kind. Nothing connects before
         `start`.
         """
-        pool = ConnectionPool.from_url(
-            url,
-            dialler=dialler or Dialler(),
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,  # every wait has a deadline of its own
-            socket_connect_timeout=None,
-            socket_keepalive=True,
-        )
-        pool.connection_class = _DialledTls if issubclass(pool.connection_class, SSLConnection) else _Dialled
+        pool = connections(url, dialler or Dialler())
         parts = urlsplit(url)
         name = f"counter store {parts.hostname}:{parts.port or 6379}"
         probe = command([Take(Limit("probe", EXACT_LIMIT, 1.0, ()), "")])
@@ -112,6 +103,24 @@ class RedisStore:
         if isinstance(numbers, list) and len(numbers) == 5 * len(question.takes):
             return question.answered(numbers)
         return question.unanswered(self._batches)
+
+
+def connections(url: str, dialler: Dialler) -> ConnectionPool:
+    """Make the pool that connections to a server come from; nothing connects. Raises ValueError for a URL of no server.
+
+    None of them bounds its waits itself.
+    """
+    pool = ConnectionPool.from_url(
+        url,
+        dialler=dialler,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=None,  # every wait has a deadline of its own
+        socket_connect_timeout=None,
+        socket_keepalive=True,
+    )
+    pool.connection_class = _DialledTls if issubclass(pool.connection_class, SSLConnection) else _Dialled
+    return pool
 
 
 class _Question:

@@ -1,0 +1,377 @@
+"""What is revoked, as this process knows it: learnt from a file or from Redis, and asked about every principal.
+
+Theory of operation. Whoever revokes appends to a list that every process follows: a file, which is looked at every
+EVERY seconds, or a stream in Redis, which tells news at once. A process keeps what it has learnt until that is about no
+token any more. Each answer of the list, also that there is nothing new, holds for FRESH seconds from when it was asked
+for; beyond that nobody knows what has been revoked meanwhile, and the policy says what follows: `deny`, or with
+`last-known` what was known goes on to count. Before the list was read once, nothing is known, and all is denied.
+"""
+
+import asyncio
+import fcntl
+import heapq
+import logging
+import math
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Final, Literal, Protocol
+
+from mitmgate.audit.event import revocation_learnt, revocations_known, revocations_unknown
+from mitmgate.audit.record import Event
+from mitmgate.core.principal import Principal
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.revocation import REVOKED, UNKNOWN, Revocation, both, read, written
+
+logger = logging.getLogger(__name__)
+
+EVERY: Final = 0.2
+"""Seconds between two looks at a file, and at the most for which a stream is waited for."""
+FRESH: Final = 1.0
+"""Seconds for which the list's answer is the newest that need be."""
+START: Final = 2.0
+"""Seconds that a start waits for the list."""
+PAUSE: Final = 0.2
+"""Seconds after which a list that can't be read is tried again."""
+SWEEP: Final = 10.0
+"""Seconds between two looks for revocations that are over."""
+MOST: Final = 100_000
+"""Revocations that hold at the same time. More are not taken; a process that finds more denies everything."""
+TIDY: Final = 1 << 20
+"""Bytes of a file from which on it is written anew, without what is over, where that is half of it."""
+LARGEST: Final = 64 << 20
+"""Bytes of a file."""
+
+_LONGEST_LINE: Final = 1 << 14  # bytes; core.revocation bounds what it holds
+
+OnFailure = Literal["deny", "last-known"]
+
+
+class ListFullError(Exception):
+    """There are as many revocations as may be."""
+
+
+class Learner(Protocol):
+    """Who follows a list."""
+
+    def heard(self, news: Iterable[bytes], asked: float, *, anew: bool = False) -> list[float | None]:
+        """Take lines that the list has gained. asked: when (perf_counter). anew: what was learnt before is void.
+
+        Returns until when each of them holds (Unix seconds); None: it can't be read.
+        """
+        ...
+
+    def known(self) -> list[Revocation]:
+        """Return everything that holds."""
+        ...
+
+
+class Source(Protocol):
+    """A list that outlives processes."""
+
+    async def follow(self, learner: Learner) -> None:
+        """Tell a learner everything, then all that is new; never returns. Raises where the list can't be read."""
+        ...
+
+    async def add(self, revocation: Revocation) -> None:
+        """Append, durably as far as the list is. Raises ListFullError, OSError and what Redis raises."""
+        ...
+
+    async def lines(self) -> list[bytes]:
+        """Return the list."""
+        ...
+
+
+class Revocations:
+    """What is revoked. Without a source nothing can be, and nothing is asked."""
+
+    def __init__(
+        self,
+        source: Source | None = None,
+        on_failure: OnFailure = "deny",
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """emit: takes audit events."""
+        self.source = source
+        self.changed: Callable[[], None] = lambda: None
+        """Called when something was revoked, for what goes on that was admitted before."""
+        self._on_failure = on_failure
+        self._emit = emit
+        self._held: dict[str, Revocation] = {}
+        self._ends: list[tuple[float, str]] = []  # a heap: until, mark
+        self._until = math.inf if source is None else -math.inf  # perf_counter: for what arrives later nothing is known
+        self._unreadable: str | None = None
+        self._lost = 0.0  # perf_counter: since when the list is not known, where it is not
+        self._told: bool | None = None  # whether the audit says that the list is known; None: nothing yet
+        self._first = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        """Return how many hold."""
+        return len(self._held)
+
+    def refusal(self, principal: Principal, started: float) -> Refusal | None:
+        """Say why a principal must not be admitted; None: nothing of it is revoked.
+
+        started: when its request arrived, or the present (seconds, time.perf_counter).
+        """
+        if started > self._until:
+            return UNKNOWN
+        held, marks = self._held, principal.marks
+        if held and not held.keys().isdisjoint(marks):
+            for mark in marks:
+                revocation = held.get(mark)
+                if revocation is not None and revocation.holds(principal.issued):
+                    return REVOKED
+        return None
+
+    def revoked(self, principal: Principal) -> bool:
+        """Tell whether what is known says that a principal is revoked."""
+        return any(
+            revocation is not None and revocation.holds(principal.issued)
+            for revocation in map(self._held.get, principal.marks)
+        )
+
+    async def start(self) -> None:
+        """Begin to follow the list; returns when it is known, or after START seconds."""
+        if self.source is not None and self._task is None:
+            self._task = asyncio.create_task(self._follow(self.source), name="revocations")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START):
+                    await self._first.wait()
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self, source: Source) -> None:
+        while True:
+            try:
+                await source.follow(self)
+            except Exception as error:  # whatever it is: nobody knows what is revoked meanwhile
+                self._unknown(repr(error))
+            await asyncio.sleep(PAUSE)
+
+    def heard(self, news: Iterable[bytes], asked: float, *, anew: bool = False) -> list[float | None]:
+        """Take lines that the list has gained; see Learner."""
+        before = self._held
+        if anew:
+            self._held, self._ends, self._unreadable = {}, [], None
+        now, ends, added = time.time(), list[float | None](), False
+        for line in news:
+            try:
+                revocation = read(line)
+            except ValueError as error:
+                self._unreadable = f"an entry of the list of revocations {error}"
+                ends.append(None)
+                continue
+            ends.append(revocation.until)
+            added |= self._learn(revocation, before.get(revocation.mark), now)
+        self._sweep(now)
+        if len(self._held) > MOST:
+            self._until = -math.inf
+            self._unknown(f"there are more than {MOST} revocations")
+        elif self._unreadable is not None and self._on_failure == "deny":
+            self._until = -math.inf
+            self._unknown(self._unreadable)
+        else:
+            self._until = asked + FRESH if self._on_failure == "deny" else math.inf
+            if self._unreadable is not None:
+                self._unknown(self._unreadable)
+            else:
+                self._known(asked)
+        self._first.set()
+        if added:
+            self.changed()
+        return ends
+
+    def known(self) -> list[Revocation]:
+        """Return everything that holds."""
+        return list(self._held.values())
+
+    def _learn(self, revocation: Revocation, before: Revocation | None, now: float) -> bool:
+        """Take one; returns whether something is revoked that was not."""
+        mark = revocation.mark
+        if revocation.lifted:
+            known = self._held.pop(mark, None) is not None
+        else:
+            earlier = self._held.get(mark)
+            if revocation.until <= now:
+                return False
+            known = earlier is None or earlier != revocation
+            self._held[mark] = revocation if earlier is None else both(earlier, revocation)
+            heapq.heappush(self._ends, (self._held[mark].until, mark))
+        if known and before != revocation and self._first.is_set():
+            self._emit(revocation_learnt(now, revocation))
+        return known and not revocation.lifted
+
+    def _sweep(self, now: float) -> None:
+        """Forget what is over."""
+        while self._ends and self._ends[0][0] <= now:
+            _, mark = heapq.heappop(self._ends)
+            revocation = self._held.get(mark)
+            if revocation is not None and revocation.until <= now:
+                del self._held[mark]
+        if len(self._ends) > 4 * len(self._held) + 1000:  # of those that came again, or were lifted
+            self._ends = [(one.until, mark) for mark, one in self._held.items()]
+            heapq.heapify(self._ends)
+
+    def _unknown(self, why: str) -> None:
+        if self._told is not False:
+            self._told, self._lost = False, perf_counter()
+            logger.error("what is revoked is not known (%s): %s", self._on_failure, why)
+            self._emit(revocations_unknown(time.time(), self._decides, why))
+
+    @property
+    def _decides(self) -> str:
+        """What decides while the list is not known."""
+        return "deny" if self._until < math.inf else self._on_failure
+
+    def _known(self, asked: float) -> None:
+        if self._told is False:
+            logger.warning("what is revoked is known again")
+        if self._told is not True:
+            seconds = None if self._told is None else max(0.0, asked - self._lost)
+            self._emit(revocations_known(time.time(), seconds, len(self._held)))
+        self._told = True
+
+
+class RevocationFile:
+    """A list in a file, one JSON object a line, that processes of one machine share.
+
+    Lines are only appended, under a lock; what has no end yet is not read, and goes with the next line. A file that
+    takes another's place is read anew, and so is one that became shorter.
+    """
+
+    def __init__(self, path: str) -> None:
+        """path: absolute."""
+        self._path = Path(path)
+        self._file: tuple[int, int] | None = None  # device and inode of what was read
+        self._offset = 0
+
+    def prepare(self) -> None:
+        """Make the file where it is not there. Raises OSError."""
+        os.close(self._open(os.O_RDWR | os.O_CREAT))
+
+    async def follow(self, learner: Learner) -> None:
+        """Look at the file again and again."""
+        self._file = None
+        while True:
+            asked = perf_counter()
+            news, anew = await asyncio.to_thread(self._news)
+            learner.heard(news, asked, anew=anew)
+            await asyncio.sleep(EVERY)
+
+    async def add(self, revocation: Revocation) -> None:
+        """Append a line, and have it on the disk."""
+        await asyncio.to_thread(self._append, written(revocation))
+
+    async def lines(self) -> list[bytes]:
+        """Return every line."""
+        self._file = None
+        return (await asyncio.to_thread(self._news))[0]
+
+    def _open(self, flags: int) -> int:
+        # O_NONBLOCK: to open a pipe would wait (open(2)).
+        descriptor = os.open(self._path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(f"{self._path} is no regular file")
+        return descriptor
+
+    def _news(self) -> tuple[list[bytes], bool]:
+        descriptor = self._open(os.O_RDONLY)
+        try:
+            status = os.fstat(descriptor)
+            file, anew = (status.st_dev, status.st_ino), False
+            if file != self._file or status.st_size < self._offset:
+                self._offset, anew = 0, True
+            content = _read(descriptor, self._offset, status.st_size)
+        finally:
+            os.close(descriptor)
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file, self._offset = file, self._offset + len(whole)
+        return [line for line in whole.split(b"\n") if line], anew
+
+    def _append(self, line: bytes) -> None:
+        while True:
+            descriptor = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_ino != os.stat(self._path).st_ino:  # it was written anew meanwhile
+                    continue
+                size = os.fstat(descriptor).st_size
+                whole = _whole(descriptor, size)
+                if whole < size:  # what a crash has left was not acknowledged to anybody
+                    os.ftruncate(descriptor, whole)
+                if whole > TIDY and self._tidy(descriptor, whole, line):
+                    return
+                os.write(descriptor, line + b"\n")
+                os.fsync(descriptor)
+                return
+            finally:
+                os.close(descriptor)
+
+    def _tidy(self, descriptor: int, size: int, line: bytes) -> bool:
+        """Write the file anew without what is over; False where that is not worth while. Called with its lock."""
+        live: dict[str, bytes] = {}
+        lines = [one for one in _read(descriptor, 0, size).split(b"\n") if one]
+        now = time.time()
+        for one in lines:
+            revocation = read(one)
+            if revocation.lifted or revocation.until <= now:
+                live.pop(revocation.mark, None)
+            else:
+                live[revocation.mark] = one
+        if len(live) >= MOST:
+            raise ListFullError
+        if len(live) > len(lines) // 2:
+            return False
+        beside = self._path.with_name(f"{self._path.name}.new")
+        with beside.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(b"".join([one + b"\n" for one in (*live.values(), line)]))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+        return True
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    if size > LARGEST:
+        raise OSError(f"is larger than {LARGEST} bytes")
+    parts: list[bytes] = []
+    while offset < size:
+        part = os.pread(descriptor, size - offset, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _whole(descriptor: int, size: int) -> int:
+    """Return how many bytes whole lines have."""
+    start = max(0, size - _LONGEST_LINE)
+    end = os.pread(descriptor, size - start, start).rfind(b"\n") + 1
+    if not end and start:
+        raise OSError("does not end with a line")
+    return start + end
+
+
+def live(lines: Sequence[bytes], now: float) -> list[Revocation]:
+    """Return what holds of a list. Raises ValueError where a line can't be read."""
+    held: dict[str, Revocation] = {}
+    for revocation in map(read, lines):
+        if revocation.lifted:
+            held.pop(revocation.mark, None)
+        elif revocation.until > now:
+            known = held.get(revocation.mark)
+            held[revocation.mark] = revocation if known is None else both(known, revocation)
+    return list(held.values())

@@ -1,0 +1,302 @@
+"""Revocation: what was admitted a moment ago is refused in every process, what lasts is cut, and it is on record."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmgate.cli import main
+from tests.live.harness import SECRET, Gateway, Host, mint, policy, write_policy
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
+from tests.protocol.test_upgrade import HANDSHAKE, SWITCHING
+from tests.redis_server import RedisServer
+from tests.workers.load import Load
+from tests.workers.processes import events, workers
+
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+WITHIN = 15.0
+"""Seconds in which a busy machine has done what takes 1.5 s at most."""
+
+
+class Late(Reply):
+    """An event stream that begins when it may."""
+
+    def wire(self, request: Recorded) -> bytes:
+        return EVENTS
+
+
+def answer(asked: Recorded) -> Reply | Raw:
+    if asked.target == "/ws":
+        return Raw(SWITCHING, close=False)
+    return Raw(EVENTS, close=False) if asked.target == "/events" else Reply()
+
+
+def policy_with(directory: Path, upstream: RecordingUpstream, **members: Any) -> Path:
+    made = policy(directory, upstream, **members)
+    made["rate_limits"]["per-user"]["limit"] = 1_000_000
+    made["routes"] += [
+        {"name": "ws", "match": {"exact": "/ws"}, "upstream": "users", "websocket": True},
+        {"name": "events", "match": {"exact": "/events"}, "upstream": "users", "stream": "always"},
+    ]
+    return write_policy(directory, made)
+
+
+def opened(port: int, target: bytes, token: str) -> socket.socket:
+    """Open a WebSocket or an event stream, and read up to its first word."""
+    link = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    credential = f"Authorization: Bearer {token}\r\n".encode()
+    if target == b"/ws":
+        link.sendall(HANDSHAKE.replace(b"Host: x\r\n", b"Host: x\r\n" + credential))
+    else:
+        link.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (target, credential))
+    got = b""
+    while b"\r\n\r\n" not in got or (target == b"/events" and b"hello" not in got):
+        part = link.recv(65536)
+        assert part, got
+        got += part
+    return link
+
+
+def ended(link: socket.socket) -> bytes:
+    """Read up to the end of a connection, and return what came."""
+    got = b""
+    with suppress(ConnectionResetError):
+        while part := link.recv(65536):
+            got += part
+    return got
+
+
+def revoke(path: Path, *words: str) -> None:
+    assert main(["revoke", "--policy", str(path), *words]) == 0
+
+
+def said(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in events(path) if event["event"] == kind]
+
+
+@dataclass
+class Running:
+    gateway: Gateway
+    upstream: RecordingUpstream
+    audit: Path
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Running]:
+    """Run two workers that share a Redis."""
+    directory = tmp_path_factory.mktemp("pair")
+    with RecordingUpstream(answer) as upstream:
+        store = {"url": redis.url, "timeout": "5s"}
+        path = policy_with(directory, upstream, store=store, revocation={"on_failure": "last-known"})
+        with Gateway(path, arguments=("--workers", "2")) as gateway:
+            workers(gateway, 2)
+            yield Running(gateway, upstream, directory / "audit.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MITMGATE_TEST_SECRET", SECRET)
+
+
+def test_a_subject_under_load_in_two_processes(pair: Running) -> None:
+    gateway, upstream = pair.gateway, pair.upstream
+    alice, bob = mint("alice"), mint("bob")
+    with ExitStack() as stack:
+        revoked = [
+            stack.enter_context(opened(gateway.port, target, alice))
+            for target in (b"/ws", b"/events")
+            for _ in range(4)
+        ]
+        others = [stack.enter_context(opened(gateway.port, target, bob)) for target in (b"/ws", b"/events")]
+        with (
+            Load(gateway.port, alice, target="/api/v1/users", clients=4) as load,
+            Load(gateway.port, bob, target="/api/v1/users", clients=2) as bobs,
+        ):
+            load.go_on(50)
+            revoke(gateway.policy_path, "--subject", "alice")
+            at = time.monotonic()
+            ends = []
+            for link in revoked:
+                ends.append(ended(link))
+            cut = time.monotonic() - at
+            wait_for(lambda: len(said(pair.audit, "revoked")) == 2, "both workers to have learnt it")
+            load.go_on(8)  # what each client had on its way
+            before = load.statuses[200]
+            upstream.forget_requests()
+            load.go_on(50)
+            bobs.go_on(20)
+            assert load.statuses[200] == before
+            assert set(load.statuses) == {200, 401}
+            assert set(bobs.statuses) == {200}
+        upstream.settle()
+        assert {seen.one("x-user-id") for seen in upstream.requests} == {"bob"}
+        assert cut < WITHIN, cut
+        print(f"cut after {cut:.3f} s")
+        assert [end[:2] for end in ends[:4]] == [b"\x88\x02"] * 4, "closed by a frame"
+        assert all(end[2:] == b"\x03\xf0" for end in ends[:4]), "1008 (RFC 6455, section 7.4.1)"
+        assert not any(end.endswith(b"0\r\n\r\n") for end in ends[4:]), "visibly broken off"
+        for link in others:
+            link.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                link.recv(1)
+    wait_for(lambda: len([one for one in said(pair.audit, "request") if one.get("upgraded")]) >= 4, "the records")
+    of_alice = [one for one in said(pair.audit, "request") if one.get("user") == "alice" and one["route"] != "users"]
+    assert {(one["reason"], one["outcome"]) for one in of_alice} == {("token-revoked", "failed")}
+    assert len(of_alice) == 8
+    (event, _) = said(pair.audit, "revoked")
+    assert (event["kind"], event["issuer"], event["value"]) == ("sub", "dev", "alice")
+    refused = gateway.get("/api/v1/users", token=alice)
+    assert (refused.status, refused.reason) == (401, "token-revoked")
+    assert 'error="invalid_token"' in (refused.one("www-authenticate") or "")
+    again = mint("alice", iat=int(time.time()) + 2)  # issued after that
+    assert gateway.get("/api/v1/users", token=again).status == 200
+
+
+def test_the_token_of_a_request_that_is_on_its_way_is_revoked_before_its_stream_begins(pair: Running) -> None:
+    token = mint("carol", jti="c1")
+    release = threading.Event()
+
+    with socket.create_connection(("127.0.0.1", pair.gateway.port), timeout=PATIENCE) as link:
+        pair.upstream.forget()
+        pair.upstream.reply = Late(until=release)
+        link.sendall(f"GET /events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        wait_for(lambda: len(pair.upstream.requests) == 1, "the request")
+        before = len(said(pair.audit, "revoked"))
+        revoke(pair.gateway.policy_path, "--token-id", "c1")
+        wait_for(lambda: len(said(pair.audit, "revoked")) == before + 2, "both workers to have learnt it")
+        release.set()
+        got = ended(link)
+        assert not got.endswith(b"0\r\n\r\n"), got
+        pair.upstream.reply = answer
+
+
+@pytest.fixture(params=["serve", "web"], scope="module")
+def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Run one process with a file."""
+    directory, host = tmp_path_factory.mktemp("single"), request.param
+    kind: Host = host
+    with RecordingUpstream(answer) as upstream:
+        path = policy_with(directory, upstream, revocation={"file": "revoked.jsonl"})
+        with Gateway(path, host=kind) as gateway:
+            yield Running(gateway, upstream, directory / "audit.jsonl")
+
+
+def refused(running: Running, token: str) -> bool:
+    got = running.gateway.get("/api/v1/users", token=token)
+    assert (got.status, got.reason) in {(200, None), (401, "token-revoked")}, got
+    return got.status == 401
+
+
+@pytest.mark.parametrize(
+    ("words", "claims"),
+    [
+        (("--token-id", "t 1"), {"jti": "t 1"}),
+        (("--session", "s/1"), {"sid": "s/1"}),
+        (("--subject", "jürgen"), {"sub": "jürgen.1"}),
+    ],
+)
+def test_each_kind_in_each_host(single: Running, words: tuple[str, str], claims: dict[str, str]) -> None:
+    name = {"--token-id": "jti", "--session": "sid", "--subject": "sub"}[words[0]]
+    words = (words[0], claims[name].replace("ü", "u"))
+    claims = {name: words[1]}
+    token, other = mint("dora", **dict[str, Any](claims)), mint("dora", jti="x", sid="y")
+    assert not refused(single, token)
+    revoke(single.gateway.policy_path, *words)
+    wait_for(lambda: refused(single, token), "the revocation", WITHIN)
+    single.upstream.forget()
+    assert refused(single, token)
+    single.upstream.assert_saw_nothing()
+    single.upstream.reply = answer
+    assert not refused(single, other)
+    revoke(single.gateway.policy_path, *words, "--lift")
+    wait_for(lambda: not refused(single, token), "the lift", WITHIN)
+
+
+def test_it_survives_a_restart_and_a_list_that_is_gone_denies(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    path = policy_with(tmp_path, upstream, revocation={"file": "revoked.jsonl"})
+    token, other = mint("erin"), mint("fred")
+    with Gateway(path) as gateway:
+        revoke(path, "--all")
+        wait_for(lambda: gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
+    upstream.forget()
+    with Gateway(path) as gateway:
+        assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
+        upstream.assert_saw_nothing()
+        again = mint("fred", iat=int(time.time()) + 2)
+        assert gateway.get("/api/v1/users", token=other).reason == "token-revoked"
+        assert gateway.get("/api/v1/users", token=again).status == 200
+        (tmp_path / "revoked.jsonl").rename(tmp_path / "gone")
+        wait_for(lambda: gateway.get("/api/v1/users", token=again).reason == "revocations-unknown", "denials", WITHIN)
+        assert gateway.get("/public").status == 200, "without a credential there is nothing to revoke"
+        assert said(tmp_path / "audit.jsonl", "revocations-unknown")[-1]["decides"] == "deny"
+        (tmp_path / "gone").rename(tmp_path / "revoked.jsonl")
+        wait_for(lambda: gateway.get("/api/v1/users", token=again).status == 200, "the list again", WITHIN)
+        assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
+
+
+@pytest.mark.parametrize("decides", ["deny", "last-known"])
+def test_redis_away(tmp_path: Path, upstream: RecordingUpstream, decides: str) -> None:
+    token, other = mint("gina"), mint("hans")
+    with RedisServer(tmp_path) as redis:
+        path = policy_with(
+            tmp_path, upstream, store={"url": redis.url, "timeout": "1s"}, revocation={"on_failure": decides}
+        )
+        with Gateway(path) as gateway:
+
+            def status(token: str) -> str | int:
+                got = gateway.get("/api/v1/users", token=token)
+                return got.reason or got.status
+
+            revoke(path, "--subject", "gina")
+            wait_for(lambda: status(token) == "token-revoked", "the revocation", WITHIN)
+            wait_for(lambda: status(other) == 200, "the list", WITHIN)
+            redis.stop()
+            audit = tmp_path / "audit.jsonl"
+            wait_for(lambda: bool(said(audit, "revocations-unknown")), "the record")
+            assert said(audit, "revocations-unknown")[-1]["decides"] == decides
+            if decides == "deny":
+                wait_for(lambda: status(other) == "revocations-unknown", "denials", WITHIN)
+                upstream.forget()
+                assert status(other) == "revocations-unknown"
+                upstream.assert_saw_nothing()
+            else:
+                assert status(token) == "token-revoked"
+                assert status(other) == 200
+            redis.start()  # which has forgotten everything
+            wait_for(lambda: status(other) == 200, "the list", WITHIN)
+            assert status(token) == "token-revoked"
+            wait_for(lambda: b"gina" in redis.command("XRANGE", "mitmgate:{revocations}", "-", "+"), "it told again")
+        if decides == "last-known":
+            with Gateway(path) as gateway:
+                assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
+
+
+def test_a_mistake_is_told(tmp_path: Path, upstream: RecordingUpstream, capsys: pytest.CaptureFixture[str]) -> None:
+    path = policy_with(tmp_path, upstream, revocation={"file": "revoked.jsonl"})
+    for words, told in (
+        ((), "say what to revoke: one of --subject"),
+        (("--subject", "a", "--all"), "say what to revoke"),
+        (("--subject", "a", "--issuer", "dve"), "no issuer 'dve'; --issuer is one of dev"),
+        (("--token-id", "a", "--before", "1"), "--before goes with --subject and --all"),
+        (("--subject", "a", "--before", "soon"), "--before soon: must be like 2026-"),
+        (("--subject", "a", "--for", "1d"), "--for 1d: must be a duration"),
+        (("--subject", ""), "must have 1 to 255 characters"),
+    ):
+        assert main(["revoke", "--policy", str(path), *words]) == 2
+        assert told in capsys.readouterr().err
+    without = policy_with(tmp_path, upstream)
+    assert main(["revoke", "--policy", str(without), "--all"]) == 2
+    assert "add revocation: {file: FILE}" in capsys.readouterr().err

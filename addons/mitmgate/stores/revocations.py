@@ -37,8 +37,6 @@ START: Final = 2.0
 """Seconds that a start waits for the list."""
 PAUSE: Final = 0.2
 """Seconds after which a list that can't be read is tried again."""
-SWEEP: Final = 10.0
-"""Seconds between two looks for revocations that are over."""
 MOST: Final = 100_000
 """Revocations that hold at the same time. More are not taken; a process that finds more denies everything."""
 TIDY: Final = 1 << 20

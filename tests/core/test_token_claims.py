@@ -283,6 +283,24 @@ def test_required_claims(changes: dict[str, Any], reason: Reason | None) -> None
     assert reason_of(changes, replace(ISSUER, required=("azp", "/a/b"))) is reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"repository_owner": "octo-org", "email_verified": True}, None),
+        ({"repository_owner": ["other", "octo-org"], "email_verified": True}, None),
+        ({"repository_owner": "other", "email_verified": True}, Reason.TOKEN_CLAIM_INVALID),
+        ({"repository_owner": "Octo-Org", "email_verified": True}, Reason.TOKEN_CLAIM_INVALID),
+        ({"repository_owner": "octo-org"}, Reason.TOKEN_CLAIM_INVALID),
+        ({"repository_owner": "octo-org", "email_verified": 1}, Reason.TOKEN_CLAIM_INVALID),
+        ({"repository_owner": "octo-org", "email_verified": "true"}, Reason.TOKEN_CLAIM_INVALID),
+        ({}, Reason.TOKEN_CLAIM_INVALID),
+    ],
+)
+def test_claims_that_an_issuers_tokens_must_have(changes: dict[str, Any], reason: Reason | None) -> None:
+    require = (("repository_owner", ("octo-org", "octo-inc")), ("email_verified", (True,)))
+    assert reason_of(changes, replace(ISSUER, require=require)) is reason
+
+
 SPIFFE = replace(ISSUER, issuer="spiffe://prod.example", aliases=("https://oidc.prod.example",))
 
 

@@ -33,7 +33,7 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
     if require.roles_any and (principal is None or require.roles_any.isdisjoint(principal.roles)):
         return _ROLE
     for name, allowed in require.claims.items():
-        if principal is None or not _claim_holds(principal.claims, name, allowed):
+        if principal is None or not claim_holds(principal.claims, name, allowed):
             return _CLAIM
     if require.when is None:
         return None
@@ -47,7 +47,7 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
         return _ERROR
 
 
-def _claim_holds(claims: Mapping[str, object], name: str, allowed: Sequence[object]) -> bool:
+def claim_holds(claims: Mapping[str, object], name: str, allowed: Sequence[object]) -> bool:
     """Tell whether a claim, or where it is a list any element of it, is one of the allowed values."""
     value = pointer.find(claims, name, pointer.ABSENT)
     values = value if isinstance(value, list) else [value]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeGuard
 
 from mitmgate.core import pointer
+from mitmgate.core.authorize import claim_holds
 from mitmgate.core.jose import Json
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -23,6 +24,7 @@ _AUDIENCE_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's audience has a
 _TENANT = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's tenant is not its issuer's.")
 _KIND = Refusal(Reason.TOKEN_TYPE_REFUSED, "The token is no access token.")
 _INCOMPLETE = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token lacks a claim that its issuer's tokens must have.")
+_OTHERS = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token is none of those of its issuer that are accepted here.")
 _NO_EXPIRY = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token has no expiry.")
 _TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no valid number of seconds.")
 _EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
@@ -113,6 +115,8 @@ def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedC
         return refusal
     if any(pointer.find(claims, name) is None for name in issuer.required):
         return _INCOMPLETE
+    if not all(claim_holds(claims, name, values) for name, values in issuer.require):
+        return _OTHERS
     if "cnf" in claims:
         # RFC 7800, section 3.1: the presenter has to prove a key (RFC 8705, RFC 9449), or it may have been stolen.
         return _BOUND

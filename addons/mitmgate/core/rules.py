@@ -245,7 +245,7 @@ class Issuer:
     tenant: the name is then NAME/TENANT, and tenant the claim that has to say so where a token has it, with its value.
     subject, roles, scopes and audience_in are the claims to read (core/pointer.py): of subject and audience_in the
     first that is present, of the others all. audience empty: not checked. required: claims without which no token is
-    accepted.
+    accepted; require: those that need one of these values. (No numbers: 1 is True where two of these are compared.)
     """
 
     name: str
@@ -263,6 +263,7 @@ class Issuer:
     tenant: tuple[str, str] | None = None
     audience_in: tuple[str, ...] = ("aud",)
     required: tuple[str, ...] = ()
+    require: tuple[tuple[str, tuple[str | bool, ...]], ...] = ()
 
     @property
     def spiffe(self) -> str | None:

@@ -215,6 +215,7 @@ def _issuer(
         tenant=tenant,
         audience_in=issuer.claims.audience,
         required=issuer.claims.required,
+        require=tuple(issuer.require.items()),
         audience=issuer.audience,
         algorithms=issuer.algorithms,
         keys=keys,

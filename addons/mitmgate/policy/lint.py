@@ -286,6 +286,7 @@ def _claim_names(policy: Policy, document: Document) -> Iterator[Problem]:
         for member in ("subject", "roles", "scopes", "audience", "required"):
             location: Location = ("identity", "issuers", name, "claims", member)
             wanted += _each(document, location, getattr(issuer.claims, member))
+        wanted += [(("identity", "issuers", name, "require", claim), claim) for claim in issuer.require]
     for name, limit in policy.rate_limits.items():
         keys = _each(document, ("rate_limits", name, "key"), limit.key)
         wanted += [(at, key.removeprefix("claim:")) for at, key in keys if key.startswith("claim:")]

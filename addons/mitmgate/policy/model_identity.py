@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema, model_validator
 
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
 from mitmgate.core.revocation import LONGEST
@@ -114,6 +114,17 @@ Tenant = Annotated[str, Strict(), AfterValidator(_tenant)]
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
+def _text_or_truth(value: object) -> str | bool:
+    if isinstance(value, str):
+        return str(value)
+    if not isinstance(value, bool):
+        raise wrong("must be text, true or false", "a number is compared in require.claims of a route")
+    return value
+
+
+OfIssuer = Annotated[str | bool, PlainValidator(_text_or_truth), WithJsonSchema({"type": ["string", "boolean"]})]
+
+
 class Claims(Section):
     """Which claims of a token are read: each by its name, or beginning with "/" by a JSON pointer (RFC 6901)."""
 
@@ -148,6 +159,11 @@ class Issuer(Section):
     """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ; access: these, unless their claims
     show that they are identity or refresh tokens (nonce, at_hash, c_hash, s_hash, events, token_use, typ)."""
     claims: Claims = Claims()
+    require: dict[Claim, Annotated[tuple[OfIssuer, ...], Field(min_length=1), one_or_more(OfIssuer)]] = Field(
+        default={}
+    )
+    """Claims that every token must have, each with the values that it may have, text or true and false: for issuers of
+    whom anybody can have a token."""
     max_lifetime: Duration | None = Field(
         None, description="The longest time from iat to exp (seconds); unset: not checked."
     )

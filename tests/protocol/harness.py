@@ -239,6 +239,10 @@ class Gate:
             await running
             while self.layer.connected:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+            # What is still to be flushed to a service that does not read would go on for FLUSH_SECONDS.
+            for transport in list(self.loop._transports.values()):  # type: ignore[attr-defined]
+                transport.abort()
+            await asyncio.sleep(0)
         except BaseException as error:
             self._failure = error
             self._started.set()

@@ -1,8 +1,9 @@
 """The same requests on every front and in two hosts: one engine must decide and forward them alike.
 
-Each is generated from a seed, well-formed or not, and asked over HTTP/1.1, over TLS and, where HTTP/2 can say it, over
-HTTP/2, of `serve` and of stock mitmdump. What is compared: the status, the reason and the decision on record, and what
-a stock Node server logged, field by field. What a front must change (X-Forwarded-Proto, Via's version) is left out.
+Each is generated from a seed, well-formed or not, and asked over HTTP/1.1 and, where HTTP/2 can say it, over that, with
+TLS and without, of `serve` and of stock mitmdump. What is compared: the status, the reason and the decision on record,
+and what a stock Node server logged, field by field. What a front must change (X-Forwarded-Proto, Via's version) is left
+out.
 """
 
 import random
@@ -29,9 +30,11 @@ TARGETS: Final[tuple[tuple[Host, Front], ...]] = (
     ("serve", "http1"),
     ("serve", "http1-tls"),
     ("serve", "http2"),
+    ("serve", "http2-plain"),
     ("stock", "http1"),
     ("stock", "http1-tls"),
     ("stock", "http2"),
+    ("stock", "http2-plain"),
 )
 ITS_OWN: Final = frozenset(
     ["x-request-id", "traceparent", "tracestate", "x-forwarded-proto", "x-forwarded-port", "via", "connection", "te"]
@@ -66,9 +69,9 @@ class Said:
             lines.append(b"Content-Length: %d" % len(body))
         return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
-    def http2(self, stream: int) -> bytes | None:
+    def http2(self, stream: int, scheme: bytes) -> bytes | None:
         """Write its frames; None where HTTP/2 can't say it: it has no such field, or no such octet."""
-        fields = [(b":method", self.method), (b":scheme", b"https")]
+        fields = [(b":method", self.method), (b":scheme", scheme)]
         fields += [(b":authority", self.host), (b":path", self.target)]
         for name, value in self.fields:
             lower = name.lower()
@@ -270,14 +273,14 @@ class Asker:
 
     def ask(self, said: Said) -> Partial | None:
         """Return the answer; None where the front can't say the request."""
-        if self._front == "http2":
+        if self._front.startswith("http2"):
             return self._ask2(said)
         client = self._client
         if not isinstance(client, Http1) or client.link.ended:
             self.leave()
             self._client = client = self._attacked.http1()
         client.link.received.clear()
-        client.link.send(said.http1(tls=self._front != "http1"))
+        client.link.send(said.http1(tls=self._attacked.ca is not None))
         (answer, *_) = client.wait(1, [said.method.decode("latin-1")], SECONDS) or [Partial()]
         if not answer.complete or (answer.one("connection") or "").lower() == "close" or answer.status >= 400:
             self.leave()
@@ -285,7 +288,7 @@ class Asker:
 
     def _ask2(self, said: Said) -> Partial | None:
         stream = 2 * self._streams + 1
-        frames = said.http2(stream)
+        frames = said.http2(stream, self._attacked.scheme)
         if frames is None:
             return None
         client = self._client
@@ -293,7 +296,7 @@ class Asker:
             self.leave()
             client = self._client = self._attacked.http2()
             stream = 1
-            frames = said.http2(stream) or b""
+            frames = said.http2(stream, self._attacked.scheme) or b""
         self._streams += 1
         client.send(frames)
         client.wait([stream], SECONDS)
@@ -363,7 +366,7 @@ def _alike(said: Said, front: Front, one: Found, reference: Found) -> bool:
     What is malformed as a message libnghttp2 has refused itself, whatever else is wrong with it: the stream is reset,
     and the record has no target. A gRPC call is denied by a gRPC status.
     """
-    if front != "http2" or reference.decision != "deny":
+    if not front.startswith("http2") or reference.decision != "deny":
         return False
     malformed = reference.status == 400 or said.host in _NO_AUTHORITY
     return (one == Found(0) and malformed) or one == replace(reference, status=200)

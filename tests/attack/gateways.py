@@ -22,7 +22,7 @@ from tests.live.harness import Front as Host
 from tests.live.harness_http import free_port, request, wait_for
 from tests.protocol.certificates import Authority
 
-Front = Literal["http1", "http1-tls", "http2"]
+Front = Literal["http1", "http1-tls", "http2", "http2-plain"]
 FRONTS: tuple[Front, ...] = ("http1", "http1-tls", "http2")
 HOSTS: tuple[Host, ...] = ("serve", "web", "stock")
 CORP = "https://corp.example"
@@ -92,9 +92,9 @@ class Ask:
         lines += [name + b": " + value for name, value in self._fields()]
         return b"\r\n".join(lines) + b"\r\n\r\n" + (self.body or b"")
 
-    def http2(self, stream: int) -> list[bytes]:
+    def http2(self, stream: int, scheme: bytes) -> list[bytes]:
         """Write its frames in HTTP/2."""
-        head = [(b":method", self.method.encode("latin-1")), (b":scheme", b"https")]
+        head = [(b":method", self.method.encode("latin-1")), (b":scheme", scheme)]
         head += [(b":authority", self.host.encode("latin-1")), (b":path", self.target.encode("latin-1"))]
         head += [(name.lower(), value) for name, value in self._fields()]
         flags = END_HEADERS | (0 if self.body else END_STREAM)
@@ -133,7 +133,7 @@ class Rig:
 
     def gateway(self, host: Host, front: Front) -> "Attacked":
         """Return the running gateway of a host that takes a front's connections."""
-        tls = front != "http1"
+        tls = _secured(front)
         found = self._gateways.get((host, tls))
         if found is None:
             found = self._gateways[host, tls] = self._start(host, tls)
@@ -142,7 +142,7 @@ class Rig:
 
     def restarted(self, host: Host, front: Front) -> "Attacked":
         """Return a new one in the place of the running gateway, whose process is killed."""
-        self._gateways.pop((host, front != "http1")).gateway.kill()
+        self._gateways.pop((host, _secured(front))).gateway.kill()
         return self.gateway(host, front)
 
     def _start(self, host: Host, tls: bool) -> "Attacked":
@@ -160,6 +160,10 @@ class Rig:
         return Attacked(gateway, admin, self.authority.ca if tls else None, self.origins)
 
 
+def _secured(front: Front) -> bool:
+    return front in {"http1-tls", "http2"}
+
+
 class Attacked:
     """A running gateway, its audit file, and what its origins log."""
 
@@ -168,6 +172,7 @@ class Attacked:
         self.gateway = gateway
         self.admin = admin
         self.ca = ca
+        self.scheme = b"http" if ca is None else b"https"
         self.origins = origins
         self.front: Front = "http1"
         self.audit = gateway.policy_path.with_name("audit.jsonl")
@@ -191,8 +196,8 @@ class Attacked:
         return Http1(self.gateway.port, None if self.ca is None else self._contexts["http/1.1"])
 
     def http2(self, first: bytes = b"", **options: Any) -> Http2:
-        """Connect for HTTP/2, which takes TLS."""
-        return Http2(self.gateway.port, self._contexts["h2"], first, **options)
+        """Connect for HTTP/2: with TLS, or by prior knowledge."""
+        return Http2(self.gateway.port, None if self.ca is None else self._contexts["h2"], first, **options)
 
     def ask(self, *asked: "Ask") -> list[Partial]:
         """Ask one after the other on one connection of the front; what follows an end of it is asked on a new one."""
@@ -201,7 +206,7 @@ class Attacked:
         count = 0
         for one in asked:
             if client is None or client.link.ended:
-                client, count = self.http2() if self.front == "http2" else self.http1(), 0
+                client, count = self.http2() if self.front.startswith("http2") else self.http1(), 0
             count += 1
             if isinstance(client, Http1):
                 client.link.received.clear()
@@ -210,7 +215,7 @@ class Attacked:
                 client.link.read(0.0 if (found[-1].one("connection") or "") != "close" else 1)
             else:
                 stream = 2 * count - 1
-                client.send(*one.http2(stream))
+                client.send(*one.http2(stream, self.scheme))
                 client.wait([stream])
                 found.append(client.streams.get(stream, Partial()))
             if client.link.ended:

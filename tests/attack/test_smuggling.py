@@ -130,7 +130,7 @@ LINES: dict[str, bytes] = {
 
 def targets(gate: Attacked) -> Iterator[str]:
     """Take turns, beginning with another one on each front of each host."""
-    begin = FRONTS.index(gate.front) + HOSTS.index(gate.gateway.host)
+    begin = FRONTS.index("http2" if gate.front == "http2-plain" else gate.front) + HOSTS.index(gate.gateway.host)
     return islice(cycle(TARGETS), begin, None)
 
 
@@ -279,12 +279,12 @@ def test_http2(gate: Attacked) -> None:
     tried = [(name, target) for name in HTTP2 if name.startswith(("cl-", "trailers-")) for target in TARGETS[:2]]
     tried += zip([name for name in HTTP2 if not name.startswith(("cl-", "trailers-"))], targets(gate), strict=False)
     for name, target in tried:
-        head = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"gateway.test")]
+        head = [(b":method", b"POST"), (b":scheme", gate.scheme), (b":authority", b"gateway.test")]
         head += [(b":path", f"{target}/{name}".encode()), (b"authorization", b"Bearer " + token)]
         client = gate.http2(b"".join(HTTP2[name](head)))
         client.wait([1], 0.03)
         # The next request of the connection would go out behind what is left of the first one.
-        client.send(*Ask(f"{target}/next", token=token.decode()).http2(3))
+        client.send(*Ask(f"{target}/next", token=token.decode()).http2(3, gate.scheme))
         client.wait([3])
         alone.append((f"{name} {target}", client.streams.get(3, Partial())))
         answer = client.streams.get(1, Partial())

@@ -181,7 +181,7 @@ def test_pipelined_requests_wait_for_next() -> None:
     one = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
     two = b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n"
     events = reader.feed(one + two + two[:5])
-    assert [type(event).__name__ for event in events] == ["RequestHead", "bytes", "_End"]
+    assert [type(event).__name__ for event in events] == ["RequestHead", "bytes", "_Mark"]
     assert reader.pending == len(two) + 5
     events = reader.next()
     assert isinstance(events[0], RequestHead)

@@ -64,14 +64,18 @@ class Stream:
 class RawHttp2:
     """The client. Every method that writes does so at once; `until` reads. Use it as a context manager."""
 
-    def __init__(self, port: int, ca: str, *, settings: dict[int, int] | None = None, greet: bool = True) -> None:
-        """settings: what the client announces. greet: send preface and SETTINGS."""
-        context = ssl.create_default_context(cafile=ca)
-        context.set_alpn_protocols(["h2"])
-        plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.link: ssl.SSLSocket = context.wrap_socket(plain, server_hostname="gateway.test")
-        assert self.link.selected_alpn_protocol() == "h2"
+    def __init__(
+        self, port: int, ca: str | None, *, settings: dict[int, int] | None = None, greet: bool = True
+    ) -> None:
+        """ca: None: without TLS. settings: what the client announces. greet: send preface and SETTINGS."""
+        self.link: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._plain = ca is None
+        if ca is not None:
+            context = ssl.create_default_context(cafile=ca)
+            context.set_alpn_protocols(["h2"])
+            self.link = secured = context.wrap_socket(self.link, server_hostname="gateway.test")
+            assert secured.selected_alpn_protocol() == "h2"
         self.encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._received = b""
@@ -97,7 +101,9 @@ class RawHttp2:
         self.link.sendall(b"".join(f if isinstance(f, bytes) else f.serialize() for f in frames))
 
     def head(self, number: int, fields: Fields, *, end: bool = False, whole: bool = True) -> HeadersFrame:
-        """Make a HEADERS frame, of a head or of trailers. whole: with END_HEADERS."""
+        """Make a HEADERS frame, of a head or of trailers. whole: with END_HEADERS. https is http where it should be."""
+        if self._plain:
+            fields = [(b":scheme", b"http") if one == (b":scheme", b"https") else one for one in fields]
         flags = [*(["END_STREAM"] if end else []), *(["END_HEADERS"] if whole else [])]
         return HeadersFrame(number, self.encoder.encode(list(fields)), flags=flags)
 

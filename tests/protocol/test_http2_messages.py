@@ -23,7 +23,7 @@ PROTOCOL_ERROR = 1
 
 @pytest.fixture(params=["serve", "web"], scope="module", autouse=True)
 def host(request: pytest.FixtureRequest) -> Host:
-    """Run in both hosts, as processes."""
+    """Run in both hosts, as processes: with TLS in one of them, by prior knowledge in the other."""
     name: Host = request.param
     return name
 
@@ -31,7 +31,7 @@ def host(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(scope="module")
 def front(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsGateway]:
     """Run a gateway before a recording upstream and a stock Node server."""
-    with TlsGateway(tmp_path_factory.mktemp(f"messages-{host}"), host, node=True) as running:
+    with TlsGateway(tmp_path_factory.mktemp(f"messages-{host}"), host, tls=host == "serve", node=True) as running:
         yield running
 
 

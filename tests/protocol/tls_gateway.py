@@ -1,4 +1,4 @@
-"""A gateway process that speaks TLS and HTTP/2, the services behind it, and its audit events."""
+"""A gateway process that speaks HTTP/2, with or without TLS, the services behind it, and its audit events."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Event = dict[str, Any]
 
 
 class TlsGateway:
-    """The gateway; use it as a context manager.
+    """The gateway; use it as a context manager. tls: False: it listens without.
 
     Routes, all public: /held (bodies are held back where they are small), /streamed (never), and with `node` the same
     two under /node, before a stock Node server. limits: of the policy. arguments: of the command line.
@@ -30,6 +30,7 @@ class TlsGateway:
         host: Host,
         *,
         node: bool = False,
+        tls: bool = True,
         limits: dict[str, Any] | None = None,
         arguments: tuple[str, ...] = (),
     ) -> None:
@@ -37,6 +38,7 @@ class TlsGateway:
         self.upstream = RecordingUpstream()
         self.node = NodeOrigin(directory) if node else None
         self._host: Host = host
+        self._tls = tls
         self._limits = limits or {}
         self._arguments = arguments
         self._stack = ExitStack()
@@ -45,10 +47,10 @@ class TlsGateway:
     def document(self) -> dict[str, Any]:
         """Make the policy."""
         authority = Authority(self.directory)
-        self.ca = authority.ca
+        self.ca = authority.ca if self._tls else None
         certificate, key = authority.issue("gateway.test")
-        tls = {"certificate": certificate, "key": key}
-        made = policy(self.directory, self.upstream, listen={"tls": tls}, limits=self._limits)
+        listen = {"tls": {"certificate": certificate, "key": key}} if self._tls else {}
+        made = policy(self.directory, self.upstream, listen=listen, limits=self._limits)
         made["routes"] = []
         services = {"": "users"}
         if self.node is not None:

@@ -3,6 +3,7 @@
     READING → (answered, and both sides want to go on) → READING
     READING → (answered before the request was read, or after a refusal) → LINGERING → closed
     READING → (a 101) → TUNNEL → closed
+    READING → (HTTP/2's preface, in plain text) → another's (proxy/http2.py)
 
 Lingering: a connection that is closed while bytes are still unread is reset by the kernel, and the client may lose the
 answer. So our half is closed first, and what still comes is thrown away, within bounds (RFC 9112, section 9.6).
@@ -29,7 +30,7 @@ from mitmgate.core.headers import Headers as CoreHeaders
 from mitmgate.core.http1 import END, Bounds, RequestHead, RequestReader, chunk, response_head
 from mitmgate.core.http1.framing import CLOSE, UNSENDABLE, frame_response
 from mitmgate.core.http1.known import KnownFields
-from mitmgate.core.http1.reader import RequestEvent
+from mitmgate.core.http1.reader import HTTP2, RequestEvent
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.http1.writer import last_chunk
 from mitmgate.core.reason import Reason
@@ -87,6 +88,24 @@ class Front(Protocol):
         """Take the connection off the count."""
         ...
 
+    def speak_http2(
+        self, client: "Http1Connection", transport: asyncio.Transport, bounds: Bounds, data: bytes
+    ) -> "Successor":
+        """Have the connection be HTTP/2's. data: what has come on it, from the preface on."""
+        ...
+
+
+class Successor(Protocol):
+    """Who has the connection from now on."""
+
+    def last_call(self, seconds: float) -> None:
+        """End the connection when it was idle for so long."""
+        ...
+
+    def retire(self) -> None:
+        """Take no further request."""
+        ...
+
 
 class Http1Connection(asyncio.BufferedProtocol):
     """A client's connection. One request at a time; what is pipelined waits in the reader."""
@@ -95,7 +114,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         """bounds: of the policy in force when the client connected. scheme: what the connection is."""
         self._loop = loop = front.engine.loop
         self._bounds = bounds
-        self._reader = RequestReader(bounds, front.known)
+        # Over TLS, ALPN says what is spoken (RFC 9113, section 3.2).
+        self._reader = RequestReader(bounds, front.known, http2=scheme == b"http")
         self._deadline = Deadline(loop, self._expired)
         self._transport: asyncio.Transport | None = None
         self._phase = Phase.READING
@@ -265,6 +285,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             elif isinstance(event, bytes):
                 if self.transaction is not None:
                     self.transaction.body(event)
+            elif event is HTTP2:
+                self._speak_http2()
             elif isinstance(event, Refusal):
                 if self._head is None:
                     self._refuse(event)
@@ -290,6 +312,19 @@ class Http1Connection(asyncio.BufferedProtocol):
         request = new_request(head.method, target, head.version.encode("ascii"), fields, self._scheme, authority)
         self.transaction = transaction = Transaction(self._front.engine, self, self._bounds, self._deadline)
         transaction.begin(request, head, None, more=more)
+
+    def _speak_http2(self) -> None:
+        """Give the connection away: the client has known before that HTTP/2 is spoken here (RFC 9113, section 3.3)."""
+        transport, self._transport = self._transport, None
+        self._phase = Phase.CLOSED
+        self._deadline.close()
+        if transport is None:
+            return
+        successor = self._front.speak_http2(self, transport, self._bounds, self._reader.take_pending())
+        if self._last_call is not None:
+            successor.last_call(self._last_call)
+        if self._close:
+            successor.retire()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Let the chain answer bytes that are no request, and end the connection with that answer."""

@@ -274,9 +274,29 @@ class Http2Connection(Http2Output):
             self._closing = True
             transport.abort()
             return
+        self._start(transport, self._front.client(transport))
+        excess = self._front.enter(self, self._peer)
+        if excess is None:
+            self.end()
+            return
+        self._rest()
+        if excess > 0:
+            self._refuse(Refusal(Reason.CONNECTIONS_EXHAUSTED, "Too many clients are connected."))
+            self._go_away(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
+        else:
+            self._flush()
+
+    def take_over(self, transport: asyncio.Transport, client: Client, data: bytes) -> None:
+        """Go on with a connection that was counted as HTTP/1.1's. data: what has come on it, from the preface on."""
+        self._start(transport, client)
+        self._rest()
+        self._flush()
+        self._receive(memoryview(data))
+
+    def _start(self, transport: asyncio.Transport, client: Client) -> None:
         self._transport = transport
-        self._peer = peer[0]
-        self.client = self._front.client(transport)
+        self._peer = client.peername[0]
+        self.client = client
         self._h2 = h2 = ngh2.Connection(
             ngh2.Role.SERVER,
             ngh2.Configuration(
@@ -293,16 +313,6 @@ class Http2Connection(Http2Output):
         )
         h2.initiate_connection({**_SETTINGS, ngh2.Setting.MAX_HEADER_LIST_SIZE: self._bounds.head})
         h2.set_local_window_size(CONNECTION_WINDOW)
-        excess = self._front.enter(self, self._peer)
-        if excess is None:
-            self.end()
-            return
-        self._rest()
-        if excess > 0:
-            self._refuse(Refusal(Reason.CONNECTIONS_EXHAUSTED, "Too many clients are connected."))
-            self._go_away(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
-        else:
-            self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the shared buffer."""
@@ -310,14 +320,16 @@ class Http2Connection(Http2Output):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of frames."""
+        self._receive(self._front.buffer[:nbytes])
+
+    def _receive(self, data: memoryview) -> None:
         h2 = self._h2
         if h2 is None or self._closing:
             if self._discarded is not None:
-                self._discarded += nbytes
+                self._discarded += len(data)
                 if self._discarded > LINGER_BYTES:
                     self.end()
             return
-        data = self._front.buffer[:nbytes]
         try:
             excess = self._meter.feed(data, self.loop.time())
             if excess:

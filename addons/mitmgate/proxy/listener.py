@@ -1,8 +1,9 @@
 """The listener: it accepts connections in every host, knows those that are open, and ends them when the host ends.
 
-    socket → HTTP/1.1 in plain text                     Http1Connection (proxy/http1.py)
-    socket → SecuredConnection → ALPN ─┬─ http/1.1 →     Http1Connection
-                                       └─ h2       →     Http2Connection (proxy/http2.py)
+    socket → in plain text             ─┬─ HTTP/1.1         →  Http1Connection (proxy/http1.py)
+                                        └─ HTTP/2's preface →  Http2Connection (proxy/http2.py)
+    socket → SecuredConnection → ALPN  ─┬─ http/1.1         →  Http1Connection
+                                        └─ h2               →  Http2Connection
 
 An addon, the same in `serve`, in mitmweb and in stock mitmproxy: there mitmproxy's own server is switched off (its
 option `server`), and this one listens on the addresses of the reverse mode. Flows reach the host's addons by
@@ -324,6 +325,11 @@ class Listener:
         self._tell(ClientConnectedHook, connection.client)
         return connection.client.error is None
 
+    def replace(self, connection: Connection, successor: Connection) -> None:
+        """Take another in the place of a connection: it is the same client's, and speaks another protocol."""
+        self.clients.discard(connection)
+        self.clients.add(successor)
+
     def part(self, connection: Connection) -> None:
         """Take the end of a connection."""
         if connection in self.clients:
@@ -392,8 +398,23 @@ class Front:
         """Take a connection that speaks HTTP. Returns by how many there are too many; None: close it."""
         if not self._secured:
             self._excess = self._listener.count(peer)
-        connection.account = self._listener.memory.account(peer, address_key(peer), connection.relieve)
+        self._open_account(connection, peer)
         return self._excess if self._listener.join(connection) else None
+
+    def speak_http2(
+        self, connection: Connection, transport: asyncio.Transport, bounds: Bounds, data: bytes
+    ) -> Http2Connection:
+        """Put HTTP/2 in the place of HTTP/1.1, on a connection that was counted. data: what has come on it."""
+        successor = Http2Connection(self, bounds, b"http")
+        connection.account.close()
+        self._open_account(successor, connection.client.peername[0])
+        self._listener.replace(connection, successor)
+        transport.set_protocol(successor)
+        successor.take_over(transport, connection.client, data)
+        return successor
+
+    def _open_account(self, connection: Connection, peer: str) -> None:
+        connection.account = self._listener.memory.account(peer, address_key(peer), connection.relieve)
 
     def leave(self, connection: Connection, peer: str) -> None:
         """Take the end of the connection."""

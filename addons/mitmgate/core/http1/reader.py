@@ -11,10 +11,12 @@ from mitmgate.core.http1.bounds import Bounds
 from mitmgate.core.http1.head import TEXT, RequestHead, ResponseHead, parse_line, parse_request, parse_response
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.recorded import SHOWN, asked
+from mitmgate.core.http2_frames import PREFACE
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 
 _HEAD_END: Final = b"\r\n\r\n"
+_PREFACE_HEAD: Final = PREFACE.find(_HEAD_END)  # its octets that look like a head
 _MAX_INFORMATIONAL: Final = 32
 _ORIGIN: Final = re.compile(rb"\norigin:[ \t]*([!-~]*)[ \t]*(?=\r\n)", re.IGNORECASE)
 
@@ -24,15 +26,18 @@ OVERRUN: Final = 32 * 1024
 target, may show its 414 or 431. Nothing else of it is looked at."""
 
 
-class _End(Enum):
+class _Mark(Enum):
     END = auto()
+    HTTP2 = auto()
 
 
-END: Final = _End.END
+END: Final = _Mark.END
 """The message is complete."""
+HTTP2: Final = _Mark.HTTP2
+"""The connection begins with HTTP/2's preface (RFC 9113, section 3.4), which is kept with all that follows it."""
 
-RequestEvent = RequestHead | bytes | _End | Refusal
-ResponseEvent = ResponseHead | bytes | _End | Refusal
+RequestEvent = RequestHead | bytes | _Mark | Refusal
+ResponseEvent = ResponseHead | bytes | _Mark | Refusal
 Event = RequestEvent | ResponseEvent
 
 
@@ -54,16 +59,20 @@ class RequestReader:
     before it is answered. After a Refusal it reads nothing more.
     """
 
-    __slots__ = ("_body", "_bounds", "_buffer", "_known", "_scanned", "_state")
+    __slots__ = ("_body", "_bounds", "_buffer", "_http2", "_known", "_scanned", "_state")
 
-    def __init__(self, bounds: Bounds, known: KnownFields | None = None) -> None:
-        """bounds: head, fields and target are looked at. known: what need not be parsed again."""
+    def __init__(self, bounds: Bounds, known: KnownFields | None = None, *, http2: bool = False) -> None:
+        """bounds: head, fields and target are looked at. known: what need not be parsed again.
+
+        http2: the client may begin with HTTP/2's preface.
+        """
         self._bounds = bounds
         self._buffer = bytearray()
         self._scanned = 0
         self._state = _State.HEAD
         self._body: LengthBody | ChunkedBody = _NO_BODY
         self._known = known
+        self._http2 = http2
 
     @property
     def pending(self) -> int:
@@ -109,6 +118,7 @@ class RequestReader:
         kept = bytes(self._buffer)
         self._buffer.clear()
         self._scanned = 0
+        self._http2 = False
         self._state = _State.HEAD
         return self._read_head(kept) if kept else []
 
@@ -134,11 +144,18 @@ class RequestReader:
                 return self._incomplete()
             data = bytes(buffer)
         if data.startswith(b"\r\n"):
+            self._http2 = False
             data = data[2:]  # RFC 9112, section 2.2: one empty line before a request is ignored
         end = data.find(_HEAD_END)
         if end < 0:
             buffer[:] = data
             return self._incomplete()
+        if end == _PREFACE_HEAD and self._http2 and PREFACE.startswith(data[: len(PREFACE)]):
+            buffer[:] = data
+            if len(data) < len(PREFACE):  # all that it can become
+                return []
+            self._state = _State.DONE
+            return [HTTP2]
         if end > self._bounds.head:
             return self._refuse(self._too_large(data), data)
         buffer.clear()

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import Certificate, load_pem_x509_certificates
 from OpenSSL import SSL
+from OpenSSL._util import ffi
 from OpenSSL._util import lib as openssl
 from OpenSSL.crypto import X509
 from OpenSSL.crypto import Error as CryptoError
@@ -47,6 +48,7 @@ RECORD: Final = 16 * 1024
 
 
 _SIGNS: Final = (DSAPrivateKey, EllipticCurvePrivateKey, Ed25519PrivateKey, Ed448PrivateKey, RSAPrivateKey)
+_allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!MD5"
 """For TLS 1.2: forward secrecy and authenticated encryption, as HTTP/2 asks for (RFC 9113, section 9.2.2)."""
 PROTOCOLS: Final = (b"h2", b"http/1.1")
@@ -331,13 +333,13 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._flush()  # the alert that OpenSSL has ready
             self._fail(describe(error))
             return
-        self._flush()
         self._stop_timer()
         self._failed = None
         self._inner = inner = self._established(self)
         self._established = _nothing_more
         inner.connection_made(self)
         self._read()
+        self._flush()  # the last of the handshake, where the inner protocol had nothing to send along with it
 
     def _fail(self, why: str) -> None:
         """End, where there is no inner protocol yet."""
@@ -366,13 +368,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._again = None
         while self._inner is not None and not self._paused and not self._ended:
             inner = self._inner
-            target = inner.get_buffer(READ_BYTES)
             try:
-                count = self.tls.recv_into(target)
-            except SSL.WantReadError:
-                self._flush()  # the answers to key updates, which a peer may ask for without reading any
-                self._choke(self.get_write_buffer_size() > UNREAD)
-                return
+                count = self._decrypt(memoryview(inner.get_buffer(READ_BYTES)))
             except SSL.ZeroReturnError:
                 self.ended_in_order = True
                 if not self._end_of_input():
@@ -384,7 +381,24 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 self._flush()
                 self.abort()
                 return
+            if count == 0:
+                self._flush()  # the answers to key updates, which a peer may ask for without reading any
+                self._choke(self.get_write_buffer_size() > UNREAD)
+                return
             inner.buffer_updated(count)
+
+    def _decrypt(self, target: memoryview) -> int:
+        """Read into a buffer; 0: there is no more. As pyOpenSSL's `recv_into`, without the copy and WantReadError.
+
+        Raises SSL.Error.
+        """
+        tls = self.tls._ssl
+        count: int = openssl.SSL_read(tls, ffi.from_buffer(target, require_writable=True), len(target))
+        if count <= 0:
+            if openssl.SSL_get_error(tls, count) != openssl.SSL_ERROR_WANT_READ:
+                self.tls._raise_ssl_error(tls, count)
+            return 0
+        return count
 
     def _end_of_input(self) -> bool:
         """Tell the inner protocol, once: close_notify and the end of the socket are two ends. Returns what it says."""
@@ -417,12 +431,13 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._flush()
 
     def _flush(self) -> None:
-        raw = self._raw
-        if raw is None:
-            return
-        with contextlib.suppress(SSL.WantReadError):
-            while not raw.is_closing():
-                raw.write(self.tls.bio_read(READ_BYTES * 4))
+        """Send what OpenSSL has ready, as pyOpenSSL's `bio_read` takes it out, without WantReadError at the end."""
+        raw, ready = self._raw, READ_BYTES
+        while raw is not None and ready == READ_BYTES and not raw.is_closing():
+            taken = _allocate("char[]", READ_BYTES)
+            ready = openssl.BIO_read(self.tls._from_ssl, taken, READ_BYTES)
+            if ready > 0:
+                raw.write(ffi.buffer(taken, ready)[:])
 
     def close(self) -> None:
         """Say goodbye (RFC 8446, section 6.1), send what is left, and close."""

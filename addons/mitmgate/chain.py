@@ -128,11 +128,15 @@ async def _beside_the_loop[Made](make: Callable[[], Made]) -> Made:
         sys.setswitchinterval(usual)
 
 
-class Cutting(Protocol):
+class Proxying(Protocol):
     """The addon that listens and proxies, as the chain knows it."""
 
     def cut_withdrawn(self) -> None:
         """End what outlives its decision, and what `withdrawn` has a reason for."""
+        ...
+
+    def done(self) -> None:
+        """Accept no more connections, and end those that are open; also where that was done before."""
         ...
 
 
@@ -147,7 +151,7 @@ class ProtocolFactory(Protocol):
         *,
         unanswered: Callable[[Exchange], None],
         withdrawn: Callable[[Exchange], Reason | None],
-    ) -> Cutting:
+    ) -> Proxying:
         """source: the policy in force. fail_over: the next endpoint after one that failed for this reason.
 
         dialler: connects to endpoints. unanswered: told of an endpoint that lets a connection wait. withdrawn: says why
@@ -190,7 +194,7 @@ class Gateway:
         self.history = History()
         self.services: Services | None = None
         self._protocol = protocol
-        self.protocol: Cutting | None = None
+        self.protocol: Proxying | None = None
         """The addon that listens and proxies, once there is a policy."""
         self._loaded = policy if isinstance(policy, Loaded) else None
         self._path = policy.path if isinstance(policy, Loaded) else policy
@@ -303,11 +307,19 @@ class Gateway:
         self._watch = asyncio.create_task(self._watch_policy(source))
 
     async def done(self) -> None:
-        """Stop watching, write what is queued, close what is open; once."""
+        """Stop watching, write what is queued, close what is open; once.
+
+        Clients first: mitmproxy tells this addon before those that are a part of it, and a request that is answered
+        behind the end of the trail would have no record.
+        """
         services, audit = self.services, self.audit
         if self._done or services is None or audit is None:
             return
         self._done = True
+        if self.protocol is not None:
+            self.protocol.done()
+            for _ in range(2):  # connections are closed, and what ran on them ends, in the next turns of the loop
+                await asyncio.sleep(0)
         for task in (self._watch, self._started):
             if task is not None:
                 task.cancel()

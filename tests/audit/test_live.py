@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.live.harness import Gateway, mint, policy, write_policy
+from tests.live.harness import Front, Gateway, mint, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for
-from tests.live.harness_upstream import HANG_UP, Raw, RecordingUpstream, Reply
+from tests.live.harness_upstream import HANG_UP, PATIENCE, Raw, RecordingUpstream, Reply
 
 BIG = 8 << 20
 RESET = b"\1\0\0\0\0\0\0\0"
@@ -154,3 +154,43 @@ def test_what_gathers_when_the_gateway_is_told_to_end_is_written(live: Live) -> 
         assert live.gateway.stop() == 0
     assert [event["path"] for event in live.events()] == [f"/api/v1/users/{number}" for number in range(20)]
     assert b"gateway-stopped" in live.path.read_bytes().splitlines()[-1]
+
+
+@pytest.mark.parametrize("host", ["serve", "stock"])
+def test_what_is_answered_while_the_gateway_ends_is_on_record(host: Front, tmp_path: Path) -> None:
+    """Before: mitmdump wrote the end of the trail first, and went on to answer until its last connection was closed."""
+    answered: set[str] = set()
+    begun, done = threading.Semaphore(0), threading.Event()
+
+    def ask(port: int) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as link:
+            reader = link.makefile("rb")
+            while not done.is_set():
+                link.sendall(head("GET", "/nowhere"))
+                fields = {}
+                while (line := reader.readline()) not in {b"\r\n", b""}:
+                    name, _, value = line.partition(b":")
+                    fields[name.lower()] = value.strip().decode()
+                if b"content-length" not in fields:
+                    return
+                answered.add(fields[b"x-request-id"])
+                reader.read(int(fields[b"content-length"]))
+                begun.release()
+
+    path = policy_file(tmp_path, "http://127.0.0.1:9")
+    arguments = ("--drain-timeout", "300ms") if host == "serve" else ()
+    with Gateway(path, host=host, arguments=arguments) as gateway:
+        clients = [threading.Thread(target=ask, args=(gateway.port,)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        for _ in range(40):
+            assert begun.acquire(timeout=PATIENCE)
+        assert gateway.stop() == 0
+        done.set()
+        for client in clients:
+            client.join(PATIENCE)
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_bytes().splitlines()]
+    recorded = Counter(event["request_id"] for event in events if event["event"] == "request")
+    assert answered <= recorded.keys()
+    assert set(recorded.values()) == {1}
+    assert events[-1]["event"] == "gateway-stopped"

@@ -143,6 +143,7 @@ class Listener:
         self._last_call: float | None = None
         self._retired = False
         self._closed = False
+        self._ended = False
 
     # The host's hooks.
 
@@ -197,7 +198,8 @@ class Listener:
             reject(flow, Reason.POLICY_UNAVAILABLE, "The gateway was not ready when the connection was opened.")
 
     def done(self) -> None:
-        """Accept no more connections, and end those that are open."""
+        """Accept no more connections, and end those that are open, and those that come to speak HTTP from now on."""
+        self._ended = True
         self.close()
         for timer in (self._ageing, self._giving_back):
             if timer is not None:
@@ -323,7 +325,7 @@ class Listener:
         if self._last_call is not None:  # accepted at the moment when the host began to shut down
             self.engine.loop.call_soon(connection.last_call, self._last_call)
         self._tell(ClientConnectedHook, connection.client)
-        return connection.client.error is None
+        return connection.client.error is None and not self._ended
 
     def replace(self, connection: Connection, successor: Connection) -> None:
         """Take another in the place of a connection: it is the same client's, and speaks another protocol."""

@@ -6,13 +6,13 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 import click
 
-from mitmgate.core.revocation import LONGEST, Kind, Revocation, lasting_until
+from mitmgate.core.revocation import Kind, Revocation, revocation_of
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import MAX_NAME, UnverifiedToken, read_token
+from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.net.dialler import Dialler
 from mitmgate.net.resolver import Resolver
 from mitmgate.policy.loader import PolicyError, load_snapshot
@@ -21,9 +21,6 @@ from mitmgate.policy.units import UnitError, parse_duration
 from mitmgate.services import open_revocations
 from mitmgate.stores.revocations import MOST, ListFullError, live
 from mitmgate.usage import UserError
-
-_DATED: Final[tuple[Kind, ...]] = ("sub", "iss")
-"""What is revoked as it was up to a time: who logs in again gets a token that counts."""
 
 
 @click.command("revoke")
@@ -79,34 +76,21 @@ def command(
         raise UserError("say what to revoke: one of --subject, --session, --token-id, --token, --key and --all")
     ((kind, value),) = what
     issuer = _issuer(snapshot, name)
-    revocation = make(issuer, kind, value, time.time(), before=_time(before), lasting=_duration(lasting), by=_user())
-    if lift:
-        revocation = Revocation(kind, issuer.name, value, revocation.until, lifted=True, by=revocation.by)
+    try:
+        revocation = revocation_of(
+            issuer,
+            kind,
+            value,
+            time.time(),
+            before=_time(before),
+            lasting=_duration(lasting),
+            lifted=lift,
+            by=_user(),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     add(snapshot, revocation)
     click.echo(_told(revocation))
-
-
-def make(
-    issuer: Issuer,
-    kind: Kind,
-    value: str,
-    now: float,
-    *,
-    before: float | None = None,
-    lasting: float | None = None,
-    by: str = "",
-) -> Revocation:
-    """Make a revocation of an issuer's tokens. before: Unix seconds. lasting: seconds. Raises UserError."""
-    if kind != "iss" and not 0 < len(value) <= MAX_NAME:
-        raise UserError(f"what is revoked must have 1 to {MAX_NAME} characters")
-    if before is not None and kind not in _DATED:
-        raise UserError("--before goes with --subject and --all: the others name what has no later tokens")
-    if kind in _DATED:
-        before = now if before is None else before
-    until = lasting_until(kind, now, before, issuer.max_lifetime or LONGEST, issuer.leeway)
-    if lasting is not None:
-        until = now + min(lasting, LONGEST)
-    return Revocation(kind, issuer.name, value, until, before, by=by)
 
 
 def add(snapshot: Snapshot, revocation: Revocation) -> None:

@@ -1,5 +1,6 @@
 """Revocation: what was admitted a moment ago is refused in every process, what lasts is cut, and it is on record."""
 
+import json
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from mitmgate.cli import main
 from tests.live.harness import SECRET, Gateway, Host, mint, policy, write_policy
-from tests.live.harness_http import wait_for
+from tests.live.harness_http import Answered, free_port, request, wait_for
 from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
 from tests.protocol.test_upgrade import HANDSHAKE, SWITCHING
 from tests.redis_server import RedisServer
@@ -21,6 +22,7 @@ from tests.workers.load import Load
 from tests.workers.processes import events, workers
 
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+TOKEN = "a secret of an operator, 32 bytes or more"
 WITHIN = 15.0
 """Seconds in which a busy machine has done what takes 1.5 s at most."""
 
@@ -86,6 +88,7 @@ class Running:
     gateway: Gateway
     upstream: RecordingUpstream
     audit: Path
+    admin: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +103,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterat
     directory = tmp_path_factory.mktemp("pair")
     with RecordingUpstream(answer) as upstream:
         store = {"url": redis.url, "timeout": "5s"}
-        path = policy_with(directory, upstream, store=store, revocation={"on_failure": "last-known"})
-        with Gateway(path, arguments=("--workers", "2")) as gateway:
+        listed, admin = {"on_failure": "last-known", "token_env": "REVOKING"}, free_port()
+        path = policy_with(directory, upstream, store=store, revocation=listed, admin={"port": admin})
+        with Gateway(path, arguments=("--workers", "2"), environment={"REVOKING": TOKEN}) as gateway:
             workers(gateway, 2)
-            yield Running(gateway, upstream, directory / "audit.jsonl")
+            yield Running(gateway, upstream, directory / "audit.jsonl", admin)
 
 
 @pytest.fixture(autouse=True)
 def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MITMGATE_TEST_SECRET", SECRET)
+    monkeypatch.setenv("REVOKING", TOKEN)
 
 
 def test_a_subject_under_load_in_two_processes(pair: Running) -> None:
@@ -183,14 +188,54 @@ def test_the_token_of_a_request_that_is_on_its_way_is_revoked_before_its_stream_
         pair.upstream.reply = answer
 
 
-@pytest.fixture(params=["serve", "web"], scope="module")
-def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def post(port: int, members: object, **fields: str) -> Answered:
+    given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    given |= {name.replace("_", "-"): value for name, value in fields.items()}
+    body = members if isinstance(members, bytes) else json.dumps(members).encode()
+    return request(port, "POST", "/revocations", headers=given, body=body, host="localhost")
+
+
+def test_by_the_admin_listener(pair: Running) -> None:
+    token, port = mint("ida"), pair.admin
+    members = {"issuer": "dev", "kind": "sub", "value": "ida"}
+    for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer x"):
+        answered = post(port, members, Authorization=wrong)
+        assert (answered.status, answered.one("www-authenticate")) == (401, "Bearer")
+    for status, body in (
+        (400, b"x"),
+        (400, {}),
+        (400, members | {"issuer": "corp"}),
+        (400, members | {"kind": "aud"}),
+        (400, members | {"value": ""}),
+        (400, members | {"value": 1}),
+        (400, members | {"before": "now"}),
+        (400, members | {"before": True}),
+        (400, members | {"for": 5}),
+        (400, members | {"lift": 1}),
+        (400, members | {"until": 5}),
+        (400, {"issuer": "dev", "kind": "iss", "value": "x"}),
+        (400, members | {"kind": "jti", "before": 5}),
+    ):
+        got = post(port, body)
+        assert (got.status, got.one("content-type")) == (status, "application/problem+json"), body
+        assert got.json["detail"].startswith("Nothing was revoked: ")
+    assert post(port, members, Content_Type="text/plain").status == 415
+    assert request(port, "GET", "/revocations", host="localhost").status == 405
+    assert pair.gateway.get("/api/v1/users", token=token).status == 200
+    assert post(port, members).status == 201
+    wait_for(lambda: len(said(pair.audit, "revoked")) % 2 == 0, "both workers to have learnt it", WITHIN)
+    wait_for(lambda: pair.gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
+    assert said(pair.audit, "revoked")[-1]["by"] == "admin 127.0.0.1"
+    assert TOKEN not in pair.audit.read_text() + pair.gateway.log
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, host: Host) -> Iterator[Running]:
     """Run one process with a file."""
-    directory, host = tmp_path_factory.mktemp("single"), request.param
-    kind: Host = host
+    directory = tmp_path_factory.mktemp("single")
     with RecordingUpstream(answer) as upstream:
         path = policy_with(directory, upstream, revocation={"file": "revoked.jsonl"})
-        with Gateway(path, host=kind) as gateway:
+        with Gateway(path, host=host) as gateway:
             yield Running(gateway, upstream, directory / "audit.jsonl")
 
 
@@ -290,7 +335,7 @@ def test_a_mistake_is_told(tmp_path: Path, upstream: RecordingUpstream, capsys: 
         ((), "say what to revoke: one of --subject"),
         (("--subject", "a", "--all"), "say what to revoke"),
         (("--subject", "a", "--issuer", "dve"), "no issuer 'dve'; --issuer is one of dev"),
-        (("--token-id", "a", "--before", "1"), "--before goes with --subject and --all"),
+        (("--token-id", "a", "--before", "1"), "a time goes with a subject and with an issuer"),
         (("--subject", "a", "--before", "soon"), "--before soon: must be like 2026-"),
         (("--subject", "a", "--for", "1d"), "--for 1d: must be a duration"),
         (("--subject", ""), "must have 1 to 255 characters"),

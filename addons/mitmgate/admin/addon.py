@@ -78,10 +78,9 @@ class Admin:
             from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - as above
 
             try:
-                sockets = bind(where.host, where.port)
+                self._listener = Listener(where.host, bind(where.host, where.port), self._report, snapshot)
             except UserError as error:
                 raise exceptions.OptionsError(str(error)) from error
-            self._listener = Listener(where.host, sockets, self._report)
         self._metrics, self.addons = metrics, [metrics]
 
     async def running(self) -> None:

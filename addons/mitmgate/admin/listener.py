@@ -7,9 +7,12 @@ from typing import Final
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from mitmgate.admin.pages import Ask, application
+from mitmgate.admin.revoking import Revocations, Revoker
 from mitmgate.descriptors import Descriptors, raise_limit
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,11 +39,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
 class Listener:
     """Serves the pages on sockets that are bound already. One for the gateway's process, or for the supervisor's."""
 
-    def __init__(self, host: str, sockets: list[socket.socket], ask: Ask) -> None:
-        """host: `admin.host` of the policy: besides addresses and localhost, the only name that is answered to."""
+    def __init__(self, host: str, sockets: list[socket.socket], ask: Ask, snapshot: Snapshot | None = None) -> None:
+        """host: `admin.host` of the policy: besides addresses and localhost, the only name that is answered to.
+
+        snapshot: says whether revocations are taken. Raises UserError where their list can't be opened.
+        """
         self._sockets = sockets
         self._server = _Server(
-            application(ask, frozenset({"localhost", host.lower()})),
+            _pages(ask, frozenset({"localhost", host.lower()}), snapshot),
             idle_connection_timeout=_IDLE,
             body_timeout=_BODY,
             max_header_size=_HEAD,
@@ -62,6 +68,14 @@ class Listener:
         """Accept no more, and close what is open."""
         self._server.stop()
         await self._server.close_all_connections()
+
+
+def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None) -> Application:
+    if snapshot is None or snapshot.revocation_token is None:
+        return application(ask, hosts)
+    pages = application(ask, hosts, [("/revocations", Revocations)])
+    pages.settings["revoker"] = Revoker(snapshot)
+    return pages
 
 
 class _Server(HTTPServer):

@@ -1,7 +1,7 @@
-"""The pages of the admin listener. All of them only read; whatever is wrong is a problem document (RFC 9457)."""
+"""The pages of the admin listener. All of these only read; whatever is wrong is a problem document (RFC 9457)."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from importlib.resources import files
 from ipaddress import ip_address
@@ -35,6 +35,7 @@ class Page(RequestHandler):
     """What all pages share: who may ask, how, and what an error looks like."""
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD")  # type: ignore[misc]  # tornado's is no ClassVar
+    allowed: ClassVar[str] = METHODS
 
     def set_default_headers(self) -> None:
         """Say nothing of the server, and keep browsers from doing anything with a page but show it."""
@@ -68,7 +69,7 @@ class Page(RequestHandler):
     def write_error(self, status_code: int, **facts: object) -> None:
         """Answer with a problem, without internals."""
         if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.set_header("Allow", METHODS)
+            self.set_header("Allow", self.allowed)
         self.json({"type": "about:blank", "title": HTTPStatus(status_code).phrase, "status": status_code}, PROBLEM)
 
 
@@ -171,10 +172,14 @@ class Status(Page):
     head = get
 
 
-def application(ask: Ask, hosts: frozenset[str]) -> Application:
-    """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked."""
+def application(ask: Ask, hosts: frozenset[str], further: Sequence[tuple[str, type[Page]]] = ()) -> Application:
+    """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked.
+
+    further: pages that do more than read, by path.
+    """
     return Application(
         [
+            *further,
             ("/", Root),
             ("/livez", Live),
             ("/readyz", Ready),

@@ -10,6 +10,7 @@ from mitmgate.core.jose import Json, parse_object
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.core.rules import Issuer
 from mitmgate.core.token import MAX_NAME
 
 Kind = Literal["jti", "sub", "sid", "kid", "iss"]
@@ -83,6 +84,39 @@ def lasting_until(kind: Kind, now: float, before: float | None, lifetime: float,
     if kind == "kid":
         return now + LONGEST
     return min(max(now, before or 0.0) + lifetime + 2 * leeway + 1.0, now + LONGEST)
+
+
+DATED: Final = frozenset[Kind]({"sub", "iss"})
+"""What is revoked as it was up to a time: who logs in again gets a token that counts."""
+
+
+def revocation_of(
+    issuer: Issuer,
+    kind: Kind,
+    value: str,
+    now: float,
+    *,
+    before: float | None = None,
+    lasting: float | None = None,
+    lifted: bool = False,
+    by: str = "",
+) -> Revocation:
+    """Make a revocation of an issuer's tokens, or of an earlier one (lifted). now, before: Unix seconds.
+
+    lasting: seconds; None: as long as such tokens may be good. Raises ValueError with a sentence.
+    """
+    if kind == "iss" and value:
+        raise ValueError("a whole issuer is revoked without a value")
+    if kind != "iss" and not 0 < len(value) <= MAX_NAME:
+        raise ValueError(f"what is revoked must have 1 to {MAX_NAME} characters")
+    if before is not None and kind not in DATED:
+        raise ValueError("a time goes with a subject and with an issuer: the others name what has no later tokens")
+    if kind in DATED:
+        before = now if before is None else before
+    until = lasting_until(kind, now, before, issuer.max_lifetime or LONGEST, issuer.leeway)
+    if lasting is not None:
+        until = now + min(lasting, LONGEST)
+    return Revocation(kind, issuer.name, value, until, None if lifted else before, lifted, by)
 
 
 def both(one: Revocation, other: Revocation) -> Revocation:

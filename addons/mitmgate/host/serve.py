@@ -26,6 +26,7 @@ from mitmgate.host.slot import bind
 from mitmgate.host.supervisor import Supervisor
 from mitmgate.host.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
+from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.lint import review
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.snapshot import Snapshot
@@ -124,7 +125,7 @@ async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patien
     if where is not None:
         from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - tornado takes 80 ms to import
 
-        admin = Listener(where.host, bind(where.host, where.port), figures.report)
+        admin = Listener(where.host, bind(where.host, where.port), figures.report, compile_policy(loaded))
     supervisor = Supervisor(
         address,
         count,

@@ -230,6 +230,10 @@ def _client_limits(document: Document) -> Iterator[Problem]:
 
 
 def _stores(document: Document) -> Iterator[Problem]:
+    revocation = document.at(("revocation",))
+    if "token_env" in _mapping(revocation) and document.at(("admin",)) is None:
+        message = "revocations are taken by the admin listener, and there is none"
+        yield document.problem(("revocation", "token_env"), message, hint="add admin: {port: 8090}")
     if isinstance(document.at(("store",)), dict):
         return
     workers = document.at(("listen", "workers"))
@@ -238,7 +242,6 @@ def _stores(document: Document) -> Iterator[Problem]:
     if isinstance(workers, int) and workers > 1:
         message = "several workers can't share counters in memory: every limit would hold in each of them"
         yield document.problem(("listen", "workers"), message, hint="add store: {url: redis://HOST:6379/0}")
-    revocation = document.at(("revocation",))
     if revocation is not None and "file" not in _mapping(revocation):
         message = "a list of revocations needs a file, or a redis store"
         yield document.problem(("revocation",), message, hint="add file: revoked.jsonl")

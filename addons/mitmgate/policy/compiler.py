@@ -72,6 +72,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         max_target=policy.limits.target,
         max_token=policy.limits.token,
         audit_key=material.audit_key,
+        revocation_token=material.revocation_token,
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
     )

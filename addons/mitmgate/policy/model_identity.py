@@ -317,6 +317,8 @@ class Revocation(Section):
     on_failure: Literal["deny", "last-known"] = "deny"
     """While the list can't be read. deny: requests with a credential are refused; last-known: what was known counts. A
     process that has never read it denies in any case."""
+    token_env: Text | None = None
+    """The environment variable with the secret for which the admin listener takes revocations; unset: it takes none."""
     keep: Duration = duration(
         "720h", "How long a token may be valid, and so is kept revoked, where its issuer has no max_lifetime (seconds)."
     )

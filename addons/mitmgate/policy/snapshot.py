@@ -24,7 +24,8 @@ class Snapshot:
     issuers: by the policy's name. upstreams: by name. policy: the validated file, for what is no decision
     (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
-    the key of the audit's hash chain; None: unkeyed. listen_tls: None: plain text. hidden_headers: fields, in
+    the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
+    revocations; None: it takes none. listen_tls: None: plain text. hidden_headers: fields, in
     small letters, whose values the policy takes from the environment.
     """
 
@@ -51,6 +52,7 @@ class Snapshot:
     max_token: int
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
+    revocation_token: bytes | None = field(default=None, repr=False)
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
 

@@ -64,7 +64,8 @@ OTHERS: Final[dict[str, str]] = {
     for why, names in {
         "routes, reasons, limits and endpoints of the policy, methods and causes of closed lists": """
             admin/metrics:Metrics._deciding admin/metrics:Metrics._decisions admin/metrics:Metrics._durations
-            admin/metrics:Metrics._grants admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
+            admin/metrics:Metrics._grants admin/metrics:Metrics._own
+            admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
             core/routing:_Place._named core/routing:_Place._under keys/assertion:signer_of keys/fetch:_trust
             proxy/pool:UpstreamPool._shared proxy/pool:UpstreamPool._sharing
             keys/ring:KeyRing._remotes proxy/pool:UpstreamPool._dials proxy/pool:UpstreamPool._idle
@@ -73,6 +74,7 @@ OTHERS: Final[dict[str, str]] = {
             stages/circuit_breaker:CircuitBreaker._silent stages/circuit_breaker:CircuitBreaker._turns
             policy/files:Files.stamps policy/watcher:PolicySource._stamps""",
         "names that the policy has, and what DNS says of them": """
+            core/reason:_DECLARED policy/own_stages:_MODULES policy/own_stages:OwnStages.stages
             net/dialler:Dialler._avoided net/resolver:Resolver._names net/resolver:_HostsFile._names""",
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
             admin/metrics:Metrics._unknown admin/workers:Workers._links audit/writer:AuditTrail._waiters
@@ -83,7 +85,7 @@ OTHERS: Final[dict[str, str]] = {
             proxy/http2:Http2Connection._streams proxy/http2:Http2Connection._waiting
             proxy/limits:Connections._by_address proxy/listener:Listener.clients proxy/memory:Memory._addresses
             proxy/memory:Memory._holding proxy/transaction:Transaction._queue proxy/websocket:Relay._queue
-            stages/audit:Audit._unknown stages/exchange:_LIVE stores/batches:Batches._queue
+            stages/audit:Audit._unknown stages/own:OwnStage._left stages/exchange:_LIVE stores/batches:Batches._queue
             stores/batches:Batches._tasks replay/recorder:Recorder._begun replay/recorder:Recorder._done
             replay/recorder:Recorder._heads replay/shadow:Shadow._flows replay/shadow:Shadow._waiting""",
         "of one field section, which is bounded": "core/headers:Headers._derived",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from mitmproxy import ctx, exceptions
@@ -19,6 +20,7 @@ from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, r
 from mitmgate.net.dialler import Dialler
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.own_stages import Own, in_place
 from mitmgate.policy.problem import PolicyError, Stamp
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 from mitmgate.policy.watcher import InForce, PolicySource
@@ -35,6 +37,7 @@ from mitmgate.stages.enforcer import Enforcer
 from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
+from mitmgate.stages.own import own_stage
 from mitmgate.stages.rate_limit import RateLimit
 from mitmgate.stages.response_headers import ResponseHeaders
 from mitmgate.stages.rewrite import Rewrite
@@ -55,11 +58,14 @@ def stages(
     services: Services,
     clock: Callable[[], float] = time.time,
     ticks: Callable[[], float] = time.perf_counter,
+    own: Mapping[str, Own] = MappingProxyType({}),
+    offline: bool = False,
 ) -> tuple[Stage, ...]:
     """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature.
 
     clock: Unix seconds, for what the world dates, such as tokens. ticks: seconds of a clock that nobody sets, for what
-    lasts: limits and circuits. Replay brings its own.
+    lasts: limits and circuits. Replay brings its own. own: the stages of the operator's own. offline: nothing can be
+    waited for, and no clock is looked at.
 
     Raises UserError where they are not those that Enforcer will ask, in their order: it would deny everything.
     """
@@ -84,7 +90,20 @@ def stages(
             f"the chain is {', '.join(names)}, but what has to sign is {', '.join(REQUIRED)}: "
             "this copy of mitmgate is damaged"
         )
-    return chain
+    by_name: dict[str, Stage] = {stage.name: stage for stage in chain}
+    by_name |= {name: own_stage(name, offline) for name in own}
+    return tuple([by_name[name] for name in signatures(own)])
+
+
+def signatures(own: Mapping[str, Own]) -> tuple[str, ...]:
+    """Return the names of all stages, in order: what Enforcer asks for. own: the stages of the operator's own.
+
+    Raises UserError where one of them has no place.
+    """
+    names = in_place(REQUIRED, {name: stage.after for name, stage in own.items()})
+    if len(names) != len(REQUIRED) + len(own):
+        raise UserError(f"stages without a place in the chain: {', '.join(own.keys() - set(names))}")
+    return names
 
 
 REQUIRED = (
@@ -200,6 +219,7 @@ class Gateway:
         self._path = policy.path if isinstance(policy, Loaded) else policy
         self._observers = observers
         self._environ = environ
+        self._enforcer = Enforcer(self.policy, REQUIRED)
         self.audit: Audit | None = None
         self.breaker: CircuitBreaker | None = None
         self.approve: Approve | None = None
@@ -224,7 +244,7 @@ class Gateway:
         addon is appended to the host's chain only after its `load` has run, and Enforcer would stand before it.
         """
         if ctx.master.addons.get(Enforcer.name) is None:
-            ctx.master.addons.add(Enforcer(self.policy, REQUIRED))
+            ctx.master.addons.add(self._enforcer)
             spare_start(ctx.master.addons.get("errorcheck"))
         if self._failure is not None:  # mitmproxy takes its options back then, and asks again
             raise self._failure
@@ -244,7 +264,12 @@ class Gateway:
         try:
             source = PolicySource(path, self._environ, self._loaded)
             services = open_services(source.snapshot)
-            chain = stages(self.policy, services)
+            own = source.snapshot.own
+            for name in own:
+                if ctx.master.addons.get(name) is not None:
+                    raise UserError(f"{path}: the stage {name} is called like an addon of this host; rename it")
+            chain = stages(self.policy, services, own=own)
+            self._enforcer.required = signatures(own)
             services.trail.start(source.snapshot.digest)
         except (PolicyError, UserError) as error:
             self._failure = exceptions.OptionsError(str(error))

@@ -57,6 +57,13 @@ FAMILIES: tuple[Family, ...] = (
         bounds=SHORT,
     ),
     Family(
+        "mitmgate_own_stage_duration_seconds",
+        "histogram",
+        "The time that each of the operator's own stages took for a request.",
+        ("stage",),
+        bounds=SHORT,
+    ),
+    Family(
         "mitmgate_upstream_duration_seconds",
         "histogram",
         "The upstream's part: up to the head of its response.",

@@ -48,6 +48,7 @@ class Metrics:
         self._durations: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SECONDS))
         self._deciding: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SHORT))
         self._upstream: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SECONDS))
+        self._own: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SHORT))
         self._lag = _empty(SHORT)
         self._unknown: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._sampling: asyncio.Task[None] | None = None
@@ -119,6 +120,10 @@ class Metrics:
             self._grants[limit.name, grant.admitted, limit.mode == "enforce", grant.degraded] += 1
         _observe(self._durations[name], SECONDS, perf_counter() - exchange.started)
         _observe(self._deciding[name], SHORT, verdict.seconds)
+        if exchange.snapshot.own:
+            for stage, seconds in verdict.times:
+                if stage in exchange.snapshot.own:
+                    _observe(self._own[stage], SHORT, seconds)
         if exchange.upstream_seconds is not None and route is not None:
             _observe(self._upstream[route.upstream.name], SECONDS, exchange.upstream_seconds)
 
@@ -136,6 +141,7 @@ class Metrics:
             "mitmgate_rate_limit_decisions": {**limits},
             "mitmgate_request_duration_seconds": {(name,): [*v] for name, v in self._durations.items()},
             "mitmgate_decision_duration_seconds": {(name,): [*v] for name, v in self._deciding.items()},
+            "mitmgate_own_stage_duration_seconds": {(name,): [*v] for name, v in self._own.items()},
             "mitmgate_upstream_duration_seconds": {(name,): [*v] for name, v in self._upstream.items()},
             "mitmgate_requests_in_flight": {(): sum(not exchange.counted for _, exchange in exchanges())},
             "mitmgate_event_loop_lag_seconds": {(): [*self._lag]},

@@ -31,8 +31,8 @@ def whole_seconds(seconds: float) -> int:
 class Limit:
     """At most `limit` units of one key in any `window` seconds.
 
-    key: one or more of "principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME". ipv6_prefix: the bits
-    of an IPv6 address that count as one client_ip.
+    key: one or more of "principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME",
+    "stage:NAME:KEY". ipv6_prefix: the bits of an IPv6 address that count as one client_ip.
     The rest follows from these and is no argument. length: the window in ticks. width: the ticks of a bucket, 1 where
     the limit is small enough for an exact log. spare: how many units may count already where a request is let through
     and leaves room for another; -1 where its cost is not 1, or where the limit is none (see `length_of`). prefix: what

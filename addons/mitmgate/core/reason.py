@@ -3,9 +3,12 @@
 Every decision names one of these. A code is kebab-case and never changes its meaning; it appears in
 problem bodies, audit events, metrics, replay differences and mitmweb. The HTTP status and the problem
 title belong to the code, so that one reason can't be answered in two ways.
+
+Stages of an operator's own declare theirs (`declare`): those are no members of the list, which stays what it is.
 """
 
 from enum import Enum
+from typing import Final
 
 
 class Reason(Enum):
@@ -26,6 +29,28 @@ class Reason(Enum):
     def code(self) -> str:
         """The kebab-case code, as written in bodies and events."""
         return str(self._value_)
+
+    @classmethod
+    def declare(cls, code: str, status: int, title: str) -> "Reason":
+        """Make the reason of an operator's own stage; the same one for the same code, status and title.
+
+        It is made as `enum.Flag` makes its combinations: equal to itself alone, and no member of the list. Raises
+        ValueError for a code of the list.
+        """
+        if any(code == reason.code for reason in cls):
+            raise ValueError(f"{code} is a reason of the gateway")
+        known = _DECLARED.get(code)
+        if known is None or (known.status, known.title) != (status, title):
+            known = object.__new__(cls)
+            known._name_ = known._value_ = code
+            known.status, known.title = status, title
+            _DECLARED[code] = known
+        return known
+
+    @classmethod
+    def of(cls, code: str) -> "Reason | None":
+        """Return the reason of a code, of the list or declared; None where there is none."""
+        return _DECLARED.get(code) or next((reason for reason in cls if reason.code == code), None)
 
     # Not a denial.
     OK = "ok", 200, "Admitted"
@@ -122,3 +147,7 @@ class Reason(Enum):
     MEMORY_EXHAUSTED = "memory-exhausted", 503, "Gateway at capacity"
     DESCRIPTORS_EXHAUSTED = "descriptors-exhausted", 503, "Gateway at capacity"
     CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"
+
+
+_DECLARED: Final[dict[str, Reason]] = {}
+"""By code. Filled where policies are loaded, so bounded by what they name."""

@@ -1,6 +1,6 @@
 """The verdict: what each stage said of one request, append-only, the first deny or answer final."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -86,6 +86,11 @@ class Verdict:
     def said(self) -> Sequence[Step]:
         """All steps so far, without their times: for whoever counts them on every request."""
         return self._steps
+
+    @property
+    def times(self) -> Iterator[tuple[str, float]]:
+        """The stages that have spoken so far, each with the time that it took."""
+        return ((step.stage, seconds) for step, seconds in zip(self._steps, self._seconds, strict=True))
 
     @property
     def seconds(self) -> float:

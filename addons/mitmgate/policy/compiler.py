@@ -56,7 +56,10 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         },
         default_issuers=default,
         forward=forward,
-        client_fields=ClientFields(_identity_headers(forward, routes), map(_field, policy.identity.keep)),
+        client_fields=ClientFields(
+            _identity_headers(forward, routes).union(*(map(_field, own.sets) for own in loaded.stages.values())),
+            map(_field, policy.identity.keep),
+        ),
         trusted_proxies=CidrSet(policy.trusted_proxies),
         networks=_networks(policy.networks),
         cors=OriginRules(cors.values()),
@@ -75,6 +78,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         revocation_token=material.revocation_token,
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
+        own=loaded.stages,
     )
 
 
@@ -94,9 +98,24 @@ def digest(loaded: Loaded) -> str:
     """Return "sha256:" and the digest of the policy in effect: all members, defaults included, in canonical JSON.
 
     Comments, order of members, spelling of defaults and the file's place make no difference; key material does, by
-    its hash.
+    its hash, and so does the code of the operator's own stages.
     """
-    effective = {"policy": loaded.policy.model_dump(mode="json"), "material": loaded.material.hashes}
+    effective: dict[str, object] = {
+        "policy": loaded.policy.model_dump(mode="json", exclude={"stages"}),
+        "material": loaded.material.hashes,
+    }
+    if loaded.stages:
+        effective["stages"] = [
+            {
+                "entry": loaded.policy.stages[name].model_dump(
+                    mode="json", exclude=set(loaded.policy.stages[name].given)
+                ),
+                "name": name,
+                "code": own.code.digest,
+                "options": own.options.model_dump(mode="json"),
+            }
+            for name, own in loaded.stages.items()
+        ]
     text = json.dumps(effective, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(text.encode('ascii')).hexdigest()}"
 

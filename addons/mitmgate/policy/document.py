@@ -1,5 +1,6 @@
 """A policy file as plain values, and where each of them stands."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mitmgate.policy.interpolation import FromEnvironment
@@ -79,9 +80,24 @@ class Document:
         """Tell whether a message may quote a part of a value: it is no credential, nor the environment's."""
         return not is_secret(location) and not isinstance(self.at(location), FromEnvironment)
 
+    def may_quote_within(self, location: Location) -> bool:
+        """Tell whether a message may quote anything of a mapping: nothing in it is the environment's."""
+        return not is_secret(location) and not any(
+            isinstance(text, FromEnvironment) for text in texts(self.at(location))
+        )
+
     def warning(self, location: Location, code: Code, message: str, hint: str = "", key: bool = False) -> Problem:
         """Make a warning of a member, without its value."""
         return self.problem(location, message, found="", hint=hint, key=key, severity="warning", code=code)
+
+
+def texts(value: object) -> Iterator[str]:
+    """Yield every text of a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for member in members:
+        yield from texts(member)
 
 
 def as_written(text: str) -> str:

@@ -1,12 +1,13 @@
 """A policy that has been read and found valid."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mitmgate.policy.document import Document
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
+from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Problem, Stamp
 
 
@@ -15,7 +16,8 @@ class Loaded:
     """A valid policy with the material that it names. path: the file as it was given.
 
     warnings: what loading found that is no error; lint.lint finds more. document: where every member stands. stamps:
-    the files that were read, the policy first, each as it was before it was read.
+    the files that were read, the policy first, each as it was before it was read. stages: of the operator's own, by
+    name, in the order of the file.
     """
 
     path: str
@@ -24,3 +26,4 @@ class Loaded:
     document: Document
     warnings: tuple[Problem, ...]
     stamps: Mapping[Path, Stamp]
+    stages: Mapping[str, Own] = field(default_factory=dict)

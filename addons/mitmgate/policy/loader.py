@@ -8,6 +8,7 @@ from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
+from mitmgate.policy.own_stages import Own, OwnStages
 from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import PolicyError, Problem, in_order
 from mitmgate.policy.snapshot import Snapshot
@@ -16,9 +17,10 @@ from mitmgate.policy.validation import validate
 __all__ = ["Loaded", "PolicyError", "Problem", "load", "load_snapshot"]
 
 
-def load(path: Path | str, environ: Mapping[str, str]) -> Loaded:
+def load(path: Path | str, environ: Mapping[str, str], running: Mapping[str, Own] | None = None) -> Loaded:
     """Read, validate and check a policy, YAML or JSON, and read the files and variables that it names.
 
+    running: at a reload, the stages of the operator's own that run; no other code is loaded then.
     Raises PolicyError with every problem where there is any error, and nothing else.
     """
     given = str(path)
@@ -40,10 +42,12 @@ def load(path: Path | str, environ: Mapping[str, str]) -> Loaded:
     policy, problems = validate(document)
     reader = Reader(document, files, environ)
     reader.read()
-    problems += [*document.problems, *check(document), *reader.problems]
+    own = OwnStages(document, files, running)
+    own.read()
+    problems += [*document.problems, *check(document), *reader.problems, *own.problems]
     if policy is None or any(problem.severity == "error" for problem in problems):
         raise PolicyError(problems, files.stamps)
-    return Loaded(given, policy, reader.material, document, in_order(problems), files.stamps)
+    return Loaded(given, policy, reader.material, document, in_order(problems), files.stamps, own.stages)
 
 
 def load_snapshot(path: Path | str, environ: Mapping[str, str]) -> Snapshot:

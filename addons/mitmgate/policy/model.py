@@ -12,6 +12,7 @@ from mitmgate.policy.model_identity import Identity, Revocation
 from mitmgate.policy.model_limits import Cors, RateLimit
 from mitmgate.policy.model_routes import Route
 from mitmgate.policy.model_shared import Mode, Networks
+from mitmgate.policy.model_stages import OwnStage
 from mitmgate.policy.model_upstreams import Upstream
 from mitmgate.policy.scalars import (
     FRAMING,
@@ -264,6 +265,8 @@ class Policy(Section):
     """CORS policies by name, for routes."""
     client_limits: Annotated[tuple[Name, ...], AfterValidator(_each_once)] = ()
     """Names of limits taken before authentication, on every route."""
+    stages: dict[Name, OwnStage] = Field(default={})
+    """Stages of the operator's own, by name (docs/stages.md). They are code: whoever loads the policy runs it."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
     """What may pass. A request that no route takes is refused."""
     response_headers: ResponseHeaders = ResponseHeaders()

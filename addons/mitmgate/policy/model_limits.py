@@ -24,7 +24,7 @@ from mitmgate.policy.scalars import (
 )
 from mitmgate.policy.section import Section
 
-KEYS = ("principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME")
+KEYS = ("principal", "client_ip", "issuer", "route", "claim:NAME", "header:NAME", "stage:NAME:KEY")
 OF_PRINCIPAL = ("principal", "issuer", "claim:")
 """How keys begin that need an authenticated principal."""
 
@@ -37,6 +37,10 @@ def _key(text: str) -> str:
         return str(text)
     if kind == "header" and re.fullmatch(TOKEN, name):
         return f"header:{name.lower()}"
+    if kind == "stage" and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}:[^:]+", name):
+        return str(text)
+    if colon and kind == "stage":
+        raise wrong("must name a stage of the policy and one of its keys", "write stage:NAME:KEY")
     if colon and kind in {"claim", "header"}:
         raise wrong(f"must name a {kind}", f"write {kind}:NAME")
     raise wrong("must be a key that requests are counted by", nearest(text, KEYS) or f"one of {', '.join(KEYS)}")
@@ -52,7 +56,8 @@ class RateLimit(Section):
     """How many units pass in any window."""
     window: Duration = Field(description="The length of the window (seconds), at every position in time.")
     key: Annotated[tuple[Key, ...], Field(min_length=1), one_or_more(Key)] = ("principal",)
-    """What is counted by: principal, client_ip, issuer, route, claim:NAME, header:NAME, or a list of these."""
+    """What is counted by: principal, client_ip, issuer, route, claim:NAME, header:NAME, stage:NAME:KEY (what a stage of
+    the operator's own says), or a list of these."""
     ipv6_prefix: Annotated[Integer, Field(ge=1, le=128)] = 64
     """For client_ip: the length of the network (bits) that is one client; a host has all of a /64 (RFC 4291)."""
     cost: Count = 1

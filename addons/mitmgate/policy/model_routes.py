@@ -28,7 +28,7 @@ from mitmgate.policy.scalars import (
 )
 from mitmgate.policy.section import Section
 
-_OWN = frozenset(
+WRITTEN_BY_THE_GATEWAY = frozenset(
     {
         *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"),
         *("authorization", "x-request-id", "traceparent"),
@@ -95,7 +95,7 @@ class Rewrite(Section):
             raise wrong("strip_prefix and replace_prefix exclude each other", "keep one", at="replace_prefix")
         for member, names in (("set", tuple(self.set)), ("remove", self.remove)):
             for name in names:
-                if name.lower() in FRAMING | _OWN:
+                if name.lower() in FRAMING | WRITTEN_BY_THE_GATEWAY:
                     raise wrong(f"{name} is written by the gateway alone", at=member)
         return self
 

@@ -14,6 +14,7 @@ from mitmgate.core.routing import RouteTable
 from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, ResponseHeaders, Upstream
 from mitmgate.core.via import Via
 from mitmgate.policy.model import Policy
+from mitmgate.policy.own_stages import Own
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Snapshot:
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
     the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
     revocations; None: it takes none. listen_tls: None: plain text. hidden_headers: fields, in
-    small letters, whose values the policy takes from the environment.
+    small letters, whose values the policy takes from the environment. own: the operator's stages, by name.
     """
 
     digest: str
@@ -55,6 +56,7 @@ class Snapshot:
     revocation_token: bytes | None = field(default=None, repr=False)
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
+    own: Mapping[str, Own] = field(default_factory=dict)
 
     @property
     def redact(self) -> Redact:

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mitmgate.policy.document import Document, written
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.model import Policy
 from mitmgate.policy.problem import Location, Problem, nearest
-from mitmgate.policy.section import Section
 
 _POLICY = TypeAdapter(Policy)
 _MESSAGES = {
@@ -31,19 +30,31 @@ _CHOICES = {"(memory)": "memory or {url: redis://...}", "(none)": "none or {issu
 
 def validate(document: Document) -> tuple[Policy | None, list[Problem]]:
     """Validate a document's value section by section; the policy is None where there is any error."""
-    sections: dict[int, type[Section]] = {}
+    sections: dict[int, type[BaseModel]] = {}
     try:
         return _POLICY.validate_python(document.value, context=sections), []
     except ValidationError as error:
-        details = error.errors(include_url=False)
-    problems = [_problem(document, detail, sections) for detail in details]
-    return None, [problem for problem in problems if problem is not None]
+        return None, problems_of(document, error, sections)
 
 
-def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[Section]]) -> Problem | None:
+def problems_of(
+    document: Document, error: ValidationError, sections: dict[int, type[BaseModel]], within: Location = ()
+) -> list[Problem]:
+    """Translate what pydantic says of a document. sections: who reads which mapping, by its id.
+
+    within: where in the document the value stands that was validated.
+    """
+    details = error.errors(include_url=False)
+    problems = [_problem(document, detail, sections, within) for detail in details]
+    return [problem for problem in problems if problem is not None]
+
+
+def _problem(
+    document: Document, detail: ErrorDetails, sections: dict[int, type[BaseModel]], within: Location
+) -> Problem | None:
     """Translate one error; None where it only follows from a reference that has no value."""
     context: dict[str, Any] = detail.get("ctx", {})
-    location = _location(document, detail["loc"])
+    location = _location(document, (*within, *detail["loc"]))
     if location and isinstance(location[-1], int) and not isinstance(document.at(location[:-1]), list):
         location = location[:-1]  # a list that is written as its only member
     key = detail["loc"][-1:] == ("[key]",)
@@ -67,15 +78,24 @@ def _problem(document: Document, detail: ErrorDetails, sections: dict[int, type[
         words = context["expected"].replace("'", "")
         branch = next((_CHOICES[step] for step in detail["loc"] if step in _CHOICES), None)
         message, hint = f"must be {branch or words}", nearest(str(found), words.replace(" or ", ", ").split(", "))
-    elif kind == "too_short":
-        message, hint = "must not be empty", ""
     else:
-        message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else detail["msg"]
-        quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
-        hint = "write it without quotes" if quoted else _HINTS.get(kind, "")
+        message, hint = _usual(document, location, detail)
     # A section's own error is about its members: their values are shown where they stand.
     shown = written(found) if key else document.shown(location)
     return document.problem(location, message, found=shown, hint=hint, key=key)
+
+
+def _usual(document: Document, location: Location, detail: ErrorDetails) -> tuple[str, str]:
+    """Say what pydantic itself finds wrong, or the validator of a stage's own options."""
+    context, found, kind = detail.get("ctx", {}), detail["input"], detail["type"]
+    if kind == "too_short":
+        return "must not be empty", ""
+    if kind in {"value_error", "assertion_error"}:
+        said = str(context.get("error", "")) if document.may_quote(location) else ""
+        return said or "is not what the stage takes", ""
+    message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else detail["msg"]
+    quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
+    return message, "write it without quotes" if quoted else _HINTS.get(kind, "")
 
 
 def _location(document: Document, steps: Location) -> Location:
@@ -89,7 +109,7 @@ def _location(document: Document, steps: Location) -> Location:
     return location
 
 
-def _unknown_member(document: Document, location: Location, sections: dict[int, type[Section]]) -> Problem:
+def _unknown_member(document: Document, location: Location, sections: dict[int, type[BaseModel]]) -> Problem:
     section, name = sections.get(id(document.at(location[:-1]))), str(location[-1])
     members = list(section.model_fields) if section is not None else []
     hint = nearest(name, members) or (f"members are {', '.join(members)}" if members else "")

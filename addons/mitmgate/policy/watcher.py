@@ -13,6 +13,7 @@ from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.files import stamp
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.loader import load
+from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import PolicyError, Stamp
 from mitmgate.policy.snapshot import Snapshot
 
@@ -53,6 +54,7 @@ class PolicySource:
         self.path = Path(path)
         self._environ = environ
         self._stamps: dict[Path, Stamp] = {}
+        self._running: Mapping[str, Own] | None = None
         self._put(self.read() if loaded is None else Candidate(loaded, compile_policy(loaded), loaded.stamps))
 
     @property
@@ -78,7 +80,7 @@ class PolicySource:
         # Files in force that the file does not come to name, or does not name any more, were looked at as well.
         watched = {path: stamp(path) for path in list(self._stamps)}
         try:
-            loaded = load(self.path, self._environ)
+            loaded = load(self.path, self._environ, self._running)
         except PolicyError as error:
             raise PolicyError(error.problems, {**watched, **error.stamps}) from error
         return Candidate(loaded, compile_policy(loaded), {**watched, **loaded.stamps})
@@ -98,6 +100,7 @@ class PolicySource:
 
     def _put(self, candidate: Candidate) -> None:
         self._loaded, self._stamps = candidate.loaded, dict(candidate.loaded.stamps)
+        self._running = candidate.loaded.stages  # from now on no other code is loaded
         # One reference is replaced: a request that has begun keeps the snapshot that it began with.
         self._snapshot = candidate.snapshot
 

@@ -52,6 +52,10 @@ def _token(recorded: Recorded) -> UnverifiedToken | None:
 def advice(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> list[str]:
     """Say what would have to be otherwise, one sentence for each way."""
     case = _Case(policy, recorded, exchange, step)
+    own = policy.snapshot.own.get(step.stage)
+    if own is not None and step.reason.code in own.reasons:
+        change = own.change(step.reason) or f"{own.code.use} decides otherwise, or with other options"
+        return [f"{change}: {case.place('stages', own.name)}"]
     made = _ADVICE.get(step.reason)
     if made is not None:
         return [line for line in made(case) if line]

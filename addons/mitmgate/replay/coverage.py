@@ -11,7 +11,8 @@ from mitmgate.core.authorize import same
 from mitmgate.core.principal import Principal
 from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import Route, named
-from mitmgate.core.verdict import Outcome
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
 from mitmgate.replay.coverage_rules import (
     ACCEPTED,
@@ -22,6 +23,7 @@ from mitmgate.replay.coverage_rules import (
     MATCHED,
     REACHED,
     REFUSED,
+    WENT_ON,
     Rule,
     item,
     rules,
@@ -49,7 +51,7 @@ class Coverage:
     def __init__(self, policy: OfflinePolicy) -> None:
         """Find the rules."""
         self.policy = policy
-        self.rules = tuple(rules(policy.loaded.policy, policy.loaded.document))
+        self.rules = tuple(rules(policy.loaded.policy, policy.loaded.document, policy.loaded.stages))
         self.counts: Counter[tuple[Location, str]] = Counter()
         model, document = policy.loaded.policy, policy.loaded.document
         self._routes = {route.name: (index, route) for index, route in enumerate(model.routes)}
@@ -74,6 +76,8 @@ class Coverage:
     def seen(self, recorded: Recorded, exchange: Exchange, decision: Decision, before: Decision | None) -> None:
         """Count what the rules did with one request."""
         steps = {step.stage: step for step in exchange.verdict.steps}
+        for name in exchange.snapshot.own.keys() & steps.keys():
+            self._own(name, steps[name], exchange.snapshot.own[name])
         route = exchange.route
         if route is not None:
             self._matched(exchange, route)
@@ -102,6 +106,13 @@ class Coverage:
             for name in self._routes[route.name][1].rewrite.set:
                 if name.lower().encode("latin-1") in sent:
                     self._add((*at, "rewrite", "set", name), REACHED)
+
+    def _own(self, name: str, step: Step, own: Own) -> None:
+        """Count a stage of the operator's own: that the request went on, or the reason that it gave; no failure."""
+        if step.reason.code in own.reasons:
+            self._add(("stages", name), step.reason.code)
+        elif step.outcome is not Outcome.DENY:
+            self._add(("stages", name), WENT_ON)
 
     def _add(self, location: Location, branch: str) -> None:
         self.counts[location, branch] += 1

@@ -1,11 +1,12 @@
 """What of a policy can be exercised: every rule with its place in the file and the branches that it has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from mitmgate.policy.document import Document
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_routes import Route
+from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
 
 REACHED: Final = "reached"
@@ -16,6 +17,7 @@ GRANTED: Final = "granted"
 LIMITED: Final = "limited"
 ACCEPTED: Final = "accepted"
 REFUSED: Final = "refused"
+WENT_ON: Final = "went-on"
 
 
 class Rule(NamedTuple):
@@ -31,8 +33,8 @@ def item(document: Document, location: Location, index: int) -> Location:
     return (*location, index) if isinstance(document.at(location), list) else location
 
 
-def rules(policy: Policy, document: Document) -> Iterator[Rule]:
-    """Yield every rule of a policy that a corpus can exercise, in the order of the file's sections."""
+def rules(policy: Policy, document: Document, stages: Mapping[str, Own]) -> Iterator[Rule]:
+    """Yield every rule of a policy that a corpus can exercise. stages: of the operator's own; a reason is a branch."""
     for name in policy.identity.issuers:
         yield Rule(("identity", "issuers", name), f"issuer {name}", (ACCEPTED, REFUSED))
     yield from _networks(policy.networks.allow, policy.networks.deny, ("networks",), document)
@@ -47,6 +49,8 @@ def rules(policy: Policy, document: Document) -> Iterator[Rule]:
             yield Rule(("upstreams", name, "circuit"), f"circuit of {name}", ("closed", "open"))
         for index, endpoint in enumerate(upstream.endpoints):
             yield Rule(item(document, ("upstreams", name, "endpoints"), index), f"endpoint {endpoint}", (REACHED,))
+    for name, own in stages.items():
+        yield Rule(("stages", name), f"stage {name}", (WENT_ON, *own.reasons))
     for index, route in enumerate(policy.routes):
         yield from _route(route, ("routes", index), document)
 

@@ -51,10 +51,12 @@ class Decider:
         ring.configure(snapshot.issuers)
         source = _InForce(snapshot)
         services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")))
-        self._chain: tuple[Stage, ...] = chain.stages(source, services, lambda: self.now, lambda: self.ticks)
+        self._chain: tuple[Stage, ...] = chain.stages(
+            source, services, lambda: self.now, lambda: self.ticks, snapshot.own, offline=True
+        )
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
-        self._enforcer = Enforcer(source, chain.REQUIRED)
+        self._enforcer = Enforcer(source, chain.signatures(snapshot.own))
         self._events: list[tuple[float, int, Exchange, Aftermath | Reason]] = []
         self._number = 0
 

@@ -22,8 +22,11 @@ _REASONS = {reason.code: reason for reason in Reason}
 
 
 def reason_of(code: object) -> Reason:
-    """Return the reason of a code. Raises ValueError where there is none: the recording is of another version."""
-    reason = _REASONS.get(code) if isinstance(code, str) else None
+    """Return the reason of a code, also one that a stage of the policy in hand declares.
+
+    Raises ValueError where there is none: the recording is of another version.
+    """
+    reason = _REASONS.get(code) or Reason.of(code) if isinstance(code, str) else None
     if reason is None:
         raise ValueError(f"no reason code {code!r}")
     return reason

@@ -114,6 +114,8 @@ def _stage(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: 
     read = _READ.get(step.stage)
     report.read = {} if read is None else read(exchange)
     redaction = Redaction(policy.snapshot.redact)
+    if step.stage in policy.snapshot.own:
+        report.read = {name: _shown(fact, redaction) for name, fact in exchange.own_read.get(step.stage, {}).items()}
     for name, show in (("target", redaction.target), ("path", redaction.path), ("host", redaction.path)):
         if isinstance(report.read.get(name), str):
             report.read[name] = show(str(report.read[name]))
@@ -191,6 +193,8 @@ def _rules(policy: OfflinePolicy, exchange: Exchange, stage: str) -> list[Locati
     }
     if stage == "cors" and alike(exchange):
         return [("cors", name) for name in policy.loaded.policy.cors]
+    if stage in policy.snapshot.own:
+        return [("stages", stage)]
     return [*of_route.get(stage, []), *of_policy.get(stage, [])]
 
 

@@ -25,6 +25,7 @@ from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.exchange import Exchange, exchange_of
+from mitmgate.stages.own import OwnStage
 from mitmgate.stages.stage import Stage
 from mitmgate.stores.memory import MemoryStore
 
@@ -79,7 +80,7 @@ class Shadow:
         self._ring.configure(candidate.issuers)
         services = Services(MemoryStore(), self._ring, open_trail(AuditSettings(on_full="drop")))
         source = _Candidate(unsigned(candidate))
-        self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time, self._tick)
+        self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time, self._tick, candidate.own)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
         self._breaker = next(stage for stage in self._chain if isinstance(stage, CircuitBreaker))
         self._flows: weakref.WeakKeyDictionary[HTTPFlow, Exchange] = weakref.WeakKeyDictionary()
@@ -101,6 +102,9 @@ class Shadow:
         """Stop fetching keys."""
         for task in self._waiting:
             task.cancel()
+        for stage in self._chain:
+            if isinstance(stage, OwnStage):
+                stage.done()
         await self._ring.close()
 
     def requestheaders(self, flow: HTTPFlow) -> None:

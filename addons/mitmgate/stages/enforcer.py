@@ -41,7 +41,7 @@ class Enforcer:
     def __init__(self, source: SnapshotSource, required: tuple[str, ...]) -> None:
         """required: the names of the stages that must have signed, in order."""
         self._source = source
-        self._required = required
+        self.required = required
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Let the request through, or answer it."""
@@ -69,9 +69,9 @@ class Enforcer:
         if verdict.final is not None:
             return False
         ready = exchange.forward is not None and exchange.endpoint is not None
-        if not (ready and verdict.admitted_by(self._required)):
+        if not (ready and verdict.admitted_by(self.required)):
             signed = {step.stage for step in verdict.steps}
-            missing = [name for name in self._required if name not in signed]
+            missing = [name for name in self.required if name not in signed]
             logger.error("request %s denied: not signed by %s", exchange.request_id, missing or "all in order")
             verdict.record(
                 Step("enforcer", Outcome.DENY, Reason.STAGE_ERROR, "The gateway could not decide on this request.")

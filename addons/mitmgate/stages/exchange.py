@@ -2,8 +2,10 @@
 
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
@@ -37,6 +39,10 @@ class WebSocketEnd(NamedTuple):
     closed_by: str  # "client", "upstream" or "gateway"
     messages_in: int
     messages_out: int
+
+
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_NONE_READ: Final[Mapping[str, dict[str, object]]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -73,6 +79,9 @@ class Exchange:
     retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
     failed_over: tuple[Reason, ...] = ()  # CircuitBreaker: why the endpoints before this one failed
     settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
+    own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage: towards the service
+    own_keys: Mapping[str, str] = _NOTHING  # OwnStage: texts for limits, by "STAGE:KEY"
+    own_read: Mapping[str, dict[str, object]] = _NONE_READ  # OwnStage, offline: what each has read
     forward: Forward | None = None  # Rewrite
     answer: Answer | None = None  # the stage that answers or denies with more than the problem body
     admitted: bool = False  # Enforcer: the request may be forwarded

@@ -111,4 +111,7 @@ def _part(part: str, limit: Limit, exchange: Exchange) -> str:
     if kind == "header":
         text = None if exchange.head is None else exchange.head.headers.text(name)
         return ABSENT if text is None else f"={text}"
+    if kind == "stage":
+        text = exchange.own_keys.get(name)
+        return ABSENT if text is None else f"={text}"
     raise ValueError(f"unknown key {part}")

@@ -63,6 +63,7 @@ class Rewrite(Stage):
             (b"Host", host),
             *head.headers.derive(client_fields, exchange.snapshot.client_fields.identity, route.rewrite.remove),
             *told,
+            *exchange.own_fields,
             *(() if exchange.snapshot.via is None else (exchange.snapshot.via.field(exchange.request.version),)),
             (b"X-Request-ID", exchange.request_id.encode("ascii")),
             (b"traceparent", exchange.traceparent.encode("ascii")),

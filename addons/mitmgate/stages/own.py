@@ -1,0 +1,326 @@
+"""Own: the place of a stage of the operator's own in the chain, and the wall around it.
+
+It asks the operator's object (`mitmgate.stage.Stage`), and makes a step of the chain of what that returns. Whatever is
+not exactly what a stage may say is an exception here, which the chain's runner turns into a denial.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from time import perf_counter
+from typing import Final
+
+from mitmgate import stage
+from mitmgate.core.headers import Headers
+from mitmgate.core.reason import Reason
+from mitmgate.core.rewrite import header_safe
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.own_stages import Own
+from mitmgate.policy.scalars import FRAMING, TOKEN
+from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+LONGEST_DETAIL: Final = 200
+LONGEST_FIELD: Final = 1024
+LONGEST_KEY: Final = 128
+LARGEST_BODY: Final = 64 << 10
+MOST_LEFT_BEHIND: Final = 100
+"""Calls beyond their timeout that ignore being cancelled; as many more are not begun."""
+SAY_EVERY: Final = 60.0
+"""Seconds between two warnings that one stage is slow."""
+
+_PROBLEM: Final = frozenset({"content-type", "cache-control"})  # what a problem says of itself
+_TOKEN: Final = re.compile(TOKEN)
+_NOTED: Final = frozenset(
+    name for name, member in vars(stage.Facts).items() if isinstance(member, property) and not name.startswith("_")
+)
+
+
+class OwnStage(Stage):
+    """Ask one stage of the operator's own. Its name is that of the policy's entry.
+
+    Reads: what `stage.Facts` shows. Writes: exchange.own_fields, exchange.own_keys, exchange.answer. Denies, answers
+    and observes with the reasons that the stage declares. On failure, which a result that says too much is too, and
+    one that comes after the entry's `timeout`: stage-error.
+    """
+
+    def __init__(self, offline: bool = False) -> None:
+        """offline: nothing can be waited for, no clock counts, and what the stage reads is noted for `explain`."""
+        self._offline = offline
+        self._own: Own | None = None
+        self._ask: Callable[[stage.Facts], object] = _nobody
+        self._admit = self._skip = stage.Step("", Outcome.SKIP)
+        self._left: set[asyncio.Task[object]] = set()
+        self._done = False
+        self._slow = 0  # requests that took long since the last line about it
+        self._said = float("-inf")
+
+    def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
+        """Ask the stage, and hold what it says to what it may say."""
+        own = exchange.snapshot.own[self.name]
+        if own is not self._own:
+            self._adopt(own)
+        facts = stage.facts_of(exchange) if not self._offline else _Noting(exchange, self.name)
+        started = perf_counter()
+        try:
+            said = self._ask(facts)
+        except Exception:
+            raise
+        except BaseException as error:  # SystemExit, say, which would end the process
+            raise RuntimeError(f"decide raised {type(error).__name__}") from error
+        if said is self._admit and perf_counter() - started <= own.slow:
+            return self.admitted
+        if type(said) is stage.Step or not isawaitable(said):
+            return self._step(exchange, own, said, perf_counter() - started)
+        if self._offline:
+            return self._wait_offline(exchange, own, said)
+        if len(self._left) >= MOST_LEFT_BEHIND:
+            _drop(said)
+            raise TimeoutError(f"{MOST_LEFT_BEHIND} calls of it that were cancelled still run")
+        task = asyncio.Task(_contained(said), loop=asyncio.get_running_loop(), eager_start=True)
+        if task.done():
+            return self._step(exchange, own, task.result(), perf_counter() - started)
+        return self._wait(exchange, own, task, started)
+
+    def _adopt(self, own: Own) -> None:
+        """Make the object for a policy that has come in force."""
+        self._own, self._ask = None, _nobody
+        asked = own.make()
+        self._admit, self._skip = asked.admit(), asked.skip()
+        self._own, self._ask = own, asked.decide
+
+    async def _wait_offline(self, exchange: Exchange, own: Own, pending: Awaitable[object]) -> Step:
+        return self._step(exchange, own, await _contained(pending), 0.0)
+
+    async def _wait(self, exchange: Exchange, own: Own, task: "asyncio.Task[object]", started: float) -> Step:
+        try:
+            await asyncio.wait({task}, timeout=own.timeout)
+        finally:
+            if not task.done():
+                self._left.add(task)
+                task.add_done_callback(self._ended)
+                task.cancel()
+                if self._done:
+                    _end(task)
+        if task in self._left:
+            raise TimeoutError(f"it took longer than its timeout of {own.timeout:g} s")
+        if task.cancelled():
+            raise RuntimeError("decide cancelled itself")
+        return self._step(exchange, own, task.result(), perf_counter() - started)
+
+    def done(self) -> None:
+        """End what has ignored being cancelled: the process would wait for it at its end."""
+        self._done = True
+        for task in self._left:
+            _end(task)
+
+    def _ended(self, task: "asyncio.Task[object]") -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
+
+    def _step(self, exchange: Exchange, own: Own, said: object, took: float) -> Step:
+        """Make a step of what the stage has said. Raises where that is not what a stage may say."""
+        if took > own.slow and not self._offline:
+            if took > own.timeout:
+                raise TimeoutError(f"it took {took:.3f} s, longer than its timeout of {own.timeout:g} s")
+            self._warn(own, took)
+        if said is self._admit:
+            return self.admitted
+        if said is self._skip:
+            return self.skipped
+        if type(said) is not stage.Step:
+            raise TypeError(f"decide returned {type(said).__name__}, which is no Step")
+        if said.stage != self.name:
+            raise ValueError(f"decide spoke for the stage {said.stage!r}")
+        if type(said.outcome) is not Outcome:
+            raise ValueError(f"there is no outcome {said.outcome!r}")
+        if said.outcome in {Outcome.ADMIT, Outcome.SKIP, Outcome.OBSERVE}:
+            return self._go_on(exchange, own, said)
+        reason = _reason(own, said)
+        fields = _response_fields(said)
+        body = _body(reason, said)
+        if own.mode == "report":
+            return Step(self.name, Outcome.OBSERVE, reason, _detail(said))
+        if said.outcome is Outcome.ANSWER:
+            exchange.answer = Answer(reason.status, fields, body)
+            return Step(self.name, Outcome.ANSWER, reason)
+        step = self.deny(reason, _detail(said))
+        if fields:
+            exchange.answer = Answer(reason.status, fields)
+        return step
+
+    def _go_on(self, exchange: Exchange, own: Own, said: stage.Step) -> Step:
+        if said.body:
+            raise ValueError("only an answer has a body")
+        made = {}
+        for name, value in said.fields.items():
+            written = own.sets.get(name.lower())
+            if written is None:
+                raise ValueError(f"it sets {name!r}, which it does not declare")
+            made[written] = _value(name, value)
+        keys = {}
+        for name, text in said.keys.items():
+            if name not in own.keys:
+                raise ValueError(f"it hands over the key {name!r}, which it does not declare")
+            if type(text) is not str or len(text) > LONGEST_KEY:
+                raise ValueError(f"the key {name} has to be a text of {LONGEST_KEY} characters at most")
+            keys[f"{self.name}:{name}"] = text
+        if said.outcome is Outcome.OBSERVE:
+            step = Step(self.name, Outcome.OBSERVE, _reason(own, said), _detail(said))
+        elif said.reason or said.detail:
+            raise ValueError(f"a request that goes on has no reason: {said.reason!r}")
+        else:
+            step = self.admitted if said.outcome is Outcome.ADMIT else self.skipped
+        exchange.own_fields += tuple(made.items())
+        if keys:
+            exchange.own_keys = {**exchange.own_keys, **keys}
+        return step
+
+    def _warn(self, own: Own, took: float) -> None:
+        """Say that the stage is slow; once a minute."""
+        self._slow += 1
+        now = perf_counter()
+        if now - self._said >= SAY_EVERY:
+            since = f", and {self._slow} requests since the last such line" if self._slow > 1 else ""
+            logger.warning("stage %s took %.3f s for a request, its slow is %g s%s", self.name, took, own.slow, since)
+            self._said, self._slow = now, 0
+
+
+def own_stage(name: str, offline: bool = False) -> OwnStage:
+    """Make the place of a stage by its name. Each is a class of its own: a stage's name belongs to its class."""
+    made: type[OwnStage] = type("OwnStage", (OwnStage,), {"name": name})
+    return made(offline)
+
+
+def _nobody(facts: stage.Facts) -> object:
+    raise LookupError("there is no stage to ask")
+
+
+async def _contained(pending: Awaitable[object]) -> object:
+    """Wait for a stage; what would end the process, or the event loop, is an exception like any other."""
+    try:
+        return await pending
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        raise RuntimeError(f"decide raised {type(error).__name__}") from error
+
+
+def _end(task: "asyncio.Task[object]") -> None:
+    """End the coroutine of a task, and so the task, which is cancelled once more and finds nothing to go on with."""
+    try:
+        _drop(task.get_coro())
+    except (RuntimeError, ValueError) as error:  # it ignores that, too, or runs at this moment
+        logger.error("a call of a stage can't be ended: %r", error)
+
+
+def _drop(pending: object) -> None:
+    close = getattr(pending, "close", None)
+    if close is not None:
+        close()
+
+
+def _reason(own: Own, said: stage.Step) -> Reason:
+    reason = own.reasons.get(said.reason)
+    if reason is None:
+        raise ValueError(f"it gives the reason {said.reason!r}, which it does not declare")
+    if reason.status < 400 and said.outcome is not Outcome.ANSWER:
+        raise ValueError(f"the reason {said.reason} has the status {reason.status}, which refuses nothing")
+    return reason
+
+
+def _detail(said: stage.Step) -> str:
+    detail = said.detail
+    if type(detail) is not str or len(detail) > LONGEST_DETAIL or not detail.isprintable():
+        raise ValueError(f"the detail has to be a text of {LONGEST_DETAIL} printable characters at most")
+    return detail
+
+
+def _value(name: str, value: str) -> bytes:
+    made = header_safe(value) if type(value) is str and len(value) <= LONGEST_FIELD else None
+    if made is None:
+        raise ValueError(f"{name} has to have visible ASCII as its value, {LONGEST_FIELD} characters at most")
+    return made
+
+
+def _response_fields(said: stage.Step) -> tuple[tuple[bytes, bytes], ...]:
+    if said.keys:
+        raise ValueError("a request that ends here has no keys")
+    made = []
+    for name, value in said.fields.items():
+        lower = name.lower()
+        if _TOKEN.fullmatch(name) is None or lower in FRAMING:
+            raise ValueError(f"{name!r} is no field that a response may be given")
+        if lower in _PROBLEM and said.outcome is Outcome.DENY:
+            raise ValueError(f"a problem has a {name} of its own")
+        made.append((name.encode("ascii"), _value(name, value)))
+    return tuple(made)
+
+
+def _body(reason: Reason, said: stage.Step) -> bytes:
+    body = said.body
+    if type(body) is not bytes or len(body) > LARGEST_BODY:
+        raise ValueError(f"the body of an answer has to be {LARGEST_BODY} bytes at most")
+    if body and (said.outcome is Outcome.DENY or reason.status in {204, 205, 304}):
+        raise ValueError(f"there is no body with {said.outcome} {reason.status}")
+    return body
+
+
+class _Noting(stage.Facts):
+    """Facts that note what was read of them, in exchange.own_read."""
+
+    __slots__ = ("_exchange", "_read")
+
+    def __init__(self, exchange: Exchange, name: str) -> None:
+        super().__init__(exchange)
+        read: dict[str, object] = {}
+        exchange.own_read = {**exchange.own_read, name: read}
+        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "_exchange", exchange)
+
+    def __getattribute__(self, name: str) -> object:
+        value = object.__getattribute__(self, name)
+        if name not in _NOTED:
+            return value
+        read: dict[str, object] = object.__getattribute__(self, "_read")
+        exchange: Exchange = object.__getattribute__(self, "_exchange")
+        if name == "headers" and exchange.head is not None:
+            return _NotingHeaders(exchange.head.headers, read)
+        if isinstance(value, stage.Principal):
+            read["subject"], read["issuer"] = value.subject, value.issuer
+        else:
+            read[name] = value if isinstance(value, str | int | float | None) else str(value)
+        return value
+
+
+class _NotingHeaders(stage.Headers):
+    """Header fields that note which of them were looked up."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, headers: Headers, read: dict[str, object]) -> None:
+        super().__init__(headers)
+        object.__setattr__(self, "_read", read)
+
+    def get(self, name: str) -> str | None:
+        value = super().get(name)
+        self._note(name, value)
+        return value
+
+    def all(self, name: str) -> tuple[str, ...]:
+        values = super().all(name)
+        self._note(name, ", ".join(values) if values else None)
+        return values
+
+    def __contains__(self, name: str) -> bool:
+        self._note(name, super().get(name))
+        return super().__contains__(name)
+
+    def _note(self, name: str, value: str | None) -> None:
+        read: dict[str, object] = object.__getattribute__(self, "_read")
+        found = read.setdefault("headers", {})
+        if isinstance(found, dict):
+            found[name.lower()] = value

@@ -1,0 +1,117 @@
+"""Stages of the operator's own in every host: the example does what it says, and 46 broken ones admit nothing."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.harness import ROOT, Front, Gateway, audit_events, mint, policy, route, write_policy
+from tests.live.harness_http import Answered, wait_for
+from tests.live.harness_upstream import RecordingUpstream
+from tests.own.stages.fragile import HARMS
+
+HASTY = frozenset({"sleeps", "waits", "waits for nothing", "will not be cancelled"})
+BROWSER = {"User-Agent": "Firefox/140"}
+
+
+def with_stages(directory: Path, upstream: RecordingUpstream | str) -> dict[str, Any]:
+    """Make a policy with the example, and a stage that can be made to fail, before and after authentication."""
+    stages = directory / "stages"
+    stages.mkdir(exist_ok=True)
+    for file in (ROOT / "docs/examples/bot_guard.py", Path(__file__).parent / "stages/fragile.py"):
+        shutil.copy(file, stages)
+    made = policy(directory, upstream)
+    made["rate_limits"]["per-family"] = {"limit": 3, "window": "10m", "key": "stage:bot-guard:family"}
+    made["stages"] = {
+        "witness": {"use": "stages/fragile.py:Witness", "after": "hasty"},
+        "bot-guard": {"use": "stages/bot_guard.py:BotGuard", "after": "network-access", "deny": ["curl/*"]},
+        "fragile": {"use": "stages/fragile.py:Fragile", "after": "authorization", "timeout": "1h"},
+        "hasty": {"use": "stages/fragile.py:Hasty", "after": "authorization", "timeout": "100ms"},
+    }
+    return route(made, "public", rate_limits=["per-family"])
+
+
+class Running:
+    """A gateway, what is behind it, and what it has recorded."""
+
+    def __init__(self, gateway: Gateway, upstream: RecordingUpstream) -> None:
+        self.gateway = gateway
+        self.upstream = upstream
+        self.asked = 0
+
+    def ask(self, target: str, headers: dict[str, str], **options: Any) -> tuple[Answered, dict[str, Any]]:
+        """Ask, and return the answer with its event."""
+        answered = self.gateway.get(target, headers=headers, **options)
+        self.asked += 1
+        return answered, audit_events(self.gateway.policy_path.parent / "audit.jsonl", self.asked)[-1]
+
+    @property
+    def words(self) -> str:
+        """All that the process has said."""
+        return self.gateway.log + self.gateway.stdout.read_text(errors="replace")
+
+
+@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    front: Front = request.param
+    directory = tmp_path_factory.mktemp(front)
+    with RecordingUpstream() as upstream:
+        path = write_policy(directory, with_stages(directory, upstream))
+        arguments = ("--record", str(directory / "traffic.mitm")) if front == "serve" else ()
+        with Gateway(path, host=front, arguments=arguments) as gateway:
+            yield Running(gateway, upstream)
+
+
+def test_the_example_refuses_bots_and_names_the_others_to_service_and_limit(running: Running) -> None:
+    running.upstream.forget()
+    answered, event = running.ask("/public", {"User-Agent": "curl/8.5"})
+    assert (answered.status, answered.reason) == (403, "bot-refused")
+    assert answered.json["title"] == "Automated client refused"
+    assert answered.json["detail"] == "This service is for people."
+    assert (event["stage"], event["reason"], event["decision"]) == ("bot-guard", "bot-refused", "deny")
+    answered, event = running.ask("/public", {})
+    assert (answered.status, answered.reason) == (403, "agent-missing")
+    running.upstream.assert_saw_nothing()
+    forged = {"X-Agent-Family": "Googlebot", "X_Agent_Family": "Googlebot", "X.Agent.Family": "Googlebot"}
+    statuses = [running.ask("/public", BROWSER | forged)[0].status for _ in range(4)]
+    assert statuses == [200, 200, 200, 429]
+    assert running.ask("/public", {"User-Agent": "Lynx/2.9"})[0].status == 200
+    running.upstream.assert_saw_only(4)
+    for seen in running.upstream.requests:
+        sent = [
+            value
+            for name, value in seen.headers
+            if name.lower().replace("_", "-").replace(".", "-") == "x-agent-family"
+        ]
+        assert sent in (["Firefox"], ["Lynx"])
+
+
+@pytest.mark.parametrize("name", ["fragile", "hasty"])
+def test_a_stage_of_ones_own_that_does_wrong_denies(running: Running, name: str) -> None:
+    token = mint()
+    running.upstream.forget()
+    harms = [harm for harm in HARMS if (harm in HASTY) is (name == "hasty")]
+    for told, harm in enumerate(harms, 1):
+        answered, event = running.ask("/api/v1/users", BROWSER | {"X-Harm": harm, "X-To": name}, token=token)
+        assert (answered.status, answered.reason) == (503, "stage-error"), (harm, answered)
+        assert b"harm" not in answered.body
+        assert (event["decision"], event["stage"], event["reason"]) == ("deny", name, "stage-error"), harm
+        assert "observed" not in event, harm  # the stage behind it was not asked
+        wait_for(lambda: running.words.count(f"stage {name} failed") == told, f"{harm} to be told")  # noqa: B023
+    running.upstream.assert_saw_nothing()
+    answered, event = running.ask("/api/v1/users", BROWSER, token=token)
+    assert answered.status == 200
+    assert event["observed"] == ["witness/witness-refused"]
+    running.upstream.assert_saw_only(1)
+
+
+def test_what_stands_behind_a_denial_is_not_asked(running: Running) -> None:
+    """A stage can't undo a denial: that of authentication comes first."""
+    running.upstream.forget()
+    before = running.words.count("failed")
+    answered, event = running.ask("/api/v1/users", BROWSER | {"X-Harm": "raises", "X-To": "fragile"})
+    assert (answered.status, event["stage"]) == (401, "authentication")
+    assert running.words.count("failed") == before
+    running.upstream.assert_saw_nothing()

@@ -124,9 +124,13 @@ class OwnStages:
     def read(self) -> None:
         """Read every stage that the document names."""
         entries = self.document.at(("stages",))
-        named = entries if isinstance(entries, dict) else {}
+        named = (
+            {name: entry for name, entry in entries.items() if isinstance(name, str)}
+            if isinstance(entries, dict)
+            else {}
+        )
         for name in named:
-            entry = self._entry(("stages", name)) if isinstance(name, str) else None
+            entry = self._entry(("stages", name))
             if entry is not None:
                 self._read(name, entry)
         self._places({name: self.document.at(("stages", name, "after")) for name in named})
@@ -292,7 +296,7 @@ class OwnStages:
         limits = self.document.at(("rate_limits",))
         placed = in_place(_BUILT_IN, {name: own.after for name, own in self.stages.items()})
         first = self.document.at(("client_limits",))
-        early = set(first if isinstance(first, list) else [first])
+        early = [*first] if isinstance(first, list) else [first]
         for limit, members in (limits if isinstance(limits, dict) else {}).items():
             keys = members.get("key") if isinstance(members, dict) else None
             for index, key in enumerate(keys if isinstance(keys, list) else [keys]):

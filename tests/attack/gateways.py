@@ -64,6 +64,7 @@ def attack_policy(directory: Path, node: str, nginx: str, admin: int, **members:
         },
     ]
     made["admin"] = {"host": "127.0.0.1", "port": admin}
+    made["audit"]["sinks"][0]["rotate"] = "4GiB"  # all of a long run is in one file, and no refusals in another
     return made | members
 
 

@@ -16,11 +16,13 @@ import h2.events
 import h2.exceptions
 import h2.settings
 from h2.errors import ErrorCodes
-from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, WindowUpdateFrame
 
 from tests.live.harness_upstream import PATIENCE
 
 LARGE: Final = 1 << 20
+CRUMBS: Final = 20_000
+"""Frames that are worth nothing."""
 BURST: Final = 60_000
 """Bytes that a stream's first window lets through."""
 
@@ -68,6 +70,7 @@ class Http2Service:
         self.url = f"{'h2s' if context else 'h2'}://127.0.0.1:{self.port}"
         self.requests: list[Seen] = []
         self.connections = 0
+        self.unwilling = 1  # connections on which /refused and /goaway are not looked at
         self.closed = 0
         self._links: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -164,9 +167,9 @@ class Http2Service:
         """Do what does not wait for the body."""
         raw, send = connection.link.sendall, connection.h2
         match seen.one(b":path"):
-            case b"/refused" if connection.number == 1:
+            case b"/refused" if connection.number <= self.unwilling:
                 raw(RstStreamFrame(stream_id, error_code=int(ErrorCodes.REFUSED_STREAM)).serialize())
-            case b"/goaway" if connection.number == 1:
+            case b"/goaway" if connection.number <= self.unwilling:
                 raw(GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
             case b"/goaway-busy":
                 connection.last = stream_id
@@ -180,6 +183,15 @@ class Http2Service:
                 send.send_data(stream_id, b"early", end_stream=True)
             case b"/chat":
                 send.send_headers(stream_id, [(b":status", b"200")])
+            case b"/crumbs":
+                send.send_headers(stream_id, [(b":status", b"200")])
+                self._flush(connection)
+                crumb = DataFrame(stream_id, b"x").serialize()
+                raw(crumb * CRUMBS + DataFrame(stream_id, b"", flags=["END_STREAM"]).serialize())
+            case b"/pings":
+                raw(PingFrame(0, b"12345678").serialize() * CRUMBS)
+            case b"/windows":
+                raw(WindowUpdateFrame(0, 1).serialize() * CRUMBS)
             case b"/mute":  # reads and says nothing more
                 self._ended.wait(PATIENCE)
             case _:
@@ -189,8 +201,8 @@ class Http2Service:
     def _answer(self, connection: _Connection, stream_id: int, seen: Seen) -> None:
         send = connection.h2
         path = seen.one(b":path") or b""
-        if path in {b"/hang", b"/early", b"/closed", b"/reset"} or (
-            path in {b"/refused", b"/goaway"} and connection.number == 1
+        if path in {b"/hang", b"/early", b"/closed", b"/reset", b"/crumbs"} or (
+            path in {b"/refused", b"/goaway"} and connection.number <= self.unwilling
         ):
             return
         if path.startswith(b"/bad-"):

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import Raw, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, crowd, receive, reset, route
-from tests.protocol.http2_service import BAD, LARGE, Http2Service
+from tests.protocol.http2_service import BAD, CRUMBS, LARGE, Http2Service
 from tests.protocol.node_origin import NodeOrigin
 from tests.protocol.test_http2 import Client
 from tests.protocol.test_tls import listen
@@ -155,6 +156,17 @@ def test_what_the_service_has_not_looked_at_is_sent_again(
     """RFC 9113, sections 6.8 and 8.7: whatever its method."""
     assert ask(h2_up, path, method, b"once" if method == "POST" else None)[0] == 200
     assert [(seen.connection, seen.body) for seen in service.requests][-1] == (2, b"once" if method == "POST" else b"")
+
+
+@pytest.mark.parametrize("path", ["/refused", "/goaway"])
+@pytest.mark.parametrize(("unwilling", "status"), [(3, 200), (4, 502), (1000, 502)])
+def test_it_is_sent_again_so_often_and_no_more(
+    h2_up: Gate, service: Http2Service, path: str, unwilling: int, status: int
+) -> None:
+    service.unwilling = unwilling
+    assert ask(h2_up, path, "POST", b"once")[0] == status
+    assert [seen.connection for seen in service.requests] == [1, 2, 3, 4]
+    assert ask(h2_up, "/p")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/closed", "/reset"])
@@ -303,6 +315,27 @@ def test_responses_that_end_while_their_clients_take_nothing_give_their_window_b
             client.request(path)
             assert gate.hooks.wait_ends(number + 1)[-1] == ("response", Reason.OK)
     assert service.connections == 1
+
+
+@pytest.mark.parametrize(("path", "body"), [("/crumbs", b"x" * CRUMBS), ("/windows", b"http2 says ")])
+def test_frames_that_are_worth_nothing_are_read_slowly(
+    h2_up: Gate, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes
+) -> None:
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.FRAMES", 100)
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.FRAMES_A_SECOND", 2 * CRUMBS)
+    begun = time.monotonic()
+    assert ask(h2_up, path) == (200, body)
+    assert time.monotonic() - begun > 0.3
+
+def test_frames_with_bytes_are_not(h2_up: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.FRAMES", 50)
+    monkeypatch.setattr("mitmgate.proxy.upstream_http2.FRAMES_A_SECOND", 1)
+    assert ask(h2_up, "/large") == (200, b"x" * LARGE)
+
+
+def test_frames_that_want_answers_end_the_connection(h2_up: Gate) -> None:
+    assert ask(h2_up, "/pings")[0] == 502
+    assert ask(h2_up, "/p")[0] == 200
 
 
 @pytest.mark.parametrize("ends", ["given up", "refused"])

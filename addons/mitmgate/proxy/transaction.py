@@ -96,6 +96,9 @@ FAILURES: Final = 1024
 """Endpoints and causes whose log lines are counted."""
 IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
 """Methods of requests that may be sent twice (RFC 9110, section 9.2.2)."""
+RESENDS: Final = 3
+"""How often a request is sent anew to an endpoint that has not looked at it, and says so (RFC 9113, section 8.7): one
+that is being replaced may do so on several connections in a row."""
 MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
 """Statuses of the gateway's own after which a client is not read from again."""
 _NOWHERE: Final = Server(address=None)
@@ -284,9 +287,9 @@ class Transaction(Recipient):
         "_quiet",
         "_received",
         "_relay",
-        "_replayed",
         "_request",
         "_request_body",
+        "_resent",
         "_response",
         "_response_body",
         "_response_length",
@@ -328,7 +331,7 @@ class Transaction(Recipient):
         self._delivered = 0
         self._retries = 0
         self._forward: Forward | None = None  # what is sent, whatever becomes of the flow
-        self._replayed = False  # a stale connection was replaced once
+        self._resent = 0  # how often it was sent anew to the same endpoint, which had done nothing with it
         self._expects = False  # the request holds `Expect: 100-continue`
         self._conversation = False  # both bodies are streams of messages, which may pause (gRPC)
         self._continued = False  # and the client has been told, or does not wait
@@ -623,7 +626,7 @@ class Transaction(Recipient):
             self._fail(Reason.STAGE_ERROR)
             return
         upstream = exchange.route.upstream
-        if not self._replayed:
+        if not self._resent:
             connection = self._engine.pool.take(exchange.endpoint, upstream.tls, repeatable=self._repeatable)
             if connection is not None:
                 self._reached(connection, then)
@@ -873,8 +876,8 @@ class Transaction(Recipient):
             and self._response is ResponsePhase.WAITING
             and (self._idempotent or undelivered)
         )
-        if again and (stale or undelivered) and not self._replayed:
-            self._replayed = True  # closed between two requests: the same endpoint, on a new connection
+        if again and (self._resent < RESENDS if undelivered else stale and not self._resent):
+            self._resent += 1  # closed between two requests: the same endpoint, on a new connection
             self._connect(self._forward_whole)
             return
         self._blame_endpoint(failure)

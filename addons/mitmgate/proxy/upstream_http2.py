@@ -46,6 +46,12 @@ ALIVE: Final = 2.0
 RESETS: Final = 100
 """Requests that are given up on one connection, which then takes no more: services end one on which many are, with all
 that runs on it (nghttp2 and Node after 1,000, Envoy after 500)."""
+FRAMES: Final = 20_000
+"""Frames that a service may send at once beside what its bytes are worth; beyond them it is read more slowly."""
+FRAMES_A_SECOND: Final = 20_000
+"""And further ones."""
+WORTH: Final = 256
+"""Bytes of a service that a frame is free with."""
 INFORMATIONAL: Final = 32
 """Interim responses (1xx) to one request."""
 
@@ -310,6 +316,8 @@ class Http2UpstreamConnection(Http2Output):
         self._reserved = 0  # requests that are about to be sent
         self._resets = 0  # requests that were given up
         self._asked = 0.0  # when it was asked whether it lives
+        self._credit = float(FRAMES)
+        self._credited = self.opened  # when it was looked at last
         self._leaving = False  # no more requests; it ends with the last that runs
 
     @property
@@ -440,10 +448,29 @@ class Http2UpstreamConnection(Http2Output):
                 self._handle(h2.events())
                 self._end(Reason.UPSTREAM_MALFORMED)
                 return
-            self._handle(h2.events())
+            taken = h2.events()
+            self._handle(taken)
+            self._slow_down(len(taken) - nbytes // WORTH)
             self._flush_soon()
         except Exception:
             self._crash()
+
+    def _slow_down(self, frames: int) -> None:
+        """Read no faster than so many frames a second, which may be of no use: of one octet, PING, SETTINGS.
+
+        Nothing is refused: small messages in large numbers are what some services are for.
+        """
+        self._credit = min(FRAMES, self._credit + (self._heard - self._credited) * FRAMES_A_SECOND - max(0, frames))
+        self._credited = self._heard
+        transport = self._transport
+        if self._credit < 0 and transport is not None and not transport.is_closing():
+            transport.pause_reading()
+            self.loop.call_later(-self._credit / FRAMES_A_SECOND, self._read_on)
+
+    def _read_on(self) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Take the end of what the service sends."""

@@ -126,7 +126,7 @@ def test_what_a_sink_says_last_is_written_by_those_that_have_ended(redis_server:
         def wrapped(*arguments: Any) -> Any:
             if appended._stop.is_set() and not back.is_set():
                 back.set()
-                written._thread.join(10)
+                written._writing.join(10)
                 redis_server.start()
                 sink._again = 0.0
             return action(*arguments)

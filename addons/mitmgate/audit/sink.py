@@ -129,11 +129,11 @@ class SinkThread:
         self._dropping = threading.Lock()
         self._ending = threading.Lock()
         self._settled = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"audit {sink.name}", daemon=True)
+        self._writing = threading.Thread(target=self._run, name=f"audit {sink.name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._writing.start()
 
     @property
     def backlog(self) -> int:
@@ -178,7 +178,7 @@ class SinkThread:
 
         Otherwise what is queued after it is for `catch_up`, and `close` has to be called.
         """
-        self._thread.join(timeout)
+        self._writing.join(timeout)
         with self._ending:
             self._left_alone = not self._ended
         return self._ended

@@ -72,10 +72,10 @@ class AuditTrail:
     def __init__(
         self,
         *,
+        redaction: Redaction,
         queue: int = 10_000,
         on_full: OnFull = "block",
         block_for: float = 5.0,
-        redaction: Redaction,
         processors: Sequence[Processor] = (),
     ) -> None:
         """Make a trail without sinks.

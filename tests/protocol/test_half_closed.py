@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +11,9 @@ import pytest
 from OpenSSL import SSL
 
 from mitmgate.core.reason import Reason
+from mitmgate.proxy import http1
 from tests.live.harness_http import status_of, wait_for
-from tests.live.harness_upstream import PATIENCE, Raw, RecordingUpstream, Reply
+from tests.live.harness_upstream import HANG, PATIENCE, Raw, RecordingUpstream, Reply
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, route
 from tests.protocol.test_tls import listen
@@ -207,3 +208,47 @@ def test_a_client_that_has_left_is_found_out_by_the_answer(gate: Gate, front: st
     go.set()
     gate.hooks.wait_ends(1)
     wait_for(lambda: gate.layer.connected == 0 and not gate.layer.clients, "the connection to be closed")
+
+
+def test_a_client_that_has_left_a_silent_service_is_found_out(
+    gate: Gate, front: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http1, "LISTENS", 0.02)
+    upstream.reply = HANG
+    with client(gate, front) as one:
+        one.sendall(GET)
+        wait_for(lambda: len(upstream.requests) == 1, "the request")
+        if isinstance(one, Secured):  # what is unread makes the kernel send a reset
+            one.link.setblocking(False)
+            with suppress(SSL.WantReadError):
+                one.tls.recv(1)
+        one.end()
+        know(gate)
+    assert gate.hooks.wait_ends(1) == [("error", Reason.CLIENT_CLOSED)]
+    wait_for(lambda: gate.layer.connected == 0 and not upstream._transports, "both connections to be closed")
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_one_that_goes_on_reading_is_asked_and_answered(
+    gate: Gate, front: str, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, version: bytes
+) -> None:
+    monkeypatch.setattr(http1, "LISTENS", 0.02)
+    go = threading.Event()
+    upstream.reply = Reply(until=go, body=b"late")
+    with client(gate, front) as one:
+        one.sendall(GET.replace(b"1.1", version))
+        one.end()
+        wait_for(lambda: len(upstream.requests) == 1, "the request")
+        know(gate)
+        (connection,) = gate.layer.clients
+        asking = connection._asking  # type: ignore[attr-defined]
+        for _ in range(3):
+            wait_for(lambda before=asking: connection._asking not in {None, before}, "a question")  # type: ignore[misc, attr-defined]
+            asking = connection._asking  # type: ignore[attr-defined]
+        go.set()
+        got = one.read()
+    before, _, answer = got.rpartition(b"HTTP/1.1 200")
+    assert answer.endswith(b"late")
+    assert set(before.split(b"\r\n\r\n")) <= {b"", b"HTTP/1.1 100 Continue"}
+    assert (before.count(b"100 Continue") >= 2) is (version == b"1.1")
+    assert gate.hooks.wait_ends(1) == [("response", Reason.OK)]

@@ -36,6 +36,7 @@ from mitmgate.core.http1.writer import last_chunk
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.proxy.memory import PAGE, Account
+from mitmgate.proxy.tcp import TcpState, tcp_info
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, Deadline
 from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request
 from mitmgate.proxy.websocket import Relay
@@ -47,6 +48,8 @@ LINGER_BYTES: Final = 64 * 1024 * 1024
 """What is read and dropped of a client that was answered early."""
 RESET_POLL: Final = 0.05
 """Seconds after which to look again whether a client has taken what was sent before its connection is reset."""
+LISTENS: Final = 1.0
+"""Seconds after which a client that sends nothing more is asked whether it reads; twice as many for the next time."""
 _PLACEHOLDER: Final = b"-"
 _NO_HEADERS: Final = CoreHeaders(())
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -138,6 +141,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._discarded = 0
         self._stalled = False  # the next request waits until the client has read the last answer
         self.account: Account
+        self._asking: asyncio.TimerHandle | None = None  # whether the client, which has gone, still reads
         self._last_call: float | None = None  # seconds for which a next request is waited for; it is the last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -209,6 +213,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._guarded(self._closed)
         self._phase = Phase.CLOSED
         self._deadline.close()
+        if self._asking is not None:
+            self._asking.cancel()
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
         self._front.leave(self, self._peer)
@@ -339,8 +345,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     def _closed(self) -> None:
         """Take the end of what the client sends; requests that are complete are answered first.
 
-        Whether it has closed its connection, too, only a reset tells, which comes when something is sent to it. Until
-        then nothing may be left to wait for but an answer that is on its way.
+        Whether it has closed its connection, too, only a reset tells, which comes when something is sent to it.
         """
         reader, transaction = self._reader, self.transaction
         missing = reader.eof() if self._phase is Phase.READING else None
@@ -351,8 +356,25 @@ class Http1Connection(asyncio.BufferedProtocol):
         elif transaction is not None:
             if missing is not None or transaction.lasts_for_client:
                 transaction.client_gone()
+            elif self._asking is None:
+                self._asking = self._loop.call_later(LISTENS, self._ask_whether_it_reads, 2 * LISTENS)
         elif not (reader.complete and reader.pending):
             self._end()
+
+    def _ask_whether_it_reads(self, pause: float) -> None:
+        """Send an interim response: a client that has closed its connection answers with a reset.
+
+        Every client of HTTP/1.1 takes one that it does not expect (RFC 9110, section 15.2). pause: seconds to the next.
+        """
+        transport, head = self._transport, self._head
+        if transport is None or self._phase is not Phase.READING:
+            return
+        if tcp_info(transport)[0] == TcpState.CLOSE:
+            transport.abort()
+            return
+        if head is not None and head.version == "HTTP/1.1" and not self._responding:
+            transport.write(CONTINUE)
+        self._asking = self._loop.call_later(pause, self._ask_whether_it_reads, 2 * pause)
 
     def _expired(self) -> None:
         if self.transaction is not None:
@@ -608,10 +630,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 def _on_its_way(transport: asyncio.Transport) -> bool:
     """Tell whether the client has yet to acknowledge something, and may still do so."""
     endpoint = transport.get_extra_info("socket")
-    reset = 7  # TCP_CLOSE of Linux' include/net/tcp_states.h
+    if tcp_info(transport)[0] == TcpState.CLOSE:
+        return False
     try:
-        if endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == reset:
-            return False
         (count,) = struct.unpack("i", fcntl.ioctl(endpoint.fileno(), termios.TIOCOUTQ, bytes(4)))
     except OSError:
         return False

@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import socket
-import sys
 import time
-from enum import Enum, IntEnum, auto
-from typing import Any, Final, Protocol
+from enum import Enum, auto
+from typing import Final, Protocol
 
 from mitmproxy.connection import Server
 
@@ -19,6 +17,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint, UpstreamTls
+from mitmgate.proxy.tcp import TcpState, tcp_info
 from mitmgate.proxy.timers import FLUSH_SECONDS
 from mitmgate.proxy.tls import TlsTransport, last_words
 from mitmgate.proxy.websocket import Relay
@@ -32,19 +31,10 @@ READ_BYTES: Final = 64 * 1024
 PROOF: Final = 0.5
 """Seconds for which it is waited whether a service that has closed its connection reads what was sent behind that."""
 _POLL: Final = 0.002
-_ACKED: Final = slice(120, 128)
-"""tcpi_bytes_acked in Linux' struct tcp_info (linux/tcp.h)."""
 
 
 type Key = tuple[Endpoint, UpstreamTls | None]
 """What a connection can be used for again."""
-
-
-class _Tcp(IntEnum):
-    """States of TCP, as Linux numbers them (net/tcp_states.h)."""
-
-    CLOSE = 7
-    CLOSE_WAIT = 8
 
 
 class Phase(Enum):
@@ -224,7 +214,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._reader = ResponseReader(method, self._bounds)
         self._served += 1
         if once and self._served > 1:
-            self._acked = self._tcp()[1]
+            self._acked = tcp_info(self._transport)[1]
         if closed:  # between its opening and this
             self._fail(self.loss or Failure(Reason.UPSTREAM_CLOSED, Cause.CLOSED))
             return True
@@ -252,7 +242,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     @property
     def ended(self) -> bool:
         """Whether the service has closed the connection, though nothing was read of that yet."""
-        return self._tcp()[0] in (_Tcp.CLOSE, _Tcp.CLOSE_WAIT)
+        return tcp_info(self._transport)[0] in (TcpState.CLOSE, TcpState.CLOSE_WAIT)
 
     def abandon(self) -> None:
         """Close the connection, which has an unfinished exchange on it."""
@@ -346,21 +336,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """
         if self.phase is not Phase.BUSY:
             return
-        state, acked = self._tcp()
-        if acked == self._acked and state != _Tcp.CLOSE and time.monotonic() < until:
+        state, acked = tcp_info(self._transport)
+        if acked == self._acked and state != TcpState.CLOSE and time.monotonic() < until:
             asyncio.get_running_loop().call_later(_POLL, self._await_reset, until)
             return
-        self._undelivered = acked == self._acked and state == _Tcp.CLOSE
+        self._undelivered = acked == self._acked and state == TcpState.CLOSE
         self._lost(orderly=True)
-
-    def _tcp(self) -> tuple[int, int | None]:
-        """Return TCP's state, and how many octets the service has acknowledged so far; None where nobody says."""
-        endpoint: Any = None if self._transport is None else self._transport.get_extra_info("socket")
-        try:
-            told = endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.stop)
-        except (AttributeError, OSError):  # another system, or no connection any more
-            return 0, None
-        return told[0], int.from_bytes(told[_ACKED], sys.byteorder) or None  # it has acknowledged a request before
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection: without `eof_received` before it, a reset.
@@ -374,7 +355,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                     self._take(self._reader.feed(data))
             self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.RESET, str(exc))
             if isinstance(exc, BrokenPipeError) and self._in_order:  # found out by writing: a reset behind the end
-                self._undelivered = self._acked is not None and self._tcp() == (_Tcp.CLOSE, self._acked)
+                before, now = (TcpState.CLOSE, self._acked), tcp_info(self._transport)
+                self._undelivered = self._acked is not None and now == before
         if isinstance(self._transport, TlsTransport) and self._transport.flaw:  # an alert, and then perhaps a reset
             self.loss = Failure(Reason.UPSTREAM_CLOSED, Cause.TLS_FAILED, self._transport.flaw)
         self._lost(orderly=False)

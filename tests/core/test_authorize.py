@@ -43,7 +43,7 @@ def someone(*, roles: tuple[str, ...] = (), scopes: str = "", **claims: object) 
 
 
 def reason_of(require: Requirement, principal: Principal | None) -> Reason | None:
-    refusal = authorize(require, principal, never if require.when is None else dict)
+    refusal = authorize(require, principal, never if require.when is None else dict, now=1000.0, leeway=5.0)
     return None if refusal is None else refusal.reason
 
 
@@ -243,3 +243,39 @@ def test_facts_that_are_not_there_are_empty_and_those_that_nobody_reads_are_not_
         "request": {"method": "GET"},
     }
     assert facts_of(head, someone(), None, "users", None, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("claims", "holds"),
+    [
+        ({"acr": "mfa"}, True),
+        ({"acr": "hwk"}, True),
+        *(({"acr": other}, False) for other in ("pwd", "MFA", "mfa hwk", ["mfa"], None, 1)),
+        ({}, False),
+    ],
+)
+def test_the_class_of_the_authentication(claims: dict[str, Any], holds: bool) -> None:
+    expected = None if holds else Reason.AUTHENTICATION_INSUFFICIENT
+    assert reason_of(Requirement(acr_values=("mfa", "hwk")), someone(**claims)) is expected
+
+
+@pytest.mark.parametrize(
+    ("claims", "holds"),
+    [
+        ({"auth_time": 1000}, True),
+        ({"auth_time": 895.0}, True),  # 100 seconds, and 5 of leeway
+        ({"auth_time": 894.9}, False),
+        ({"auth_time": 1005}, True),
+        ({"auth_time": 1005.1}, False),  # of a time to come
+        *(({"auth_time": odd}, False) for odd in (0, -1, True, "1000", None, [1000], 1e300, float("nan"))),
+        ({}, False),
+    ],
+)
+def test_the_age_of_the_authentication(claims: dict[str, Any], holds: bool) -> None:
+    expected = None if holds else Reason.AUTHENTICATION_INSUFFICIENT
+    assert reason_of(Requirement(max_age=100.0), someone(**claims)) is expected
+
+
+def test_nobody_has_authenticated_well_enough() -> None:
+    assert reason_of(Requirement(max_age=100.0), None) is Reason.AUTHENTICATION_INSUFFICIENT
+    assert reason_of(Requirement(acr_values=("mfa",)), None) is Reason.AUTHENTICATION_INSUFFICIENT

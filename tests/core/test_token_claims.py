@@ -301,6 +301,33 @@ def test_claims_that_an_issuers_tokens_must_have(changes: dict[str, Any], reason
     assert reason_of(changes, replace(ISSUER, require=require)) is reason
 
 
+AT: dict[str, Any] = {"client_id": "app", "jti": "1", "iat": NOW, "scope": "a b"}
+NO_ACCESS_TOKENS: list[dict[str, Any]] = [
+    *({"client_id": client} for client in (..., None, "", 7, ["app"])),
+    *({"jti": jti} for jti in (..., None, "", 7)),
+    *({"sub": sub} for sub in (..., None, "", 7)),
+    *({"iat": iat} for iat in (..., None, "1", True)),
+    *({"scope": words} for words in (["a"], 7, None)),
+    *({"auth_time": time} for time in ("1", None, True, -1)),
+    *({"acr": acr} for acr in (1, None, ["0"])),
+    *({"amr": methods} for methods in ("pwd", [1], 7)),
+    {"exp": ...},
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (AT, None),
+        (AT | {"scope": ..., "auth_time": NOW, "acr": "0", "amr": ["pwd"], "azp": 7}, None),
+        *((AT | lie, Reason.TOKEN_CLAIM_INVALID) for lie in NO_ACCESS_TOKENS),
+        (AT | {"aud": ...}, Reason.TOKEN_AUDIENCE_REFUSED),
+    ],
+)
+def test_the_profile_of_rfc_9068(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert reason_of(changes, replace(ISSUER, rfc9068=True)) is reason
+
+
 SPIFFE = replace(ISSUER, issuer="spiffe://prod.example", aliases=("https://oidc.prod.example",))
 
 

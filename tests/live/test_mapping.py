@@ -52,7 +52,7 @@ PATHS = [
     *("/secret/plain", "/secret/methods/x", "/secret/exact", "/secret/exact/", "/secret/web", "/secret/tool/7"),
     *("/secret/small", "/secret/odd", "/secret/odd/a%2Fx", "/secret/odd/a;x/y", "/secret/odd/a//x", "/secret/ops"),
     *("/secret/away", "/secret/near", "/secret/socket", "/secret/limited", "/secret/broken", "/secret/plain/a%2Fx"),
-    *("/secret", "/nowhere", "/nowhere/a%2fx", "/"),
+    *("/secret", "/nowhere", "/nowhere/a%2fx", "/", "/.well-known/oauth-protected-resource/secret/plain"),
 ]
 
 
@@ -145,6 +145,7 @@ def document(
         "client": {"limit": 1_000_000, "window": "1h", "key": ["client_ip", "route"]},
     }
     made["client_limits"] = ["client"]
+    made["identity"]["resources"] = [{"resource": f"https://localhost{path}"} for path in ("/secret", "/nowhere/a")]
     made["routes"] = [
         {"name": "public", "match": {"exact": "/public", "methods": ["GET"]}, "auth": "none", "upstream": "users"},
         *({"upstream": "users", **route} for route in secret),

@@ -52,6 +52,7 @@ def made(directory: Path, upstream: str, dead: str) -> dict[str, Any]:
     add("strict", auth={"issuers": ["strict"]})
     add("admin", require={"roles_any": ["admin"]})
     add("tenant", require={"claims": {"tenant": ["acme"]}})
+    add("stepped", require={"acr_values": ["mfa"]})
     add("when", require={"when": "principal.claims.level > 3"})
     add("named", rewrite={"set": {"X-Name": "{claim:name}"}})
     add("dead", upstream="dead", auth="none")
@@ -111,6 +112,7 @@ DENIED: dict[Reason, Make] = {
     Reason.TOKEN_NOT_YET_VALID: lambda: head("/api/v1/users", bearer(mint(nbf=int(time.time()) + 600))),
     Reason.TOKEN_LIFETIME_EXCEEDED: lambda: head("/api/v1/users", bearer(mint(lifetime=86400))),
     Reason.TOKEN_PROOF_UNSUPPORTED: lambda: head("/api/v1/users", bearer(mint(cnf={"jkt": "x"}))),
+    Reason.AUTHENTICATION_INSUFFICIENT: lambda: head("/stepped", bearer(mint(acr="pwd"))),
     Reason.SCOPE_MISSING: lambda: head("/api/v1/users", bearer(mint(scope="other"))),
     Reason.ROLE_MISSING: lambda: head("/admin", bearer(mint())),
     Reason.CLAIM_MISMATCH: lambda: head("/tenant", bearer(mint(tenant="globex"))),
@@ -125,6 +127,7 @@ ELSEWHERE = {
     Reason.OK: "stages/test_network_access",
     Reason.NOT_APPLICABLE: "stages/test_network_access",
     Reason.HEALTH: "stages/test_endpoints",
+    Reason.RESOURCE_METADATA: "stages/test_memory",
     Reason.PREFLIGHT: "stages/test_cors",
     Reason.MAX_FORWARDS: "rfc/test_forwarding",
     Reason.QUOTA_EXCEEDED: "live/test_reasons",

@@ -423,6 +423,58 @@ CASES: list[Case] = [
             ("https://a", "jwks_url: 'https://a/{tid}'", "keys", "jwks_url has a {NAME}", ""),
         )
     ),
+    *(
+        (
+            "identity:\n",
+            f"identity:\n  resources: [{{resource: {url}{more}}}]\n",
+            f"identity.resources[0].{at}",
+            message,
+            hint,
+        )
+        for url, more, at, message, hint in (
+            ("¦http://api.example", "", "resource", "must be an https URL", "write https://"),
+            ("¦https://API.example/x", "", "resource", "must be a URL without query", "write https://"),
+            ("¦'https://api.example/x?y'", "", "resource", "must be a URL without query", "write https://"),
+            ("¦https://api.example/a/../b", "", "resource", "must have a canonical path", "write https://"),
+            ("¦api.example", "", "resource", "must be a URL without query", "write https://"),
+            ("https://api.example", ", issuers: [¦dve]", "issuers[0]", "no issuer", "did you mean dev?"),
+        )
+    ),
+    (
+        "identity:\n",
+        "identity:\n  resources: [{resource: https://a/x}, {resource: ¦https://a/x/}]\n",
+        "identity.resources[1].resource",
+        "resources[0] is of the same host and path",
+        "",
+    ),
+    (
+        "issuer: https://dev.example,",
+        "issuer: https://dev.example, profile: rfc9068, token_type: ¦any,",
+        "identity.issuers.dev.token_type",
+        "RFC 9068 knows at+jwt alone",
+        "leave it out",
+    ),
+    (
+        "issuer: https://dev.example, audience: api,",
+        "issuer: https://dev.example, profile: ¦rfc9068,",
+        "identity.issuers.dev.profile",
+        "RFC 9068 demands an audience",
+        "add audience",
+    ),
+    (
+        "upstream: orders\n",
+        "upstream: orders\n    require: {acr_values: [¦'a \"b']}\n",
+        "routes[1].require.acr_values[0]",
+        "must be one class",
+        "",
+    ),
+    (
+        "upstream: orders\n",
+        "upstream: orders\n    auth: none\n    require: {¦max_age: 5m}\n",
+        "routes[1].require.max_age",
+        "a public route has no principal",
+        "leave out auth: none",
+    ),
     ("[HS256]", "[¦none]", "identity.issuers.dev.algorithms[0]", "an unsigned token proves nothing", ""),
     ("[HS256]", "[¦HS265]", "identity.issuers.dev.algorithms[0]", "must be an algorithm of JWS", "did you mean HS256?"),
     (

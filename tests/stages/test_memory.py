@@ -75,6 +75,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
         *("/plain", "/plain/%41", "/plain/../x", "/plain%2Fx", "/other/a", "/other", "/told", "/counted", "/scoped"),
         *("/path/yes", "/path/no", "/query", "/method", "/host", "/all", "/address", "/certificate", "/ops", "/open"),
         *("/nowhere", "/health"),
+        *("/stepped", "/.well-known/oauth-protected-resource/stepped"),
     ),
     "query": ("", "?yes", "?no"),
     "host": ("a.example", "b.example", "c.example", "a.example:8080", "A.example", ""),
@@ -269,7 +270,8 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Snapshot],
 @pytest.fixture(scope="module")
 def fields(snapshots: tuple[list[Snapshot], list[Snapshot]]) -> list[Fields]:
     issuers = snapshots[0][0].issuers
-    claims = {"scope": "read", "email": "a@example.org", "role": "user"}
+    claims = {"scope": "read", "email": "a@example.org", "role": "user", "acr": "mfa", "auth_time": int(NOW)}
+    claims["org"] = {"ids": ["o-1"]}
     tokens = [mint(issuers[name], "alice", now=NOW, lifetime=300.0, claims=claims) for name in ("dev", "ops")]
     members = {"iss": "https://pub.example", "aud": "api", "sub": "alice", "iat": int(NOW), "exp": int(NOW) + 300}
     key = private_pem(private_key("ES256", 0)).decode()
@@ -319,6 +321,7 @@ def test_decisions_are_those_of_a_chain_that_remembers_nothing(
             *(Reason.ADDRESS_DENIED, Reason.ADDRESS_UNKNOWN, Reason.BODY_TOO_LARGE, Reason.TOKEN_EXPIRED),
             *(Reason.TOKEN_ISSUER_UNKNOWN, Reason.SCOPE_MISSING, Reason.CONDITION_FALSE, Reason.QUOTA_EXCEEDED),
             *(Reason.STORE_UNAVAILABLE, Reason.CIRCUIT_OPEN, Reason.HEALTH, Reason.OK),
+            *(Reason.RESOURCE_METADATA, Reason.AUTHENTICATION_INSUFFICIENT),
             *(Reason.TOKEN_REVOKED, Reason.REVOCATIONS_UNKNOWN),
         }
 

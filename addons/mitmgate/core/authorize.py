@@ -16,17 +16,20 @@ Wanted = Mapping[str, Iterable[str]] | None
 _SCOPE = Refusal(Reason.SCOPE_MISSING, "The token lacks a scope that this route requires.")
 _ROLE = Refusal(Reason.ROLE_MISSING, "None of the roles that this route requires is present.")
 _CLAIM = Refusal(Reason.CLAIM_MISMATCH, "A claim that this route requires is absent or has another value.")
+INSUFFICIENT = Refusal(Reason.AUTHENTICATION_INSUFFICIENT, "A stronger or newer authentication is required here.")
 _FALSE = Refusal(Reason.CONDITION_FALSE, "The route's condition is not met.")
 _ERROR = Refusal(Reason.CONDITION_ERROR, "The route's condition could not be evaluated.")
 _SLOW = Refusal(Reason.CONDITION_TIMEOUT, "The route's condition took too long.")
 
 
-def authorize(require: Requirement, principal: Principal | None, facts: Callable[[], Facts]) -> Refusal | None:
+def authorize(
+    require: Requirement, principal: Principal | None, facts: Callable[[], Facts], now: float = 0.0, leeway: float = 0.0
+) -> Refusal | None:
     """Check every member of a requirement, in the order of the policy; None where all hold.
 
     No principal meets nothing but an empty requirement: also a condition is not asked, since a negated one
     ("not banned") would hold of nobody. facts is called only where there is a condition; whatever it or the
-    condition raises is a denial.
+    condition raises is a denial. now: Unix seconds. leeway: seconds by which the issuer's clock may differ.
     """
     if require.scopes_all and (principal is None or not require.scopes_all <= principal.scopes):
         return _SCOPE
@@ -35,6 +38,10 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
     for name, allowed in require.claims.items():
         if principal is None or not claim_holds(principal.claims, name, allowed):
             return _CLAIM
+    if require.acr_values and (principal is None or principal.claims.get("acr") not in require.acr_values):
+        return INSUFFICIENT
+    if require.max_age is not None and (principal is None or not _is_fresh(principal, require.max_age, now, leeway)):
+        return INSUFFICIENT
     if require.when is None:
         return None
     if principal is None:
@@ -45,6 +52,12 @@ def authorize(require: Requirement, principal: Principal | None, facts: Callable
         return _SLOW
     except Exception:  # a condition is the policy author's code: whatever goes wrong in it denies
         return _ERROR
+
+
+def _is_fresh(principal: Principal, max_age: float, now: float, leeway: float) -> bool:
+    """Tell whether the user has authenticated within max_age seconds (OpenID Connect Core, section 2, `auth_time`)."""
+    at = principal.claims.get("auth_time")
+    return isinstance(at, int | float) and not isinstance(at, bool) and -leeway <= now - at <= max_age + leeway
 
 
 def claim_holds(claims: Mapping[str, object], name: str, allowed: Sequence[object]) -> bool:

@@ -25,6 +25,7 @@ _TENANT = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's tenant is not its iss
 _KIND = Refusal(Reason.TOKEN_TYPE_REFUSED, "The token is no access token.")
 _INCOMPLETE = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token lacks a claim that its issuer's tokens must have.")
 _OTHERS = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token is none of those of its issuer that are accepted here.")
+_PROFILE = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token is no access token as RFC 9068 has them.")
 _NO_EXPIRY = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token has no expiry.")
 _TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no valid number of seconds.")
 _EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
@@ -113,6 +114,10 @@ def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedC
     refusal = _check_audience(_first(claims, issuer.audience_in), issuer.audience)
     if refusal is not None:
         return refusal
+    if issuer.rfc9068:
+        refusal = _check_profile(claims)
+        if refusal is not None:
+            return refusal
     if any(pointer.find(claims, name) is None for name in issuer.required):
         return _INCOMPLETE
     if not all(claim_holds(claims, name, values) for name, values in issuer.require):
@@ -124,6 +129,23 @@ def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedC
     if isinstance(times, Refusal):
         return times
     return check_times(times, now, issuer.leeway, issuer.max_lifetime) or VerifiedClaims(claims, times)
+
+
+def _check_profile(claims: Mapping[str, Json]) -> Refusal | None:
+    """Check what RFC 9068 has of an access token's claims: those that must be there, and the forms of those that may.
+
+    Its type, issuer, audience, times and signature are checked for every token.
+    """
+    if not all(_is_name(claims.get(name)) for name in ("sub", "client_id", "jti")) or _date(claims.get("iat")) is None:
+        return _PROFILE  # section 2.2
+    if "scope" in claims and not isinstance(claims["scope"], str):
+        return _PROFILE  # section 2.2.3
+    if "auth_time" in claims and _date(claims["auth_time"]) is None:
+        return _PROFILE  # section 2.2.1, as the two below
+    if "acr" in claims and not isinstance(claims["acr"], str):
+        return _PROFILE
+    amr = claims.get("amr", [])
+    return None if isinstance(amr, list) and all(isinstance(method, str) for method in amr) else _PROFILE
 
 
 def _is_of_another_tenant(claims: Mapping[str, Json], issuer: Issuer) -> bool:

@@ -56,6 +56,7 @@ class Reason(Enum):
     OK = "ok", 200, "Admitted"
     NOT_APPLICABLE = "not-applicable", 200, "Nothing to decide here"
     HEALTH = "health", 200, "Healthy"
+    RESOURCE_METADATA = "resource-metadata", 200, "Metadata of a protected resource"
     PREFLIGHT = "preflight", 204, "Preflight answered"
     MAX_FORWARDS = "max-forwards", 204, "Answered for Max-Forwards"
 
@@ -123,6 +124,7 @@ class Reason(Enum):
     KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
 
     # Authorization.
+    AUTHENTICATION_INSUFFICIENT = "authentication-insufficient", 401, "Stronger or newer authentication required"
     SCOPE_MISSING = "scope-missing", 403, "Scope missing"
     ROLE_MISSING = "role-missing", 403, "Role missing"
     CLAIM_MISMATCH = "claim-mismatch", 403, "Claim does not match"

@@ -177,12 +177,17 @@ class Condition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What an authenticated principal must have. All members must hold; an empty member holds."""
+    """What an authenticated principal must have. All members must hold; an empty member holds.
+
+    acr_values: `acr` must be one of them. max_age: seconds since the user has authenticated (`auth_time`).
+    """
 
     scopes_all: frozenset[str] = frozenset()
     roles_any: frozenset[str] = frozenset()
     claims: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     when: Condition | None = None
+    acr_values: tuple[str, ...] = ()
+    max_age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +251,7 @@ class Issuer:
     subject, roles, scopes and audience_in are the claims to read (core/pointer.py): of subject and audience_in the
     first that is present, of the others all. audience empty: not checked. required: claims without which no token is
     accepted; require: those that need one of these values. (No numbers: 1 is True where two of these are compared.)
+    rfc9068: whether a token must be as RFC 9068 says.
     """
 
     name: str
@@ -264,6 +270,7 @@ class Issuer:
     audience_in: tuple[str, ...] = ("aud",)
     required: tuple[str, ...] = ()
     require: tuple[tuple[str, tuple[str | bool, ...]], ...] = ()
+    rfc9068: bool = False
 
     @property
     def spiffe(self) -> str | None:

@@ -25,6 +25,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _routes(document)
     yield from _trailers(document)
     yield from _issuers(document)
+    yield from _resources(document)
     yield from _client_limits(document)
     yield from _stores(document)
     yield from _listeners(document)
@@ -63,6 +64,8 @@ def _references(document: Document) -> Iterator[Problem]:
         (("client_limits",), ("rate_limits",), "rate limit"),
         (("identity", "default"), ("identity", "issuers"), "issuer"),
     ]
+    for index in range(len(_items(document.at(("identity", "resources"))))):
+        wanted.append((("identity", "resources", index, "issuers"), ("identity", "issuers"), "issuer"))
     for location, _ in routes(document):
         wanted += [
             ((*location, "upstream"), ("upstreams",), "upstream"),
@@ -148,7 +151,7 @@ def _match_key(match: dict[str, Any]) -> object:
 
 def _public_route(document: Document, location: Location, route: dict[str, Any]) -> Iterator[Problem]:
     """A public route can't ask for what only a principal has."""
-    for member in ("scopes_all", "roles_any", "claims"):
+    for member in ("scopes_all", "roles_any", "claims", "acr_values", "max_age"):
         if _mapping(route.get("require")).get(member):
             yield document.problem(
                 (*location, "require", member), _NO_PRINCIPAL, found="", hint="leave out auth: none", key=True
@@ -219,6 +222,20 @@ def _issuers(document: Document) -> Iterator[Problem]:
                 yield document.problem(
                     location, message, found="", hint="add identity.issuers, or auth: none for a public route"
                 )
+
+
+def _resources(document: Document) -> Iterator[Problem]:
+    """Find two resources of one host and path: a request could be for either."""
+    seen: dict[str, int] = {}
+    for index, resource in enumerate(_items(document.at(("identity", "resources")))):
+        url = _mapping(resource).get("resource")
+        if isinstance(url, str):
+            host, _, path = url.partition("://")[2].partition("/")
+            key = f"{host.partition(':')[0]}/{path.rstrip('/')}"
+            if key in seen:
+                at = ("identity", "resources", index, "resource")
+                yield document.problem(at, f"resources[{seen[key]}] is of the same host and path")
+            seen.setdefault(key, index)
 
 
 def _client_limits(document: Document) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
@@ -12,6 +13,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.path import Oddity
+from mitmgate.core.resource import Resource, Resources
 from mitmgate.core.revocation import LONGEST
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
@@ -22,7 +24,7 @@ from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
-from mitmgate.policy.model_identity import Forward, Identity, Issuer, Revocation
+from mitmgate.policy.model_identity import Forward, Identity, Issuer, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Require, Rewrite, Route
 from mitmgate.policy.model_shared import Networks
@@ -41,6 +43,12 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     default = _with_tenants(default_issuers(policy.identity), policy)
     routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
     forward = _forward(policy.identity.forward, material, routes)
+    issuers = {
+        made.name: _revocable(made, policy.revocation)
+        for name, issuer in policy.identity.issuers.items()
+        for made in _of_tenants(name, issuer, material.issuers[name])
+    }
+    resources = Resources(_resource(resource, policy, issuers) for resource in policy.identity.resources)
     return Snapshot(
         digest=digest(loaded),
         policy=policy,
@@ -49,11 +57,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         mode=policy.mode,
         routes=RouteTable(routes),
         upstreams=upstreams,
-        issuers={
-            made.name: _revocable(made, policy.revocation)
-            for name, issuer in policy.identity.issuers.items()
-            for made in _of_tenants(name, issuer, material.issuers[name])
-        },
+        issuers=issuers,
         default_issuers=default,
         forward=forward,
         client_fields=ClientFields(
@@ -69,6 +73,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
             frozenset(map(_field, policy.response_headers.remove)),
         ),
         health_path=policy.endpoints.health,
+        resources=resources,
         via=None if policy.via == "none" else Via(policy.via.encode("ascii")),
         max_head=policy.limits.head,
         max_body=policy.limits.body,
@@ -201,6 +206,24 @@ def _cors(cors: Cors) -> rules.Cors:
     return rules.Cors(cors.origins, cors.methods, cors.headers, cors.credentials, cors.expose, cors.max_age)
 
 
+def _resource(resource: Published, policy: Policy, issuers: Mapping[str, rules.Issuer]) -> Resource:
+    """Make the metadata of a protected resource (RFC 9728, section 2)."""
+    parts = urlsplit(resource.resource)
+    names = _with_tenants(resource.issuers or default_issuers(policy.identity), policy) or ()
+    servers = [issuers[name].issuer for name in names]
+    members: dict[str, object] = {
+        "resource": resource.resource,
+        "authorization_servers": [url for url in servers if url.startswith(("https://", "http://"))],
+        "bearer_methods_supported": ["header"],
+        "scopes_supported": list(resource.scopes),
+        "resource_name": resource.name,
+        "resource_documentation": resource.documentation,
+    }
+    document = json.dumps({name: value for name, value in members.items() if value}, separators=(",", ":"))
+    host = parts.hostname or ""
+    return Resource(f"{parts.scheme}://{parts.netloc}", host, parts.path or "/", document.encode("ascii"))
+
+
 def _with_tenants(names: tuple[str, ...] | None, policy: Policy) -> tuple[str, ...] | None:
     """Put the tenants of an issuer in its place: each of them is one of its own."""
     if names is None:
@@ -240,7 +263,8 @@ def _issuer(
         algorithms=issuer.algorithms,
         keys=keys,
         leeway=issuer.leeway,
-        token_type=issuer.token_type,
+        token_type="at+jwt" if issuer.profile == "rfc9068" else issuer.token_type,
+        rfc9068=issuer.profile == "rfc9068",
         subject=issuer.claims.subject,
         roles=issuer.claims.roles,
         scopes=issuer.claims.scopes,
@@ -337,6 +361,8 @@ def _requirement(require: Require) -> rules.Requirement:
         roles_any=frozenset(require.roles_any),
         claims=dict(require.claims),
         when=None if require.when is None else compile_condition(require.when),
+        acr_values=require.acr_values,
+        max_age=require.max_age,
     )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema, model_validator
 
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
+from mitmgate.core.path import Ambiguous, canonical_path
 from mitmgate.core.revocation import LONGEST
 from mitmgate.core.rules import TokenType
 from mitmgate.keys.discovery import needs_consent, problem
@@ -20,6 +21,7 @@ from mitmgate.policy.scalars import (
     DurationOrZero,
     HeaderName,
     Name,
+    Scope,
     Text,
     duration,
     one_or_more,
@@ -158,6 +160,8 @@ class Issuer(Section):
     token_type: TokenType = "any"
     """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ; access: these, unless their claims
     show that they are identity or refresh tokens (nonce, at_hash, c_hash, s_hash, events, token_use, typ)."""
+    profile: Literal["rfc9068"] | None = None
+    """rfc9068: access tokens must be as RFC 9068 has them: of type at+jwt, with client_id, jti and iat."""
     claims: Claims = Claims()
     require: dict[Claim, Annotated[tuple[OfIssuer, ...], Field(min_length=1), one_or_more(OfIssuer)]] = Field(
         default={}
@@ -167,6 +171,18 @@ class Issuer(Section):
     max_lifetime: Duration | None = Field(
         None, description="The longest time from iat to exp (seconds); unset: not checked."
     )
+
+    @model_validator(mode="after")
+    def _profile_fits(self) -> Self:
+        if self.profile is None:
+            return self
+        if "token_type" in self.model_fields_set and self.token_type != "at+jwt":
+            raise wrong("RFC 9068 knows at+jwt alone", "leave it out", at="token_type")
+        if not self.audience:
+            raise wrong("RFC 9068 demands an audience", "add audience", at="profile")
+        if self.claims.audience != ("aud",):
+            raise wrong("RFC 9068 has the audience in aud", "leave out claims.audience", at="claims")
+        return self
 
     @model_validator(mode="after")
     def _tenants_fit(self) -> Self:
@@ -286,6 +302,39 @@ def _kept(name: str) -> str:
 Kept = Annotated[HeaderName, AfterValidator(_kept)]
 
 
+def _resource(text: str) -> str:
+    hint = "write https://api.example/orders"
+    why = problem(text)
+    parts = urlsplit("" if why is not None else text)
+    path = canonical_path(parts.path or "/")
+    if why is not None or parts.query or parts.netloc != parts.netloc.lower() or set(text) & set('"\\'):
+        raise wrong("must be a URL without query and credentials, its host in small letters", hint)
+    if isinstance(path, Ambiguous) or path.odd or path.text != (parts.path or "/"):
+        raise wrong("must have a canonical path", hint)
+    if needs_consent(text):
+        raise wrong("must be an https URL (RFC 9728, section 1.2)", hint)
+    return text
+
+
+class Published(Section):
+    """A protected resource that clients may find the authorization server of (RFC 9728), before they have a token.
+
+    Its metadata is at /.well-known/oauth-protected-resource, followed by its own path, and the challenges of requests
+    below its path say so. What is published here is public; routes are not told apart by it.
+    """
+
+    resource: Annotated[Text, AfterValidator(_resource)]
+    """Its URL, as clients know it: https, or http of this machine alone."""
+    issuers: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)] | None = None
+    """Names of the issuers whose tokens it takes; unset: identity.default."""
+    scopes: Annotated[tuple[Scope, ...], one_or_more(Scope)] = ()
+    """Scopes that clients may ask for."""
+    name: Text | None = None
+    """What people are shown."""
+    documentation: Text | None = None
+    """A URL for developers."""
+
+
 class Identity(Section):
     """Who may be a principal."""
 
@@ -293,6 +342,8 @@ class Identity(Section):
     """Names of the issuers that routes accept unless they say otherwise; unset: the only issuer."""
     issuers: dict[Name, Issuer] = Field(default={})
     """Trusted issuers, by name."""
+    resources: tuple[Published, ...] = ()
+    """Protected resources that are published to clients without a token; none unless listed."""
     forward: Forward = Forward()
     keep: tuple[Kept, ...] = ()
     """Header fields of clients that look like identity (docs/headers.md) and go on to services all the same."""

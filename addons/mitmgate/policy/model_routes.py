@@ -140,6 +140,16 @@ def _condition(text: str) -> str:
     return str(text)
 
 
+def _acr(text: str) -> str:
+    if not text.isascii() or set(text) & set(' "\\'):
+        message = "must be one class: a challenge can't say one with a space, a quote, a backslash or beyond ASCII"
+        raise wrong(message, unquoted=message)
+    return str(text)
+
+
+AuthenticationClass = Annotated[Text, AfterValidator(_acr)]
+
+
 class Require(Section):
     """What a principal must have; everything that is given must hold."""
 
@@ -152,6 +162,11 @@ class Require(Section):
     )
     """Claims by name, or beginning with "/" by a JSON pointer, each with the values that it may have; types are
     compared, too."""
+    acr_values: Annotated[tuple[AuthenticationClass, ...], one_or_more(AuthenticationClass)] = ()
+    """Authentication context classes (`acr`) of which a token needs one; others are told to step up (RFC 9470)."""
+    max_age: Duration | None = Field(
+        default=None, description="How long ago the user may have authenticated (seconds), by `auth_time`."
+    )
     when: Annotated[str, Field(strict=True), AfterValidator(_condition)] | None = None
     """A CEL expression over request, principal, client and route that must be true."""
 

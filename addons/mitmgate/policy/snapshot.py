@@ -10,6 +10,7 @@ from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
+from mitmgate.core.resource import Resources
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, ResponseHeaders, Upstream
 from mitmgate.core.via import Via
@@ -46,6 +47,7 @@ class Snapshot:
     client_limits: tuple[Limit, ...]
     response_headers: ResponseHeaders
     health_path: str
+    resources: Resources
     via: Via | None
     max_head: int
     max_body: int

@@ -99,6 +99,21 @@ def _claim(case: _Case) -> list[str]:
     return lines
 
 
+def _step_up(case: _Case) -> list[str]:
+    route, principal = case.exchange.route, case.exchange.principal
+    if route is None or principal is None:
+        return []
+    require, lines = route.require, []
+    if require.acr_values:
+        found = principal.claims.get("acr")
+        place = case.member("require", "acr_values")
+        lines.append(f"the claim acr is {found!r} and needs to be one of {list(require.acr_values)}: {place}")
+    if require.max_age is not None:
+        found, place = principal.claims.get("auth_time"), case.member("require", "max_age")
+        lines.append(f"the claim auth_time is {found!r} and needs to be {require.max_age:g} s ago at the most: {place}")
+    return lines
+
+
 def _condition(case: _Case) -> list[str]:
     return [f"the condition has to hold: {case.member('require', 'when')}; see what of it does not"]
 
@@ -266,6 +281,7 @@ _ADVICE: Final[dict[Reason, Callable[[_Case], list[str]]]] = {
     Reason.SCOPE_MISSING: _scope,
     Reason.ROLE_MISSING: _role,
     Reason.CLAIM_MISMATCH: _claim,
+    Reason.AUTHENTICATION_INSUFFICIENT: _step_up,
     Reason.CONDITION_FALSE: _condition,
     Reason.CONDITION_ERROR: _condition,
     Reason.ADDRESS_DENIED: _network,

@@ -12,6 +12,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import Route, named
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.model_routes import Require
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
 from mitmgate.replay.coverage_rules import (
@@ -202,8 +203,20 @@ class Coverage:
                 self._add(item(self._document, (*where, "claims", name), index), MATCHED)
             if not met:
                 return
-        if require.when is not None:
+        if self._authenticated(require, principal, reason, where) and require.when is not None:
             self._add((*where, "when"), FAILED if reason in _CONDITION else HELD)
+
+    def _authenticated(self, require: Require, principal: Principal, reason: str, where: Location) -> bool:
+        """Count what is required of the authentication itself; False where that was not enough."""
+        enough = reason != "authentication-insufficient"
+        if require.acr_values:
+            weak = principal.claims.get("acr") not in require.acr_values
+            self._add((*where, "acr_values"), FAILED if weak else HELD)
+            if weak:
+                return enough
+        if require.max_age is not None:
+            self._add((*where, "max_age"), HELD if enough else FAILED)
+        return enough
 
     @property
     def branches(self) -> list[tuple[Rule, str, int]]:

@@ -100,5 +100,9 @@ def _require(route: Route, location: Location, document: Document) -> Iterator[R
             place = item(document, claim, index)
             if place != claim:
                 yield Rule(place, f"claim {name} = {value}", (MATCHED,))
+    if require.acr_values:
+        yield Rule((*location, "acr_values"), "the authentication's class", (HELD, FAILED))
+    if require.max_age is not None:
+        yield Rule((*location, "max_age"), "the authentication's age", (HELD, FAILED))
     if require.when is not None:
         yield Rule((*location, "when"), "the condition", (HELD, FAILED))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from mitmgate.audit.redact import Redaction, mark
 from mitmgate.core import credentials, pointer
 from mitmgate.core.authorize import facts_of
-from mitmgate.core.rules import Networks, named
+from mitmgate.core.rules import Networks, Requirement, named
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.policy.problem import Location, dotted
 from mitmgate.replay.advice import advice, opens_when
@@ -176,7 +176,7 @@ def _rules(policy: OfflinePolicy, exchange: Exchange, stage: str) -> list[Locati
             ],
             "authorization": [
                 *((*at, "networks", name) for name in ("deny", "allow")),
-                *((*require, name) for name in ("scopes_all", "roles_any", "claims", "when")),
+                *((*require, name) for name in ("scopes_all", "roles_any", "claims", "acr_values", "max_age", "when")),
             ],
             "rate-limit": [(*at, "rate_limits"), *(("rate_limits", limit.name) for limit in route.limits)],
             "circuit-breaker": [("upstreams", route.upstream.name, name) for name in ("endpoints", "circuit")],
@@ -279,6 +279,11 @@ def _authentication(exchange: Exchange) -> Facts:
     return read
 
 
+def _step_up(require: Requirement) -> list[str]:
+    """Name the claims that say how and when the user has authenticated, as far as they are asked for."""
+    return ["acr"] * bool(require.acr_values) + ["auth_time"] * (require.max_age is not None)
+
+
 def _authorization(exchange: Exchange) -> Facts:
     route, principal = exchange.route, exchange.principal
     if route is None:
@@ -288,6 +293,8 @@ def _authorization(exchange: Exchange) -> Facts:
         "scopes_all": sorted(require.scopes_all),
         "roles_any": sorted(require.roles_any),
         "claims": {name: list(values) for name, values in require.claims.items()},
+        "acr_values": list(require.acr_values),
+        "max_age": require.max_age,
         "when": None if require.when is None else require.when.source,
     }
     read: Facts = _listed(exchange, route.networks) if route.networks else {}
@@ -295,6 +302,7 @@ def _authorization(exchange: Exchange) -> Facts:
     if principal is not None:
         read |= {"scopes": sorted(principal.scopes), "roles": list(principal.roles)}
         read["claims"] = {name: pointer.find(principal.claims, name) for name in require.claims}
+        read |= {name: principal.claims.get(name) for name in _step_up(require)}
     return read
 
 

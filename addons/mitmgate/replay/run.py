@@ -32,6 +32,7 @@ _UNKNOWABLE: Final = frozenset(
         Reason.CREDENTIAL_MISSING.code,
         Reason.SCOPE_MISSING.code,
         Reason.CLAIM_MISMATCH.code,
+        Reason.AUTHENTICATION_INSUFFICIENT.code,
         Reason.CONDITION_FALSE.code,
         Reason.CONDITION_ERROR.code,
     }

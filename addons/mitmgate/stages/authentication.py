@@ -10,7 +10,7 @@ from mitmgate.core.request import Head
 from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Step
 from mitmgate.keys.ring import KeyRing
-from mitmgate.stages.exchange import Exchange
+from mitmgate.stages.exchange import Exchange, told_challenge
 from mitmgate.stages.stage import Stage
 from mitmgate.stores.revocations import Revocations
 
@@ -79,11 +79,13 @@ class Authentication(Stage):
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> Step:
         """Deny with the challenge of RFC 6750, section 3. Details are constants, safe in a quoted string."""
         if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
-            exchange.challenge = BARE_CHALLENGE
+            exchange.challenge = told_challenge(exchange, BARE_CHALLENGE)
         elif refusal is _TWO_CREDENTIALS:
-            exchange.challenge = f'Bearer error="invalid_request", error_description="{refusal.detail}"'
+            text = f'Bearer error="invalid_request", error_description="{refusal.detail}"'
+            exchange.challenge = told_challenge(exchange, text)
         elif refusal.reason.status == 401:
-            exchange.challenge = f'Bearer error="invalid_token", error_description="{refusal.detail}"'
+            text = f'Bearer error="invalid_token", error_description="{refusal.detail}"'
+            exchange.challenge = told_challenge(exchange, text)
         return self.deny(refusal.reason, refusal.detail)
 
 

@@ -5,18 +5,19 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
-from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.exchange import Answer, Exchange, told_challenge
 from mitmgate.stages.stage import Stage
 
 
 class Authorization(Stage):
     """Check what the route requires: the client's network, scopes, roles, claims, the CEL condition.
 
-    Reads: route or no_route, principal, client; for a condition also head. Writes: challenge, and answer for the
+    Reads: route or no_route, principal, client, now; for a condition also head. Writes: challenge, and answer for the
     Allow field. Denies: 404 no-route, 405 method-not-allowed and 400 path-ambiguous, where servers could read the path
     as that of another route (these three are final in report mode too: there is nowhere to go), 403 address-denied
-    (the route's networks), 403 for each member of `require`, 401 where a route that is not public has no principal. On
-    failure: 503 stage-error; a condition that fails is 403 condition-error.
+    (the route's networks), 403 for each member of `require` but 401 authentication-insufficient (RFC 9470), 401 where a
+    route that is not public has no principal. On failure: 503 stage-error; a condition that fails is 403
+    condition-error.
     """
 
     name = "authorization"
@@ -33,7 +34,7 @@ class Authorization(Stage):
             raise LookupError("the head was not made")
         principal, client = exchange.principal, exchange.client
         if principal is None and route.issuers is not None:
-            exchange.challenge = exchange.challenge or "Bearer"
+            exchange.challenge = exchange.challenge or told_challenge(exchange, "Bearer")
             return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
         if route.networks and (client is None or not route.networks.admit(client)):
             return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed here.")
@@ -49,11 +50,15 @@ class Authorization(Stage):
                 certificate,
                 None if route.require.when is None else route.require.when.reads,
             ),
+            exchange.now,
+            _leeway(exchange),
         )
         if refusal is None:
             return self.admitted
         if refusal.reason is Reason.SCOPE_MISSING:
-            exchange.challenge = _scope_challenge(route)
+            exchange.challenge = told_challenge(exchange, _scope_challenge(route))
+        elif refusal.reason is Reason.AUTHENTICATION_INSUFFICIENT:
+            exchange.challenge = told_challenge(exchange, _step_up_challenge(route, refusal.detail))
         return self.deny(refusal.reason, refusal.detail)
 
     def _no_route(self, exchange: Exchange, missing: NoRoute) -> Step:
@@ -65,6 +70,25 @@ class Authorization(Stage):
         return self.deny(Reason.METHOD_NOT_ALLOWED, "This path does not take this method.")
 
 
+def _leeway(exchange: Exchange) -> float:
+    """Return the seconds by which the clock of the token's issuer may differ, where a time of it is asked for."""
+    route, principal = exchange.route, exchange.principal
+    if route is None or route.require.max_age is None or principal is None:
+        return 0.0
+    return exchange.snapshot.issuers[principal.issuer].leeway
+
+
 def _scope_challenge(route: Route) -> str:
     """Make the challenge that names the scopes a request needs (RFC 6750, section 3.1)."""
     return f'Bearer error="insufficient_scope", scope="{" ".join(sorted(route.require.scopes_all))}"'
+
+
+def _step_up_challenge(route: Route, detail: str) -> str:
+    """Make the challenge that says which authentication a request needs (RFC 9470, section 3)."""
+    require = route.require
+    made = f'Bearer error="insufficient_user_authentication", error_description="{detail}"'
+    if require.acr_values:
+        made += f', acr_values="{" ".join(require.acr_values)}"'
+    if require.max_age is not None:
+        made += f', max_age="{int(require.max_age)}"'
+    return made

@@ -1,23 +1,26 @@
-"""Endpoints: what the gateway answers itself. The health check is one exact path."""
+"""Endpoints: what the gateway answers itself: the health check, and the metadata of resources (RFC 9728)."""
 
 from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.exchange import Answer, Exchange, asked_host
 from mitmgate.stages.stage import Stage
 
 _HEALTHY = Answer(200, ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")), b'{"status":"ok"}')
+_METADATA = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"max-age=300"))
 _METHODS = frozenset({"GET", "HEAD"})
 
 
 class Endpoints(Stage):
-    """Answer the health check: never authenticated, never forwarded, and it discloses nothing.
+    """Answer the health check, one exact path: never authenticated, never forwarded, and it discloses nothing.
+
+    Answer what the policy publishes of protected resources, at one exact path of one host each.
 
     A request of HTTP/1.0 without Host is for no service, and so for the gateway itself: it may be the health check, or
     `OPTIONS /`, with which HAProxy's `option httpchk` asks whether a server is there.
-    Reads: head.path, head.method, head.host. Writes: exchange.answer. Denies: 400 host-invalid, for any other request
-    without Host; other methods on the path are routed like any request. On failure: stage-error.
+    Reads: head.path, head.method, head.host, public_host, client. Writes: exchange.answer. Denies: 400 host-invalid,
+    for any other request without Host; other methods on the path are routed like any request. On failure: stage-error.
     """
 
     name: ClassVar[str] = "endpoints"
@@ -30,11 +33,24 @@ class Endpoints(Stage):
             raise ValueError("no head")
         if head.path == exchange.snapshot.health_path and head.method in _METHODS:
             return self._answer(exchange)
+        if head.path in exchange.snapshot.resources.paths and head.method in _METHODS:
+            step = self._metadata(exchange, head.path)
+            if step is not None:
+                return step
         if head.host:
             return self.skipped
         if head.method == "OPTIONS" and head.path == "/":
             return self._answer(exchange)
         return self.deny(Reason.HOST_INVALID, "Exactly one Host is required.")
+
+    def _metadata(self, exchange: Exchange, path: str) -> Step | None:
+        """Answer with the metadata of a resource of this host, to those whose address may come in at all."""
+        document = exchange.snapshot.resources.metadata(asked_host(exchange), path)
+        networks = exchange.snapshot.networks
+        if document is None or (networks and (exchange.client is None or not networks.admit(exchange.client))):
+            return None
+        exchange.answer = Answer(200, _METADATA, document)
+        return Step(self.name, Outcome.ANSWER, Reason.RESOURCE_METADATA)
 
     def _answer(self, exchange: Exchange) -> Step:
         exchange.answer = _HEALTHY

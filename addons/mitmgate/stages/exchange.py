@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.authority import parse_authority
 from mitmgate.core.cause import Cause
 from mitmgate.core.circuit import Permit
 from mitmgate.core.cors import Grant as CorsGrant
@@ -136,6 +137,20 @@ def exchanges() -> list[tuple[HTTPFlow, Exchange]]:
     """Return every flow that still lives, with its exchange."""
     found = [(flow, exchange_of(flow)) for flow in _LIVE]
     return [(flow, exchange) for flow, exchange in found if exchange is not None]
+
+
+def told_challenge(exchange: Exchange, text: str) -> str:
+    """Return a WWW-Authenticate value with where the metadata of the resource is, where the policy publishes it."""
+    head = exchange.head
+    return text if head is None else exchange.snapshot.resources.challenge(text, asked_host(exchange), head.path)
+
+
+def asked_host(exchange: Exchange) -> str:
+    """Return the host that the client asked for, lower-case and without port: as a trusted proxy says, or in Host."""
+    if exchange.public_host is not None:
+        public = parse_authority(exchange.public_host)
+        return "" if public is None else public[0]
+    return "" if exchange.head is None else exchange.head.host
 
 
 def seconds_left(exchange: Exchange) -> float | None:

@@ -40,7 +40,9 @@ PLACES: Final = (
 """The gateway's stages that one of these may come after, in their order: where there is a head to read, and before the
 request to the service is made."""
 
-_BUILT_IN: Final = ("arrival", *PLACES, "circuit-breaker", "rewrite", "enforcer", "protocol")
+BUILT_IN: Final = ("arrival", *PLACES, "circuit-breaker", "rewrite", "enforcer", "protocol")
+"""Names that speak for the gateway."""
+
 _WORD: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _MEMBERS: Final = frozenset(OwnStage.model_fields)
 _MODULES: Final[dict[tuple[str, str], ModuleType]] = {}
@@ -152,7 +154,7 @@ class OwnStages:
 
     def _read(self, name: str, entry: OwnStage) -> None:
         at: Location = ("stages", name)
-        if name in _BUILT_IN:
+        if name in BUILT_IN:
             self.problems.append(self.document.problem(at, f"{name} is a stage of the gateway", key=True, found=""))
             return
         try:
@@ -265,16 +267,16 @@ class OwnStages:
     def _places(self, after: Mapping[str, object]) -> None:
         """Yield an error where a stage comes after nothing that is there, or where none may."""
         known = {name: place for name, place in after.items() if isinstance(place, str)}
-        placed = in_place(_BUILT_IN, known)
+        placed = in_place(BUILT_IN, known)
         for name, place in known.items():
             at: Location = ("stages", name, "after")
-            if place in _BUILT_IN and place not in PLACES:
+            if place in BUILT_IN and place not in PLACES:
                 self._wrong(at, "no other stage may come here", f"one of {', '.join(PLACES)}")
-            elif place not in _BUILT_IN and place not in after:
+            elif place not in BUILT_IN and place not in after:
                 there = (*PLACES, *(other for other in after if other != name))
                 hint = nearest(place, there) or f"one of {', '.join(there)}"
                 self._wrong(at, "no stage has this name", hint)
-            elif name not in placed and name not in _BUILT_IN and known.get(place) is not None:
+            elif name not in placed and name not in BUILT_IN and known.get(place) is not None:
                 self._wrong(at, "it comes after itself", f"one of {', '.join(PLACES)}")
 
     def _unlike_running(self, named: Mapping[str, object]) -> None:
@@ -294,7 +296,7 @@ class OwnStages:
     def _keys(self) -> None:
         """Yield an error for each key of a limit that no stage hands over, or not before the limit is taken."""
         limits = self.document.at(("rate_limits",))
-        placed = in_place(_BUILT_IN, {name: own.after for name, own in self.stages.items()})
+        placed = in_place(BUILT_IN, {name: own.after for name, own in self.stages.items()})
         first = self.document.at(("client_limits",))
         early = [*first] if isinstance(first, list) else [first]
         for limit, members in (limits if isinstance(limits, dict) else {}).items():

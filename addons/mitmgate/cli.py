@@ -96,6 +96,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except RecursionError:  # the files that users name are the only things here that nest
         click.echo("mitmgate: an input is nested too deeply to be read", err=True)
         return 2
+    except MemoryError:  # as only a file's own word asks for so much
+        click.echo("mitmgate: an input is too large for the memory of this machine", err=True)
+        return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:

@@ -1,15 +1,17 @@
 """Files that nest without end, or are of no kind: one message each, exit status 2, and no half-made output."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mitmproxy.io import FlowWriter
+from mitmproxy.io import FlowWriter, tnetstring
 from mitmproxy.test.tflow import tflow
 
 from mitmgate.cli import main
-from tests.live.harness import SECRET, policy, write_policy
+from tests.live.harness import ROOT, SECRET, policy, write_policy
 
 DEPTH = 20_000
 
@@ -44,6 +46,7 @@ FILES = {
     "har": b'{"log":{"entries":[' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"]}}",
     "audit": b'{"event":"request","request_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
     "noise": bytes(range(256)) * 20,
+    "huge": b"999999999999:abc",
 }
 COMMANDS = {
     "redact": ("redact", "FILE", "OUT"),
@@ -117,3 +120,67 @@ def test_an_output_may_be_a_device(tmp_path: Path, run: Run) -> None:
     source.write_bytes(real_flows())
     assert run("redact", str(source), "/dev/null")[0] == 0
     assert not Path("/dev/null").is_file()
+
+
+EXAMPLE = ROOT / "policies" / "example-tests"
+ODD: list[tuple[tuple[str | int, ...], object]] = [
+    (("request", "timestamp_start"), float("inf")),
+    (("request", "timestamp_start"), 10**400),
+    (("metadata", "mitmgate", "now"), 1e308),
+    (("metadata", "mitmgate", "now"), float("nan")),
+    (("metadata", "mitmgate", "ingress", "scheme"), "\u00e9"),
+    (("metadata", "mitmgate", "ingress", "declared_body"), 10**400),
+    (("metadata", "mitmgate", "ingress", "target"), "//[x]/a://"),
+    (("metadata", "mitmgate", "request_id"), "\u00e9"),
+    (("response", "status_code"), float("inf")),
+    (("client_conn", "timestamp_start"), 10**400),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), ODD)
+def test_a_flow_with_values_that_no_recorder_writes_costs_nobody_the_others(
+    tmp_path: Path, run: Run, path: tuple[str | int, ...], value: object
+) -> None:
+    """Before: a traceback, and nothing of the recording. A target like that any client may send."""
+    recording = (EXAMPLE / "traffic.mitm").read_bytes()
+    states: list[Any] = []
+    file = io.BytesIO(recording)
+    while file.tell() < len(recording):
+        states.append(tnetstring.load(file))
+    place = states[1]
+    for member in path[:-1]:
+        place = place[member]
+    place[path[-1]] = value
+    odd = tmp_path / "odd.mitm"
+    odd.write_bytes(b"".join(map(tnetstring.dumps, states)))
+    policy_path = str(EXAMPLE / "gateway.yaml")
+    commands = {
+        "replay": ("replay", str(odd), "--policy", policy_path, "--fail-on", "none"),
+        "learn": ("learn", str(odd), "--out", str(tmp_path / "learnt.yaml")),
+        "redact": ("redact", str(odd), str(tmp_path / "redacted.mitm")),
+    }
+    for name, words in commands.items():
+        status, said = run(*words)
+        assert "Traceback" not in said, name
+        assert status == 0 or (name == "redact" and said.startswith("mitmgate: ")), said
+
+
+def test_a_client_has_no_way_to_keep_learn_from_reading(tmp_path: Path, run: Run) -> None:
+    """Audit files, and HARs of others: what stands in their lines is anybody's word."""
+    event: dict[str, Any] = {
+        "event": "request",
+        "request_id": "a",
+        "time": "2026-11-30T10:00:00Z",
+        "method": "GET",
+        "decision": "admit",
+    }
+    event |= {"path": "//[x]/a://", "stage": "rewrite", "reason": "ok", "status": 200, "host": "x"}
+    lines = [event, event | {"time": "0001-01-01T00:00:00"}, event | {"upstream_ms": 1e308}]
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    request = {"method": "GET", "url": "http://a/", "headers": []}
+    entry = {"startedDateTime": "9999-12-31T23:59:59-14:00", "request": request, "response": {"status": 200}}
+    (tmp_path / "a.har").write_text(json.dumps({"log": {"entries": [entry, entry | {"time": 10**400}]}}))
+    for name in ("audit.jsonl", "a.har"):
+        status, said = run("learn", str(tmp_path / name), "--out", str(tmp_path / "out.yaml"))
+        assert "Traceback" not in said
+        assert status in {0, 2}, said

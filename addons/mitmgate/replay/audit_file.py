@@ -16,7 +16,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
-from mitmgate.replay.traffic import Aftermath, Entry, Known, Presented, Recorded, Skipped
+from mitmgate.replay.traffic import DAMAGE, Aftermath, Entry, Known, Presented, Recorded, Skipped, plausible
 
 _PLACE = b"not-recorded"
 
@@ -46,8 +46,8 @@ class AuditFormat:
         if event.get("event") != "request":
             return Skipped("", "no HTTP request")
         try:
-            return _recorded(event)
-        except (KeyError, ValueError, TypeError):
+            return plausible(_recorded(event))
+        except DAMAGE:
             return Skipped(str(event.get("request_id", "")), "damaged")
 
 
@@ -65,7 +65,7 @@ def _parse(line: bytes) -> Members | None:
 def _arrived(event: Members) -> float | None:
     try:
         return datetime.fromisoformat(str(event.get("time"))).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

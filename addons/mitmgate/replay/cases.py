@@ -35,7 +35,11 @@ def case(
 
     token: a real one, to be checked with the policy's keys. at: Unix seconds. Raises UserError.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        url.encode("latin-1")
+    except ValueError as error:
+        raise UserError(f"{url}: is no URL that a request could have: {error}") from error
     if parts.scheme not in {"", "http", "https"} or not (parts.netloc or url.startswith("/")):
         raise UserError(f"{url}: must be a path, or an http:// or https:// URL")
     fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -122,8 +122,8 @@ def _traceparent(recorded: Recorded) -> str:
     decision = recorded.decision
     if decision is not None and decision.fields is not None:
         for name, content in reversed(decision.fields):
-            if name == b"traceparent":
-                return content.decode("latin-1")
+            if name == b"traceparent" and (trace := valid_traceparent(content)) is not None:
+                return trace
     return valid_traceparent(recorded.request.headers.one(b"traceparent")) or _TRACE
 
 

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.cors import is_preflight, is_same_origin
+from mitmgate.core.http1.target import split_target
 from mitmgate.core.jose import Json
 from mitmgate.core.limit import ticks
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
@@ -168,8 +168,8 @@ class _Peaks:
 def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> bool:
     """Take a request for evidence; False for one that did not succeed, or that this gateway would never let pass."""
     request, headers = entry.request, entry.request.headers
-    target = urlsplit(request.target).path if "://" in request.target else request.target.partition("?")[0]
-    path = canonical_path(target)
+    target = split_target(request.target.encode("latin-1", "replace")).path.partition(b"?")[0]
+    path = canonical_path(target.decode("latin-1"))
     authority = parse_authority(headers.text("host") or request.authority)
     if not succeeded(entry) or isinstance(path, Ambiguous) or authority is None:
         return False

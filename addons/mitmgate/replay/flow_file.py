@@ -7,7 +7,7 @@ from mitmgate.replay import tnetstring
 from mitmgate.replay.flow_state import arrival_of, read_flow
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.tnetstring import DamagedError
-from mitmgate.replay.traffic import Entry, Skipped
+from mitmgate.replay.traffic import DAMAGE, Entry, Skipped, plausible
 
 
 class FlowFormat:
@@ -33,7 +33,7 @@ class FlowFormat:
             arrived = None
             try:
                 arrived = arrival_of(raw)
-            except (ValueError, KeyError, RecursionError) as error:
+            except DAMAGE as error:
                 if first:
                     raise ValueError(f"no flow file that this version reads: {error}") from error
             first = False
@@ -48,6 +48,6 @@ class FlowFormat:
         if not raw:
             return Skipped("", "cut short: the recorder was ended in the middle of it")
         try:
-            return read_flow(raw, self._tokens)
-        except (ValueError, RecursionError):
+            return plausible(read_flow(raw, self._tokens))
+        except DAMAGE:
             return Skipped("", "damaged")

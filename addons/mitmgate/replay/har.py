@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
 from mitmgate.replay.flow_state import declared_body, http_version
-from mitmgate.replay.traffic import Aftermath, Entry, Listed, Recorded, Skipped
+from mitmgate.replay.traffic import DAMAGE, Aftermath, Entry, Listed, Recorded, Skipped, plausible
 from mitmgate.usage import UserError
 
 Members = Mapping[str, object]
@@ -41,8 +41,8 @@ def _entry(number: int, entry: object) -> Entry:
     try:
         if not isinstance(entry, dict):
             return Skipped(identity, "damaged")
-        return _recorded(identity, entry)
-    except (KeyError, ValueError, TypeError, AttributeError):
+        return plausible(_recorded(identity, entry))
+    except DAMAGE:
         return Skipped(identity, "damaged")
 
 

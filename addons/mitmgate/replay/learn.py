@@ -200,7 +200,7 @@ def _upstream_names(routes: list[Route]) -> dict[tuple[str, ...], str]:
     names: dict[tuple[str, ...], str] = {}
     for route in routes:
         endpoints = _endpoints(route)
-        host = urlsplit(endpoints[0]).hostname or "service"
+        host = _host_of(endpoints[0]) or "service"
         base = re.sub(r"[^A-Za-z0-9.-]", "-", host)[:40].strip("-.") or "service"
         taken = set(names.values())
         candidates = [base, *(f"{base}-{number}" for number in range(2, len(routes) + 3))]
@@ -214,10 +214,18 @@ def _upstreams(names: dict[tuple[str, ...], str]) -> Iterator[str]:
         yield f"  {_quoted(name)}: {{endpoints: {_list(endpoints)}}}"
 
 
+def _host_of(url: str) -> str | None:
+    """Return the host of what may be a URL: what tokens and audit files say is anybody's word."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
 def _issuer_names(tokens: dict[str, TokenEvidence]) -> dict[str, str]:
     names: dict[str, str] = {}
     for issuer in sorted(tokens):
-        host = urlsplit(issuer).hostname or issuer
+        host = _host_of(issuer) or issuer
         base = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:40].strip("-.") or "issuer"
         taken = set(names.values())
         candidates = [base, *(f"{base}-{number}" for number in range(2, len(tokens) + 3))]
@@ -244,7 +252,7 @@ def _identity(tokens: dict[str, TokenEvidence], names: dict[str, str]) -> Iterat
             variable = "MITMGATE_" + re.sub(r"[^A-Z0-9]+", "_", name.upper()) + "_SECRET"
             yield f"      keys: {{secret_env: {variable}}}    # a shared secret; a recording never has it"
         else:
-            base = issuer.rstrip("/") if urlsplit(issuer).scheme in {"http", "https"} else "https://issuer.invalid"
+            base = issuer.rstrip("/") if issuer.startswith(("https://", "http://")) else "https://issuer.invalid"
             yield f"      keys: {{jwks_url: {_quoted(base + '/.well-known/jwks.json')}}}    # a guess: correct it"
         if set(known.types) == {"at+jwt"}:
             yield "      token_type: at+jwt"

@@ -86,7 +86,7 @@ def redact_file(
         raise UserError(f"{error.filename or source}: {(error.strerror or str(error)).lower()}") from error
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply for a flow file") from error
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, OverflowError) as error:
         number = done.written + done.dropped + 1
         raise UserError(f"{source}: flow {number} can't be read: {type(error).__name__}: {error}") from error
     return done

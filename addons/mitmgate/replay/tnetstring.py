@@ -4,13 +4,16 @@ mitmproxy's own reader builds every value of a flow, about 200 µs of them. A re
 is split into spans first, and only the spans that are wanted are read.
 """
 
-from typing import BinaryIO
+from math import isfinite
+from typing import BinaryIO, Final
 
 Value = None | bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
 Span = tuple[int, int, int]
 """Where a value's data begins and ends, and its type tag."""
 
 _LONGEST_PREFIX = 12
+LARGEST: Final = 1 << 30
+"""Bytes of a record; room for as many as a record says that it has is made before they are read."""
 
 BYTES, TEXT, INTEGER, FLOAT, BOOLEAN, NULL, LIST, MAPPING = b",;#^!~]}"
 
@@ -69,6 +72,8 @@ def read_record(file: BinaryIO) -> bytes | None:
     if len(prefix) == 1:
         raise DamagedError("no length")
     length = int(prefix[:-1])
+    if length > LARGEST:
+        raise DamagedError("too large")
     data = file.read(length + 1)
     if len(data) != length + 1:
         raise DamagedError("cut short")
@@ -172,9 +177,13 @@ def text_or_none(raw: bytes, span: Span) -> str | None:
 
 
 def number(raw: bytes, span: Span) -> float:
-    """Read a number; 0 where it is none."""
+    """Read a number; 0 where it is none. Raises DamagedError and OverflowError for an infinite one."""
     found = value(raw, span)
-    return float(found) if isinstance(found, int | float) else 0.0
+    if not isinstance(found, int | float):
+        return 0.0
+    if not isfinite(found):
+        raise DamagedError("no number of a recording")
+    return float(found)
 
 
 def items(raw: bytes, span: Span) -> list[Value]:

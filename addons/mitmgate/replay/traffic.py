@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -84,6 +84,31 @@ class Skipped:
 
 
 Entry = Recorded | Skipped
+
+DAMAGE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What is raised by a part of a recording that no recorder has written so."""
+LAST: Final = 253_402_300_799.0
+"""Unix seconds of the last moment that a date can say: 9999-12-31. No number of a recording is larger."""
+
+
+def plausible(entry: Entry) -> Entry:
+    """Return what was read; "damaged" where that has values which no request had, and which would break what follows.
+
+    Raises DAMAGE where it has values of other types.
+    """
+    if isinstance(entry, Skipped):
+        return entry
+    request, aftermath = entry.request, entry.aftermath
+    texts = (entry.id, entry.request_id, entry.policy, request.method, request.target, request.version)
+    numbers = [entry.at, entry.sample, float(request.declared_body or 0), float(entry.response_status or 0)]
+    if aftermath is not None:
+        numbers += [aftermath.known or 0.0, aftermath.took or 0.0, *(at for at, _ in aftermath.tried)]
+    whole = all(isinstance(text, str) for text in (*texts, request.authority, request.peer)) and all(
+        0 <= number <= LAST for number in numbers
+    )
+    if whole and request.scheme in {"http", "https"} and entry.request_id.isascii():
+        return entry
+    return Skipped(str(entry.id), "damaged")
 
 
 class Traffic(Protocol):

@@ -90,13 +90,14 @@ class Shop:
 
 @pytest.fixture(scope="module", params=["serve", "web"])
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Run all of it, for all tests; each has a user of its own."""
+    """Run all of it, for all tests; each has a user of its own. One host listens with TLS, the other without."""
     directory = tmp_path_factory.mktemp("grpc")
     authority, plain, secure = Authority(directory), Service(), Service()
     certificate, key = authority.issue("localhost")
     needs = {"require": {"scopes_all": ["users.read"]}, "rate_limits": ["per-user"]}
     with served(plain, None) as url, served(secure, authority) as secure_url:
-        made = policy(directory, url, listen={"tls": {"certificate": certificate, "key": key}})
+        secured = request.param == "serve"
+        made = policy(directory, url, listen={"tls": {"certificate": certificate, "key": key}} if secured else {})
         made["upstreams"] = {
             "plain": {"endpoints": [url], "protocol": "h2"},
             "secure": {"endpoints": [secure_url], "protocol": "h2", "tls": {"ca": authority.ca}},
@@ -108,7 +109,8 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         ]
         with Gateway(write_policy(directory, made), host=request.param) as gateway:
             credentials = grpc.ssl_channel_credentials(Path(authority.ca).read_bytes())
-            with grpc.secure_channel(f"localhost:{gateway.port}", credentials) as channel:
+            address = f"localhost:{gateway.port}"
+            with grpc.secure_channel(address, credentials) if secured else grpc.insecure_channel(address) as channel:
                 yield Shop(plain, secure, gateway, channel)
 
 

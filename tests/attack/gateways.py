@@ -40,8 +40,8 @@ def attack_policy(directory: Path, node: str, nginx: str, admin: int, **members:
     made["identity"]["default"] = ["dev", "corp"]
     circuit = {"failures": 10000, "window": "1s"}  # what the origins are asked to do is no outage
     made["upstreams"] = {
-        "node": {"endpoints": [node], "circuit": circuit},
-        "nginx": {"endpoints": [nginx], "circuit": circuit},
+        "node": {"endpoints": [node], "circuit": circuit, "trailers": ["X-Trailer", "X"]},
+        "nginx": {"endpoints": [nginx], "circuit": circuit, "trailers": ["X-Trailer", "X"]},
     }
     made["rate_limits"] = {"few": {"limit": 3, "window": "60s", "key": "principal"}}
     made["routes"] = [

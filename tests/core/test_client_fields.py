@@ -31,6 +31,7 @@ PEERS = [
         "X-Authenticated",
     ),
     *("X-SSL-Client-S-DN", "SSL-Client-Cert", "X-Client-Cert", "X-ARR-ClientCert", "X-Userinfo", "X-Gateway-Assertion"),
+    *("X-Proxy-Remote-User", "X-SPIFFE-ID", "X-Impersonate-User", "MSISDN", "X-Up-Calling-Line-ID", "X-Nokia-MSISDN"),
 ]
 OVERRIDES = [
     *("Proxy", "X-Envoy-Original-Path", "X-Envoy-Internal", "X-Envoy-Anything", "X-Original-URL", "X-Original-Path"),
@@ -40,6 +41,8 @@ OVERRIDES = [
     "X-Override-URL",
     *("Forwarded-For", "X-Forward-For", "Fly-Client-IP", "DO-Connecting-IP", "X-Vercel-Forwarded-For"),
     *("Front-End-Https", "X-Url-Scheme", "CloudFront-Forwarded-Proto", "X-ARR-SSL"),
+    *("WL-Proxy-Client-IP", "WL-Proxy-Client-Cert", "WL-Proxy-SSL", "Proxy-Client-IP", "Z-Forwarded-For"),
+    *("X-Middleton-SSL", "X-Appengine-Cron", "X-Appengine-Remote-Addr", "X-CloudTasks-QueueName", "X-CloudScheduler"),
 ]
 
 

@@ -24,32 +24,36 @@ ANSWERED_HERE: Final = frozenset({b"expect"})
 
 NEVER: Final = frozenset(
     b"forwarded x-real-ip x-client-ip client-ip true-client-ip x-cluster-client-ip cf-connecting-ip cf-connecting-ipv6 "
-    b"cf-pseudo-ipv4 fastly-client-ip wl-proxy-client-ip x-originating-ip x-proxyuser-ip x-azure-clientip "
+    b"cf-pseudo-ipv4 fastly-client-ip proxy-client-ip x-originating-ip x-proxyuser-ip x-azure-clientip "
     b"x-azure-socketip x-host x-scheme x-script-name x-method-override x-request-id traceparent proxy x-sendfile-type "
     b"x-waws-unencoded-url forwarded-for x-forward-for x-real-host x-real-port fly-client-ip do-connecting-ip "
-    b"x-nf-client-connection-ip x-vercel-forwarded-for cloudfront-viewer-address x-appengine-remote-addr "
+    b"x-nf-client-connection-ip x-vercel-forwarded-for cloudfront-viewer-address z-forwarded-for "
     b"x-custom-ip-authorization x-replaced-path x-http-host-override x-http-destinationurl x-matched-path "
-    b"x-now-route-matches front-end-https x-url-scheme cloudfront-forwarded-proto x-arr-ssl x-override-url".split()
+    b"x-now-route-matches front-end-https x-url-scheme cloudfront-forwarded-proto x-arr-ssl x-override-url "
+    b"x-middleton-ssl".split()
 )
 NEVER_FAMILIES: Final = tuple(
-    b"x-forwarded x-envoy- x-original- x-rewrite- x-http-method x-accel- x-middleware- x-invoke-".split()
+    b"x-forwarded x-envoy- x-original- x-rewrite- x-http-method x-accel- x-middleware- x-invoke- wl-proxy- "
+    b"x-appengine- x-cloudtasks- x-cloudscheduler".split()
 )
 """What is removed whatever the policy says: who the client is and where it came from; other paths, methods and hosts
 than those that were decided on; `Proxy`, which CGI turns into HTTP_PROXY (CVE-2016-5385); fields by which frameworks
-speak to themselves (X-Middleware-Subrequest: CVE-2025-29927; X-Sendfile-Type, X-Accel-Mapping: CVE-2025-61780)."""
+speak to themselves (X-Middleware-Subrequest: CVE-2025-29927; X-Sendfile-Type, X-Accel-Mapping: CVE-2025-61780), and by
+which a platform says that it is the platform itself that asks (X-Appengine-Cron, X-CloudTasks-QueueName)."""
 
 IDENTITY: Final = frozenset(
     b"x-user x-username x-userid x-userinfo x-email x-groups x-roles smuser x-auth-user x-auth-username x-auth-email "
     b"x-auth-groups x-auth-roles x-auth-name x-anonymous-consumer x-endpoint-api-userinfo x-apigateway-api-userinfo "
     b"x-arr-clientcert x-client-verify x-client-dn x-client-cn x-client-s-dn x-forwarded-user x-forwarded-email "
-    b"x-forwarded-groups x-forwarded-preferred-username x-forwarded-access-token x-gateway-assertion".split()
+    b"x-forwarded-groups x-forwarded-preferred-username x-forwarded-access-token x-gateway-assertion x-spiffe-id "
+    b"x-proxy-user x-proxy-remote-user msisdn x-msisdn x-wap-msisdn x-nokia-msisdn x-up-calling-line-id".split()
 )
 IDENTITY_FAMILIES: Final = tuple(
     b"x-user- x-remote- remote- x-auth-request- x-webauth- x-authenticated x-authentik- x-consumer- x-credential- "
     b"x-jwt- x-pomerium- x-vouch- cf-access- tailscale-user- x-goog-authenticated-user- x-goog-iap- x-amzn-oidc- "
     b"x-amzn-mtls- x-ms-client-principal x-ms-token- x-appengine-user- impersonate- x-client-cert client-cert x-ssl- "
     b"ssl-client- x-tls-client- tls-client- sm- iv- oam- oidc- x-oidc- shib- x-shib- cas- x-cas- x-saml- x-sso- "
-    b"x-kratos- teleport- ngrok-auth- ms-aspnetcore-".split()
+    b"x-kratos- teleport- ngrok-auth- ms-aspnetcore- x-impersonate-".split()
 )
 """What other gateways tell services of a verified user, or of its certificate (RFC 9440), and services believe. Removed
 unless the policy keeps one by name (`identity.keep`)."""

@@ -75,6 +75,7 @@ OTHERS: Final[dict[str, str]] = {
             policy/files:Files.stamps policy/watcher:PolicySource._stamps""",
         "names that the policy has, and what DNS says of them": """
             core/reason:_DECLARED policy/own_stages:_MODULES policy/own_stages:OwnStages.stages
+            stages/own:_Counters.limits
             net/dialler:Dialler._avoided net/resolver:Resolver._names net/resolver:_HostsFile._names""",
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
             admin/metrics:Metrics._unknown admin/workers:Workers._links audit/writer:AuditTrail._waiters

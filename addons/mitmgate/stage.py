@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType, get_original_bases
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +23,7 @@ from mitmgate.core.request import Head, Request
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Outcome
 
-__all__ = ["Facts", "Headers", "Options", "Outcome", "Principal", "Reason", "Stage", "Step"]
+__all__ = ["Count", "Counter", "Facts", "Headers", "Options", "Outcome", "Principal", "Reason", "Stage", "Step"]
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -50,6 +50,31 @@ class Reason(NamedTuple):
     status: int
     title: str
     change: str = ""
+
+
+class Counter(NamedTuple):
+    """State that a stage keeps in the gateway's store: how often each key was counted, as the limits count.
+
+    At most `limit` units of one key in any `window` seconds, exactly, and by all processes together where the store is
+    Redis. name: kebab-case. on_store_failure: what is said while Redis is away, as for a limit of the policy.
+    """
+
+    name: str
+    limit: int
+    window: float
+    on_store_failure: Literal["deny", "allow", "local"] = "local"
+
+
+class Count(NamedTuple):
+    """What a counter said. admitted: there was room for one more, and it was taken; else nothing was.
+
+    remaining: units left. retry_after: seconds until there is room; 0 where there is. degraded: said without Redis.
+    """
+
+    admitted: bool
+    remaining: int
+    retry_after: float
+    degraded: bool
 
 
 class Step(NamedTuple):
@@ -115,19 +140,35 @@ class _Known(Protocol):
     def principal(self) -> Principal | None: ...
 
 
+class _Counters(Protocol):
+    """Counts for a stage (stages.own)."""
+
+    async def take(self, known: Any, counter: str, key: str) -> Count: ...
+
+
 class Facts:
     """What is known of a request at a stage's place in the chain: read-only, and good for this one call.
 
     Whatever is not known yet is None: `route` before the stage `routing`, `principal` before `authentication`.
     """
 
-    __slots__ = ("__known",)
+    __slots__ = ("__counters", "__known")
 
     __known: _Known
+    __counters: _Counters
 
-    def __init__(self, known: _Known) -> None:
-        """known: the request's exchange."""
-        _put(self, known)
+    def __init__(self, known: _Known, counters: _Counters) -> None:
+        """known: the request's exchange. counters: of the stage that is asked."""
+        _put_known(self, known)
+        _put_counters(self, counters)
+
+    async def take(self, counter: str, key: str) -> Count:
+        """Count one more of a key, where there is room. counter: the name of one of the stage's counters.
+
+        key: whose it is, such as an address; a long one is counted by its digest. With a store in memory there is
+        nothing to wait for; Redis is asked once, and after its timeout `on_store_failure` speaks.
+        """
+        return await self.__counters.take(self.__known, counter, key)
 
     @property
     def method(self) -> str:
@@ -215,14 +256,17 @@ class Facts:
         raise AttributeError(f"facts of a request are read-only: {name} can't be set")
 
 
-_put: Final[Any] = Facts.__dict__["_Facts__known"].__set__  # what a plain assignment would be
+# What plain assignments would be.
+_put_known: Final[Any] = Facts.__dict__["_Facts__known"].__set__
+_put_counters: Final[Any] = Facts.__dict__["_Facts__counters"].__set__
 _new: Final = object.__new__
 
 
-def facts_of(known: _Known) -> Facts:
-    """Do what `Facts(known)` does, in half the time: for every request. Called by the gateway."""
+def facts_of(known: _Known, counters: _Counters) -> Facts:
+    """Do what `Facts(known, counters)` does, in half the time: for every request. Called by the gateway."""
     made = _new(Facts)
-    _put(made, known)
+    _put_known(made, known)
+    _put_counters(made, counters)
     return made
 
 
@@ -270,6 +314,10 @@ class Stage[O: Options]:
         is cancelled after the entry's `timeout`.
         """
         raise NotImplementedError
+
+    def counters(self) -> tuple[Counter, ...]:
+        """Return the counters that `facts.take` may name, made of the options; asked once for each object."""
+        return ()
 
     def warnings(self) -> Iterator[str] | tuple[str, ...]:
         """Return what `check` should warn of in this entry, one sentence without a full stop for each."""

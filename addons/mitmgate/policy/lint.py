@@ -22,6 +22,7 @@ from mitmgate.policy.model import Policy
 from mitmgate.policy.model_audit import FileSink
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import parse_endpoint
+from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Code, Location, Problem, in_order, nearest
 from mitmgate.policy.scalars import METHODS, pattern_in
 from mitmgate.policy.section import Section
@@ -62,6 +63,8 @@ def review(loaded: Loaded, snapshot: Snapshot | None = None) -> Review:
     found += _unreachable(snapshot.routes, policy, document)
     found += _removed_fields(snapshot, policy, document)
     found += _files(snapshot, policy, document)
+    for own in loaded.stages.values():
+        found += _stage(own, document)
     reasons = dict(_reasons(policy, ()))
     warnings, acknowledged, used = [], [], set()
     for problem in in_order(found):
@@ -84,6 +87,16 @@ def review(loaded: Loaded, snapshot: Snapshot | None = None) -> Review:
             message = f"there is no warning {code} here that could be meant"
             warnings.append(document.warning(at, Code.NOTHING_TO_ACKNOWLEDGE, message, "leave it out", key=True))
     return Review(in_order(warnings), tuple(acknowledged))
+
+
+def _stage(own: Own, document: Document) -> Iterator[Problem]:
+    """Ask a stage of the operator's own what it warns of; that it can't say is worth a warning, too."""
+    try:
+        said = [str(text) for text in own.make().warnings()]
+    except Exception as error:
+        said = [f"its warnings can't be asked for: {type(error).__name__}"]
+    for text in said:
+        yield document.warning(("stages", own.name), Code.STAGE_WARNS, text, key=True)
 
 
 def _reasons(value: object, location: Location) -> Iterator[tuple[tuple[Location, Code], str]]:

@@ -182,6 +182,7 @@ class OwnStages:
             made = own.make()
             if not isinstance(made, stage.Stage) or made.name != name:
                 raise TypeError("its __init__ has to call that of Stage with the name and the options")
+            _check_counters(made.counters())
         except Exception as error:
             self._wrong(at, f"{code.made_of.__name__} can't be made: {_told(error, self.document, at)}", found="")
             return
@@ -435,6 +436,21 @@ def _wrong_in_reason(reason: object) -> Iterator[str]:
         yield f"its reason {reason.name} has the status {reason.status!r}: 400 to 599, or from 200 for an answer"
     elif not isinstance(reason.title, str) or not 0 < len(reason.title) <= 80 or not reason.title.isprintable():
         yield f"its reason {reason.name} needs a title of 80 printable characters at most"
+
+
+def _check_counters(counters: object) -> None:
+    """Raise TypeError or ValueError for what is no tuple of counters that count."""
+    if not isinstance(counters, tuple) or not all(isinstance(counter, stage.Counter) for counter in counters):
+        raise TypeError("its counters have to be a tuple of mitmgate.stage.Counter")
+    for counter in counters:
+        if _WORD.fullmatch(counter.name) is None or [known.name for known in counters].count(counter.name) > 1:
+            raise ValueError(f"its counter {counter.name!r} has to have a name of its own in kebab-case")
+        if type(counter.limit) is not int or not 1 <= counter.limit <= 10**12:
+            raise ValueError(f"its counter {counter.name} needs a limit from 1 on")
+        if type(counter.window) not in {int, float} or not 0.001 <= counter.window <= 366 * 86400:
+            raise ValueError(f"its counter {counter.name} needs a window in seconds, from a millisecond to a year")
+        if counter.on_store_failure not in {"deny", "allow", "local"}:
+            raise ValueError(f"its counter {counter.name} has no on_store_failure {counter.on_store_failure!r}")
 
 
 def _digest(point: EntryPoint, made_of: object) -> str:

@@ -40,6 +40,7 @@ class Code(StrEnum):
     LOOKS_LIKE_PATH = "looks-like-path"
     UNKNOWN_METHOD = "unknown-method"
     ITSELF = "itself"
+    STAGE_WARNS = "stage-warns"
     NOTHING_TO_ACKNOWLEDGE = "nothing-to-acknowledge"
 
 

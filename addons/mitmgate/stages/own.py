@@ -8,19 +8,23 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 from inspect import isawaitable
 from time import perf_counter
 from typing import Final
 
 from mitmgate import stage
 from mitmgate.core.headers import Headers
+from mitmgate.core.limit import Limit
 from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import header_safe
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.core.window import Take
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.scalars import FRAMING, TOKEN
 from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
+from mitmgate.stores.protocol import CounterStore
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +52,10 @@ class OwnStage(Stage):
     one that comes after the entry's `timeout`: stage-error.
     """
 
-    def __init__(self, offline: bool = False) -> None:
-        """offline: nothing can be waited for, no clock counts, and what the stage reads is noted for `explain`."""
+    def __init__(self, store: CounterStore, offline: bool = False) -> None:
+        """store: where its counters are. offline: nothing can be waited for, no clock counts, reading is noted."""
         self._offline = offline
+        self._counters = _Counters(store)
         self._own: Own | None = None
         self._ask: Callable[[stage.Facts], object] = _nobody
         self._admit = self._skip = stage.Step("", Outcome.SKIP)
@@ -64,7 +69,10 @@ class OwnStage(Stage):
         own = exchange.snapshot.own[self.name]
         if own is not self._own:
             self._adopt(own)
-        facts = stage.facts_of(exchange) if not self._offline else _Noting(exchange, self.name)
+        if self._offline:
+            facts: stage.Facts = _Noting(exchange, self._counters, self.name)
+        else:
+            facts = stage.facts_of(exchange, self._counters)
         started = perf_counter()
         try:
             said = self._ask(facts)
@@ -91,6 +99,7 @@ class OwnStage(Stage):
         self._own, self._ask = None, _nobody
         asked = own.make()
         self._admit, self._skip = asked.admit(), asked.skip()
+        self._counters.limits = {counter.name: _limit(self.name, counter) for counter in asked.counters()}
         self._own, self._ask = own, asked.decide
 
     async def _wait_offline(self, exchange: Exchange, own: Own, pending: Awaitable[object]) -> Step:
@@ -191,10 +200,41 @@ class OwnStage(Stage):
             self._said, self._slow = now, 0
 
 
-def own_stage(name: str, offline: bool = False) -> OwnStage:
+class _Counters:
+    """A stage's counters in the store that the limits have, under names of their own."""
+
+    __slots__ = ("_store", "limits")
+
+    def __init__(self, store: CounterStore) -> None:
+        self._store = store
+        self.limits: dict[str, Limit] = {}
+
+    async def take(self, known: Exchange, counter: str, key: str) -> stage.Count:
+        limit = self.limits.get(counter)
+        if limit is None or type(key) is not str:
+            raise ValueError(f"it counts {counter!r}, which it does not declare, or by what is no text")
+        if len(key) > LONGEST_KEY:
+            key = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+        taken = self._store.take([Take(limit, f"{limit.prefix}={key}")], known.started)
+        (grant,) = taken if isinstance(taken, list) else await taken
+        return stage.Count(grant.admitted, grant.remaining, grant.retry_after, grant.degraded)
+
+
+def _limit(name: str, counter: stage.Counter) -> Limit:
+    """Make the limit that a counter is. No limit of a policy has a colon in its name."""
+    return Limit(
+        f"stage:{name}:{counter.name}",
+        counter.limit,
+        counter.window,
+        ("stage",),
+        on_store_failure=counter.on_store_failure,
+    )
+
+
+def own_stage(name: str, store: CounterStore, offline: bool = False) -> OwnStage:
     """Make the place of a stage by its name. Each is a class of its own: a stage's name belongs to its class."""
     made: type[OwnStage] = type("OwnStage", (OwnStage,), {"name": name})
-    return made(offline)
+    return made(store, offline)
 
 
 def _nobody(facts: stage.Facts) -> object:
@@ -274,8 +314,8 @@ class _Noting(stage.Facts):
 
     __slots__ = ("_exchange", "_read")
 
-    def __init__(self, exchange: Exchange, name: str) -> None:
-        super().__init__(exchange)
+    def __init__(self, exchange: Exchange, counters: _Counters, name: str) -> None:
+        super().__init__(exchange, counters)
         read: dict[str, object] = {}
         exchange.own_read = {**exchange.own_read, name: read}
         object.__setattr__(self, "_read", read)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, time
@@ -230,6 +231,44 @@ def test_a_file_is_written_anew_without_what_is_over(tmp_path: Path, monkeypatch
     monkeypatch.setattr(revocations, "TIDY", 0)
     with pytest.raises(ListFullError):
         asyncio.run(file.add(one(99)))
+
+
+def test_a_short_revocation_ends_no_longer_one_when_the_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: the last line of a mark alone counted, and took the others along when it was over."""
+    monkeypatch.setattr(revocations, "TIDY", 0)
+    file = RevocationFile(str(tmp_path / "revoked.jsonl"))
+    until, later = time() + 3600, time() + 1800
+
+    async def run() -> list[bytes]:
+        await file.add(Revocation("sub", "corp", "alice", until, later))
+        await file.add(Revocation("sub", "corp", "alice", until - 60, later - 900))
+        await file.add(Revocation("sub", "corp", "alice", time() - 1, time()))
+        for number in range(8):
+            await file.add(one(number, -1))
+        return await file.lines()
+
+    lines = asyncio.run(run())
+    assert len(lines) < 8
+    (held,) = [found for found in live(lines, time()) if found.value == "alice"]
+    assert (held.until, held.before) == (until, later)
+
+
+def test_what_a_full_disk_has_taken_a_part_of_is_not_revoked(tmp_path: Path) -> None:
+    """Before: it was said to be on the list, and nobody ever read it."""
+    path = tmp_path / "revoked.jsonl"
+    file = RevocationFile(str(path))
+    asyncio.run(file.add(one(1)))
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, former[1]))
+    try:
+        with pytest.raises(OSError, match="a part of a line"):
+            asyncio.run(file.add(one(2)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    asyncio.run(file.add(one(3)))
+    assert [read(line).value for line in asyncio.run(file.lines())] == ["1", "3"]
 
 
 def test_a_pipe_in_its_place_is_no_file(tmp_path: Path) -> None:

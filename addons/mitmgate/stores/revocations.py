@@ -8,6 +8,7 @@ for; beyond that nobody knows what has been revoked meanwhile, and the policy sa
 """
 
 import asyncio
+import errno
 import fcntl
 import heapq
 import logging
@@ -310,7 +311,10 @@ class RevocationFile:
                     os.ftruncate(descriptor, whole)
                 if whole > TIDY and self._tidy(descriptor, whole, line):
                     return
-                os.write(descriptor, line + b"\n")
+                if os.write(descriptor, line + b"\n") <= len(
+                    line
+                ):  # a full disk takes a part, and says so the next time
+                    raise OSError(errno.ENOSPC, "took a part of a line alone")
                 os.fsync(descriptor)
                 return
             finally:
@@ -318,23 +322,16 @@ class RevocationFile:
 
     def _tidy(self, descriptor: int, size: int, line: bytes) -> bool:
         """Write the file anew without what is over; False where that is not worth while. Called with its lock."""
-        live: dict[str, bytes] = {}
         lines = [one for one in _read(descriptor, 0, size).split(b"\n") if one]
-        now = time.time()
-        for one in lines:
-            revocation = read(one)
-            if revocation.lifted or revocation.until <= now:
-                live.pop(revocation.mark, None)
-            else:
-                live[revocation.mark] = one
-        if len(live) >= MOST:
+        held = live(lines, time.time())
+        if len(held) >= MOST:
             raise ListFullError
-        if len(live) > len(lines) // 2:
+        if len(held) > len(lines) // 2:
             return False
         beside = self._path.with_name(f"{self._path.name}.new")
         with beside.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.write(b"".join([one + b"\n" for one in (*live.values(), line)]))
+            file.write(b"".join([one + b"\n" for one in (*map(written, held), line)]))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)

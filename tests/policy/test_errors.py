@@ -475,6 +475,34 @@ CASES: list[Case] = [
         "a public route has no principal",
         "leave out auth: none",
     ),
+    *(
+        ("limit: 5, window: 1s}\n  per-client", f"{new}, window: 1s}}\n  per-client", path, message, hint)
+        for new, path, message, hint in (
+            (
+                "limit: 5, tiers: ¦{claim: plan, values: {a: 1}, default: 1}",
+                "rate_limits.per-user.tiers",
+                "exclude",
+                "keep",
+            ),
+            ("tiers: {claim: plan, values: ¦{}, default: 1}", "rate_limits.per-user.tiers.values", "", ""),
+            (
+                "tiers: {claim: plan, values: ¦{default: 1}, default: 1}",
+                "rate_limits.per-user.tiers.values",
+                "default",
+                "",
+            ),
+            ("tiers: ¦{claim: plan, values: {a: 1}}", "rate_limits.per-user.tiers", "", ""),
+            ("tiers: {claim: ¦/a~2, values: {a: 1}, default: 1}", "rate_limits.per-user.tiers.claim", "no JSON", ""),
+            ("cost: ¦2, tiers: {claim: p, values: {a: 9}, default: 1}", "rate_limits.per-user.cost", "above the", ""),
+        )
+    ),
+    (
+        "limit: 5, window: 1s, key: client_ip}",
+        "tiers: {claim: plan, values: {a: 1}, default: 2}, window: 1s, key: client_ip}\nclient_limits: [¦per-client]",
+        "client_limits[0]",
+        "client limits are taken before authentication, and this one counts by claim:plan",
+        "use a limit by client_ip",
+    ),
     ("[HS256]", "[¦none]", "identity.issuers.dev.algorithms[0]", "an unsigned token proves nothing", ""),
     ("[HS256]", "[¦HS265]", "identity.issuers.dev.algorithms[0]", "must be an algorithm of JWS", "did you mean HS256?"),
     (

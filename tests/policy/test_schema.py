@@ -91,7 +91,7 @@ def sections(schema: Any, value: Any, node: Any, location: tuple[str | int, ...]
             yield from sections(schema, member, node["items"], (*location, index))
 
 
-ALONE = {("Keys", "jwks_url"): "https://issuer.example/", ("Match", "prefix"): "/"}
+ALONE = {("Keys", "jwks_url"): "https://issuer.example/", ("Match", "prefix"): "/", ("RateLimit", "limit"): 100_000}
 """Members without which a section says nothing, though none of them is required."""
 
 

@@ -222,7 +222,7 @@ def told(made: Exchange) -> dict[str, object]:
         "scheme": made.scheme,
         "route": None if made.route is None else made.route.name,
         "principal": made.principal,
-        "grants": [(one.limit.name, one.admitted, one.remaining, one.degraded) for one in made.grants],
+        "grants": [(one.limit.name, one.limit.limit, one.admitted, one.remaining, one.degraded) for one in made.grants],
         "max_body": made.max_body,
         "endpoint": None if endpoint is None else endpoint.url,
         "line": None if forward is None else (forward.method, forward.target, forward.host),
@@ -272,7 +272,10 @@ def fields(snapshots: tuple[list[Snapshot], list[Snapshot]]) -> list[Fields]:
     issuers = snapshots[0][0].issuers
     claims = {"scope": "read", "email": "a@example.org", "role": "user", "acr": "mfa", "auth_time": int(NOW)}
     claims["org"] = {"ids": ["o-1"]}
-    tokens = [mint(issuers[name], "alice", now=NOW, lifetime=300.0, claims=claims) for name in ("dev", "ops")]
+    plans: dict[str, dict[str, object]] = {"dev": {"plan": {"name": "pro"}}, "ops": {"plan": {"name": 7}}}
+    tokens = [
+        mint(issuers[name], "alice", now=NOW, lifetime=300.0, claims=claims | plan) for name, plan in plans.items()
+    ]
     members = {"iss": "https://pub.example", "aud": "api", "sub": "alice", "iat": int(NOW), "exp": int(NOW) + 300}
     key = private_pem(private_key("ES256", 0)).decode()
     tokens.append(jwt.encode(members | claims, key, "ES256", {"kid": "k"}))

@@ -47,6 +47,28 @@ def test_the_limit_and_no_more_is_admitted(opened: Opened, units: int) -> None:
     check(opened, contract)
 
 
+def tiers_of(free: int, pro: int) -> tuple[Take, Take]:
+    """Make the takes of one client whose plan is free now and pro at another time."""
+    limit = limit_of(free, widest=max(free, pro), tier="free")
+    return take_of(limit), take_of(replace(limit, limit=pro, tier="pro"))
+
+
+@pytest.mark.parametrize(("free", "pro"), [(3, 5), (3, 3 * EXACT_LIMIT)])
+def test_a_clients_tiers_count_the_same_units(opened: Opened, free: int, pro: int) -> None:
+    async def contract(store: CounterStore) -> None:
+        one, other = tiers_of(free, pro)
+        assert await admitted(store, one, free + 2) == free
+        assert await admitted(store, other, 1) == 1, "there is more room at once"
+        assert await admitted(store, one, 1) == 0
+        assert await admitted(store, other, 1) == 1
+        (grant,) = await ask(store, other)
+        assert (grant.admitted, grant.remaining) == (pro > 5, max(0, pro - free - 3))
+        (grant,) = await ask(store, one)
+        assert (grant.admitted, grant.remaining) == (False, 0)
+
+    check(opened, contract)
+
+
 def test_32_clients_that_race_get_the_limit_and_no_more(opened: Opened) -> None:
     async def contract(store: CounterStore) -> None:
         take = take_of(limit_of(100))

@@ -190,7 +190,9 @@ def _placeholders(text: object) -> tuple[str, ...]:
 def _principal_keys(limit: dict[str, Any]) -> list[str]:
     """Return the keys of a raw limit that need a principal; a limit without key counts by principal."""
     keys = _items(limit.get("key", "principal")) if limit else []
-    return [key for key in keys if isinstance(key, str) and key.startswith(OF_PRINCIPAL)]
+    claim = _mapping(limit.get("tiers")).get("claim")
+    by_claim = [f"claim:{claim}"] if isinstance(claim, str) else []
+    return [key for key in keys if isinstance(key, str) and key.startswith(OF_PRINCIPAL)] or by_claim
 
 
 def _issuers(document: Document) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import click
 
+from mitmgate.core.limit import octets
 from mitmgate.policy.compiler import digest
 from mitmgate.policy.lint import Acknowledged, review
 from mitmgate.policy.loaded import Loaded
@@ -46,8 +47,20 @@ def _as_text(report: Report) -> str:
     if report.loaded is not None:
         routes, upstreams, sha = report.summary().values()
         meant = f", {_plural(len(report.acknowledged), 'acknowledged warning')}" if report.acknowledged else ""
+        for limit, tiers in _costs(report.loaded).items():
+            each = ", ".join(f"{tier} {cost / 1000:,.1f} KB" for tier, cost in tiers.items())
+            lines.append(f"{report.file}: rate_limits.{limit}: the most that a key takes in memory: {each}")
         lines.append(f"{report.file}: ok, {_plural(routes, 'route')}, {_plural(upstreams, 'upstream')}, {sha}{meant}")
     return "\n".join(lines)
+
+
+def _costs(loaded: Loaded) -> dict[str, dict[str, int]]:
+    """Return the octets that a key takes in memory at the most, for each limit with tiers, by tier."""
+    return {
+        name: {str(tier): octets(number, max(limit.numbers.values())) for tier, number in limit.numbers.items()}
+        for name, limit in loaded.policy.rate_limits.items()
+        if limit.tiers is not None
+    }
 
 
 def _plural(count: object, what: str) -> str:
@@ -60,6 +73,7 @@ def _as_json(reports: list[Report]) -> str:
             "file": report.file,
             "valid": report.loaded is not None,
             **report.summary(),
+            **({} if report.loaded is None else {"octets_of_tiers": _costs(report.loaded)}),
             "problems": [problem.as_dict() for problem in report.problems],
             "acknowledged": [{**problem.as_dict(), "reason": reason} for problem, reason in report.acknowledged],
         }

@@ -11,7 +11,7 @@ from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
-from mitmgate.core.limit import Limit
+from mitmgate.core.limit import Limit, Tiers
 from mitmgate.core.path import Oddity
 from mitmgate.core.resource import Resource, Resources
 from mitmgate.core.revocation import LONGEST
@@ -197,9 +197,13 @@ def _listen_tls(policy: Policy, material: Material) -> rules.ListenTls | None:
 
 
 def _limit(name: str, limit: RateLimit) -> Limit:
-    return Limit(
-        name, limit.limit, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode, limit.ipv6_prefix
-    )
+    made = Limit(name, 1, limit.window, limit.key, limit.cost, limit.on_store_failure, limit.mode, limit.ipv6_prefix)
+    if limit.tiers is None:
+        return replace(made, limit=limit.limit or 0)
+    widest = max(limit.numbers.values())
+    of = {value: replace(made, limit=number, widest=widest, tier=value) for value, number in limit.tiers.values.items()}
+    tiers = Tiers(limit.tiers.claim, of)
+    return replace(made, limit=limit.tiers.default, widest=widest, tier="default", tiers=tiers)
 
 
 def _cors(cors: Cors) -> rules.Cors:

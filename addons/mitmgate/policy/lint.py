@@ -301,6 +301,8 @@ def _claim_names(policy: Policy, document: Document) -> Iterator[Problem]:
             wanted += _each(document, location, getattr(issuer.claims, member))
         wanted += [(("identity", "issuers", name, "require", claim), claim) for claim in issuer.require]
     for name, limit in policy.rate_limits.items():
+        if limit.tiers is not None:
+            wanted.append((("rate_limits", name, "tiers", "claim"), limit.tiers.claim))
         keys = _each(document, ("rate_limits", name, "key"), limit.key)
         wanted += [(at, key.removeprefix("claim:")) for at, key in keys if key.startswith("claim:")]
     for index, route in enumerate(policy.routes):

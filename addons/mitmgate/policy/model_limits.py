@@ -12,12 +12,14 @@ from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     TOKEN,
     Boolean,
+    Claim,
     Count,
     Duration,
     DurationOrZero,
     HeaderName,
     Integer,
     Method,
+    Text,
     host_on_the_wire,
     one_or_more,
     wrong,
@@ -49,11 +51,30 @@ def _key(text: str) -> str:
 Key = Annotated[str, Strict(), AfterValidator(_key)]
 
 
-class RateLimit(Section):
-    """At most `limit` units of one key in any `window`."""
+class Tiers(Section):
+    """A limit's number by what a claim says, such as a plan."""
 
-    limit: Count
+    claim: Claim
+    """The claim that names the tier, text or a whole number."""
+    values: Annotated[dict[Text, Count], Field(min_length=1)]
+    """How many units pass in any window, by the claim's value."""
+    default: Count
+    """How many for every other value, and without the claim."""
+
+    @model_validator(mode="after")
+    def _one_default(self) -> Self:
+        if "default" in self.values:
+            raise wrong("default stands beside values: it is for every other value", at="values")
+        return self
+
+
+class RateLimit(Section):
+    """At most `limit` units of one key in any `window`, or as many as `tiers` gives a principal."""
+
+    limit: Count | None = None
     """How many units pass in any window."""
+    tiers: Tiers | None = None
+    """How many, by a claim of the principal; in the place of `limit`."""
     window: Duration = Field(description="The length of the window (seconds), at every position in time.")
     key: Annotated[tuple[Key, ...], Field(min_length=1), one_or_more(Key)] = ("principal",)
     """What is counted by: principal, client_ip, issuer, route, claim:NAME, header:NAME, stage:NAME:KEY (what a stage of
@@ -67,9 +88,22 @@ class RateLimit(Section):
     mode: Mode = "enforce"
     """report: count and record, deny nobody."""
 
+    @property
+    def numbers(self) -> dict[str | None, int]:
+        """The limits by tier, "default" the last; of a limit without tiers its own, by None."""
+        if self.tiers is None:
+            return {None: self.limit or 0}
+        numbers: dict[str | None, int] = dict(self.tiers.values.items())
+        numbers["default"] = self.tiers.default
+        return numbers
+
     @model_validator(mode="after")
     def _can_pass(self) -> Self:
-        if self.cost > self.limit:
+        if self.limit is None and self.tiers is None:
+            raise wrong("says no number", "add limit, or tiers")
+        if self.limit is not None and self.tiers is not None:
+            raise wrong("limit and tiers exclude each other", "keep one", at="tiers")
+        if self.cost > min(self.numbers.values()):
             raise wrong("a cost above the limit never passes", at="cost")
         if len(set(self.key)) < len(self.key):
             raise wrong("a key is listed twice", at="key")

@@ -161,6 +161,10 @@ class Coverage:
         own = exchange.snapshot.client_limits
         for index, grant in enumerate(exchange.grants):
             branch = GRANTED if grant.admitted else LIMITED
+            limit = grant.limit
+            if limit.tier is not None:
+                tier = ("default",) if limit.tiers is not None else ("values", limit.tier)
+                self._add(("rate_limits", limit.name, "tiers", *tier), MATCHED)
             if index < len(own):
                 self._add(item(self._document, ("client_limits",), index), branch)
             elif exchange.route is not None:

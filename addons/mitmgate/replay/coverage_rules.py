@@ -41,6 +41,11 @@ def rules(policy: Policy, document: Document, stages: Mapping[str, Own]) -> Iter
     for index, limit in enumerate(policy.client_limits):
         location = item(document, ("client_limits",), index)
         yield Rule(location, f"client limit {limit}", (GRANTED, LIMITED))
+    for name, limited in policy.rate_limits.items():
+        if limited.tiers is not None:
+            for value in limited.tiers.values:
+                yield Rule(("rate_limits", name, "tiers", "values", value), f"tier {value} of {name}", (MATCHED,))
+            yield Rule(("rate_limits", name, "tiers", "default"), f"other tiers of {name}", (MATCHED,))
     for name, cors in policy.cors.items():
         for index, origin in enumerate(cors.origins):
             yield Rule(item(document, ("cors", name, "origins"), index), f"origin {origin}", (MATCHED,))

@@ -313,6 +313,7 @@ def _quota(which: str) -> Callable[[Exchange], Facts]:
         return {
             grant.limit.name: {
                 "limit": grant.limit.limit,
+                **({} if grant.limit.tier is None else {"tier": grant.limit.tier}),
                 "window": grant.limit.window,
                 "key": list(grant.limit.key),
                 "remaining": grant.remaining,

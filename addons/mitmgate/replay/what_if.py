@@ -36,8 +36,15 @@ def parse_changes(policy: OfflinePolicy, texts: Iterable[str]) -> list[tuple[Loc
             location: Location = ("rate_limits", name, member)
         elif name in model.upstreams and member in CIRCUIT:
             location = ("upstreams", name, "circuit", member)
+        elif (tiered := model.rate_limits.get(name.removesuffix(".tiers"))) is not None and tiered.tiers is not None:
+            if member != "default" and member not in tiered.tiers.values:
+                hint = nearest(member, (*tiered.tiers.values, "default"))
+                raise UserError(f"--what-if {text}: {name} has no tier {member}" + (hint and f"; {hint}"))
+            value_at = ("default",) if member == "default" else ("values", member)
+            location = ("rate_limits", name.removesuffix(".tiers"), "tiers", *value_at)
         else:
             known = [f"{limit}.{each}" for limit in model.rate_limits for each in LIMIT]
+            known += [f"{limit}.tiers.default" for limit, rule in model.rate_limits.items() if rule.tiers is not None]
             known += [f"{upstream}.{each}" for upstream in model.upstreams for each in CIRCUIT]
             hint = nearest(where, known)
             raise UserError(f"--what-if {text}: {policy.path} has no limit or circuit {where}" + (hint and f"; {hint}"))

@@ -39,6 +39,8 @@ class Quota(Stage):
             return self.skipped
         if len(limits) == 1:
             limit = limits[0]
+            if limit.tiers is not None:
+                limit = _tier(limit, exchange)
             key = key_of(limit, exchange)
             grant = self._store.take_one(limit, key, exchange.started)
             if grant is not None:
@@ -46,7 +48,7 @@ class Quota(Stage):
                 return self.admitted
             takes = [Take(limit, key)]
         else:
-            takes = [Take(limit, key_of(limit, exchange)) for limit in limits]
+            takes = [Take(_tier(limit, exchange), key_of(limit, exchange)) for limit in limits]
         grants = self._store.take(takes, exchange.started, self.held(exchange))
         if isinstance(grants, list | tuple):  # a tenth of what the abstract Sequence takes to be asked for
             return self._step(exchange, grants)
@@ -69,6 +71,12 @@ class Quota(Stage):
             exchange.answer.status = 503
             return self.deny(Reason.STORE_UNAVAILABLE, "The counters of a limit can't be reached.")
         return self.deny(Reason.QUOTA_EXCEEDED, f"The limit {names} is used up.")
+
+
+def _tier(limit: Limit, exchange: Exchange) -> Limit:
+    """Return the limit that holds for who asks: of the tier that a claim names, where the limit has tiers."""
+    principal = exchange.principal
+    return limit if limit.tiers is None or principal is None else limit.of(principal.claims)
 
 
 def key_of(limit: Limit, exchange: Exchange) -> str:

@@ -29,7 +29,7 @@ COMMANDS = {
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),
     "revoke": Entry("mitmgate.revoke_command:command", "Revoke tokens before they expire, in every process."),
     "stage": Entry("mitmgate.stage_command:stage", "Begin a stage of your own, as a file and its test."),
-    "audit": Entry("mitmgate.audit.commands:audit", "Verify, follow or show an audit file."),
+    "audit": Entry("mitmgate.audit.commands:audit", "Verify, follow, show or count an audit file."),
     "replay": Entry("mitmgate.replay.commands:replay", "Decide recorded traffic again and compare."),
     "explain": Entry("mitmgate.replay.commands:explain", "Show what every stage says of one request."),
     "learn": Entry("mitmgate.replay.commands:learn", "Propose a policy from recorded traffic."),

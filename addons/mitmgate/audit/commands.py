@@ -1,31 +1,40 @@
-"""`mitmgate audit verify|tail|show`: check, follow and search an audit file."""
+"""`mitmgate audit verify|tail|show|stats`: check, follow, search and count an audit file."""
 
+import csv
+import json
 import os
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from mitmgate.audit.chain import key_from_env
-from mitmgate.audit.reading import Members, events, follow, last_events, printable
+from mitmgate.audit.reading import Members, events, follow, printable, size
 from mitmgate.audit.refusals import refused_log
+from mitmgate.audit.selection import Network, Selection, moment, network, statuses
+from mitmgate.audit.statistics import Statistics
 from mitmgate.audit.verification import Kind, Report, marks_in
 from mitmgate.audit.verification import verify as verify_log
 from mitmgate.usage import UserError
 
 _PATH = click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 _POLL = 0.2  # seconds
+_SHOWN: Final = 200  # events of a table
+_MUCH: Final = 50 << 20  # bytes of which reading takes long enough to be looked at
 
 
 @click.group()
 def audit() -> None:
-    """Verify, follow or show an audit file."""
+    """Verify, follow, show or count an audit file."""
 
 
 @audit.command()
@@ -101,46 +110,221 @@ def _files(report: Report) -> str:
     return f"{report.files} file{'s' * (report.files != 1)}"
 
 
+def _asked[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options that say which events are meant."""
+    for name, (members, what) in reversed(_MEMBERS.items()):
+        command = click.option(f"--{name}", members, multiple=True, metavar=name.upper(), help=what)(command)
+    options = (
+        click.option("--since", callback=_moment, metavar="TIME", help="From then on: 2026-01-31, 10:30, 15m (ago) …"),
+        click.option("--until", callback=_moment, metavar="TIME", help="Before then."),
+        click.option(
+            "--status", callback=_each(statuses, "401, 4xx or 400-418"), multiple=True, help="As in 401, 4xx, 400-418."
+        ),
+        click.option(
+            "--client", callback=_each(network, "an address or a network"), multiple=True, help="An address or network."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_MEMBERS: Final = {
+    "user": ("user", "Of this user."),
+    "issuer": ("issuer", "Of users of this issuer."),
+    "route": ("route", "To this route."),
+    "reason": ("reason", "With this reason."),
+    "outcome": ("outcome", "proxied, denied, answered, failed or aborted."),
+    "stage": ("stage", "Decided by this stage."),
+    "method": ("method", "With this method."),
+    "request-id": ("request_id", "The event of this request."),
+    "event": ("event", "Of this kind: request, policy-reloaded …"),
+}
+
+
+def _moment(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else moment(value, time.time())
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{value!r} is no time such as 2026-01-31T10:30:00Z, 2026-01-31, 10:30 (today, UTC) or 15m (ago)"
+        ) from error
+
+
+def _each[T](
+    read: Callable[[str], T], what: str
+) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[T, ...]]:
+    def convert(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[T, ...]:
+        found = []
+        for value in values:
+            try:
+                found.append(read(value))
+            except ValueError as error:
+                raise click.BadParameter(f"{value!r} is not {what}") from error
+        return tuple(found)
+
+    return convert
+
+
+def _selection(
+    since: str | None,
+    until: str | None,
+    status: tuple[range, ...],
+    client: tuple[Network, ...],
+    **members: tuple[str, ...],
+) -> Selection:
+    wanted = {name: frozenset(values) for name, values in members.items() if values}
+    return Selection(since, until, wanted, status, client)
+
+
 @audit.command()
 @_PATH
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=20, show_default=True, help="Events to begin with.")
-def tail(path: str, following: bool, lines: int) -> None:
+@_asked
+def tail(path: str, following: bool, lines: int, **asked: Any) -> None:
     """Print the last events of FILE, one a line."""
     console = Console(highlight=False, soft_wrap=True)
+    wanted = _selection(**asked)
     with _reading(path):
-        for event in last_events(path, lines):
+        for event in deque(wanted.of(events(path)), maxlen=lines):
             console.print(_line(event))
         if following:
-            for event in follow(path, _wait):
+            for event in wanted.of(follow(path, _wait)):
                 console.print(_line(event))
 
 
 @audit.command()
 @_PATH
-@click.option("--request-id", help="Only the event of this request.")
-@click.option("--user", help="Only this user's.")
-@click.option("--reason", help="Only with this reason code.")
-@click.option("--status", type=int, help="Only with this status.")
-@click.option("--last", type=click.IntRange(min=1), default=200, show_default=True, help="At most so many, the latest.")
-def show(
-    path: str, request_id: str | None, user: str | None, reason: str | None, status: int | None, last: int
-) -> None:
-    """Show the events of FILE and its rotated files as a table; one alone in full."""
-    wanted = {"request_id": request_id, "user": user, "reason": reason, "status": status}
-    asked = {name: value for name, value in wanted.items() if value is not None}
-    with _reading(path):
-        found = deque(
-            (event for event in events(path) if all(event.get(name) == value for name, value in asked.items())),
-            maxlen=last,
-        )
+@_asked
+@click.option("--last", type=click.IntRange(min=1), help="At most so many, the latest.  [default: 200 in a table]")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+def show(path: str, last: int | None, form: str, **asked: Any) -> None:
+    """Show the events of FILE and its rotated files: as a table, one alone in full; as JSON, one a line; or as CSV."""
+    wanted = _selection(**asked)
+    with _reading(path), _progress(path) as read:
+        if form != "table":
+            found = wanted.of(events(path, read))
+            (_write_json if form == "json" else _write_csv)(found if last is None else deque(found, maxlen=last))
+            return
+        count = 0
+        shown = deque[Members](maxlen=last or _SHOWN)
+        for event in wanted.of(events(path, read)):
+            count += 1
+            shown.append(event)
     console = Console(highlight=False)
-    if not found:
-        console.print("No event matches." if asked else "There are no events.")
-    elif len(found) == 1:
-        console.print(_whole(found[0]))
+    if not shown:
+        console.print("No event matches." if wanted.asks else "There are no events.")
+    elif len(shown) == 1:
+        console.print(_whole(shown[0]))
     else:
-        console.print(_table(list(found)))
+        table, left_out = _table(list(shown), console.width)
+        console.print(table)
+        if count > len(shown):
+            console.print(f"The latest {len(shown)} of {count:,}; --last N shows more.")
+        if left_out:
+            console.print(f"Not shown for want of room: {', '.join(left_out)} (a wider terminal, or --format json).")
+
+
+@audit.command()
+@_PATH
+@_asked
+@click.option("--top", type=click.IntRange(min=1, max=1000), default=10, show_default=True, help="So many of each.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def stats(path: str, top: int, form: str, **asked: Any) -> None:
+    """Count the events of FILE and its rotated files: outcomes, reasons, routes, users, clients, durations.
+
+    Memory does not grow with the file. Durations are right to a hundredth; counts are exact up to 50,000 different
+    users or clients, and beyond that the table says by how much they may be too low.
+    """
+    statistics = Statistics()
+    with _reading(path), _progress(path) as read:
+        for event in _selection(**asked).of(events(path, read, in_order=False)):
+            statistics.add(event)
+    if form == "json":
+        click.echo(json.dumps(statistics.report(top), indent=2))
+        return
+    console = Console(highlight=False)
+    for part in _figures(statistics, top):
+        console.print(part)
+
+
+def _write_json(found: Iterable[Members]) -> None:
+    for event in found:
+        click.echo(json.dumps(event, separators=(",", ":")))
+
+
+def _write_csv(found: Iterable[Members]) -> None:
+    """Write a table that a spreadsheet reads, and takes no cell of for a formula (OWASP, CSV injection)."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for event in found:
+        cells = [printable(event.get(name, "")) for name in _COLUMNS]
+        writer.writerow([f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells])
+
+
+_COLUMNS: Final = (
+    *("time", "event", "status", "outcome", "reason", "stage", "method", "host", "path", "query", "route", "upstream"),
+    *("user", "issuer", "client_ip", "duration_ms", "upstream_ms", "bytes_in", "bytes_out", "request_id", "detail"),
+)
+
+
+def _figures(statistics: Statistics, top: int) -> Iterator[RenderableType]:
+    requests = statistics.requests
+    yield f"{requests:,} requests and {statistics.events - requests:,} other events" + (
+        f", {printable(statistics.first)} to {printable(statistics.last)}" if statistics.events else ""
+    )
+    if not requests:
+        return
+    durations = Table("ms", *_QUANTILES)
+    for name, quantiles in (("gateway and upstream", statistics.durations), ("upstream", statistics.upstream)):
+        figures = quantiles.figures()
+        if quantiles.count:
+            durations.add_row(name, *(f"{figures[quantile]:g}" for quantile in _QUANTILES))
+    yield durations
+    for name, frequent in statistics.named.items():
+        if name == "route":
+            yield _routes(statistics, top)
+            continue
+        table = Table(name, "requests", "share")
+        for value, count in frequent.top(top):
+            table.add_row(Text(printable(value)), f"{count:,}", f"{100 * count / requests:.1f} %")
+        if table.rows:
+            yield table
+        if frequent.missed:
+            yield f"There are too many to count each exactly: a count may be up to {frequent.missed:,} too low."
+        elif len(frequent.counts) > top:
+            yield f"And {len(frequent.counts) - top:,} more; --top N shows more."
+
+
+_QUANTILES: Final = ("p50", "p90", "p95", "p99", "max")
+
+
+def _routes(statistics: Statistics, top: int) -> Table:
+    table = Table("route", "requests", "proxied", "denied", "failed", "p50 ms", "p99 ms")
+    for name, (durations, outcomes) in sorted(statistics.by_route.items(), key=lambda one: -one[1][1].total())[:top]:
+        figures = durations.figures()
+        counts = [f"{outcomes[outcome]:,}" for outcome in ("proxied", "denied", "failed")]
+        row = (
+            f"{outcomes.total():,}",
+            *counts,
+            *(f"{figures[each]:g}" if each in figures else "" for each in ("p50", "p99")),
+        )
+        table.add_row(Text(printable(name)), *row)
+    return table
+
+
+@contextmanager
+def _progress(path: str) -> Iterator[Callable[[int], object]]:
+    """Show a bar on stderr, where it is a terminal and there is much to read."""
+    total = size(path)
+    if not sys.stderr.isatty() or total < _MUCH:
+        yield lambda count: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager
@@ -198,14 +382,39 @@ def _line(event: Members) -> Text:
     return line
 
 
-def _table(found: list[Members]) -> Table:
-    table = Table("time", "status", "request", "outcome", "reason", "who", "route", "ms", "request id")
+def _table(found: list[Members], width: int) -> tuple[Table, list[str]]:
+    """Make a table for a terminal of so many columns; returns it with the names of those that have no room."""
+    names = [name for name, room in _ROOM.items() if width >= room]
+    table = Table(*names)
     for event in found:
-        rest = [printable(event.get(name, "")) for name in ("route", "duration_ms", "request_id")]
-        when, status, *cells = _cells(event)
+        when, status, asked, outcome, reason, who = _cells(event)
+        rest = {"route": "route", "ms": "duration_ms", "request id": "request_id"}
         style = _style(event)
-        table.add_row(Text(when, style="dim"), Text(status, style=style), *map(Text, cells), *map(Text, rest))
-    return table
+        cells: dict[str, Text] = {
+            "time": Text(when, style="dim"),
+            "status": Text(status, style=style),
+            "request": Text(asked),
+            "outcome": Text(outcome),
+            "reason": Text(reason),
+            "who": Text(who),
+            **{name: Text(printable(event.get(member, ""))) for name, member in rest.items()},
+        }
+        table.add_row(*(cells[name] for name in names))
+    return table, [name for name in _ROOM if name not in names]
+
+
+_ROOM: Final = {
+    "time": 0,
+    "status": 0,
+    "request": 0,
+    "outcome": 110,
+    "reason": 0,
+    "who": 90,
+    "route": 140,
+    "ms": 120,
+    "request id": 180,
+}
+"""From how many columns of a terminal on each column of a table has room."""
 
 
 def _whole(event: Members) -> Table:

@@ -3,9 +3,10 @@
 import gzip
 import heapq
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
+from itertools import chain
+from typing import Final
 
 import orjson
 
@@ -13,6 +14,9 @@ from mitmgate.audit.refusals import refused_log
 from mitmgate.audit.rotation import segments
 
 Members = dict[str, object]
+
+_TELL: Final = 5000
+"""Lines after which is told how far reading has come."""
 
 
 def printable(value: object) -> str:
@@ -32,31 +36,46 @@ def parse(line: bytes) -> Members | None:
     return event if isinstance(event, dict) else None
 
 
-def events(path: str) -> Iterator[Members]:
+def size(path: str) -> int:
+    """Return how many bytes there are to read of a log, its rotated files and those that it had no room for."""
+    beside = refused_log(path)
+    names = [*segments(path), path]
+    if os.path.exists(beside):
+        names += [*segments(beside), beside]
+    return sum(os.path.getsize(name) for name in names if os.path.exists(name))
+
+
+def events(
+    path: str, read: Callable[[int], object] = lambda count: None, *, in_order: bool = True
+) -> Iterator[Members]:
     """Yield the events of a log and its rotated files, with those that it had no room for, the oldest first.
 
+    read: told now and then how many bytes were read since. in_order: False: one file after the other, which is faster.
     Raises OSError.
     """
     beside = refused_log(path)
     if not os.path.exists(beside):
-        return _events(path)
+        return _events(path, read)
     # Its own end is also there; the gateway's events stand in the log.
-    requests = (event for event in _events(beside) if event.get("event") == "request")
-    return heapq.merge(_events(path), requests, key=lambda event: str(event.get("time", "")))
+    requests = (event for event in _events(beside, read) if event.get("event") == "request")
+    if not in_order:
+        return chain(_events(path, read), requests)
+    return heapq.merge(_events(path, read), requests, key=lambda event: str(event.get("time", "")))
 
 
-def _events(path: str) -> Iterator[Members]:
+def _events(path: str, read: Callable[[int], object]) -> Iterator[Members]:
     for name in [*segments(path), path]:
-        with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
-            for line in file:
+        with open(name, "rb") as raw, gzip.open(raw) if name.endswith(".gz") else nullcontext(raw) as file:
+            at = 0
+            for number, line in enumerate(file, 1):
                 event = parse(line)
                 if event is not None:
                     yield event
-
-
-def last_events(path: str, most: int) -> Iterator[Members]:
-    """Yield the last events of a log. Raises OSError."""
-    yield from deque(events(path), maxlen=most)
+                if number % _TELL == 0:
+                    now = raw.tell()
+                    read(now - at)
+                    at = now
+            read(raw.tell() - at)
 
 
 def follow(path: str, wait: Callable[[], bool]) -> Iterator[Members]:

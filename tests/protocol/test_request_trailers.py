@@ -92,7 +92,9 @@ class Way:
             head = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/p")]
             head += [(b"trailer", announce)] * bool(announce) + [(b"content-length", length)] * bool(length)
             with Client(gate, self.ways.authority) as client:
-                stream_id = client.request(head, body, end=False)
+                stream_id = client.request(head, end=False)
+                for at in range(0, len(body), 16_000):
+                    client.h2.send_data(stream_id, body[at : at + 16_000])
                 section = [pair for pair in trailers if pair[0] not in _NOT_OF_HTTP2]
                 if section:
                     client.h2.send_headers(stream_id, section, end_stream=True)
@@ -121,7 +123,7 @@ class Way:
         self.ways.http1.assert_saw_only(1)
         one = self.ways.http1.last()
         chunked = one.raw.partition(b"\r\n\r\n")[2] if one.one("content-length") is None else b""
-        lines = chunked.partition(b"0\r\n")[2].split(b"\r\n")
+        lines = (b"\r\n" + chunked).rpartition(b"\r\n0\r\n")[2].split(b"\r\n")
         announced, length = one.one("trailer"), one.one("content-length")
         return Got(
             one.body,
@@ -203,3 +205,9 @@ def test_pipelined_requests_have_their_own(ways: Ways) -> None:
         assert receive(link).count(b"HTTP/1.1 200") == 4
     ways.http1.assert_saw_only(4)
     assert [b"x-sum" in seen.raw.lower() for seen in ways.http1.requests] == [True, False, False, False]
+
+
+def test_they_come_behind_a_large_body(way: Way) -> None:
+    """Which the services' windows let through in parts."""
+    body = b"x" * 60_000
+    assert way.send([(b"x-sum", b"1")], body=body, announce=b"x-sum") == Got(body, b"x-sum", [(b"x-sum", b"1")], None)

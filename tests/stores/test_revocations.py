@@ -85,7 +85,7 @@ def test_what_is_written_is_read(one: Revocation) -> None:
     ],
 )
 def test_what_can_not_be_read_may_be_about_any_token(members: dict[str, Any]) -> None:
-    line = json.dumps({"kind": "sub", "issuer": "corp", "value": "x", "until": NOW + 60} | members).encode()
+    line = json.dumps({"kind": "sub", "issuer": "corp", "value": "x", "until": NOW + 9000} | members).encode()
     with pytest.raises(ValueError, match=r"."):
         read(line)
     assert refused(listed(line), who()) is Reason.REVOCATIONS_UNKNOWN
@@ -95,14 +95,14 @@ def test_what_can_not_be_read_may_be_about_any_token(members: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("one", "hit", "missed"),
     [
-        (Revocation("jti", "corp", "a", NOW + 60), who(jti="a"), who(jti="b")),
-        (Revocation("sid", "corp", "a", NOW + 60), who(sid="a"), who(sid="A")),
-        (Revocation("sub", "corp", "alice", NOW + 60, 100.0), who(100.0), who(100.5)),
-        (Revocation("sub", "corp", "alice", NOW + 60, 100.0), who(None), who(101.0)),
-        (Revocation("sub", "corp", "a1", NOW + 60, 100.0), who(99.0, sub="a1"), who(99.0, sub="a2")),
-        (Revocation("iss", "corp", "", NOW + 60, 100.0), who(99.0), who(101.0)),
-        (Revocation("kid", "corp", "k", NOW + 60), who(1e9), None),
-        (Revocation("kid", "other", "k", NOW + 60), None, who()),
+        (Revocation("jti", "corp", "a", NOW + 9000), who(jti="a"), who(jti="b")),
+        (Revocation("sid", "corp", "a", NOW + 9000), who(sid="a"), who(sid="A")),
+        (Revocation("sub", "corp", "alice", NOW + 9000, 100.0), who(100.0), who(100.5)),
+        (Revocation("sub", "corp", "alice", NOW + 9000, 100.0), who(None), who(101.0)),
+        (Revocation("sub", "corp", "a1", NOW + 9000, 100.0), who(99.0, sub="a1"), who(99.0, sub="a2")),
+        (Revocation("iss", "corp", "", NOW + 9000, 100.0), who(99.0), who(101.0)),
+        (Revocation("kid", "corp", "k", NOW + 9000), who(1e9), None),
+        (Revocation("kid", "other", "k", NOW + 9000), None, who()),
         (Revocation("sub", "corp", "alice", NOW - 1), None, who()),
     ],
 )
@@ -122,8 +122,8 @@ def test_two_of_one_mark_are_about_what_either_is_about(ones: list[Revocation], 
 
 
 def test_lifted_and_revoked_again() -> None:
-    one, later = Revocation("jti", "corp", "a", NOW + 60), Revocation("jti", "corp", "a", NOW + 90)
-    lift = Revocation("jti", "corp", "a", NOW + 60, lifted=True)
+    one, later = Revocation("jti", "corp", "a", NOW + 9000), Revocation("jti", "corp", "a", NOW + 9030)
+    lift = Revocation("jti", "corp", "a", NOW + 9000, lifted=True)
     made, told = listed(written(one)), list[str]()
     made.changed = lambda: told.append("changed")
     for line, reason in ((lift, None), (later, Reason.TOKEN_REVOKED), (one, Reason.TOKEN_REVOKED), (lift, None)):
@@ -134,9 +134,9 @@ def test_lifted_and_revoked_again() -> None:
 
 
 def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = listed(*[written(Revocation("jti", "corp", str(n), NOW + 60 + n % 7)) for n in range(100)])
+    made = listed(*[written(Revocation("jti", "corp", str(n), NOW + 9000 + n % 7)) for n in range(100)])
     assert len(made) == 100
-    monkeypatch.setattr("mitmgate.stores.revocations.time.time", lambda: NOW + 1000)
+    monkeypatch.setattr("mitmgate.stores.revocations.time.time", lambda: NOW + 10_000)
     made.heard([], perf_counter())
     assert len(made) == 0
     assert not made._ends
@@ -144,7 +144,7 @@ def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_than_may_be_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revocations, "MOST", 3)
-    lines = [written(Revocation("jti", "corp", str(n), NOW + 60)) for n in range(4)]
+    lines = [written(Revocation("jti", "corp", str(n), NOW + 9000)) for n in range(4)]
     assert refused(listed(*lines[:3]), who()) is None
     assert refused(listed(*lines, on_failure="last-known"), who()) is Reason.REVOCATIONS_UNKNOWN
 
@@ -175,7 +175,7 @@ class Learnt:
     def heard(self, news: Any, asked: float, *, anew: bool = False) -> list[float | None]:
         self.anew += anew
         self.lines = [*([] if anew else self.lines), *news]
-        return [NOW + 60] * len(list(news))
+        return [NOW + 9000] * len(list(news))
 
     def known(self) -> list[Revocation]:
         return []

@@ -96,6 +96,7 @@ OTHERS: Final[dict[str, str]] = {
             audit/sink:SinkThread._queue audit/event:_second audit/ended:_TEXTS policy/history:History.rejections
             stores/fallback:Fallback.returns""",
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
+        "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
         "flows that are kept, by number and octets": """
             inspect/annotate:Annotate._written inspect/bounded:BoundedView._finished inspect/kept:_KEPT

@@ -76,7 +76,7 @@ def stages(
         Routing(),
         NetworkAccess(),
         ClientQuota(services.store),
-        Authentication(services.ring, services.revocations),
+        Authentication(services.ring, services.revocations, services.proofs),
         Cors(),
         SizeLimit(),
         Authorization(),

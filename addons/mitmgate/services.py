@@ -19,6 +19,7 @@ from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.protocol import CounterStore
 from mitmgate.stores.revocations import RevocationFile, Revocations, Source
 from mitmgate.stores.store import open_store
@@ -29,7 +30,8 @@ from mitmgate.usage import UserError
 class Services:
     """The services of one process. Their lifetime is the process's; a reload changes the keys alone.
 
-    dialler: connects to everything that has a name, but for the audit's stream, which has a thread of its own.
+    proofs: remembers which proofs of possession were used. dialler: connects to everything that has a name, but for the
+    audit's stream, which has a thread of its own.
     """
 
     store: CounterStore
@@ -37,6 +39,7 @@ class Services:
     trail: AuditTrail
     dialler: Dialler = field(default_factory=Dialler)
     revocations: Revocations = field(default_factory=Revocations)
+    proofs: CounterStore = field(default_factory=MemoryStore)
 
 
 def open_services(snapshot: Snapshot) -> Services:
@@ -47,8 +50,11 @@ def open_services(snapshot: Snapshot) -> Services:
     ring.configure(snapshot.issuers)
     trail = open_trail(audit_settings(snapshot))
     rule = snapshot.policy.revocation
+    counters = open_store(None) if store == "memory" else _redis(store, dialler)
     return Services(
-        store=open_store(None) if store == "memory" else _redis(store, dialler),
+        store=counters,
+        # In memory apart from the limits: who makes proofs must not make keys of limits be forgotten.
+        proofs=open_store(None) if store == "memory" else counters,
         ring=ring,
         trail=trail,
         dialler=dialler,

@@ -109,7 +109,7 @@ def test_the_documentation_lists_what_is_removed() -> None:
     def named(text: str) -> set[bytes]:
         return {name.lower().encode() for name in re.findall(r"`([A-Za-z0-9-]+\*?)`", text)}
 
-    never = client_fields.NEVER | client_fields.HOP_BY_HOP | client_fields.ANSWERED_HERE | {b"authorization"}
+    never = client_fields.NEVER | client_fields.HOP_BY_HOP | client_fields.ANSWERED_HERE | {b"authorization", b"dpop"}
     families = {name + b"*" for name in client_fields.NEVER_FAMILIES}
     assert named(always) - {b"connection"} == never - {b"connection"} | families
     families = {name + b"*" for name in client_fields.IDENTITY_FAMILIES}

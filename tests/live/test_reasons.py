@@ -113,6 +113,10 @@ DENIED: dict[Reason, Make] = {
     Reason.TOKEN_LIFETIME_EXCEEDED: lambda: head("/api/v1/users", bearer(mint(lifetime=86400))),
     Reason.TOKEN_PROOF_UNSUPPORTED: lambda: head("/api/v1/users", bearer(mint(cnf={"jkt": "x"}))),
     Reason.AUTHENTICATION_INSUFFICIENT: lambda: head("/stepped", bearer(mint(acr="pwd"))),
+    Reason.TOKEN_PROOF_MISSING: lambda: head("/api/v1/users", bearer(mint(cnf={"jkt": "A" * 43}))),
+    Reason.TOKEN_PROOF_INVALID: lambda: head(
+        "/api/v1/users", f"Authorization: DPoP {mint(cnf={'jkt': 'A' * 43})}", "DPoP: a.b.c"
+    ),
     Reason.SCOPE_MISSING: lambda: head("/api/v1/users", bearer(mint(scope="other"))),
     Reason.ROLE_MISSING: lambda: head("/admin", bearer(mint())),
     Reason.CLAIM_MISMATCH: lambda: head("/tenant", bearer(mint(tenant="globex"))),
@@ -136,6 +140,9 @@ ELSEWHERE = {
     Reason.UPSTREAM_CLOSED: "live/test_reasons",
     Reason.UPSTREAM_MALFORMED: "live/test_reasons",
     Reason.KEYS_UNAVAILABLE: "live/test_reasons",
+    Reason.TOKEN_PROOF_REPLAYED: "live/test_proof",
+    Reason.TOKEN_PROOF_NONCE: "live/test_proof",
+    Reason.TOKEN_UNBOUND: "live/test_proof",
     Reason.TOKEN_REVOKED: "live/test_revocation",
     Reason.REVOCATIONS_UNKNOWN: "live/test_revocation",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",

@@ -151,7 +151,7 @@ class Tokens:
             "token-claim-invalid": mint("endless", exp=None),
             "token-type-refused": mint("typed", headers={"typ": "dpop+jwt"}),
             "token-lifetime-exceeded": mint("long", lifetime=3 * 86400),
-            "token-proof-unsupported": mint("bound", cnf={"x5t#S256": "A" * 43}),
+            "token-proof-unsupported": mint("bound", cnf={"kid": "A" * 43}),
             "token-not-yet-valid": mint("early", nbf=int(time.time()) + 7200),
         }
 

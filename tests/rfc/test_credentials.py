@@ -38,14 +38,27 @@ def test_no_credential_that_is_read_goes_on(every_front: Front) -> None:
         assert token.encode() not in seen.raw
 
 
-@pytest.mark.parametrize("cnf", [{"x5t#S256": "A" * 43}, {"jkt": "A" * 43}, {}, []])
-def test_a_token_that_is_bound_to_a_key_is_refused(every_front: Front, cnf: object) -> None:
+@pytest.mark.parametrize(
+    ("cnf", "alone", "proved"),
+    [
+        ({"x5t#S256": "A" * 43}, "token-proof-missing", "token-proof-missing"),
+        ({"jkt": "A" * 43}, "token-proof-missing", "token-proof-invalid"),
+        ({"jkt": "A" * 43, "kid": "x"}, "token-proof-unsupported", "token-proof-unsupported"),
+        ({}, "token-proof-unsupported", "token-proof-unsupported"),
+        ([], "token-proof-unsupported", "token-proof-unsupported"),
+    ],
+)
+def test_a_token_that_is_bound_to_a_key_is_refused(every_front: Front, cnf: object, alone: str, proved: str) -> None:
     """RFC 7800, section 3.1; nor does what a client shows beside it make it a bearer token (RFC 8705, RFC 9449)."""
     proof = ("DPoP: a.b.c", "X-Client-Cert: x", "Client-Cert: :eA==:")
     for lines in ((), proof):
-        answered = every_front.refused(401, "token-proof-unsupported", "/api/v1/users", bearer(cnf=cnf), *lines)
-        assert (answered.one("www-authenticate") or "").startswith('Bearer error="invalid_token"')
-    every_front.refused(401, "scheme-unsupported", "/api/v1/users", bearer(cnf=cnf).replace("Bearer", "DPoP"), *proof)
+        answered = every_front.refused(401, alone, "/api/v1/users", bearer(cnf=cnf), *lines)
+        assert 'error="invalid_token"' in (answered.one("www-authenticate") or "")
+    as_dpop = bearer(cnf=cnf).replace("Bearer", "DPoP")
+    if cnf == {"x5t#S256": "A" * 43}:
+        proved = "token-proof-invalid"  # the scheme is another key's
+    answered = every_front.refused(401, proved, "/api/v1/users", as_dpop, *proof)
+    assert (answered.one("www-authenticate") or "").startswith("DPoP error=")
 
 
 LEEWAY = 30.0

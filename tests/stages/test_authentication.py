@@ -60,7 +60,7 @@ def test_a_good_token_becomes_a_principal(snapshot: Snapshot, scheme: str) -> No
         ("Bearerx", Reason.SCHEME_UNSUPPORTED),
         ("Token {token}", Reason.SCHEME_UNSUPPORTED),
         ("{token}", Reason.SCHEME_UNSUPPORTED),
-        ("DPoP {token}", Reason.SCHEME_UNSUPPORTED),
+        ("DPoPx {token}", Reason.SCHEME_UNSUPPORTED),
     ],
 )
 def test_no_bearer_token_has_a_bare_challenge(snapshot: Snapshot, authorization: str | None, reason: Reason) -> None:

@@ -7,7 +7,8 @@ from typing import Final, NamedTuple, TypeGuard
 from mitmgate.core import pointer
 from mitmgate.core.authorize import claim_holds
 from mitmgate.core.jose import Json
-from mitmgate.core.principal import Principal
+from mitmgate.core.principal import Confirmation, Principal
+from mitmgate.core.proof import UNBOUND, confirmation_of
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
@@ -31,7 +32,6 @@ _TIME_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "A time of the token is no vali
 _EXPIRED = Refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
 _NOT_YET = Refusal(Reason.TOKEN_NOT_YET_VALID, "The token is not valid yet.")
 _LIFETIME = Refusal(Reason.TOKEN_LIFETIME_EXCEEDED, "The token is valid for longer than is accepted.")
-_BOUND = Refusal(Reason.TOKEN_PROOF_UNSUPPORTED, "The token is bound to a key, and proof of it is not supported here.")
 _SUBJECT_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token names no subject, or one of an unexpected form.")
 _TRUST_DOMAIN = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's subject is no workload of its trust domain.")
 _ROLES_FORM = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token's roles have an unexpected form.")
@@ -66,6 +66,7 @@ class VerifiedClaims:
 
     claims: Mapping[str, Json] = field(repr=False)
     times: Times
+    confirmation: Confirmation | None = None
 
 
 def read_times(claims: Mapping[str, Json]) -> Times | Refusal:
@@ -122,13 +123,15 @@ def verify_claims(signed: SignedClaims, issuer: Issuer, now: float) -> VerifiedC
         return _INCOMPLETE
     if not all(claim_holds(claims, name, values) for name, values in issuer.require):
         return _OTHERS
-    if "cnf" in claims:
-        # RFC 7800, section 3.1: the presenter has to prove a key (RFC 8705, RFC 9449), or it may have been stolen.
-        return _BOUND
+    confirmation = confirmation_of(claims)
+    if isinstance(confirmation, Refusal):
+        return confirmation
+    if confirmation is None and issuer.bound:
+        return UNBOUND
     times = read_times(claims)
     if isinstance(times, Refusal):
         return times
-    return check_times(times, now, issuer.leeway, issuer.max_lifetime) or VerifiedClaims(claims, times)
+    return check_times(times, now, issuer.leeway, issuer.max_lifetime) or VerifiedClaims(claims, times, confirmation)
 
 
 def _check_profile(claims: Mapping[str, Json]) -> Refusal | None:
@@ -203,7 +206,16 @@ def principal_of(verified: VerifiedClaims, issuer: Issuer) -> Principal | Refusa
     token_id = claims.get("jti")
     if token_id is not None and not _is_name(token_id):
         return _ID_FORM
-    return Principal(subject, issuer.name, tuple(roles), frozenset(scopes), claims, verified.times.expires, token_id)
+    return Principal(
+        subject,
+        issuer.name,
+        tuple(roles),
+        frozenset(scopes),
+        claims,
+        verified.times.expires,
+        token_id,
+        confirmation=verified.confirmation,
+    )
 
 
 def _first(claims: Mapping[str, Json], names: tuple[str, ...]) -> Json:

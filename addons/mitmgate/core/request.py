@@ -15,7 +15,8 @@ class Request:
     (origin-form, or absolute-form before Hygiene), query included. authority is HTTP/2's `:authority`, ""
     on HTTP/1. version is "HTTP/1.0", "HTTP/1.1" or "HTTP/2.0". scheme is that of the connection. peer is the
     address of the TCP peer, as text. declared_body is Content-Length in bytes, 0 where there is no body,
-    None where the length is not known (chunked). certificate is the verified client certificate's subject.
+    None where the length is not known (chunked). certificate is the verified client certificate's subject,
+    thumbprint its SHA-256 in base64url (RFC 8705, section 3.1).
     """
 
     method: str
@@ -27,6 +28,7 @@ class Request:
     peer: str
     declared_body: int | None
     certificate: str | None = None
+    thumbprint: str | None = None
 
 
 @value(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def forwarding_fields(client: IPv4Address | IPv6Address, scheme: str, host: byte
 
 
 _REPLACED = frozenset(
-    b"host authorization x-request-id traceparent connection upgrade "
+    b"host authorization dpop x-request-id traceparent connection upgrade "
     b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port".split()
 )
 """What the gateway sets anew, or keeps for itself, on every route."""

@@ -217,6 +217,22 @@ class Route:
     stream_timeout: float | None = None  # of a response that streams, in all
     odd: frozenset[Oddity] = frozenset()
     mode: Mode = "enforce"
+    bound: bool = False  # only with tokens that are bound to a key
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """How proofs of possession are taken. lifetime: seconds that a DPoP proof may be old.
+
+    nonce: the secret that nonces are made with; None: none is asked for. on_store_failure: what decides while nobody
+    can tell whether a proof was used before. certificate: the lower-case field in which a trusted proxy passes the
+    client's certificate on; None: none does.
+    """
+
+    lifetime: float = 60.0
+    nonce: bytes | None = field(default=None, repr=False)
+    on_store_failure: Literal["deny", "local"] = "deny"
+    certificate: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +287,8 @@ class Issuer:
     required: tuple[str, ...] = ()
     require: tuple[tuple[str, tuple[str | bool, ...]], ...] = ()
     rfc9068: bool = False
+    bound: bool = False
+    """Whether only tokens that are bound to a key are accepted."""
 
     @property
     def spiffe(self) -> str | None:

@@ -77,6 +77,11 @@ def _parse_member(member: Json, *, secrets: bool) -> VerificationKey:
     return replace(key, algorithms=frozenset({named}))
 
 
+def parse_jwk(member: Mapping[str, Json]) -> VerificationKey:
+    """Parse a public JWK by its numbers alone. Raises ValueError with the reason."""
+    return _parse_member(dict(member), secrets=False)
+
+
 def _parse_key(key_type: str, member: Mapping[str, Json]) -> object:
     parse, numbers = _PARSERS[key_type]
     numbers_of: dict[str, str] = {}

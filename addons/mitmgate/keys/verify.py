@@ -20,7 +20,8 @@ KEYS_UNAVAILABLE = Refusal(Reason.KEYS_UNAVAILABLE, "The keys to verify this tok
 _KEY_UNKNOWN = Refusal(Reason.TOKEN_KEY_UNKNOWN, "The token was signed with a key that is not known.")
 _SIGNATURE = Refusal(Reason.TOKEN_SIGNATURE_INVALID, "The token's signature is not valid.")
 
-_ALGORITHMS = {name: algorithm for name, algorithm in get_default_algorithms().items() if name in ALGORITHMS}
+ALGORITHM_OF = {name: algorithm for name, algorithm in get_default_algorithms().items() if name in ALGORITHMS}
+"""What verifies a signature, by the name of its algorithm."""
 
 
 class KeyStore(Protocol):
@@ -67,7 +68,7 @@ def verify_signature(
 
     Keys must have been selected for the token's algorithm: that binds algorithm and key type.
     """
-    algorithm = _ALGORITHMS[token.algorithm]
+    algorithm = ALGORITHM_OF[token.algorithm]
     for key in keys:
         if token.algorithm in key.algorithms and algorithm.verify(token.signing_input, key.key, token.signature):
             return SignedClaims(token.unverified_claims), key

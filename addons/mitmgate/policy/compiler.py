@@ -24,9 +24,9 @@ from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
-from mitmgate.policy.model_identity import Forward, Identity, Issuer, Published, Revocation
+from mitmgate.policy.model_identity import Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
-from mitmgate.policy.model_routes import Require, Rewrite, Route
+from mitmgate.policy.model_routes import Issuers, Require, Rewrite, Route
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import Upstream, parse_endpoint
 from mitmgate.policy.problem import Location
@@ -84,6 +84,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
+        proofs=_proofs(policy.identity.proofs, material),
     )
 
 
@@ -273,7 +274,14 @@ def _issuer(
         roles=issuer.claims.roles,
         scopes=issuer.claims.scopes,
         max_lifetime=issuer.max_lifetime,
+        bound=issuer.bound == "required",
     )
+
+
+def _proofs(proofs: Proofs, material: Material) -> rules.Proofs:
+    name = proofs.certificate_header
+    field = None if name is None else _field(name)
+    return rules.Proofs(proofs.lifetime, material.nonce_secret, proofs.on_store_failure, field)
 
 
 ISSUER_HEADER = "X-User-Issuer"
@@ -346,6 +354,7 @@ def _route(
         stream_timeout=route.stream_timeout,
         odd=_odd(route),
         mode=route.mode,
+        bound=isinstance(route.auth, Issuers) and route.auth.bound == "required",
     )
 
 

@@ -26,7 +26,7 @@ from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Chain
-from mitmgate.policy.model_identity import Assertion, Issuer, Revocation
+from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
 from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
 from mitmgate.policy.problem import Code, Location, Problem, nearest
 
@@ -45,6 +45,7 @@ class Material:
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
+    nonce_secret: bytes | None = field(default=None, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
     names: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     authorities: bytes | None = field(default=None, repr=False)
@@ -77,6 +78,7 @@ class Reader:
         self._assertion(("identity", "forward", "assertion"))
         self._audit_key(("audit", "chain"))
         self._revocation_token(("revocation",))
+        self._nonce_secret(("identity", "proofs"))
         listen = self._section(ListenTls, ("listen", "tls"))
         self._tls(listen, ("listen", "tls"))
         self._further(() if listen is None else listen.certificates)
@@ -240,14 +242,20 @@ class Reader:
 
     def _revocation_token(self, location: Location) -> None:
         revocation = self._section(Revocation, location)
-        if revocation is None or revocation.token_env is None:
-            return
-        at = (*location, "token_env")
-        content = self._variable(revocation.token_env, at)
+        if revocation is not None and revocation.token_env is not None:
+            self.material.revocation_token = self._secret(revocation.token_env, (*location, "token_env"))
+
+    def _nonce_secret(self, location: Location) -> None:
+        proofs = self._section(Proofs, location)
+        if proofs is not None and proofs.nonce_env is not None:
+            self.material.nonce_secret = self._secret(proofs.nonce_env, (*location, "nonce_env"))
+
+    def _secret(self, name: str, at: Location) -> bytes | None:
+        content = self._variable(name, at)
         if content is not None and len(content) < LEAST_SECRET:
             message = f"the secret has {len(content)} bytes; at least {LEAST_SECRET} are needed"
             self._wrong(at, message, "openssl rand -hex 32 makes one")
-        self.material.revocation_token = content
+        return content
 
     def _further(self, certificates: Sequence[ListenCertificate]) -> None:
         """Read the listener's further certificates: each is for names, and no name for two."""

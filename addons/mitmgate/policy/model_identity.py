@@ -43,6 +43,8 @@ def _algorithm(text: object) -> str:
     return str(text)
 
 
+Bound = Literal["optional", "required"]
+
 Algorithm = Annotated[str, BeforeValidator(_algorithm), WithJsonSchema({"enum": [*HMAC, *PUBLIC]})]
 
 
@@ -168,6 +170,9 @@ class Issuer(Section):
     )
     """Claims that every token must have, each with the values that it may have, text or true and false: for issuers of
     whom anybody can have a token."""
+    bound: Bound = "optional"
+    """required: only tokens that are bound to a key or a certificate (`cnf`). A token that is bound needs its proof in
+    any case (RFC 8705, RFC 9449)."""
     max_lifetime: Duration | None = Field(
         None, description="The longest time from iat to exp (seconds); unset: not checked."
     )
@@ -335,6 +340,20 @@ class Published(Section):
     """A URL for developers."""
 
 
+class Proofs(Section):
+    """How who brings a token that is bound to a key or a certificate (`cnf`) has to prove it."""
+
+    lifetime: Duration = duration("60s", "How old a DPoP proof may be (seconds); it is good once.")
+    nonce_env: Text | None = None
+    """The environment variable with the secret that nonces are made with, the same in every process; unset: proofs
+    need no nonce."""
+    on_store_failure: Literal["deny", "local"] = "deny"
+    """While Redis can't tell whether a proof was used before. deny: it is not accepted; local: each process counts."""
+    certificate_header: HeaderName | None = None
+    """The field in which a trusted proxy passes on the certificate of the client, which it has verified: as RFC 9440
+    says, or PEM, percent-encoded. It has to remove a client's own."""
+
+
 class Identity(Section):
     """Who may be a principal."""
 
@@ -344,6 +363,7 @@ class Identity(Section):
     """Trusted issuers, by name."""
     resources: tuple[Published, ...] = ()
     """Protected resources that are published to clients without a token; none unless listed."""
+    proofs: Proofs = Proofs()
     forward: Forward = Forward()
     keep: tuple[Kept, ...] = ()
     """Header fields of clients that look like identity (docs/headers.md) and go on to services all the same."""

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, 
 
 from mitmgate.core import template
 from mitmgate.policy.condition import ConditionError, compile_condition
+from mitmgate.policy.model_identity import Bound
 from mitmgate.policy.model_shared import Mode, Networks
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
@@ -105,6 +106,8 @@ class Issuers(Section):
 
     issuers: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)]
     """Names of identity.issuers."""
+    bound: Bound = "optional"
+    """required: only with tokens that are bound to a key or a certificate (`cnf`)."""
 
 
 def _auth_kind(value: Any) -> str:

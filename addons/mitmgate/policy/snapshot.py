@@ -12,7 +12,7 @@ from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.resource import Resources
 from mitmgate.core.routing import RouteTable
-from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, ResponseHeaders, Upstream
+from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, Proofs, ResponseHeaders, Upstream
 from mitmgate.core.via import Via
 from mitmgate.policy.model import Policy
 from mitmgate.policy.own_stages import Own
@@ -59,6 +59,7 @@ class Snapshot:
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
     own: Mapping[str, Own] = field(default_factory=dict)
+    proofs: Proofs = field(default_factory=Proofs)
 
     @property
     def redact(self) -> Redact:

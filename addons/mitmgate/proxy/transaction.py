@@ -78,7 +78,7 @@ from mitmgate.proxy.memory import PAGE
 from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
 from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection, UpstreamSide
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
-from mitmgate.stages.arrival import subject_of
+from mitmgate.stages.arrival import subject_of, thumbprint_of
 from mitmgate.stages.enforcer import BLACK_HOLE, point_at, problem_response
 from mitmgate.stages.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
 from mitmgate.stages.message import headers_of, make_flow, make_request, make_response
@@ -1214,6 +1214,7 @@ def _ingress(client: Client, request: Request, head: RequestHead) -> Ingress:
         peer=client.peername[0],
         declared_body=head.body,
         certificate=subject_of(client) if client.certificate_list else None,
+        thumbprint=thumbprint_of(client) if client.certificate_list else None,
     )
 
 

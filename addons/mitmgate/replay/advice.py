@@ -45,7 +45,7 @@ def _token(recorded: Recorded) -> UnverifiedToken | None:
     if recorded.presented is not None:
         return recorded.presented.token
     scheme, _, token = (recorded.request.headers.one(b"authorization") or b"").partition(b" ")
-    read = read_token(token.strip(b" ")) if scheme.lower() == b"bearer" else None
+    read = read_token(token.strip(b" ")) if scheme.lower() in {b"bearer", b"dpop"} else None
     return read if isinstance(read, UnverifiedToken) else None
 
 
@@ -264,7 +264,14 @@ _GENERAL: Final = {
     Reason.TOKEN_TYPE_REFUSED: "a token of the type that the issuer's token_type asks for",
     Reason.TOKEN_SIGNATURE_INVALID: "a token that is signed with the issuer's key",
     Reason.TOKEN_KEY_UNKNOWN: "a token that is signed with a key that the issuer publishes",
-    Reason.TOKEN_PROOF_UNSUPPORTED: "a plain bearer token: this one has to be proved with the key that its `cnf` names",
+    Reason.TOKEN_PROOF_UNSUPPORTED: "a token whose `cnf` has `jkt` or `x5t#S256` and nothing else, or none",
+    Reason.TOKEN_PROOF_MISSING: "scheme DPoP with one DPoP field, or the certificate that the token is bound to",
+    Reason.TOKEN_PROOF_INVALID: "a proof for this request and token, by its key, and of now",
+    Reason.TOKEN_PROOF_REPLAYED: "a new proof for each request",
+    Reason.TOKEN_PROOF_NONCE: "a proof with the nonce of the DPoP-Nonce field",
+    Reason.TOKEN_UNBOUND: "a token that is bound to a key or a certificate (`cnf`)",
+    Reason.TOKEN_REVOKED: "a token that was issued after the revocation, or `revoke --lift`",
+    Reason.REVOCATIONS_UNKNOWN: "the list of revocations, or `on_failure: last-known`",
     Reason.TOKEN_CLAIM_INVALID: "a token whose claims have the form that they must have",
     Reason.KEYS_UNAVAILABLE: "the issuer's keys: --jwks NAME=FILE gives them, --assume-signed does without",
     Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",

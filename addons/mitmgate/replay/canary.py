@@ -132,7 +132,7 @@ class Canary:
     def _presented(self, exchange: Exchange) -> Presented | None:
         scheme, _, rest = (exchange.request.headers.one(b"authorization") or b"").partition(b" ")
         token = rest.strip(b" ")
-        if scheme.lower() != b"bearer":
+        if scheme.lower() not in {b"bearer", b"dpop"}:
             return None
         final = exchange.verdict.final
         found = found_signature(

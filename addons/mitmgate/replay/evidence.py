@@ -212,7 +212,7 @@ def token_of(entry: Recorded) -> UnverifiedToken | None:
     if entry.presented is not None:
         return entry.presented.token
     scheme, _, token = (entry.request.headers.one(b"authorization") or b"").partition(b" ")
-    read = read_token(token.strip(b" ")) if scheme.lower() == b"bearer" else None
+    read = read_token(token.strip(b" ")) if scheme.lower() in {b"bearer", b"dpop"} else None
     return read if isinstance(read, UnverifiedToken) else None
 
 

@@ -8,7 +8,7 @@ from mitmgate.core.token import read_token
 from mitmgate.replay.resigned import MARK, read_resigned
 from mitmgate.replay.traffic import Presented, Signature
 
-_BEARER = b"bearer"
+_SCHEMES = (b"bearer", b"dpop")
 
 
 class PresentedTokens:
@@ -28,7 +28,7 @@ class PresentedTokens:
             if MARK in content and name.lower() == b"authorization" and key is not None:
                 scheme, _, rest = content.partition(b" ")
                 token = rest.strip(b" ")
-                if scheme.lower() != _BEARER or not token.startswith(MARK):
+                if scheme.lower() not in _SCHEMES or not token.startswith(MARK):
                     continue
                 found = self._read(token, key)
                 if found is None:
@@ -41,7 +41,7 @@ class PresentedTokens:
         """Take the real token of a saved request, whose verdict says what its signature was; None: it has none."""
         for name, content in fields:
             scheme, _, rest = content.partition(b" ")
-            if name.lower() == b"authorization" and scheme.lower() == _BEARER:
+            if name.lower() == b"authorization" and scheme.lower() in _SCHEMES:
                 token = rest.strip(b" ")
                 key = token, signature
                 if key not in self._known:

@@ -23,7 +23,7 @@ _ROOM: Final = 4 * 1024 * 1024
 RECORDING: Final = "recording"
 VERSION: Final = 1
 
-_BEARER = b"bearer"
+_SCHEMES = (b"bearer", b"dpop")
 _SHORTEST: Final = 8  # characters of a client's credential that is looked for in fields that the gateway has made
 
 
@@ -42,6 +42,10 @@ def found_signature(reason: str | None, stage: str | None, authenticated: bool) 
         "keys-unavailable": "keys-unavailable",
         "token-revoked": "revoked",
         "revocations-unknown": "revocations-unknown",
+        "token-proof-missing": "proof-missing",
+        "token-proof-invalid": "proof-invalid",
+        "token-proof-replayed": "proof-replayed",
+        "token-proof-nonce": "proof-nonce",
         # What is checked after the signature.
         "token-audience-refused": "good",
         "token-claim-invalid": "good",
@@ -49,6 +53,7 @@ def found_signature(reason: str | None, stage: str | None, authenticated: bool) 
         "token-not-yet-valid": "good",
         "token-lifetime-exceeded": "good",
         "token-proof-unsupported": "good",
+        "token-unbound": "good",
     }
     return found.get(reason, "unchecked")
 
@@ -159,7 +164,7 @@ class Redactor:
     def _authorization(self, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> bytes:
         scheme, _, rest = value.partition(b" ")
         token = rest.strip(b" ")
-        if scheme.lower() != _BEARER or not token:
+        if scheme.lower() not in _SCHEMES or not token:
             return self._veil.field(b"authorization", value)
         if token.startswith(MARK) and self._veil.again:
             return value

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from math import inf
 
 from cachetools import LRUCache
 
 from mitmgate.core.claims import ISSUER_UNKNOWN, principal_of, verify_claims
 from mitmgate.core.principal import Principal
+from mitmgate.core.proof import NONCE, PROOF_MISSING, REPLAYED
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import REVOKED, UNKNOWN
@@ -24,7 +26,15 @@ _REFUSED: Mapping[Signature, Refusal] = {
     "keys-unavailable": KEYS_UNAVAILABLE,
 }
 
-_REVOKED: Mapping[Signature, Refusal] = {"revoked": REVOKED, "revocations-unknown": UNKNOWN}
+_LATER: Mapping[Signature, Refusal] = {
+    "revoked": REVOKED,
+    "revocations-unknown": UNKNOWN,
+    "proof-missing": PROOF_MISSING,
+    "proof-invalid": Refusal(Reason.TOKEN_PROOF_INVALID, "The proof of possession was not valid."),
+    "proof-replayed": REPLAYED,
+    "proof-nonce": NONCE,
+}
+"""What is found out of a token that is good, from what a recording does not hold."""
 
 Names = tuple[str, ...]
 
@@ -108,9 +118,10 @@ class OfflineRing(KeyRing):
         principal = principal_of(verified, issuer)
         if issuer.name not in names:
             return ISSUER_UNKNOWN
-        if presented.signature in _REVOKED:
-            return principal if isinstance(principal, Refusal) else _REVOKED[presented.signature]
+        if presented.signature in _LATER:
+            return principal if isinstance(principal, Refusal) else _LATER[presented.signature]
         if isinstance(principal, Principal):
+            principal = replace(principal, confirmation=None)  # it was proved then
             window = verified.times.window(issuer.leeway, issuer.max_lifetime)
             self._accepted[presented.text, names] = (principal, *window)
         return principal

@@ -10,8 +10,20 @@ from mitmgate.core.request import Request
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.replay.decision import Decision
 
-Signature = Literal["good", "bad", "key-unknown", "keys-unavailable", "unchecked", "revoked", "revocations-unknown"]
-"""What was found out about a token's signature when it was recorded, and that a good one was revoked."""
+Signature = Literal[
+    "good",
+    "bad",
+    "key-unknown",
+    "keys-unavailable",
+    "unchecked",
+    "revoked",
+    "revocations-unknown",
+    "proof-missing",
+    "proof-invalid",
+    "proof-replayed",
+    "proof-nonce",
+]
+"""What was found out about a token's signature when it was recorded, and of a good one what came behind."""
 
 
 @dataclass(frozen=True, slots=True)

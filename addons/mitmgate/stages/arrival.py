@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy.connection import Client
 from mitmproxy.http import HTTPFlow
 
@@ -12,6 +13,7 @@ from mitmgate.audit.writer import Denial
 from mitmgate.core.address import peer_address
 from mitmgate.core.forwarding import told_by
 from mitmgate.core.headers import Headers
+from mitmgate.core.proof import digest_of
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
@@ -108,6 +110,13 @@ def subject_of(client: Client) -> str | None:
     return client.certificate_list[0].to_cryptography().subject.rfc4514_string()
 
 
+def thumbprint_of(client: Client) -> str | None:
+    """Return the thumbprint of the client's certificate, which the TLS layer has verified."""
+    if not client.certificate_list:
+        return None
+    return digest_of(client.certificate_list[0].to_cryptography().public_bytes(Encoding.DER))
+
+
 def ingress(flow: HTTPFlow) -> Request:
     """Take the request of a flow as it arrived.
 
@@ -131,4 +140,5 @@ def ingress(flow: HTTPFlow) -> Request:
         peer=client.peername[0] if client.peername else "",
         declared_body=declared,
         certificate=subject_of(client),
+        thumbprint=thumbprint_of(client),
     )

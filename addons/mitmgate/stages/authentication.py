@@ -2,16 +2,32 @@
 
 from collections.abc import Awaitable
 
+from mitmgate.core.address import peer_address
+from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
 from mitmgate.core.principal import Principal
+from mitmgate.core.proof import (
+    ALGORITHMS,
+    AS_BEARER,
+    CERTIFICATE_MISSING,
+    CERTIFICATE_OTHER,
+    NOT_BOUND,
+    UNBOUND,
+    Asked,
+    passed_thumbprint,
+)
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
 from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Step
+from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
-from mitmgate.stages.exchange import Exchange, told_challenge
+from mitmgate.stages.exchange import Answer, Exchange, told_challenge
 from mitmgate.stages.stage import Stage
+from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.proofs import ProofCheck
+from mitmgate.stores.protocol import CounterStore
 from mitmgate.stores.revocations import Revocations
 
 BARE_CHALLENGE = "Bearer"
@@ -19,25 +35,42 @@ BARE_CHALLENGE = "Bearer"
 
 _NO_CREDENTIAL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
 _TWO_CREDENTIALS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds an access token in its query as well.")
-_OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the Bearer scheme is accepted.")
+_OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the schemes Bearer and DPoP are accepted.")
+
+
+_ALGORITHMS = " ".join(ALGORITHMS)
+_ERRORS = {
+    Reason.CREDENTIAL_AMBIGUOUS: "invalid_request",
+    Reason.TOKEN_PROOF_NONCE: "use_dpop_nonce",
+    Reason.TOKEN_PROOF_REPLAYED: "invalid_dpop_proof",
+    Reason.TOKEN_PROOF_INVALID: "invalid_dpop_proof",
+}
 
 
 class Authentication(Stage):
     """Verify the bearer token for the issuers that the route accepts.
 
-    Reads: head (Authorization, and nothing else: no query, no cookie, no body), route or no_route, snapshot.issuers,
-    now, started. Writes: principal, challenge. Denies: 401 with a reason for each way a token can fail, 400 where the
-    query holds a second one, 503 keys-unavailable or revocations-unknown. What is said of a token that is not good does
-    not depend on the route. Skips public routes, and preflights that Cors answers. On failure: 503 stage-error. Waits
-    only where a published key set may have a key that is not known yet, a bounded time.
+    Reads: head (Authorization, and nothing else: no query, no cookie, no body; for a token that is bound, the DPoP
+    field and the client's certificate), route or no_route, snapshot.issuers, snapshot.proofs, now, started. Writes:
+    principal, challenge, answer (DPoP-Nonce). Denies: 401 with a reason for each way a token can fail, 400 where the
+    query holds a second one, 503 keys-unavailable, revocations-unknown or, where nobody can tell whether a proof was
+    used before, store-unavailable. What is said of a token that is not good does not depend on the route. Skips public
+    routes, and preflights that Cors answers. On failure: 503 stage-error. Waits only where a published key set may have
+    a key that is not known yet, or to ask whether a proof was used before; a bounded time.
     """
 
     name = "authentication"
 
-    def __init__(self, ring: KeyRing, revocations: Revocations | None = None) -> None:
-        """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked."""
+    def __init__(
+        self, ring: KeyRing, revocations: Revocations | None = None, proofs: CounterStore | None = None
+    ) -> None:
+        """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked.
+
+        proofs: remembers which proofs were used; None: this process does.
+        """
         self._ring = ring
         self._revocations = Revocations() if revocations is None else revocations
+        self._proofs = ProofCheck(MemoryStore() if proofs is None else proofs)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
@@ -51,42 +84,133 @@ class Authentication(Stage):
         if credential is None:
             return self._refuse(exchange, _NO_CREDENTIAL)
         scheme, _, token = credential.partition(b" ")
+        dpop = False
         if scheme != b"Bearer" and scheme.lower() != b"bearer":
-            return self._refuse(exchange, _OTHER_SCHEME)
+            dpop = scheme.lower() == b"dpop"  # RFC 9449, section 7.1
+            if not dpop:
+                return self._refuse(exchange, _OTHER_SCHEME)
         snapshot, token = exchange.snapshot, token.strip(b" ")
         if len(token) > snapshot.max_token:
-            return self._refuse(exchange, TOO_LARGE)
+            return self._refuse(exchange, TOO_LARGE, dpop)
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
-            return self._conclude(exchange, exchange.head, result)
-        return self._later(exchange, exchange.head, result)
+            return self._conclude(exchange, exchange.head, result, token, dpop)
+        return self._later(exchange, exchange.head, result, token, dpop)
 
-    async def _later(self, exchange: Exchange, head: Head, pending: Awaitable[Principal | Refusal]) -> Step:
-        return self._conclude(exchange, head, await pending)
+    async def _later(
+        self, exchange: Exchange, head: Head, pending: Awaitable[Principal | Refusal], token: bytes, dpop: bool
+    ) -> Step:
+        step = self._conclude(exchange, head, await pending, token, dpop)
+        return step if isinstance(step, Step) else await step
 
-    def _conclude(self, exchange: Exchange, head: Head, result: Principal | Refusal) -> Step:
+    def _conclude(
+        self, exchange: Exchange, head: Head, result: Principal | Refusal, token: bytes, dpop: bool
+    ) -> Step | Awaitable[Step]:
         if isinstance(result, Refusal):
-            return self._refuse(exchange, result)
+            return self._refuse(exchange, result, dpop)
         refusal = self._revocations.refusal(result, exchange.started)
         if refusal is not None:
-            return self._refuse(exchange, refusal)
-        exchange.principal = result
+            return self._refuse(exchange, refusal, dpop)
+        if dpop or result.confirmation is not None:
+            proved = self._proved(exchange, head, result, token, dpop)
+            if proved is not None and not isinstance(proved, Refusal):
+                return self._proved_later(exchange, head, result, proved, dpop)
+            if proved is not None:
+                return self._refuse(exchange, proved, dpop)
+        return self._admit(exchange, head, result, dpop)
+
+    def _proved(
+        self, exchange: Exchange, head: Head, principal: Principal, token: bytes, dpop: bool
+    ) -> Refusal | Awaitable[Refusal | None] | None:
+        """Check what the token is bound to; None: whoever brings it is its holder."""
+        if dpop and not _is_of_key(principal):
+            return NOT_BOUND
+        confirmation = principal.confirmation
+        if confirmation is None:
+            return None
+        if confirmation.certificate is not None:
+            thumbprint = _certificate(exchange)
+            if thumbprint != confirmation.certificate:
+                return CERTIFICATE_MISSING if thumbprint is None else CERTIFICATE_OTHER
+        if confirmation.key is None:
+            return None
+        if not dpop:  # RFC 9449, section 7.2
+            return AS_BEARER
+        fields, rule = exchange.request.headers.all(b"dpop"), exchange.snapshot.proofs
+        return self._proofs.check(
+            fields, confirmation.key, _asked(exchange, head), token, rule, exchange.now, exchange.started
+        )
+
+    async def _proved_later(
+        self, exchange: Exchange, head: Head, principal: Principal, pending: Awaitable[Refusal | None], dpop: bool
+    ) -> Step:
+        refusal = await pending
+        return (
+            self._admit(exchange, head, principal, dpop) if refusal is None else self._refuse(exchange, refusal, dpop)
+        )
+
+    def _admit(self, exchange: Exchange, head: Head, principal: Principal, dpop: bool) -> Step:
+        route = exchange.route
+        if route is not None and route.bound and "cnf" not in principal.claims:
+            return self._refuse(exchange, UNBOUND, dpop)
+        exchange.principal = principal
         if head.query is not None and holds_token(head.query):
             # RFC 6750, section 2: one method in a request. The other token would go on, to whoever logs addresses.
-            return self._refuse(exchange, _TWO_CREDENTIALS)
+            return self._refuse(exchange, _TWO_CREDENTIALS, dpop)
         return self.admitted
 
-    def _refuse(self, exchange: Exchange, refusal: Refusal) -> Step:
-        """Deny with the challenge of RFC 6750, section 3. Details are constants, safe in a quoted string."""
+    def _refuse(self, exchange: Exchange, refusal: Refusal, dpop: bool = False) -> Step:
+        """Deny with the challenge of RFC 6750, section 3, or RFC 9449, section 7.1.
+
+        Details are constants, safe in a quoted string.
+        """
+        reason = refusal.reason
         if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
             exchange.challenge = told_challenge(exchange, BARE_CHALLENGE)
-        elif refusal is _TWO_CREDENTIALS:
-            text = f'Bearer error="invalid_request", error_description="{refusal.detail}"'
-            exchange.challenge = told_challenge(exchange, text)
-        elif refusal.reason.status == 401:
-            text = f'Bearer error="invalid_token", error_description="{refusal.detail}"'
-            exchange.challenge = told_challenge(exchange, text)
-        return self.deny(refusal.reason, refusal.detail)
+        elif reason.status == 401 or refusal is _TWO_CREDENTIALS:
+            error = _ERRORS.get(reason, "invalid_token") if dpop or refusal is _TWO_CREDENTIALS else "invalid_token"
+            if refusal is NOT_BOUND:
+                error = "invalid_token"
+            dpop = dpop or refusal is AS_BEARER
+            text = f'{"DPoP" if dpop else "Bearer"} error="{error}", error_description="{refusal.detail}"'
+            exchange.challenge = told_challenge(exchange, f'{text}, algs="{_ALGORITHMS}"' if dpop else text)
+        if reason is Reason.TOKEN_PROOF_NONCE:
+            rule = exchange.snapshot.proofs
+            nonce = nonce_at(rule.nonce or b"", exchange.now, rule.lifetime)
+            exchange.answer = Answer(reason.status, ((b"DPoP-Nonce", nonce.encode("ascii")),))
+        return self.deny(reason, refusal.detail)
+
+
+def _is_of_key(principal: Principal) -> bool:
+    """Tell whether a token says that it is bound to a key, which may have been proved already."""
+    confirmation = principal.claims.get("cnf")
+    return isinstance(confirmation, dict) and "jkt" in confirmation
+
+
+def _certificate(exchange: Exchange) -> str | None:
+    """Return the thumbprint of the client's certificate: of the connection's, or of what a trusted proxy passes on.
+
+    The certificate of such a proxy itself is nobody else's.
+    """
+    snapshot, request = exchange.snapshot, exchange.request
+    name = snapshot.proofs.certificate
+    peer = None if name is None else peer_address(request.peer)
+    if name is None or peer is None or peer not in snapshot.trusted_proxies:
+        return request.thumbprint
+    passed = request.headers.one(name)
+    return None if passed is None else passed_thumbprint(passed)
+
+
+def _asked(exchange: Exchange, head: Head) -> Asked:
+    """Say what was asked for as the client saw it, as far as a trusted proxy tells."""
+    host, port = head.host, head.port
+    told = None if exchange.public_host is None else parse_authority(exchange.public_host)
+    if told is not None:
+        host, port = told
+    if exchange.public_port is not None:
+        port = int(exchange.public_port)
+    target = exchange.request.target.partition("?")[0]
+    return Asked(exchange.request.method, exchange.scheme, host, port, target, head.path)
 
 
 def _accepted_issuers(exchange: Exchange) -> tuple[str, ...] | None:

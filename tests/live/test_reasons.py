@@ -196,7 +196,7 @@ def refused(port: int, data: bytes, reason: Reason) -> None:
     assert answer.startswith(f"HTTP/1.1 {reason.status} ".encode()), answer
     assert f'"reason":"{reason.code}"'.encode() in answer, answer
     assert b"mitmproxy" not in answer.lower()
-    assert (b"www-authenticate: bearer" in answer.lower()) is (
+    assert (re.search(rb"(?i)\r\nwww-authenticate: (bearer|dpop)", answer) is not None) is (
         reason.status == 401 or reason in {Reason.SCOPE_MISSING, Reason.CREDENTIAL_AMBIGUOUS}
     )
 

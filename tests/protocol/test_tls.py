@@ -7,21 +7,24 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography import x509
+from hyperframe.frame import SettingsFrame
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
 from mitmgate.proxy.tls import ListenerContexts
 from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, request, status_of
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, Source, connect, receive, route
+from tests.protocol.raw_http2 import PREFACE
 from tests.protocol.test_streaming import Serving
 
 
@@ -170,6 +173,45 @@ def test_client_certificate(authority: Authority, upstream: RecordingUpstream, r
             assert refused(gate, context)
     upstream.settle()
     assert len(upstream.requests) == (1 if required == "required" else 2)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("required", ["required", "optional"])
+def test_a_client_certificate_is_looked_at_for_each_connection(
+    authority: Authority, upstream: RecordingUpstream, required: str, version: ssl.TLSVersion
+) -> None:
+    """Before: the session of a good one let its client in when it had expired, and each use made another session."""
+    with Gate(route(upstream.url), tls=listen(authority, client_ca=authority.ca, client=required)) as gate:
+        context = client_context(authority)
+        context.load_cert_chain(*authority.issue("alice", client=True))
+        context.minimum_version = context.maximum_version = version
+        session = None
+        for _ in range(2):
+            with context.wrap_socket(connect(gate.port), server_hostname="gateway.test", session=session) as link:
+                link.sendall(GET)
+                assert status_of(receive(link)) == 200
+                assert link.session_reused is False
+                session = link.session
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_a_connection_ends_with_the_certificate_of_its_client(
+    authority: Authority, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Before: it went on for as long as there were requests."""
+    pair = authority.issue("alice", client=True)
+    ends = x509.load_pem_x509_certificate(Path(pair[0]).read_bytes()).not_valid_after_utc
+    nearly = SimpleNamespace(now=lambda zone: ends - timedelta(seconds=0.2))
+    monkeypatch.setattr("mitmgate.proxy.listener.datetime", nearly)
+    with Gate(route(upstream.url), tls=listen(authority, client_ca=authority.ca)) as gate:
+        context = client_context(authority)
+        context.load_cert_chain(*pair)
+        context.set_alpn_protocols([protocol])
+        with secure(gate, context) as link:
+            link.settimeout(PATIENCE / 2)  # an idle connection would last for longer
+            if protocol == "h2":
+                link.sendall(PREFACE + SettingsFrame(0).serialize())
+            assert b"HTTP/1.1" not in receive(link)
 
 
 def refused(gate: Gate, context: ssl.SSLContext) -> bool:

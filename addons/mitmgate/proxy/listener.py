@@ -15,6 +15,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import ClassVar, Final, Protocol
 
 from mitmproxy import ctx
@@ -437,6 +438,7 @@ class SecuredConnection(TlsTransport):
         self._front = front
         self._bounds = bounds
         self._peer: str | None = None
+        self._expiry: asyncio.TimerHandle | None = None  # of the client's certificate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection, and begin the handshake."""
@@ -451,14 +453,20 @@ class SecuredConnection(TlsTransport):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the connection off the count."""
         super().connection_lost(exc)
+        if self._expiry is not None:
+            self._expiry.cancel()
         peer, self._peer = self._peer, None
         if peer is not None:
             self._front.unsecure(peer)
 
     def _speak(self, transport: TlsTransport) -> asyncio.BufferedProtocol:
-        if self.tls.get_alpn_proto_negotiated() == b"h2":
-            return Http2Connection(self._front, self._bounds, b"https")
-        return Http1Connection(self._front, self._bounds, b"https")
+        http2 = self.tls.get_alpn_proto_negotiated() == b"h2"
+        made = (Http2Connection if http2 else Http1Connection)(self._front, self._bounds, b"https")
+        certificate = self.tls.get_peer_certificate(as_cryptography=True)
+        if certificate is not None:  # no request counts by a certificate that is over, on whatever connection
+            left = (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds()
+            self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), made.retire)
+        return made
 
 
 def describe_tls(client: Client, tls: SSL.Connection) -> None:

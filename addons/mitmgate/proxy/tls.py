@@ -80,6 +80,9 @@ def _server_context(tls: ListenTls, certificate: bytes, key: bytes) -> SSL.Conte
     if tls.client_ca is None:
         context.set_verify(SSL.VERIFY_NONE)
     else:
+        # A session says that a certificate was good once, and is renewed with each use: nobody would look at it again.
+        context.set_options(SSL.OP_NO_TICKET)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         for authority in _trust(context, tls.client_ca):
             context.add_client_ca(authority)
         required = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if tls.client_required else 0

@@ -91,7 +91,7 @@ def stages(
             "this copy of mitmgate is damaged"
         )
     by_name: dict[str, Stage] = {stage.name: stage for stage in chain}
-    by_name |= {name: own_stage(name, services.store, offline) for name in own}
+    by_name |= {name: own_stage(one, services.store, services.trail.emit, offline) for name, one in own.items()}
     return tuple([by_name[name] for name in signatures(own)])
 
 

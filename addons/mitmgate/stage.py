@@ -23,7 +23,20 @@ from mitmgate.core.request import Head, Request
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Outcome
 
-__all__ = ["Count", "Counter", "Facts", "Headers", "Options", "Outcome", "Principal", "Reason", "Stage", "Step"]
+__all__ = [
+    "Count",
+    "Counter",
+    "Facts",
+    "Headers",
+    "Options",
+    "Outcome",
+    "Principal",
+    "Reason",
+    "Reply",
+    "Response",
+    "Stage",
+    "Step",
+]
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -89,6 +102,13 @@ class Step(NamedTuple):
     body: bytes = b""
 
 
+class Reply(NamedTuple):
+    """What a stage says of a response. Made by `Stage.reply`, which says what the members mean."""
+
+    fields: Mapping[str, str | None] = MappingProxyType({})
+    event: Mapping[str, str | int | float | bool | None] = MappingProxyType({})
+
+
 class Headers:
     """Header fields, read-only. Names are looked up without regard to case; values are text (ISO-8859-1)."""
 
@@ -138,6 +158,13 @@ class _Known(Protocol):
     def route(self) -> Route | None: ...
     @property
     def principal(self) -> Principal | None: ...
+
+
+class Response(NamedTuple):
+    """The head of a service's response, read-only. status: its code; headers: its fields, hop-by-hop ones left out."""
+
+    status: int
+    headers: Headers
 
 
 class _Counters(Protocol):
@@ -282,7 +309,8 @@ class Stage[O: Options]:
 
     reasons: every reason that it may give. sets: the header fields that it may hand to the service; a client's own
     fields of these names are removed. keys: the names under which it hands texts to limits, which count by them as
-    `stage:NAME:KEY`, where NAME is the stage's name in the policy. options_model: follows from `Stage[...]`.
+    `stage:NAME:KEY`, where NAME is the stage's name in the policy. response_fields: the fields of responses that it
+    may set or remove. options_model: follows from `Stage[...]`.
 
     One object is asked for many requests, in no order that it can rely on; what it keeps in itself is its process's
     alone, and starts anew with each policy.
@@ -291,6 +319,7 @@ class Stage[O: Options]:
     reasons: ClassVar[tuple[Reason, ...]] = ()
     sets: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
+    response_fields: ClassVar[tuple[str, ...]] = ()
     options_model: ClassVar[type[Options]] = Options
 
     def __init_subclass__(cls) -> None:
@@ -314,6 +343,15 @@ class Stage[O: Options]:
         is cancelled after the entry's `timeout`.
         """
         raise NotImplementedError
+
+    def respond(self, facts: Facts, response: Response) -> Reply | None:
+        """Look at the head of the service's response to a request that was admitted, before the client gets any of it.
+
+        A plain function, and only where a stage has one of its own. Return what `reply` has made; None: nothing. What
+        it raises, or returns wrongly, keeps the response from the client, who gets a 503 `stage-error` in its place:
+        the service has done its work by then, and the event says so.
+        """
+        return None
 
     def counters(self) -> tuple[Counter, ...]:
         """Return the counters that `facts.take` may name, made of the options; asked once for each object."""
@@ -355,6 +393,20 @@ class Stage[O: Options]:
         no credential. fields: further fields of the response, such as Retry-After.
         """
         return Step(self.name, Outcome.DENY, reason, detail, fields)
+
+    def reply(
+        self,
+        *,
+        fields: Mapping[str, str | None] = MappingProxyType({}),
+        event: Mapping[str, str | int | float | bool | None] = MappingProxyType({}),
+    ) -> Reply:
+        """Say something of a response.
+
+        fields: by names of `response_fields`; a text takes the place of what the service has sent, None removes it.
+        event: members of an audit event of its own, of the kind `stage`: 16 at most, names of letters, digits and "_",
+        texts of 500 characters at most.
+        """
+        return Reply(fields, event)
 
     def answer(self, reason: str, body: bytes = b"", *, fields: Mapping[str, str] = _NOTHING) -> Step:
         """Answer in the service's place, with the reason's status. fields: of the response, Content-Type among them.

@@ -60,7 +60,7 @@ def snapshot_of(directory: Path, **options: object) -> Snapshot:
 
 async def reasons(snapshot: Snapshot, stores: list[CounterStore], count: int) -> list[Reason]:
     """Ask as many processes as there are stores, in turns and all at once; return what each has said."""
-    stages = [own_stage("scanner", store) for store in stores]
+    stages = [own_stage(snapshot.own["scanner"], store, print) for store in stores]
     made = [routed(snapshot, path="/users/a.php") for _ in range(count)]
     pending = [stages[number % len(stages)].run(exchange) for number, exchange in enumerate(made)]
     await asyncio.gather(*(one for one in pending if one is not None))
@@ -129,7 +129,7 @@ def test_what_is_not_declared_counts_nothing(tmp_path: Path) -> None:
 
     async def ask() -> tuple[Outcome, Reason]:
         exchange = routed(snapshot, path="/users/a.php")
-        await (own_stage("scanner", MemoryStore()).run(exchange) or asyncio.sleep(0))
+        await (own_stage(snapshot.own["scanner"], MemoryStore(), print).run(exchange) or asyncio.sleep(0))
         return exchange.verdict.steps[-1][1:3]
 
     assert asyncio.run(ask()) == (Outcome.DENY, Reason.STAGE_ERROR)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from tests.live.harness import ROOT, Front, Gateway, audit_events, mint, policy, route, write_policy
-from tests.live.harness_http import Answered, wait_for
-from tests.live.harness_upstream import RecordingUpstream
-from tests.own.stages.fragile import HARMS
+from tests.live.harness_http import Answered, raw_request, wait_for
+from tests.live.harness_upstream import Raw, RecordingUpstream, Reply
+from tests.live.test_reload import events
+from tests.own.stages.fragile import HARMS, RESPONSE_HARMS
 
 HASTY = frozenset({"sleeps", "waits", "waits for nothing", "will not be cancelled"})
+SECRETIVE = Reply(body=b"the service's own words", headers=(("X-Secret", "of the service"),))
 BROWSER = {"User-Agent": "Firefox/140"}
 
 
@@ -26,11 +28,12 @@ def with_stages(directory: Path, upstream: RecordingUpstream | str) -> dict[str,
     made["rate_limits"]["per-family"] = {"limit": 3, "window": "10m", "key": "stage:bot-guard:family"}
     made["stages"] = {
         "witness": {"use": "stages/fragile.py:Witness", "after": "hasty"},
+        "responder": {"use": "stages/fragile.py:Responder", "after": "witness"},
         "bot-guard": {"use": "stages/bot_guard.py:BotGuard", "after": "network-access", "deny": ["curl/*"]},
         "fragile": {"use": "stages/fragile.py:Fragile", "after": "authorization", "timeout": "1h"},
         "hasty": {"use": "stages/fragile.py:Hasty", "after": "authorization", "timeout": "100ms"},
     }
-    return route(made, "public", rate_limits=["per-family"])
+    return route(made, "public", rate_limits=["per-family"], websocket=True)
 
 
 class Running:
@@ -115,3 +118,45 @@ def test_what_stands_behind_a_denial_is_not_asked(running: Running) -> None:
     assert (answered.status, event["stage"]) == (401, "authentication")
     assert running.words.count("failed") == before
     running.upstream.assert_saw_nothing()
+
+
+def test_a_stage_marks_responses_and_tells_of_them(running: Running) -> None:
+    running.upstream.reply = SECRETIVE
+    answered, _ = running.ask("/public", {"User-Agent": "Dillo/3", "X-Respond": "marks"})
+    assert (answered.status, answered.body) == (200, b"the service's own words")
+    assert (answered.all("x-marked"), answered.all("x-secret")) == (["yes"], [])
+    audit = running.gateway.policy_path.parent / "audit.jsonl"
+    wait_for(lambda: bool(events(audit, "stage")), "the event of the stage")
+    (event,) = events(audit, "stage")
+    assert (event["stage"], event["request_id"]) == ("responder", answered.one("x-request-id"))
+    assert event["said"] == {"status": 200, "secret": True, "route": "public"}
+    answered, _ = running.ask("/public", {"User-Agent": "Dillo/3"})
+    assert (answered.all("x-marked"), answered.all("x-secret")) == ([], ["of the service"])
+
+
+def test_a_stage_that_does_wrong_with_a_response_keeps_it_from_the_client(running: Running) -> None:
+    """The service has seen the request, and the event says that the gateway has failed on its answer."""
+    running.upstream.reply = SECRETIVE
+    token = mint()
+    for told, harm in enumerate(RESPONSE_HARMS, 1):
+        answered, event = running.ask("/api/v1/users", BROWSER | {"X-Respond": harm}, token=token)
+        assert (answered.status, answered.reason) == (503, "stage-error"), harm
+        assert b"own words" not in answered.body
+        assert not answered.all("x-secret") + answered.all("set-cookie") + answered.all("x-marked")
+        assert (event["decision"], event["outcome"], event["reason"]) == ("admit", "failed", "stage-error"), harm
+        wait_for(lambda: running.words.count("stage responder failed on a response") == told, harm)  # noqa: B023
+    assert running.ask("/api/v1/users", BROWSER, token=token)[0].status == 200
+
+
+def test_a_websocket_that_a_stage_fails_on_is_not_opened(running: Running) -> None:
+    accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, section 1.3
+    opened = f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{accept}\r\n\r\n"
+    running.upstream.reply = Raw(opened.encode(), close=False)
+    fields = "Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\nUser-Agent: Dillo/3\r\n"
+    fields += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Respond: raises\r\n"
+    answered = raw_request(running.gateway.port, f"GET /public HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode())
+    assert answered.startswith(b"HTTP/1.1 503 "), answered
+    assert b'"reason":"stage-error"' in answered
+    running.asked += 1
+    event = audit_events(running.gateway.policy_path.parent / "audit.jsonl", running.asked)[-1]
+    assert (event["outcome"], event["reason"]) == ("failed", "stage-error")

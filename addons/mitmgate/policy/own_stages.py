@@ -84,6 +84,7 @@ class Own:
     reasons: Mapping[str, Reason]
     sets: Mapping[str, bytes]
     keys: frozenset[str]
+    response_fields: frozenset[str]
 
     def make(self) -> stage.Stage[Any]:
         """Make the object that decides; every chain has its own. Raises whatever the class does."""
@@ -177,6 +178,7 @@ class OwnStages:
             reasons=reasons,
             sets={field.lower(): field.encode("ascii") for field in code.made_of.sets},
             keys=frozenset(code.made_of.keys),
+            response_fields=frozenset(map(str.lower, code.made_of.response_fields)),
         )
         try:
             made = own.make()
@@ -392,11 +394,12 @@ def _is_stage(found: object) -> TypeGuard[type[stage.Stage[Any]]]:
 
 def _wrong_in(found: type[stage.Stage[Any]]) -> Iterator[str]:
     """Say what is wrong with the declarations of a stage."""
-    for member in ("reasons", "sets", "keys"):
+    for member in ("reasons", "sets", "keys", "response_fields"):
         if not isinstance(getattr(found, member), tuple):
             yield f"its {member} have to be a tuple: ({member[:-1]},)"
             return
-    if not (found.reasons or found.sets or found.keys):
+    responds = found.respond is not stage.Stage.respond
+    if not (found.reasons or found.sets or found.keys or responds):
         yield "it declares nothing: no reason, no field that it sets, no key"
     if found.decide is stage.Stage.decide:
         yield "it has no decide"
@@ -419,6 +422,9 @@ def _wrong_in_names(found: type[stage.Stage[Any]]) -> Iterator[str]:
             yield f"it sets {name!r}, which is no name of a field (without '_')"
         elif name.lower() in FRAMING | WRITTEN_BY_THE_GATEWAY:
             yield f"it sets {name}, which the gateway alone writes"
+    for name in found.response_fields:
+        if not isinstance(name, str) or re.fullmatch(TOKEN, name) is None or name.lower() in FRAMING:
+            yield f"{name!r} is no field of a response that it may set"
     if len({str(name).lower() for name in found.sets}) < len(found.sets):
         yield "it sets a field twice"
     for key in found.keys:

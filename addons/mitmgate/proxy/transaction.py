@@ -742,7 +742,7 @@ class Transaction(Recipient):
         self._hook(HttpResponseHeadersHook, lambda: self._hook(HttpResponseHook, self._switch))
 
     def _switch(self) -> None:
-        if self._killed():
+        if self._killed() or self._response_refused():
             return
         flow, upstream, response = self.flow, self._upstream, self.flow.response
         if (
@@ -803,7 +803,7 @@ class Transaction(Recipient):
         self._hook(WebsocketEndHook, self._done)
 
     def _response_decided(self) -> None:
-        if self._killed():
+        if self._killed() or self._response_refused():
             return
         response = self.flow.response
         if response is not None and response.stream:
@@ -812,6 +812,15 @@ class Transaction(Recipient):
             self._response = ResponsePhase.BUFFERING
             if self._request is RequestPhase.COMPLETE:
                 self._await_body()
+
+    def _response_refused(self) -> bool:
+        """Answer in the place of a response that a stage has failed on; the client gets nothing of it."""
+        exchange = self.exchange
+        if exchange is None or not exchange.response_refused:
+            return False
+        self.flow.websocket = None
+        self._fail(Reason.STAGE_ERROR)
+        return True
 
     def _start_streaming(self, response: Response) -> None:
         response.stream = True

@@ -82,6 +82,7 @@ class Exchange:
     settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
     own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage: towards the service
     own_keys: Mapping[str, str] = _NOTHING  # OwnStage: texts for limits, by "STAGE:KEY"
+    response_refused: bool = False  # OwnStage: the service's response must not reach the client
     own_read: Mapping[str, dict[str, object]] = _NONE_READ  # OwnStage, offline: what each has read
     forward: Forward | None = None  # Rewrite
     answer: Answer | None = None  # the stage that answers or denies with more than the problem body

@@ -10,10 +10,14 @@ import re
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from inspect import isawaitable
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final
 
+from mitmproxy.http import HTTPFlow, Response
+
 from mitmgate import stage
+from mitmgate.audit.event import rfc3339
+from mitmgate.audit.record import Event
 from mitmgate.core.headers import Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.reason import Reason
@@ -22,7 +26,7 @@ from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Take
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.scalars import FRAMING, TOKEN
-from mitmgate.stages.exchange import Answer, Exchange
+from mitmgate.stages.exchange import Answer, Exchange, exchange_of
 from mitmgate.stages.stage import Stage
 from mitmgate.stores.protocol import CounterStore
 
@@ -32,6 +36,8 @@ LONGEST_DETAIL: Final = 200
 LONGEST_FIELD: Final = 1024
 LONGEST_KEY: Final = 128
 LARGEST_BODY: Final = 64 << 10
+MOST_MEMBERS: Final = 16
+LONGEST_WORD: Final = 500
 MOST_LEFT_BEHIND: Final = 100
 """Calls beyond their timeout that ignore being cancelled; as many more are not begun."""
 SAY_EVERY: Final = 60.0
@@ -52,9 +58,11 @@ class OwnStage(Stage):
     one that comes after the entry's `timeout`: stage-error.
     """
 
-    def __init__(self, store: CounterStore, offline: bool = False) -> None:
-        """store: where its counters are. offline: nothing can be waited for, no clock counts, reading is noted."""
+    def __init__(self, store: CounterStore, emit: Callable[[Event], object], offline: bool = False) -> None:
+        """store: where its counters are. emit: takes its events. offline: nothing is waited for, reading is noted."""
         self._offline = offline
+        self._emit = emit
+        self._respond: Callable[[stage.Facts, stage.Response], object] = _nobody
         self._counters = _Counters(store)
         self._own: Own | None = None
         self._ask: Callable[[stage.Facts], object] = _nobody
@@ -100,7 +108,7 @@ class OwnStage(Stage):
         asked = own.make()
         self._admit, self._skip = asked.admit(), asked.skip()
         self._counters.limits = {counter.name: _limit(self.name, counter) for counter in asked.counters()}
-        self._own, self._ask = own, asked.decide
+        self._own, self._ask, self._respond = own, asked.decide, asked.respond
 
     async def _wait_offline(self, exchange: Exchange, own: Own, pending: Awaitable[object]) -> Step:
         return self._step(exchange, own, await _contained(pending), 0.0)
@@ -190,6 +198,53 @@ class OwnStage(Stage):
             exchange.own_keys = {**exchange.own_keys, **keys}
         return step
 
+    def respond(self, flow: HTTPFlow) -> None:
+        """Take mitmproxy's hook `responseheaders`, where the stage looks at responses: those of services alone."""
+        exchange, response = exchange_of(flow), flow.response
+        if exchange is None or response is None or not exchange.admitted or exchange.failure is not None:
+            return
+        try:
+            self._reply(exchange, response)
+        except BaseException as error:  # SystemExit, say, which would end the process
+            exchange.response_refused = True
+            logger.error("stage %s failed on a response: %r", self.name, error, exc_info=error)
+
+    def _reply(self, exchange: Exchange, response: Response) -> None:
+        own = exchange.snapshot.own[self.name]
+        if own is not self._own:
+            self._adopt(own)
+        fields = response.data.headers.fields
+        shown = stage.Response(response.data.status_code, stage.Headers(Headers(fields)))
+        started = perf_counter()
+        said = self._respond(stage.facts_of(exchange, self._counters), shown)
+        took = perf_counter() - started
+        if took > own.timeout:
+            raise TimeoutError(f"it took {took:.3f} s, longer than its timeout of {own.timeout:g} s")
+        if took > own.slow:
+            self._warn(own, took)
+        if said is None:
+            return
+        if type(said) is not stage.Reply:
+            if isawaitable(said):
+                _drop(said)
+            raise TypeError(f"respond returned {type(said).__name__}, which is no Reply")
+        event = _event(said)
+        made = []
+        for name, value in said.fields.items():
+            if name.lower() not in own.response_fields:
+                raise ValueError(f"it sets {name!r} in a response, which it does not declare")
+            if value is not None:
+                made.append((name.encode("ascii"), _value(name, value)))
+        names = {name.lower().encode("ascii") for name in said.fields}
+        if names:
+            kept = [field for field in fields if field[0].lower() not in names]
+            response.data.headers.fields = (*kept, *made)
+        if event:
+            now = rfc3339(time())
+            self._emit(
+                {"time": now, "event": "stage", "stage": self.name, "request_id": exchange.request_id, "said": event}
+            )
+
     def _warn(self, own: Own, took: float) -> None:
         """Say that the stage is slow; once a minute."""
         self._slow += 1
@@ -231,13 +286,16 @@ def _limit(name: str, counter: stage.Counter) -> Limit:
     )
 
 
-def own_stage(name: str, store: CounterStore, offline: bool = False) -> OwnStage:
-    """Make the place of a stage by its name. Each is a class of its own: a stage's name belongs to its class."""
-    made: type[OwnStage] = type("OwnStage", (OwnStage,), {"name": name})
-    return made(store, offline)
+def own_stage(own: Own, store: CounterStore, emit: Callable[[Event], object], offline: bool = False) -> OwnStage:
+    """Make the place of a stage. Each is a class of its own: a stage's name belongs to its class, and so do hooks."""
+    members: dict[str, object] = {"name": own.name}
+    if own.code.made_of.respond is not stage.Stage.respond:
+        members["responseheaders"] = OwnStage.respond
+    made: type[OwnStage] = type("OwnStage", (OwnStage,), members)
+    return made(store, emit, offline)
 
 
-def _nobody(facts: stage.Facts) -> object:
+def _nobody(*given: object) -> object:
     raise LookupError("there is no stage to ask")
 
 
@@ -298,6 +356,19 @@ def _response_fields(said: stage.Step) -> tuple[tuple[bytes, bytes], ...]:
             raise ValueError(f"a problem has a {name} of its own")
         made.append((name.encode("ascii"), _value(name, value)))
     return tuple(made)
+
+
+def _event(said: stage.Reply) -> dict[str, object]:
+    """Take the members of an event: plain values, few and short."""
+    event = dict(said.event)
+    if len(event) > MOST_MEMBERS:
+        raise ValueError(f"an event may have {MOST_MEMBERS} members")
+    for name, value in event.items():
+        if type(name) is not str or re.fullmatch(r"[A-Za-z0-9_]{1,40}", name) is None:
+            raise ValueError(f"an event has no member {name!r}")
+        if type(value) not in {str, int, float, bool, type(None)} or (type(value) is str and len(value) > LONGEST_WORD):
+            raise ValueError(f"{name} has to be a number, true, false, or a text of {LONGEST_WORD} characters at most")
+    return {**event}
 
 
 def _body(reason: Reason, said: stage.Step) -> bytes:

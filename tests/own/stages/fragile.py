@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mitmgate.core.reason import Reason as CoreReason
 from mitmgate.core.verdict import Step as CoreStep
-from mitmgate.stage import Facts, Options, Outcome, Reason, Stage, Step
+from mitmgate.stage import Facts, Options, Outcome, Reason, Reply, Response, Stage, Step
 
 
 class Fragile(Stage[Options]):
@@ -28,6 +28,27 @@ class Hasty(Fragile):
     """The same, with another timeout."""
 
     sets = ()
+
+
+class Responder(Stage[Options]):
+    """Look at responses: mark them, or do what X-Respond asks for."""
+
+    response_fields = ("X-Marked", "X-Secret")
+
+    def decide(self, facts: Facts) -> Step:
+        """Let everything go on."""
+        return self.skip()
+
+    def respond(self, facts: Facts, response: Response) -> Any:
+        """Mark the response, and tell of it; or do harm."""
+        harm = facts.headers.get("x-respond")
+        if harm is None:
+            return None
+        if harm == "marks":
+            secret = response.headers.get("x-secret")
+            event = {"status": response.status, "secret": secret is not None, "route": facts.route}
+            return self.reply(fields={"X-Marked": "yes", "X-Secret": None}, event=event)
+        return RESPONSE_HARMS[harm](self, response)
 
 
 class Witness(Stage[Options]):
@@ -138,6 +159,49 @@ async def generates(stage: Fragile, facts: Facts) -> Any:
 class Sly(Step):
     """A step that is another one."""
 
+
+async def responds_later(stage: Responder) -> Reply:
+    return stage.reply()
+
+
+def raises_in_response(error: BaseException) -> Callable[[Responder, Response], object]:
+    """Make a stage that raises when the response is there."""
+
+    def harm(stage: Responder, response: Response) -> object:
+        raise error
+
+    return harm
+
+
+def changes_response(what: str) -> Callable[[Responder, Response], object]:
+    """Make a stage that changes the response it was shown."""
+
+    def harm(stage: Responder, response: Response) -> object:
+        shown: Any = response
+        if what == "headers":
+            shown.headers.fields = ()
+        else:
+            shown.status = 200
+        return stage.reply()
+
+    return harm
+
+
+RESPONSE_HARMS: dict[str, Callable[[Responder, Response], object]] = {
+    "raises": raises_in_response(RuntimeError("harm")),
+    "ends the process": raises_in_response(SystemExit(0)),
+    "cancels": raises_in_response(asyncio.CancelledError()),
+    "says true": lambda stage, response: True,
+    "says a step": lambda stage, response: stage.admit(),
+    "says it later": lambda stage, response: responds_later(stage),
+    "sets what it does not declare": lambda stage, response: stage.reply(fields={"Set-Cookie": "a=b"}),
+    "frames": lambda stage, response: stage.reply(fields={"Content-Length": "0"}),
+    "splits a field": lambda stage, response: stage.reply(fields={"X-Marked": "a\r\nSet-Cookie: a=b"}),
+    "tells too much": lambda stage, response: stage.reply(event={"a": "b" * 501}),
+    "tells a tree": lambda stage, response: stage.reply(event={"a": ["b"]}),  # type: ignore[dict-item]  # the harm
+    "changes the fields": changes_response("headers"),
+    "changes the status": changes_response("status"),
+}
 
 HARMS: dict[str, Callable[[Fragile, Facts], object]] = {
     "raises": raising(RuntimeError("harm")),

@@ -355,6 +355,15 @@ def test_the_issuer_of_a_jwt_svid_is_its_trust_domain(changes: dict[str, Any], r
     assert reason_of(changes, SPIFFE) is reason
 
 
+def test_who_has_no_role_has_the_default() -> None:
+    issuer = replace(ISSUER, default_role="user", roles=("role", "/a/roles"))
+    without: list[dict[str, Any]] = [{}, {"role": ""}, {"role": []}, {"role": None}, {"a": {"roles": []}}]
+    for claims in without:
+        assert principal(claims, issuer).roles == ("user",)
+    assert principal({"a": {"roles": ["admin"]}}, issuer).roles == ("admin",)
+    assert reason_of({"role": 7}, issuer) is Reason.TOKEN_CLAIM_INVALID, "a bad form is not none"
+
+
 @pytest.mark.parametrize(
     ("roles", "read"),
     [

@@ -112,6 +112,7 @@ def test_the_same_is_signed_once_while_half_of_its_lifetime_is_left() -> None:
     [
         (replace(ALICE, subject="bob"), "users", "GET", "/v1/7"),
         (replace(ALICE, issuer="dev"), "users", "GET", "/v1/7"),
+        (replace(ALICE, scopes=frozenset({"a"})), "users", "GET", "/v1/7"),
         (replace(ALICE, roles=("user",)), "users", "GET", "/v1/7"),
         (ALICE, "orders", "GET", "/v1/7"),
         (ALICE, "users", "DELETE", "/v1/7"),

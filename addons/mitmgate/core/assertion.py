@@ -31,4 +31,6 @@ def assertion_claims(
     }
     if principal.roles:
         claims["roles"] = list(principal.roles)
+    if principal.scopes:
+        claims["scope"] = " ".join(sorted(principal.scopes))  # RFC 8693, section 4.2
     return claims

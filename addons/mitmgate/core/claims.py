@@ -197,6 +197,8 @@ def principal_of(verified: VerifiedClaims, issuer: Issuer) -> Principal | Refusa
         if names is None:
             return _ROLES_FORM
         roles |= dict.fromkeys(names)
+    if not roles and issuer.default_role is not None:
+        roles[issuer.default_role] = None
     scopes: set[str] = set()
     for name in issuer.scopes:
         words = _scopes(pointer.find(claims, name))

@@ -267,7 +267,7 @@ class Issuer:
     subject, roles, scopes and audience_in are the claims to read (core/pointer.py): of subject and audience_in the
     first that is present, of the others all. audience empty: not checked. required: claims without which no token is
     accepted; require: those that need one of these values. (No numbers: 1 is True where two of these are compared.)
-    rfc9068: whether a token must be as RFC 9068 says.
+    rfc9068: whether a token must be as RFC 9068 says. default_role: of who has no other one.
     """
 
     name: str
@@ -289,6 +289,7 @@ class Issuer:
     rfc9068: bool = False
     bound: bool = False
     """Whether only tokens that are bound to a key are accepted."""
+    default_role: str | None = None
 
     @property
     def spiffe(self) -> str | None:

@@ -57,7 +57,7 @@ class Signer:
 
     def assertion(self, principal: Principal, audience: str, method: str, path: str, now: float) -> bytes:
         """Return an assertion as a compact JWS (RFC 7515), see core.assertion.assertion_claims."""
-        key = (principal.issuer, principal.subject, principal.roles, audience, method, path)
+        key = (principal.issuer, principal.subject, principal.roles, principal.scopes, audience, method, path)
         known = self._made.get(key)
         if known is not None and known[0] <= now < known[0] + self._rule.lifetime / 2:
             return known[1]

@@ -264,6 +264,7 @@ def _issuer(
         audience_in=issuer.claims.audience,
         required=issuer.claims.required,
         require=tuple(issuer.require.items()),
+        default_role=issuer.default_role,
         audience=issuer.audience,
         algorithms=issuer.algorithms,
         keys=keys,

@@ -21,6 +21,7 @@ from mitmgate.policy.scalars import (
     DurationOrZero,
     HeaderName,
     Name,
+    Role,
     Scope,
     Text,
     duration,
@@ -162,6 +163,8 @@ class Issuer(Section):
     token_type: TokenType = "any"
     """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ; access: these, unless their claims
     show that they are identity or refresh tokens (nonce, at_hash, c_hash, s_hash, events, token_use, typ)."""
+    default_role: Role | None = None
+    """The role of a principal whose token names none; unset: it has none."""
     profile: Literal["rfc9068"] | None = None
     """rfc9068: access tokens must be as RFC 9068 has them: of type at+jwt, with client_id, jti and iat."""
     claims: Claims = Claims()

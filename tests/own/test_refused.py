@@ -198,3 +198,33 @@ def test_code_and_options_are_part_of_the_digest(tmp_path: Path) -> None:
         of(code, "use: guard.py:Guard, after: routing, mode: report"),
     ]
     assert len({usual, *others}) == 5
+
+
+def installed(directory: Path, code: str, version: str = "1.0") -> None:
+    """Install a package with a stage, as pip leaves it: its module, its entry points and the record of its files."""
+    (directory / "acme_guard.py").write_text(HEAD + code)
+    info = directory / "acme_guard-1.0.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-guard\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(
+        "[mitmgate.stages]\nacme-guard = acme_guard:Guard\nacme-broken = acme_guard:Nothing\n"
+    )
+    (info / "RECORD").write_text("acme_guard.py,,\n")
+
+
+def test_an_installed_packages_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    installed(site, stage())
+    path = written(tmp_path, "", "use: acme-guard, after: routing")
+    loaded = load(path, {})
+    assert (loaded.stages["guard"].code.use, [*loaded.stages["guard"].reasons]) == ("acme-guard", ["guard-refused"])
+    first = digest(loaded)
+    installed(site, stage(), "1.1")
+    assert digest(load(path, {})) != first
+    assert digest(load(path, {}, loaded.stages)) == first  # at a reload nothing is looked at again
+    written(tmp_path, "", "use: acme-gard, after: routing")
+    assert "(entry points mitmgate.stages) (found 'acme-gard'; did you mean acme-guard?)" in refused(path)[0]
+    written(tmp_path, "", "use: acme-broken, after: routing")
+    assert "can't be imported: AttributeError" in refused(path)[0]

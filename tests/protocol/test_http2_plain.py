@@ -104,3 +104,14 @@ def test_the_host_ends_it_in_order(upstream: RecordingUpstream) -> None:
         gate.loop.call_soon_threadsafe(gate.layer.cut_all)
         assert client.end() == 0
         assert client.streams[1].status == 503
+
+
+def test_a_defect_ends_it(gate: Gate, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no HTTP/2")
+
+    monkeypatch.setattr("mitmgate.proxy.http2.ngh2.Connection", fails)
+    with connect(gate.port) as link:
+        link.sendall(PREFACE)
+        assert receive(link) == b""
+    wait_for(lambda: not gate.layer.connected and not gate.layer.clients, "the connection to be forgotten")

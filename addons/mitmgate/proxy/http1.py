@@ -321,12 +321,13 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def _speak_http2(self) -> None:
         """Give the connection away: the client has known before that HTTP/2 is spoken here (RFC 9113, section 3.3)."""
-        transport, self._transport = self._transport, None
-        self._phase = Phase.CLOSED
-        self._deadline.close()
+        transport = self._transport
         if transport is None:
             return
         successor = self._front.speak_http2(self, transport, self._bounds, self._reader.take_pending())
+        self._transport = None
+        self._phase = Phase.CLOSED
+        self._deadline.close()
         if self._last_call is not None:
             successor.last_call(self._last_call)
         if self._close:

@@ -154,6 +154,10 @@ class Proxying(Protocol):
         """End what outlives its decision, and what `withdrawn` has a reason for."""
         ...
 
+    def reloaded(self) -> None:
+        """Take what another policy that is in force says of connections."""
+        ...
+
     def done(self) -> None:
         """Accept no more connections, and end those that are open; also where that was done before."""
         ...
@@ -401,6 +405,8 @@ class Gateway:
         # From here to the end without an await: no request sees half of it.
         source.activate(candidate)
         services.ring.configure(result.issuers)
+        if self.protocol is not None:
+            self.protocol.reloaded()
         self.history.accept(time.time())
         fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]
         if fixed:

@@ -1,6 +1,7 @@
 """Files that the policy names are rotated under a running gateway: what TLS is made of follows them, or stays."""
 
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ import pytest
 
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import jwk, jwk_set, private_key
-from tests.live.harness import Gateway, Host, mint, policy, write_policy
+from tests.live.harness import Gateway, Host, mint, policy, policy_file, write_policy
 from tests.live.harness_http import wait_for
-from tests.live.harness_upstream import RecordingUpstream
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.protocol.test_tls import SecureUpstream
 
@@ -84,6 +85,31 @@ def test_an_upstreams_authority_and_our_certificate(tmp_path: Path, host: Host) 
             seen = len(before.requests)
             assert ask("/public") == 502
             assert (len(before.requests), names(before)) == (seen, {"first"})
+
+
+def test_a_connection_outlives_no_authority_of_its_client(tmp_path: Path) -> None:
+    """Before: what was connected when an authority was taken out of `client_ca` went on for as long as it liked."""
+    old, new, listening = (Authority(tmp_path, name) for name in ("old", "new", "listening"))
+    ca = tmp_path / "clients.pem"
+    put(ca, old.ca)
+    certificate, key = listening.issue("gateway.test")
+    tls = {"certificate": certificate, "key": key, "client_ca": "clients.pem", "client_certificate": "required"}
+    context = ssl.create_default_context(cafile=listening.ca)
+    context.load_cert_chain(*old.issue("alice", client=True))
+    with RecordingUpstream() as upstream:
+        path = policy_file(tmp_path, upstream, listen={"tls": tls})
+        with (
+            Gateway(path) as gateway,
+            socket.create_connection(("127.0.0.1", gateway.port), PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname="gateway.test") as link,
+        ):
+            link.sendall(b"GET /public HTTP/1.1\r\nHost: gateway.test\r\n\r\n")
+            assert link.recv(65536).startswith(b"HTTP/1.1 200")
+            put(ca, new.ca)
+            rest = b""
+            while data := link.recv(65536):  # the rest of that answer, and then the end, while it is idle
+                rest += data
+            assert b"HTTP/1.1" not in rest
 
 
 def test_the_systems_authorities(tmp_path: Path) -> None:

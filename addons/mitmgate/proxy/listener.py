@@ -258,6 +258,22 @@ class Listener:
             for transaction in client.transactions:
                 transaction.cut_withdrawn()
 
+    def reloaded(self) -> None:
+        """End the connections whose clients' certificates other authorities have vouched for than those of the policy.
+
+        As connections to a service are of the files that they were made with.
+        """
+        former = self._tls.client_ca
+        self._tls.context()
+        if self._tls.client_ca != former:
+            for client in list(self.clients):
+                client.retire()
+
+    @property
+    def client_ca(self) -> bytes | None:
+        """The authorities of clients' certificates, for connections that are made now."""
+        return self._tls.client_ca
+
     def close(self) -> None:
         """Accept no more connections; those that are open go on."""
         self._closed = True
@@ -382,6 +398,11 @@ class Front:
             describe_tls(client, transport.tls)
         return client
 
+    @property
+    def client_ca(self) -> bytes | None:
+        """The authorities of clients' certificates, as the listener has them now."""
+        return self._listener.client_ca
+
     def secure(self, peer: str) -> bool:
         """Count a TLS connection, before the handshake; False: close it without a word."""
         self._secured = True
@@ -438,6 +459,7 @@ class SecuredConnection(TlsTransport):
         self._front = front
         self._bounds = bounds
         self._peer: str | None = None
+        self._client_ca = front.client_ca
         self._expiry: asyncio.TimerHandle | None = None  # of the client's certificate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -465,6 +487,8 @@ class SecuredConnection(TlsTransport):
         certificate = self.tls.get_peer_certificate(as_cryptography=True)
         if certificate is not None:  # no request counts by a certificate that is over, on whatever connection
             left = (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds()
+            if self._client_ca != self._front.client_ca:  # a reload came between
+                left = 0.0
             self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), made.retire)
         return made
 

@@ -194,6 +194,11 @@ class ListenerContexts:
         self._named: Any = None  # what the first policy says of it
         self._context: SSL.Context | None = None
 
+    @property
+    def client_ca(self) -> bytes | None:
+        """The authorities of clients' certificates that the context in force was made of."""
+        return None if self._tls is None else self._tls.client_ca
+
     def context(self) -> SSL.Context | None:
         """Return the context in force; None: the listener speaks no TLS. Raises where the first one can't be made."""
         snapshot = self._source.snapshot

@@ -68,7 +68,7 @@ def command(
     if token_file is not None:
         token = _token(token_file.read())
         what.append(("jti", _id_of(token)))
-        name = name or next((one.name for one in snapshot.issuers.values() if one.issuer == token.issuer), None)
+        name = name or next((one.name for one in snapshot.issuers.values() if token.issuer in one.urls), None)
     if listed and not what:
         _show(snapshot)
         return

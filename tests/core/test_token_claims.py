@@ -413,6 +413,23 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["iss", "aud", "sub", "role", "scope", "exp", "nbf", "iat", "jti"]), JSON))
+WITH_ALL = replace(
+    ISSUER,
+    aliases=("https://issuer.example/",),
+    tenant=("tid", "one"),
+    token_type="access",
+    subject=("/a/b", "sub"),
+    roles=("role", "/a/0/b", "/a/a"),
+    scopes=("scope", "/b"),
+    audience_in=("/aud", "aud"),
+    required=("/a", "sub"),
+    require=(("/a/b", ("x", True)),),
+    default_role="user",
+)
+NAMES = ["iss", "aud", "sub", "role", "scope", "exp", "nbf", "iat", "jti", "cnf", "tid", "typ", "token_use"]
+
+
+@given(st.dictionaries(st.sampled_from([*NAMES, "nonce", "acr", "amr", "auth_time", "client_id", "a", "b"]), JSON))
 def test_no_claims_make_it_raise(changes: dict[str, Any]) -> None:
-    assert reason_of(changes) in {None, *Reason}
+    for issuer in (ISSUER, WITH_ALL, replace(ISSUER, rfc9068=True), SPIFFE):
+        assert reason_of(changes, issuer) in {None, *Reason}

@@ -329,6 +329,23 @@ def test_redis_away(tmp_path: Path, upstream: RecordingUpstream, decides: str) -
                 assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
 
 
+def test_the_issuer_of_a_token_is_found_by_each_of_its_names(
+    tmp_path: Path, upstream: RecordingUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = policy_with(tmp_path, upstream, revocation={"file": "revoked.jsonl"})
+    made = json.loads(path.read_text())
+    issuers = made["identity"]["issuers"]
+    tenants = {"issuer": ["https://l.example/{tid}", "https://s.example/{tid}/"], "tenants": ["one", "two"]}
+    issuers["entra"] = issuers["dev"] | tenants
+    path.write_text(json.dumps(made))
+    (tmp_path / "token").write_text(mint(iss="https://s.example/two/", jti="t-1"))
+    assert main(["revoke", "--policy", str(path), "--token", str(tmp_path / "token")]) == 0
+    capsys.readouterr()
+    assert main(["revoke", "--policy", str(path), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "entra/two" in listed and "t-1" in listed
+
+
 def test_a_mistake_is_told(tmp_path: Path, upstream: RecordingUpstream, capsys: pytest.CaptureFixture[str]) -> None:
     path = policy_with(tmp_path, upstream, revocation={"file": "revoked.jsonl"})
     for words, told in (

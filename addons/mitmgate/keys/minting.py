@@ -37,6 +37,10 @@ def mint(
         "jti": str(uuid4()),
     }
     put(payload, issuer.subject[0], subject)
+    if issuer.rfc9068:
+        payload["client_id"] = "mitmgate"
+    for name, values in issuer.require:
+        put(payload, name, values[0])
     if issuer.audience:
         put(payload, issuer.audience_in[0], issuer.audience[0])
     if roles:

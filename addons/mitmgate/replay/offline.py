@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mitmgate.core.rules import Issuer, KeySource
+from mitmgate.core.rules import Issuer, KeySource, named
 from mitmgate.keys.material import problem as key_problem
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
@@ -82,11 +82,11 @@ def load_offline(
     assertion = snapshot.forward.assertion
     snapshot = replace(
         unsigned(snapshot),
-        issuers={name: _with_keys(issuer, (jwks or {}).get(name)) for name, issuer in snapshot.issuers.items()},
+        issuers={name: _with_keys(issuer, (jwks or {}).get(named(name))) for name, issuer in snapshot.issuers.items()},
     )
     for name in jwks or {}:
-        if name not in snapshot.issuers:
-            raise UserError(f"--jwks {name}: {path} has no such issuer; issuers: {', '.join(snapshot.issuers)}")
+        if name not in policy.identity.issuers:
+            raise UserError(f"--jwks {name}: {path} has no such issuer; issuers: {', '.join(policy.identity.issuers)}")
     ignored = frozenset({assertion.header} if assertion is not None else ())
     return OfflinePolicy(loaded, snapshot, ignored, tuple(notes))
 

@@ -141,7 +141,9 @@ class CircuitBreaker(Stage):
         else:
             self.conclude(exchange, None)
 
-    error = response
+    def error(self, flow: HTTPFlow) -> None:
+        """Give back the permit of a request that was broken off."""
+        self.response(flow)
 
     def conclude(self, exchange: Exchange, status: int | None) -> None:
         """Settle the permit: status is the upstream's, None where it gave none or has been judged."""

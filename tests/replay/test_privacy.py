@@ -83,6 +83,7 @@ def state_of(fields: list[tuple[bytes, bytes]], path: bytes = b"/", **more: Any)
     return state | more
 
 
+INGRESS = {"headers": [], "target": "/", "authority": "", "version": "HTTP/1.1", "scheme": "http", "peer": "127.0.0.1"}
 CREDENTIAL = "s3cr3t-0f-s0meb0dy"
 
 
@@ -115,6 +116,19 @@ def test_credentials_in_any_place(fields: list[tuple[bytes, bytes]], path: bytes
     assert CREDENTIAL not in text
     for part in re.findall(r"eyJ[\w-]{20,}", text):
         assert part.encode().startswith(MARK[:20]) or part not in repr(fields) + repr(path)
+
+
+def test_a_credential_in_the_place_of_the_method_is_hidden_as_in_the_audit() -> None:
+    secret = mint().encode()
+    state = state_of([])
+    state["request"]["method"] = secret
+    state["metadata"]["mitmgate"] = {"ingress": {**INGRESS, "method": secret.decode()}}
+    Redactor().redact(state, lambda token: "unchecked")
+    assert secret.decode() not in repr(state)
+    assert len(state["request"]["method"]) == len(secret)
+    plain = state_of([])
+    Redactor().redact(plain, lambda token: "unchecked")
+    assert plain["request"]["method"] == b"GET"
 
 
 def test_what_is_hidden_keeps_its_length_and_its_equality() -> None:

@@ -93,6 +93,7 @@ class Redactor:
             ingress["headers"] = [[n.decode("latin-1"), v.decode("latin-1")] for n, v in redacted]
             ingress["target"] = self._veil.url(str(ingress["target"]))
             ingress["authority"] = self._veil.authority(str(ingress["authority"]))
+            ingress["method"] = self._veil.url(str(ingress["method"]))  # a client writes there what it likes
             saved = {**saved, "ingress": ingress}
         else:
             saved = dict(saved) if isinstance(saved, dict) else {}
@@ -103,6 +104,7 @@ class Redactor:
         else:
             request["headers"] = self._fields(tuple(request["headers"]), signature, hidden)
         request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
+        request["method"] = self._veil.url(request["method"].decode("latin-1")).encode("latin-1")
         request["authority"] = self._veil.authority(request["authority"].decode("latin-1")).encode("latin-1")
         for message in (request, state.get("response")):
             if message is not None:

@@ -138,6 +138,7 @@ CHUNK_ATTACKS = {
     "extension-endless": b"3;" + b"a" * 5000 + b"\r\nabc\r\n0\r\n\r\n",
     "trailer-framing": b"3\r\nabc\r\n0\r\nX\0: y\r\n\r\n",
     "trailer-endless": b"3\r\nabc\r\n0\r\n" + b"A: b\r\n" * 5000 + b"\r\n",
+    "trailers-too-many": b"3\r\nabc\r\n0\r\n" + b"A: b\r\n" * 101 + b"\r\n",
     "trailer-lf": b"3\r\nabc\r\n0\r\nA: b\nC: d\r\n\r\n",
 }
 

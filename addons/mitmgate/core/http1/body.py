@@ -11,6 +11,7 @@ from mitmgate.core.refusal import Refusal
 MAX_CHUNK_LINE: Final = 1024
 MAX_EXTENSIONS: Final = 16 * 1024  # bytes of chunk extensions in one body: nobody reads them
 MAX_TRAILERS: Final = 8 * 1024
+MAX_TRAILER_FIELDS: Final = 100
 
 _CRLF: Final = 2
 _HEX: Final = b"0123456789abcdefABCDEF"
@@ -151,6 +152,8 @@ class ChunkedBody:
         fields = parse_fields(lines, 0)
         if isinstance(fields, str):
             return "A trailer field is malformed."
+        if len(fields.fields) > MAX_TRAILER_FIELDS:
+            return "There are too many trailers."
         self.trailers = fields.fields
         self.complete, self.leftover = True, data[end + 4 :]
         return None

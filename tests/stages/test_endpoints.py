@@ -1,10 +1,14 @@
 """Endpoints: the health check is one exact path, answered here and by nobody else."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
+from mitmgate.core.address import CidrSet
 from mitmgate.core.reason import Reason
+from mitmgate.core.resource import Resource, Resources
+from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.endpoints import Endpoints
@@ -104,3 +108,32 @@ def test_without_head_it_denies(snapshot: Snapshot) -> None:
     made.head = None
     assert said(Endpoints(), made) == (Outcome.DENY, Reason.STAGE_ERROR)
     assert_refused(snapshot, made, Reason.STAGE_ERROR)
+
+
+METADATA = "/.well-known/oauth-protected-resource/orders"
+
+
+@pytest.mark.parametrize(
+    ("host", "public", "client", "answers"),
+    [
+        ("api.example", None, "198.51.100.7", True),
+        ("inside.example", "api.example:8443", "198.51.100.7", True),  # what a trusted proxy was asked for
+        ("api.example", "other.example", "198.51.100.7", False),
+        ("other.example", None, "198.51.100.7", False),
+        ("api.example", "a b", "198.51.100.7", False),
+        ("api.example", None, "192.0.2.1", False),  # whose address may not come in at all
+        ("api.example", None, None, False),
+    ],
+)
+def test_metadata_is_for_its_host_and_for_who_may_come_in(
+    snapshot: Snapshot, host: str, public: str | None, client: str | None, answers: bool
+) -> None:
+    resources = Resources([Resource("https://api.example", "api.example", "/orders", b"{}")])
+    networks = Networks(CidrSet(()), CidrSet(("192.0.2.0/24",)))
+    made = routed(replace(snapshot, resources=resources, networks=networks), path=METADATA)
+    assert made.head is not None
+    made.head = replace(made.head, host=host)
+    made.public_host, made.client = public, None if client is None else ip_address(client)
+    expected = (Outcome.ANSWER, Reason.RESOURCE_METADATA) if answers else (Outcome.SKIP, Reason.NOT_APPLICABLE)
+    assert said(Endpoints(), made) == expected
+    assert (made.answer is not None) is answers

@@ -217,6 +217,17 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
                 'principal.claims["Mixed.Case"] == "get"',
             )
         ),
+        # Resources that are published.
+        *(
+            ("identity:", f"identity:\n  resources: [{{resource: {url}}}]", told)
+            for url, told in (
+                ("https://api.example", ""),
+                ("https://api.example/users", ""),
+                ("https://api.example/users/eu", ""),
+                ("¦https://api.example/usersX", "identity.resources[0].resource: no route that needs a token is at"),
+                ("¦https://api.example/orders", "identity.resources[0].resource: no route that needs a token is at"),
+            )
+        ),
         # Routes that never decide.
         ("audit:", ROUTE.replace("{%s}", "¦{exact: /health}"), "routes[1].match: never reached: the health check"),
         ("audit:", ROUTE % "prefix: /users/, methods: GET", ""),  # more specific: decides first

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from mitmgate.core import template
 from mitmgate.core.address import parse_address
@@ -161,6 +162,23 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
     for location, defined, used in tables:
         for name in defined - used:
             yield document.warning((*location, name), Code.UNUSED, "nothing uses this", key=True)
+
+
+def _resources(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find published resources that no route serves: clients would ask their issuer for tokens in vain."""
+    for index, published in enumerate(policy.identity.resources):
+        parts = urlsplit(published.resource)
+        base = (parts.path or "/").rstrip("/") + "/"
+        for route in policy.routes:
+            path = (route.match.exact or route.match.prefix or "").rstrip("/") + "/"
+            hosts = route.match.hosts
+            above = route.match.prefix is not None and base.startswith(path)
+            named = not hosts or any(host_matches(host, parts.hostname or "") for host in hosts)
+            if route.auth != "none" and named and (path.startswith(base) or above):
+                break
+        else:
+            at = ("identity", "resources", index, "resource")
+            yield document.warning(at, Code.UNUSED, "no route that needs a token is at or below this resource")
 
 
 def _issuers(policy: Policy, document: Document) -> Iterator[Problem]:
@@ -498,6 +516,7 @@ RULES: tuple[Callable[[Policy, Document], Iterator[Problem]], ...] = (
     _unlimited,
     _unused,
     _issuers,
+    _resources,
     _two_issuers,
     _networks,
     _limits,

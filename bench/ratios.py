@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import policy
 from bench.bars import Bar
-from bench.load import CONNECTIONS, Ask, streams
+from bench.load import CONNECTIONS, PATIENCE, Ask, streams
 from bench.peer_gateways import MissingPeerError, fastify
 from bench.policy import Parts
 from bench.processes import KIB_A_MIB, Process, pinned
@@ -30,6 +30,8 @@ from tests.protocol.certificates import Authority
 
 HERE = Path(__file__).parent
 STREAMS = 8
+A_SECOND = 2000
+"""Requests over HTTP/2 that stand for a second: h2load breaks off what is on its way when a time is over."""
 HOSTS = 1000
 LAST = f"h{HOSTS - 1}.example"
 IDLE = 1000
@@ -160,7 +162,7 @@ def _wrk(ask: Ask) -> Load:
 
 
 def _streams(ask: Ask, rig: Rig, process: Process, seconds: int) -> float:
-    return streams(process, ask, STREAMS, seconds, rig.cores.load)
+    return streams(process, ask, STREAMS, A_SECOND * seconds, rig.cores.load)
 
 
 def _sockets(role: str) -> list[str]:
@@ -174,7 +176,7 @@ def _messages(rig: Rig, process: Process, seconds: int, bearer: str | None = Non
         pinned(words + ([bearer] if bearer else []), rig.cores.load),
         capture_output=True,
         text=True,
-        timeout=seconds + 60,
+        timeout=seconds + PATIENCE,
         check=False,
     )
     if ended.returncode:
@@ -225,7 +227,7 @@ def _idle(rig: Rig, parts: Parts, connections: int) -> float:
 
 def _asked(port: int, request: bytes, context: ssl.SSLContext | None) -> socket.socket:
     """Open a connection, make one request, leave it open."""
-    link = socket.create_connection(("127.0.0.1", port), timeout=30)
+    link = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     if context is not None:
         link = context.wrap_socket(link)
     link.sendall(request)

@@ -99,6 +99,8 @@ def test_the_stages_are_the_same_everywhere() -> None:
     found = [one for one in found if one is not OwnStage]  # the place of operators' stages, whose name is the policy's
     classes = {one.name for one in found if one is not Quota and one.__module__.startswith("mitmgate.stages.")}
     assert len(set(REQUIRED)) == len(REQUIRED)
+    silent = {one.name for one in found if one is not Quota and one.goes_by is Stage.goes_by}
+    assert silent & set(REQUIRED) == set(), "`explain` asks each stage by which members of the policy it went"
     assert tuple(row[0] for row in table(text_of("README.md"), "stage", "denies with")) == REQUIRED
     assert classes == set(REQUIRED)
     tested = {name for name in REQUIRED if f"tests/stages/test_{name.replace('-', '_')}.py" in TRACKED}

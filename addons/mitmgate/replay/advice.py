@@ -7,11 +7,12 @@ from mitmgate.core import pointer
 from mitmgate.core.claims import read_times
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
-from mitmgate.core.rules import Circuit, named
+from mitmgate.core.rules import named
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
+from mitmgate.stages.circuit_breaker import opens_when
 from mitmgate.stages.exchange import Exchange
 
 
@@ -245,12 +246,6 @@ def _circuit(case: _Case) -> list[str]:
         f"the endpoints of {name} would have to recover: {opens_when(circuit)} open the circuit for "
         f"{circuit.open_for:g} s: {place}"
     ]
-
-
-def opens_when(circuit: Circuit) -> str:
-    """Say what opens a circuit; that an endpoint which only fails need not outweigh its successes is left out."""
-    share = f", at least {circuit.share:.0%} of the requests," if circuit.share else ""
-    return f"{circuit.failures} failures{share} in {circuit.window:g} s"
 
 
 _GENERAL: Final = {

@@ -285,7 +285,7 @@ def explain(
             ip=ip,
             body=body,
         )
-    explanation = explain_decision(policy, recorded, decider.decide(recorded))
+    explanation = explain_decision(policy, recorded, decider.decide(recorded), decider.stages)
     if form == "json":
         click.echo(json.dumps(explanation.members(), indent=2, ensure_ascii=True, default=str))
     else:

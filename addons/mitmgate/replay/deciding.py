@@ -9,7 +9,7 @@ say, exactly as long as it did then.
 """
 
 import heapq
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Mapping
 from dataclasses import dataclass
 
 from mitmgate import chain
@@ -110,6 +110,11 @@ class Decider:
             elif exchange.permit is not None:
                 exchange.failure, exchange.upstream_seconds = after.failure, after.took
                 self._breaker.conclude(exchange, after.status)
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """The stages by their names: what each has read, and by which members of the policy it went, it says itself."""
+        return {stage.name: stage for stage in self._chain}
 
     @property
     def on_their_way(self) -> int:

@@ -57,7 +57,11 @@ class PolicyCase:
         )
         self.now = recorded.at
         exchange = self._decider.decide(recorded)
-        return decided(exchange), exchange, explain_text.as_text(explain(self.policy, recorded, exchange))
+        return (
+            decided(exchange),
+            exchange,
+            explain_text.as_text(explain(self.policy, recorded, exchange, self._decider.stages)),
+        )
 
 
 class RequestCase:

@@ -17,6 +17,7 @@ from mitmgate.core.proof import digest_of
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of, taken
 from mitmgate.stages.stage import Stage
@@ -88,6 +89,18 @@ class Arrival(Stage):
             host,
             port,
         )
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return {
+            "peer": exchange.request.peer,
+            "client": "unknown" if exchange.client is None else str(exchange.client),
+            "scheme": exchange.scheme,
+        }
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("trusted_proxies",)]
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Sign that the request arrived, and that its record will have a place."""

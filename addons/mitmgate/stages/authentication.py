@@ -19,12 +19,14 @@ from mitmgate.core.proof import (
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
+from mitmgate.core.rules import named
 from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange, told_challenge
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, route_at
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.proofs import ProofCheck
 from mitmgate.stores.protocol import CounterStore
@@ -71,6 +73,33 @@ class Authentication(Stage):
         self._ring = ring
         self._revocations = Revocations() if revocations is None else revocations
         self._proofs = ProofCheck(MemoryStore() if proofs is None else proofs)
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        head, principal, route = exchange.head, exchange.principal, exchange.route
+        read: dict[str, object] = {
+            "credential": head is not None and b"authorization" in head.headers,
+            "issuers": list((exchange.snapshot.default_issuers if route is None else route.issuers) or ()),
+            "now": exchange.now,
+        }
+        if principal is not None:
+            read |= {
+                "subject": principal.subject,
+                "issuer": principal.issuer,
+                "roles": list(principal.roles),
+                "scopes": sorted(principal.scopes),
+                "expires": principal.expires,
+            }
+        return read
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at, route = route_at(exchange), exchange.route
+        of_route: list[Location] = []
+        if route is not None:
+            names = dict.fromkeys(map(named, route.issuers or ()))
+            of_route = [(*at, "auth"), *(("identity", "issuers", name) for name in names)]
+        return [*of_route, ("identity", "default")]
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""

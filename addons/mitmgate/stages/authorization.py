@@ -1,12 +1,14 @@
 """Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
 
+from mitmgate.core import pointer
 from mitmgate.core.authorize import authorize, facts_of
 from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange, told_challenge
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, listed, route_at
 
 
 class Authorization(Stage):
@@ -21,6 +23,36 @@ class Authorization(Stage):
     """
 
     name = "authorization"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        route, principal = exchange.route, exchange.principal
+        if route is None:
+            return {}
+        require = route.require
+        wanted: dict[str, object] = {
+            "scopes_all": sorted(require.scopes_all),
+            "roles_any": sorted(require.roles_any),
+            "claims": {name: list(values) for name, values in require.claims.items()},
+            "acr_values": list(require.acr_values),
+            "max_age": require.max_age,
+            "when": None if require.when is None else require.when.source,
+        }
+        read = listed(exchange, route.networks) if route.networks else {}
+        read["required"] = {name: value for name, value in wanted.items() if value}
+        if principal is not None:
+            read |= {"scopes": sorted(principal.scopes), "roles": list(principal.roles)}
+            read["claims"] = {name: pointer.find(principal.claims, name) for name in require.claims}
+            step_up = ["acr"] * bool(require.acr_values) + ["auth_time"] * (require.max_age is not None)
+            read |= {name: principal.claims.get(name) for name in step_up}
+        return read
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at = route_at(exchange)
+        required = ("scopes_all", "roles_any", "claims", "acr_values", "max_age", "when")
+        networks = [(*at, "networks", name) for name in ("deny", "allow")]
+        return [*networks, *((*at, "require", name) for name in required)] if at else []
 
     def decide(self, exchange: Exchange) -> Step:
         """Admit, or deny with the first requirement that is not met."""

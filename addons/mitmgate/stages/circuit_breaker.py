@@ -10,8 +10,9 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.cause import UNCONNECTED
 from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Endpoint, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, Upstream
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
 from mitmgate.stages.stage import Stage, reports
@@ -50,6 +51,23 @@ class CircuitBreaker(Stage):
         self._silent: dict[Endpoint, float] = {}  # until when each is passed over
         self._names: dict[str, tuple[Upstream, tuple[str, ...]]] = {}
         self._policy: Snapshot | None = None
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        route = exchange.route
+        if route is None:
+            return {}
+        return {
+            "upstream": route.upstream.name,
+            "endpoints": [endpoint.url for endpoint in route.upstream.endpoints],
+            "chosen": None if exchange.endpoint is None else exchange.endpoint.url,
+            "opens": opens_when(route.upstream.circuit),
+        }
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        route = exchange.route
+        return [] if route is None else [("upstreams", route.upstream.name, name) for name in ("endpoints", "circuit")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""
@@ -246,3 +264,9 @@ def blamed(exchange: Exchange) -> Reason | None:
 def _keys_of(upstream: Upstream) -> tuple[str, ...]:
     """Name circuits. Two upstreams that share an address are two services, each with its own rule and circuit."""
     return tuple(f"{upstream.name} {endpoint.url}" for endpoint in upstream.endpoints)
+
+
+def opens_when(circuit: Circuit) -> str:
+    """Say what opens a circuit; that an endpoint which only fails need not outweigh its successes is left out."""
+    share = f", at least {circuit.share:.0%} of the requests," if circuit.share else ""
+    return f"{circuit.failures} failures{share} in {circuit.window:g} s"

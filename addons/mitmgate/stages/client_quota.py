@@ -4,8 +4,9 @@ from collections.abc import Awaitable
 from typing import ClassVar
 
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.quota import Quota
+from mitmgate.stages.quota import Quota, told
 
 
 class ClientQuota(Quota):
@@ -17,6 +18,14 @@ class ClientQuota(Quota):
     """
 
     name: ClassVar[str] = "client-quota"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return told(exchange.grants[: len(exchange.snapshot.client_limits)])
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("client_limits",), *(("rate_limits", name) for name in exchange.snapshot.policy.client_limits)]
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

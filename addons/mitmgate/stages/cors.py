@@ -6,8 +6,9 @@ from mitmgate.core.cors import allowed_origin, grant, is_same_origin, preflight
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Cors as Rule
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, route_at
 
 
 class Cors(Stage):
@@ -21,6 +22,28 @@ class Cors(Stage):
     """
 
     name: ClassVar[str] = "cors"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        head, route = exchange.head, exchange.route
+        if head is None or not (exchange.preflight or (route is not None and route.cors is not None)):
+            return {}
+        rule = None if route is None or _by_all_rules(exchange) else route.cors
+        return {
+            "origin": head.headers.text("origin"),
+            "preflight": exchange.preflight,
+            "allowed_origins": list(exchange.snapshot.cors.origins if rule is None else rule.origins),
+        }
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at, policy = route_at(exchange), exchange.snapshot.policy
+        if _by_all_rules(exchange):
+            return [("cors", name) for name in policy.cors]
+        if not at:
+            return []
+        name = policy.routes[int(at[1])].cors
+        return [(*at, "cors"), *([] if name is None else [("cors", name)])]
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer a preflight; check the origin of anything else."""
@@ -66,3 +89,8 @@ class Cors(Stage):
 
     def _foreign(self) -> Step:
         return self.deny(Reason.ORIGIN_NOT_ALLOWED, "The origin is not among those that are allowed here.")
+
+
+def _by_all_rules(exchange: Exchange) -> bool:
+    """Tell whether it is a preflight that is answered by all CORS rules together, for every path that is not public."""
+    return exchange.preflight and (exchange.route is None or exchange.route.issuers is not None)

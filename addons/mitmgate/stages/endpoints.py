@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange, asked_host
 from mitmgate.stages.stage import Stage
 
@@ -25,6 +26,10 @@ class Endpoints(Stage):
 
     name: ClassVar[str] = "endpoints"
     reportable: ClassVar[bool] = False
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("endpoints", "health")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer, or skip."""

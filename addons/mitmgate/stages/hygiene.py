@@ -7,6 +7,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.verdict import Step
 from mitmgate.core.websocket import VERSION
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange
 from mitmgate.stages.stage import Stage
 
@@ -24,6 +25,22 @@ class Hygiene(Stage):
 
     name: ClassVar[str] = "hygiene"
     reportable: ClassVar[bool] = False
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        request, head = exchange.request, exchange.head
+        read: dict[str, object] = {
+            "head_bytes": sum(len(name) + len(value) + 4 for name, value in request.headers.fields)
+        }
+        if head is None:
+            return read
+        kept = {name.lower() for name, _ in head.headers.fields}
+        dropped = {name.lower().decode("latin-1") for name, _ in request.headers.fields if name.lower() not in kept}
+        return {**read, "path": head.path, "host": head.host, "dropped": sorted(dropped)}
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("limits", "head")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Clean the head."""

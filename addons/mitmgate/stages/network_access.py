@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, listed
 
 
 class NetworkAccess(Stage):
@@ -16,6 +17,14 @@ class NetworkAccess(Stage):
     """
 
     name: ClassVar[str] = "network-access"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return listed(exchange, exchange.snapshot.networks)
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("networks", "deny"), ("networks", "allow")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Ask the deny list first, then the allow list."""

@@ -25,6 +25,7 @@ from mitmgate.core.rewrite import header_safe
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Take
 from mitmgate.policy.own_stages import Own
+from mitmgate.policy.problem import Location
 from mitmgate.policy.scalars import FRAMING, TOKEN
 from mitmgate.stages.exchange import Answer, Exchange, exchange_of
 from mitmgate.stages.stage import Stage
@@ -71,6 +72,14 @@ class OwnStage(Stage):
         self._done = False
         self._slow = 0  # requests that took long since the last line about it
         self._said = float("-inf")
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return dict(exchange.own_read.get(self.name, {}))
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        return [("stages", self.name)]
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Ask the stage, and hold what it says to what it may say."""

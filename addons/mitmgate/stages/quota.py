@@ -79,6 +79,21 @@ def _tier(limit: Limit, exchange: Exchange) -> Limit:
     return limit if limit.tiers is None or principal is None else limit.of(principal.claims)
 
 
+def told(grants: Sequence[Grant]) -> dict[str, object]:
+    """Return what limits have said, by their names, for `explain`."""
+    return {
+        grant.limit.name: {
+            "limit": grant.limit.limit,
+            **({} if grant.limit.tier is None else {"tier": grant.limit.tier}),
+            "window": grant.limit.window,
+            "key": list(grant.limit.key),
+            "remaining": grant.remaining,
+            "retry_after": round(grant.retry_after, 3),
+        }
+        for grant in grants
+    }
+
+
 def key_of(limit: Limit, exchange: Exchange) -> str:
     """Make the key that a limit counts a request under. Each part carries its length, so that no two run together."""
     parts, principal = limit.key, exchange.principal

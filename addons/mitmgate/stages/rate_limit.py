@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.quota import Quota
-from mitmgate.stages.stage import reports
+from mitmgate.stages.quota import Quota, told
+from mitmgate.stages.stage import reports, route_at
 
 
 class RateLimit(Quota):
@@ -23,6 +24,17 @@ class RateLimit(Quota):
     """
 
     name: ClassVar[str] = "rate-limit"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return told(exchange.grants[len(exchange.snapshot.client_limits) :])
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at, route = route_at(exchange), exchange.route
+        if route is None:
+            return []
+        return [(*at, "rate_limits"), *(("rate_limits", limit.name) for limit in route.limits)]
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

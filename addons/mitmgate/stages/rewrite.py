@@ -19,8 +19,9 @@ from mitmgate.core.routing import allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.assertion import signer_of
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, route_at
 
 
 class Rewrite(Stage):
@@ -36,6 +37,22 @@ class Rewrite(Stage):
 
     name: ClassVar[str] = "rewrite"
     reportable: ClassVar[bool] = False
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        head, forward = exchange.head, exchange.forward
+        return {
+            "path": None if head is None else head.path,
+            "target": None if forward is None else forward.target,
+            "host": None if forward is None else forward.host,
+        }
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at, route = route_at(exchange), exchange.route
+        if route is None:
+            return []
+        return [(*at, "rewrite"), ("identity", "forward"), ("upstreams", route.upstream.name, "host")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Put the upstream's request together."""

@@ -9,8 +9,9 @@ from mitmgate.core.request import Head
 from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, route_at
 
 
 class Routing(Stage):
@@ -24,6 +25,23 @@ class Routing(Stage):
 
     name: ClassVar[str] = "routing"
     reportable: ClassVar[bool] = False
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        head, missing = exchange.head, exchange.no_route
+        read: dict[str, object] = {}
+        if head is not None:
+            read = {"method": head.method, "host": head.host, "path": head.path}
+        if exchange.route is not None:
+            read["route"] = exchange.route.name
+        if missing is not None:
+            read["allowed_methods"] = list(missing.allow)
+        return read
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at = route_at(exchange)
+        return [(*at, "match")] if at else []
 
     def decide(self, exchange: Exchange) -> Step:
         """Find the route."""

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.stages.stage import Stage, route_at
 
 
 class SizeLimit(Stage):
@@ -16,6 +17,15 @@ class SizeLimit(Stage):
     """
 
     name: ClassVar[str] = "size-limit"
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        return {"declared_body": exchange.request.declared_body, "bound": exchange.max_body}
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at = route_at(exchange)
+        return [*([(*at, "max_body")] if at else []), ("limits", "body")]
 
     def decide(self, exchange: Exchange) -> Step:
         """Compare, or hand the bound on."""

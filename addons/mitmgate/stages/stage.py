@@ -9,7 +9,9 @@ from typing import ClassVar
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.policy.problem import Location
 from mitmgate.stages.exchange import Exchange, exchange_of
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,14 @@ class Stage:
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Read values, return this stage's step. Stages that wait for a store return an awaitable."""
         raise NotImplementedError
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what the stage has read of a request that it has decided on, as plain values, for `explain`."""
+        return {}
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy that it went by, for `explain`; those that the file leaves out do no harm."""
+        return []
 
     def deny(self, reason: Reason, detail: str = "") -> Step:
         """Make a denial. detail is shown to the client: no internals, no upstream address, no credential."""
@@ -179,6 +189,22 @@ def fused(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     if row:
         made.append(Row(row).requestheaders)
     return tuple(made)
+
+
+def route_at(exchange: Exchange) -> Location:
+    """Return where the request's route stands in the policy; () where it has none."""
+    route = exchange.route
+    names = [known.name for known in exchange.snapshot.policy.routes]
+    return () if route is None else ("routes", names.index(route.name))
+
+
+def listed(exchange: Exchange, networks: Networks) -> dict[str, object]:
+    """Return what is looked at where a client's address is asked for in networks."""
+    return {
+        "client": "unknown" if exchange.client is None else str(exchange.client),
+        "deny": list(networks.deny.networks),
+        "allow": list(networks.allow.networks),
+    }
 
 
 def reports(exchange: Exchange) -> bool:

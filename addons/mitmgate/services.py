@@ -46,8 +46,7 @@ def open_services(snapshot: Snapshot) -> Services:
     """Open what the policy asks for; nothing connects before it is started. Raises UserError."""
     store, resolver = snapshot.policy.store, snapshot.policy.resolver
     dialler = Dialler(Resolver(resolver.addresses, resolver.max_stale))
-    ring = KeyRing(open_keys=partial(RemoteKeys, fetch=partial(fetch_document, dialler=dialler)))
-    ring.configure(snapshot.issuers)
+    ring = open_ring(snapshot, dialler)
     trail = open_trail(audit_settings(snapshot))
     rule = snapshot.policy.revocation
     counters = open_store(None) if store == "memory" else _redis(store, dialler)
@@ -62,6 +61,13 @@ def open_services(snapshot: Snapshot) -> Services:
         if rule is None
         else Revocations(open_revocations(snapshot, dialler), rule.on_failure, trail.emit),
     )
+
+
+def open_ring(snapshot: Snapshot, dialler: Dialler) -> KeyRing:
+    """Make the keys of a policy's issuers; nothing is fetched before it is started."""
+    ring = KeyRing(open_keys=partial(RemoteKeys, fetch=partial(fetch_document, dialler=dialler)))
+    ring.configure(snapshot.issuers)
+    return ring
 
 
 def open_revocations(snapshot: Snapshot, dialler: Dialler) -> Source:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mitmgate.cli import main
-from tests.live.harness import SECRET, Gateway, Host, mint, policy, write_policy
+from tests.live.harness import ISSUER, SECRET, Gateway, Host, mint, policy, write_policy
 from tests.live.harness_http import Answered, free_port, request, wait_for
 from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
 from tests.protocol.test_upgrade import HANDSHAKE, SWITCHING
@@ -103,7 +103,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterat
     directory = tmp_path_factory.mktemp("pair")
     with RecordingUpstream(answer) as upstream:
         store = {"url": redis.url, "timeout": "5s"}
-        listed, admin = {"on_failure": "last-known", "token_env": "REVOKING"}, free_port()
+        admin = free_port()
+        listed: dict[str, Any] = {"on_failure": "last-known", "token_env": "REVOKING"}
+        listed["events"] = {"audience": "https://gateway.example"}
         path = policy_with(directory, upstream, store=store, revocation=listed, admin={"port": admin})
         with Gateway(path, arguments=("--workers", "2"), environment={"REVOKING": TOKEN}) as gateway:
             workers(gateway, 2)
@@ -227,6 +229,43 @@ def test_by_the_admin_listener(pair: Running) -> None:
     wait_for(lambda: pair.gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
     assert said(pair.audit, "revoked")[-1]["by"] == "admin 127.0.0.1"
     assert TOKEN not in pair.audit.read_text() + pair.gateway.log
+
+
+CAEP = "https://schemas.openid.net/secevent/caep/event-type/"
+
+
+def event(subject: str, kind: str = "session-revoked", typ: str = "secevent+jwt", **members: Any) -> bytes:
+    """Make a token of events (RFC 8417)."""
+    claims = {"sub_id": {"format": "iss_sub", "iss": ISSUER, "sub": subject}, "events": {CAEP + kind: {}}, "jti": "e1"}
+    given = {"aud": "https://gateway.example", "exp": None, "sub": None, "role": None, "scope": None, **claims}
+    return mint(headers={"typ": typ}, roles=None, **dict[str, Any](given | members)).encode()
+
+
+def push(port: int, token: bytes, media_type: str = "application/secevent+jwt") -> Answered:
+    return request(port, "POST", "/events", headers={"Content-Type": media_type}, body=token, host="localhost")
+
+
+@pytest.mark.parametrize("kind", ["session-revoked", "credential-change"])
+def test_by_an_event_of_the_issuer(pair: Running, kind: str) -> None:
+    who = f"kim-{kind}"
+    token = mint(who)
+    for code, wrong in (
+        ("authentication_failed", event(who, kind, key="x" * 64)),
+        ("invalid_issuer", event(who, kind, iss="https://evil.example")),
+        ("invalid_audience", event(who, kind, aud="https://other.example")),
+        ("invalid_request", event(who, kind, typ="at+jwt")),
+        ("invalid_request", event(who, kind, typ="JWT")),
+        ("invalid_request", b"a.b.c"),
+    ):
+        got = push(pair.admin, wrong)
+        assert (got.status, got.json["err"]) == (400, code)
+    assert push(pair.admin, event(who, kind), "application/jwt").status == 400
+    assert pair.gateway.get("/api/v1/users", token=token).status == 200
+    got = push(pair.admin, event(who, kind))
+    assert (got.status, got.body) == (202, b"")
+    wait_for(lambda: pair.gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
+    refused = pair.gateway.get("/api/v1/users", token=event(who, kind).decode())
+    assert refused.reason == "token-type-refused", "an event is no access token"
 
 
 @pytest.fixture(scope="module")

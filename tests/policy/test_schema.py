@@ -101,6 +101,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example = read(Path(__file__).with_name("policy-example.yaml"))
     example["stages"] = {"guard": {"use": "guard.py:Guard", "after": "routing"}}
     example["identity"]["resources"] = [{"resource": "https://api.example"}]
+    example["revocation"]["events"] = {"audience": "https://gateway.example"}
     example["identity"]["proofs"] = {"lifetime": "60s"}
     tried: set[tuple[str, str]] = set()
     for location, node in sections(schema, example, schema, ()):

@@ -9,8 +9,8 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from mitmgate.admin.pages import Ask, application
-from mitmgate.admin.revoking import Revocations, Revoker
+from mitmgate.admin.pages import Ask, Page, application
+from mitmgate.admin.revoking import Events, Revocations, Revoker
 from mitmgate.descriptors import Descriptors, raise_limit
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
@@ -71,10 +71,15 @@ class Listener:
 
 
 def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None) -> Application:
-    if snapshot is None or snapshot.revocation_token is None:
-        return application(ask, hosts)
-    pages = application(ask, hosts, [("/revocations", Revocations)])
-    pages.settings["revoker"] = Revoker(snapshot)
+    rule = None if snapshot is None else snapshot.policy.revocation
+    further: list[tuple[str, type[Page]]] = []
+    if snapshot is not None and snapshot.revocation_token is not None:
+        further.append(("/revocations", Revocations))
+    if rule is not None and rule.events is not None:
+        further.append(("/events", Events))
+    pages = application(ask, hosts, further)
+    if snapshot is not None and further:
+        pages.settings["revoker"] = Revoker(snapshot)
     return pages
 
 

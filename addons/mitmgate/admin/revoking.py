@@ -1,5 +1,6 @@
-"""/revocations of the admin listener: take revocations from who has the policy's secret for it."""
+"""/revocations and /events of the admin listener: revocations from who has the policy's secret, and from issuers."""
 
+import asyncio
 import logging
 import math
 import time
@@ -8,17 +9,27 @@ from http import HTTPStatus
 from typing import ClassVar, Final
 
 from mitmgate.admin.pages import PROBLEM, Page
+from mitmgate.core.events import TYPE, EventError, revocations_of
 from mitmgate.core.jose import Json, parse_object
+from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import KINDS, Revocation, revocation_of
 from mitmgate.net.dialler import Dialler
 from mitmgate.net.resolver import Resolver
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.units import UnitError, parse_duration
-from mitmgate.services import open_revocations
+from mitmgate.services import open_revocations, open_ring
 from mitmgate.stores.revocations import ListFullError, Source
 
 logger = logging.getLogger(__name__)
 
+_CODES: Final = {
+    Reason.TOKEN_ISSUER_UNKNOWN: "invalid_issuer",
+    Reason.TOKEN_KEY_UNKNOWN: "invalid_key",
+    Reason.TOKEN_SIGNATURE_INVALID: "authentication_failed",
+    Reason.KEYS_UNAVAILABLE: "authentication_failed",
+}
+"""Codes of RFC 8935, section 2.4."""
 _MEMBERS: Final = frozenset({"issuer", "kind", "value", "before", "for", "lift"})
 
 
@@ -27,8 +38,12 @@ class Revoker:
 
     def __init__(self, snapshot: Snapshot) -> None:
         """Open the policy's list. Raises UserError."""
-        resolver = snapshot.policy.resolver
-        self.source: Source = open_revocations(snapshot, Dialler(Resolver(resolver.addresses, resolver.max_stale)))
+        resolver, rule = snapshot.policy.resolver, snapshot.policy.revocation
+        dialler = Dialler(Resolver(resolver.addresses, resolver.max_stale))
+        self.source: Source = open_revocations(snapshot, dialler)
+        self._audience = () if rule is None or rule.events is None else rule.events.audience
+        self._ring = open_ring(snapshot, dialler)
+        self._ready: asyncio.Task[None] | None = None
         self.issuers = snapshot.issuers
         self._secret = snapshot.revocation_token or b""
 
@@ -37,6 +52,17 @@ class Revoker:
         scheme, _, secret = (authorization[0] if len(authorization) == 1 else "").partition(" ")
         told = secret.strip(" ").encode("utf-8", "surrogatepass")
         return compare_digest(told, self._secret) and bool(self._secret) and scheme.lower() == "bearer"
+
+    async def events(self, body: bytes) -> list[Revocation]:
+        """Read what a token of events revokes. Raises EventError."""
+        if self._ready is None:
+            self._ready = asyncio.create_task(self._ring.start(), name="keys for events")
+        await asyncio.shield(self._ready)
+        found = await self._ring.signed(body, TYPE)
+        if isinstance(found, Refusal):
+            raise EventError(_CODES.get(found.reason, "invalid_request"), found.detail)
+        issuer, signed = found
+        return revocations_of(signed.claims, issuer, self._audience, time.time())
 
     def read(self, body: bytes, peer: str) -> Revocation:
         """Read what is to be revoked. Raises ValueError with a sentence for who asks."""
@@ -118,9 +144,43 @@ class Revocations(Page):
             self.problem(HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was revoked: the list can't be written.")
         else:
             self.set_status(HTTPStatus.CREATED)
-            self.json({"kind": revocation.kind, "issuer": revocation.issuer, "until": revocation.until})
+            self.told(revocation)
+
+    def told(self, revocation: Revocation) -> None:
+        """Say what was revoked."""
+        self.json({"kind": revocation.kind, "issuer": revocation.issuer, "until": revocation.until})
 
     def problem(self, status: HTTPStatus, detail: str) -> None:
         """Answer with a problem."""
         self.set_status(status)
         self.json({"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}, PROBLEM)
+
+
+class Events(Revocations):
+    """/events: POST with a token of security events (RFC 8935); 202 says that what it revokes is on the list."""
+
+    async def post(self) -> None:
+        """Take one."""
+        revoker: Revoker = self.settings["revoker"]
+        if self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != f"application/{TYPE}":
+            self.refuse("invalid_request", f"The body is application/{TYPE}.")
+            return
+        try:
+            revocations = await revoker.events(self.request.body.strip())
+        except EventError as error:
+            self.refuse(error.code, str(error))
+            return
+        for revocation in revocations:
+            await self.add(revoker, revocation)
+            if self.get_status() != HTTPStatus.CREATED:
+                return
+        self.set_status(HTTPStatus.ACCEPTED)
+        self.finish()
+
+    def told(self, revocation: Revocation) -> None:
+        """Say nothing of one among others."""
+
+    def refuse(self, code: str, description: str) -> None:
+        """Answer as RFC 8935, section 2.3, says."""
+        self.set_status(HTTPStatus.BAD_REQUEST)
+        self.json({"err": code, "description": description})

@@ -61,7 +61,7 @@ _COMPRESSED = Refusal(Reason.TOKEN_HEADER_INVALID, "Compressed or encrypted cont
 _NESTED = Refusal(Reason.TOKEN_HEADER_INVALID, "Nested tokens are not accepted.")
 _HEADER_FORM = Refusal(Reason.TOKEN_HEADER_INVALID, "A member of the token's header has an unexpected form.")
 _ALGORITHM = Refusal(Reason.TOKEN_ALGORITHM_REFUSED, "The token's algorithm is not accepted.")
-_TYPE = Refusal(Reason.TOKEN_TYPE_REFUSED, "The token is not of an accepted type.")
+WRONG_TYPE = Refusal(Reason.TOKEN_TYPE_REFUSED, "The token is not of an accepted type.")
 _NO_ISSUER = Refusal(Reason.TOKEN_CLAIM_INVALID, "The token names no issuer.")
 
 
@@ -150,7 +150,7 @@ def check_header(token: UnverifiedToken, issuer: Issuer) -> Refusal | None:
         return _ALGORITHM
     kind = None if token.type is None else _media_type(token.type)
     if issuer.token_type == "at+jwt":
-        return None if kind == "at+jwt" else _TYPE
+        return None if kind == "at+jwt" else WRONG_TYPE
     if kind is None or kind in {"jwt", "at+jwt"}:
         return None
-    return None if kind == "jose" and issuer.spiffe is not None else _TYPE  # SPIFFE, JWT-SVID, section 2.3
+    return None if kind == "jose" and issuer.spiffe is not None else WRONG_TYPE  # SPIFFE, JWT-SVID, section 2.3

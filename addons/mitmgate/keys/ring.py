@@ -12,7 +12,7 @@ from mitmgate.core.claims import ISSUER_UNKNOWN
 from mitmgate.core.principal import Principal
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
-from mitmgate.core.token import UnverifiedToken, read_token
+from mitmgate.core.token import WRONG_TYPE, SignedClaims, UnverifiedToken, read_token
 from mitmgate.keys.material import key_set
 from mitmgate.keys.remote import RemoteKeys
 from mitmgate.keys.verify import KEYS_UNAVAILABLE, KeyStore, StaticKeys, Verified, Verifier
@@ -175,6 +175,26 @@ class KeyRing:
         if principal is not None:
             return _accepted(principal, names)
         return self._verify(edition.by_iss, names, token, digest, now)
+
+    async def signed(self, raw: bytes, kind: str) -> tuple[Issuer, SignedClaims] | Refusal:
+        """Check who has signed a token that is no access token, but of this `typ`: of the issuers in force.
+
+        Waits as `authenticate` does.
+        """
+        token = read_token(raw)
+        if isinstance(token, Refusal):
+            return token
+        if token.type is None or token.type.lower().removeprefix("application/") != kind:
+            return WRONG_TYPE
+        verifier = self._edition.by_iss.get(token.issuer)
+        if verifier is None:
+            return ISSUER_UNKNOWN
+        result = verifier.signed(token)
+        fetch = verifier.awaits(token, result) if isinstance(result, Refusal) else None
+        if fetch is not None:
+            await asyncio.wait({fetch}, timeout=UNKNOWN_KEY_WAIT)
+            result = verifier.signed(token)
+        return result if isinstance(result, Refusal) else (verifier.issuer, result)
 
     def _verify(
         self, by_iss: Mapping[str, Verifier], names: tuple[str, ...], raw: bytes, digest: bytes, now: float

@@ -110,6 +110,17 @@ class Verifier:
         principal = replace(principal, issued=verified.times.issued, marks=marks(principal, key.key_id))
         return Verified(principal, keys, *verified.times.window(issuer.leeway, issuer.max_lifetime))
 
+    def signed(self, token: UnverifiedToken) -> SignedClaims | Refusal:
+        """Check the signature of a token that is no access token, with the keys and algorithms of this issuer."""
+        keys = self.keys.current()
+        if keys is None:
+            return KEYS_UNAVAILABLE
+        if token.algorithm not in self.issuer.algorithms:
+            return _SIGNATURE
+        candidates = keys.select(token.key_id, token.algorithm)
+        found = verify_signature(token, candidates) if candidates else None
+        return (_SIGNATURE if candidates else _KEY_UNKNOWN) if found is None else found[0]
+
     def awaits(self, token: UnverifiedToken, refusal: Refusal) -> Task[None] | None:
         """Return the fetch that may turn a refusal of `verify` round: keys may be newer than ours, or ours too old."""
         missed = refusal in {_KEY_UNKNOWN, KEYS_UNAVAILABLE} or (refusal is _SIGNATURE and token.key_id is None)

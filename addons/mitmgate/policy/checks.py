@@ -250,9 +250,10 @@ def _client_limits(document: Document) -> Iterator[Problem]:
 
 def _stores(document: Document) -> Iterator[Problem]:
     revocation = document.at(("revocation",))
-    if "token_env" in _mapping(revocation) and document.at(("admin",)) is None:
-        message = "revocations are taken by the admin listener, and there is none"
-        yield document.problem(("revocation", "token_env"), message, hint="add admin: {port: 8090}")
+    for member in _mapping(revocation).keys() & {"token_env", "events"}:
+        if document.at(("admin",)) is None:
+            message = "revocations are taken by the admin listener, and there is none"
+            yield document.problem(("revocation", member), message, hint="add admin: {port: 8090}")
     if isinstance(document.at(("store",)), dict):
         return
     workers = document.at(("listen", "workers"))

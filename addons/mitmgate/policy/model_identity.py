@@ -383,6 +383,13 @@ class Identity(Section):
         return self
 
 
+class Events(Section):
+    """Security events (RFC 8417) that issuers push to the admin listener (RFC 8935), and that revoke."""
+
+    audience: Annotated[tuple[Text, ...], Field(min_length=1), one_or_more(Text)]
+    """Values of `aud` of which a token of events needs one."""
+
+
 class Revocation(Section):
     """What was revoked, by `mitmgate revoke`. With it a token counts for `keep` at the longest."""
 
@@ -393,6 +400,8 @@ class Revocation(Section):
     process that has never read it denies in any case."""
     token_env: Text | None = None
     """The environment variable with the secret for which the admin listener takes revocations; unset: it takes none."""
+    events: Events | None = None
+    """Unset: the admin listener takes no events."""
     keep: Duration = duration(
         "720h", "How long a token may be valid, and so is kept revoked, where its issuer has no max_lifetime (seconds)."
     )

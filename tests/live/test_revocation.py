@@ -316,7 +316,8 @@ def test_it_survives_a_restart_and_a_list_that_is_gone_denies(tmp_path: Path, up
         revoke(path, "--all")
         wait_for(lambda: gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
     upstream.forget()
-    with Gateway(path) as gateway:
+    traffic = tmp_path / "traffic.mitm"
+    with Gateway(path, arguments=("--record", str(traffic))) as gateway:
         assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
         upstream.assert_saw_nothing()
         again = mint("fred", iat=int(time.time()) + 2)
@@ -329,6 +330,8 @@ def test_it_survives_a_restart_and_a_list_that_is_gone_denies(tmp_path: Path, up
         (tmp_path / "gone").rename(tmp_path / "revoked.jsonl")
         wait_for(lambda: gateway.get("/api/v1/users", token=again).status == 200, "the list again", WITHIN)
         assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
+    (tmp_path / "revoked.jsonl").unlink()
+    assert main(["replay", str(traffic), "--policy", str(path)]) == 0, "a recording says what was revoked then"
 
 
 @pytest.mark.parametrize("decides", ["deny", "last-known"])

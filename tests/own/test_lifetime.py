@@ -1,19 +1,17 @@
 """Stages of the operator's own in a gateway that is watched, reloaded, recorded and shadowed, and in its replay."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mitmgate.cli import main
 from tests.live.harness import ROOT, Gateway, policy, write_policy
 from tests.live.harness_http import free_port, request, wait_for
-from tests.live.harness_upstream import PATIENCE, RecordingUpstream
+from tests.live.harness_upstream import RecordingUpstream
 from tests.live.test_reload import events
 
 BROWSER = {"User-Agent": "Firefox/140"}
@@ -47,16 +45,6 @@ class Guarded:
         audit = self.directory / "audit.jsonl"
         wait_for(lambda: len(events(audit, "policy-rejected")) >= count, f"{count} rejections")
         return events(audit, "policy-rejected")
-
-    def mitmgate(self, *words: str) -> str:
-        """Run a command offline, and return what it prints."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "MITMGATE_TEST_SECRET": "x" * 64}
-        command = [sys.executable, "-m", "mitmgate", *words]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=self.directory, check=False
-        )
-        assert done.returncode == 0, done
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -124,21 +112,27 @@ def test_the_canary_asks_it(guarded: Guarded) -> None:
     assert guarded.gateway.get("/public", headers=BROWSER).status == 200
 
 
-def test_its_traffic_is_replayed(guarded: Guarded, tmp_path: Path) -> None:
+def test_its_traffic_is_replayed(
+    guarded: Guarded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last of this file: it ends the gateway, so that the recording is whole."""
+    monkeypatch.chdir(guarded.directory)
+
+    def mitmgate(*words: str) -> str:
+        assert main(words) == 0
+        return capsys.readouterr().out
+
     guarded.gateway.stop()
     guarded.write(deny=["curl/*"])
     words = ["replay", "traffic.mitm", "--policy", "policy.yaml", "--coverage", "--format", "json", "--fail-on", "none"]
-    report = json.loads(guarded.mitmgate(*words))
+    report = json.loads(mitmgate(*words))
     branches = {(row["rule"], row["branch"]) for row in report["coverage"]["never"]}
     assert ("stage bot-guard", "agent-missing") in branches
     assert not {("stage bot-guard", "bot-refused"), ("stage bot-guard", "went-on")} & branches
     # Two policies were in force while it was recorded; by the second, other requests are refused than by the first.
-    same = json.loads(
-        guarded.mitmgate(*words[:2], "--policy", "policy.yaml", "--against", "policy.yaml", "--format", "json")
-    )
+    same = json.loads(mitmgate(*words[:2], "--policy", "policy.yaml", "--against", "policy.yaml", "--format", "json"))
     assert same["decided"] == report["decided"] > 25
-    explained = guarded.mitmgate(
+    explained = mitmgate(
         *("explain", "--policy", "policy.yaml", "GET", "http://gateway.test/public", "--header", "User-Agent: curl/8")
     )
     assert "deny     bot-guard bot-refused: This service is for people." in explained

@@ -126,9 +126,8 @@ REQUIRED = (
 
 async def _start(services: Services) -> None:
     """Start the services side by side: what one waits for, the others need not."""
-    for failure in await asyncio.gather(
-        services.store.start(), services.ring.start(), services.revocations.start(), return_exceptions=True
-    ):
+    starts = [services.store.start(), services.ring.start(), services.revocations.start()]
+    for failure in await asyncio.gather(*starts, return_exceptions=True):
         if isinstance(failure, Exception):
             logger.error("a service could not be started", exc_info=failure)
 

@@ -397,6 +397,7 @@ def test_a_mistake_is_told(tmp_path: Path, upstream: RecordingUpstream, capsys: 
         (("--token-id", "a", "--before", "1"), "a time goes with a subject and with an issuer"),
         (("--subject", "a", "--before", "soon"), "--before soon: must be like 2026-"),
         (("--subject", "a", "--for", "1d"), "--for 1d: must be a duration"),
+        (("--key", "k"), "this issuer's keys have no ids"),
         (("--subject", ""), "must have 1 to 255 characters"),
     ):
         assert main(["revoke", "--policy", str(path), *words]) == 2

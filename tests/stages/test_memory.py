@@ -167,7 +167,9 @@ class Gate:
         self._ring.configure(self.snapshot.issuers)
         trail = SimpleNamespace(pressure=lambda: self._denial)
         self._revocations = Revocations(cast(Any, object()))
-        services: Any = SimpleNamespace(trail=trail, store=self._store, ring=self._ring, revocations=self._revocations)
+        services: Any = SimpleNamespace(
+            trail=trail, store=self._store, ring=self._ring, revocations=self._revocations, proofs=MemoryStore()
+        )
         self._arrival, *self._rest = stages(self, services, lambda: self.now, lambda: self.now)
 
     def _open(self, source: KeySource) -> Any:

@@ -17,11 +17,11 @@ from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Verdict
 from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import required_options
+from mitmgate.pipeline.enforcer import point_at
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.watcher import PolicySource
 from mitmgate.proxy.listener import Listener
 from mitmgate.stages.arrival import ingress
-from mitmgate.stages.enforcer import point_at
-from mitmgate.stages.exchange import Exchange, begin
 
 
 class AdmitAll:

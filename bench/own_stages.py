@@ -10,12 +10,12 @@ from time import thread_time
 from mitmgate.chain import stages
 from mitmgate.core.headers import Headers
 from mitmgate.core.request import Request
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Row, Stage
 from mitmgate.policy.watcher import PolicySource
 from mitmgate.services import open_services
 from mitmgate.stages.arrival import Arrival
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.own import OwnStage
-from mitmgate.stages.stage import Row, Stage
 
 STAGE = '''"""Stages that do nothing, or little."""
 from mitmgate.stage import Facts, Options, Reason, Stage, Step

@@ -87,7 +87,7 @@ OTHERS: Final[dict[str, str]] = {
             proxy/limits:Connections._by_address proxy/listener:Listener.clients proxy/memory:Memory._addresses
             proxy/memory:Memory._holding proxy/transaction:Transaction._queue proxy/websocket:Relay._queue
             proxy/websocket:Relay._sizes
-            stages/audit:Audit._unknown stages/own:OwnStage._left stages/exchange:_LIVE stores/batches:Batches._queue
+            stages/audit:Audit._unknown stages/own:OwnStage._left pipeline/exchange:_LIVE stores/batches:Batches._queue
             stores/batches:Batches._tasks replay/recorder:Recorder._begun replay/recorder:Recorder._done
             replay/recorder:Recorder._heads replay/shadow:Shadow._flows replay/shadow:Shadow._waiting""",
         "of one field section, which is bounded": "core/headers:Headers._derived",

@@ -13,9 +13,9 @@ from packaging.utils import canonicalize_name
 
 from mitmgate.chain import REQUIRED
 from mitmgate.core.reason import Reason
+from mitmgate.pipeline.stage import Stage
 from mitmgate.stages.own import OwnStage
 from mitmgate.stages.quota import Quota
-from mitmgate.stages.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 VISIBLE = {"addons", "policies", "tests", "bench", "deploy", "docs", "run.sh", "pyproject.toml"} | {

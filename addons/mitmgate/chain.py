@@ -18,6 +18,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, required_options, spare_start
 from mitmgate.net.dialler import Dialler
+from mitmgate.pipeline.enforcer import Enforcer
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage, reports
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own, in_place
@@ -33,8 +36,6 @@ from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.client_quota import ClientQuota
 from mitmgate.stages.cors import Cors
 from mitmgate.stages.endpoints import Endpoints
-from mitmgate.stages.enforcer import Enforcer
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
 from mitmgate.stages.own import own_stage
@@ -43,7 +44,6 @@ from mitmgate.stages.response_headers import ResponseHeaders
 from mitmgate.stages.rewrite import Rewrite
 from mitmgate.stages.routing import Routing
 from mitmgate.stages.size_limit import SizeLimit
-from mitmgate.stages.stage import Stage, reports
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)

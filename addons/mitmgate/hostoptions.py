@@ -8,7 +8,7 @@ from mitmproxy.addons.errorcheck import ErrorCheck
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from mitmgate.stages.enforcer import BLACK_HOLE
+from mitmgate.pipeline.enforcer import BLACK_HOLE
 
 TARGET: Final = f"reverse:http://{BLACK_HOLE}"
 """The only mode: a flow that nobody admitted points to a name that can't be resolved."""

@@ -140,7 +140,7 @@ class Headers:
 
 
 class _Known(Protocol):
-    """What the gateway has found out of a request so far (stages.exchange.Exchange)."""
+    """What the gateway has found out of a request so far (pipeline.exchange.Exchange)."""
 
     @property
     def request(self) -> Request: ...

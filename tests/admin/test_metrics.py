@@ -19,10 +19,10 @@ from mitmgate.core.circuit import State
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Grant
+from mitmgate.pipeline.exchange import Exchange, begin, exchanges, forget
 from mitmgate.policy.history import History
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange, begin, exchanges, forget
 from tests.audit.facts import grant
 from tests.live.harness import policy, write_policy
 from tests.stages.test_audit import ANSWERED, DENIED, exchange, flow_of

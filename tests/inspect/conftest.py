@@ -14,9 +14,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward, Request
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.core.window import Grant
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange, begin
 from tests.live.harness import SECRET, policy, write_policy
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"

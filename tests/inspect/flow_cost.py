@@ -20,7 +20,7 @@ from mitmproxy.proxy.layer import Layer
 from mitmgate.host.serve import MODE, load_for_host
 from mitmgate.inspect import web
 from mitmgate.inspect.bounded import KEEP_FLOWS
-from mitmgate.stages.exchange import Exchange, exchanges
+from mitmgate.pipeline.exchange import Exchange, exchanges
 from tests.live.harness_http import request, status_of, wait_for
 from tests.protocol.harness import connect, receive
 

@@ -50,7 +50,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.authorization import Authorization
-from mitmgate.stages.enforcer import Enforcer
+from mitmgate.pipeline.enforcer import Enforcer
 PORT = {port}
 {harm}
 """

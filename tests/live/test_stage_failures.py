@@ -29,7 +29,7 @@ HARM = """
 import mitmgate.chain
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.stages.stage import Stage
+from mitmgate.pipeline.stage import Stage
 
 def raises(): raise RuntimeError("harm")
 async def later(): raise RuntimeError("harm")

@@ -15,7 +15,7 @@ from tests.mutation.making import PACKAGE, ROOT, Mutant, mutants_of
 from tests.mutation.quick import admitting, quick
 from tests.mutation.running import FOLDERS, Known, Runs, Tests, rows, with_tests
 
-MODULES = ("stages/*.py", "core/*.py", "core/http1/*.py", "keys/verify.py", "keys/ring.py")
+MODULES = ("pipeline/*.py", "stages/*.py", "core/*.py", "core/http1/*.py", "keys/verify.py", "keys/ring.py")
 """Whose mutants are made: what decides on a request, and what lets it through."""
 
 ADMISSION = {

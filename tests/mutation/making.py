@@ -175,7 +175,7 @@ def _tree_of(path: str) -> tuple[ast.Module, list[_Change]]:
 
 @cache
 def mutants_of(path: str) -> tuple[Mutant, ...]:
-    """List the mutants of a module of the package, `stages/stage.py` for instance."""
+    """List the mutants of a module of the package, `pipeline/stage.py` for instance."""
     found: dict[str, Mutant] = {}
     for number, change in enumerate(_tree_of(path)[1]):
         mutant = Mutant(path, change.place or "module", change.text, change.first, change.last, number)

@@ -18,6 +18,6 @@ def test_mutants_that_admit_are_noticed() -> None:
 
 
 def test_a_mutants_name_names_it_alone() -> None:
-    for path in ("stages/stage.py", "core/claims.py", "core/http1/reader.py"):
+    for path in ("pipeline/stage.py", "core/claims.py", "core/http1/reader.py"):
         names = [mutant.name for mutant in mutants_of(path)]
         assert len(set(names)) == len(names) > 50

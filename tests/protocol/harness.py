@@ -25,13 +25,13 @@ from mitmgate.core.rules import Circuit, Endpoint, ListenTls, Networks, Requirem
 from mitmgate.core.verdict import Step
 from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import spare_start
+from mitmgate.pipeline.enforcer import BLACK_HOLE, Enforcer
+from mitmgate.pipeline.exchange import Exchange, exchange_of
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.model import Limits
 from mitmgate.proxy.listener import Listener
 from mitmgate.stages.arrival import Arrival
-from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
-from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.stages.hygiene import Hygiene
-from mitmgate.stages.stage import Stage
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import PATIENCE
 

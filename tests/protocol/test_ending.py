@@ -8,7 +8,7 @@ import h2.events
 import pytest
 
 from mitmgate.core.reason import Reason
-from mitmgate.stages.exchange import Exchange, exchange_of
+from mitmgate.pipeline.exchange import Exchange, exchange_of
 from tests.live.harness_http import status_of, wait_for
 from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.protocol.certificates import Authority

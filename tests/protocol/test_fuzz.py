@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mitmgate.stages.exchange import exchange_of
+from mitmgate.pipeline.exchange import exchange_of
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.harness import Gate, connect, receive, route

@@ -18,8 +18,8 @@ from hyperframe.frame import SettingsFrame
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import UpstreamTls
+from mitmgate.pipeline.exchange import exchange_of
 from mitmgate.proxy.tls import ListenerContexts
-from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, request, status_of
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority

@@ -19,8 +19,8 @@ from wsproto.extensions import PerMessageDeflate
 from mitmgate.core.cause import Cause
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.pipeline.exchange import exchange_of
 from mitmgate.proxy import websocket
-from mitmgate.stages.exchange import exchange_of
 from tests.live.harness_http import raw_request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.harness import Gate, connect, receive, route

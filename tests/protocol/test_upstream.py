@@ -9,7 +9,7 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
-from mitmgate.stages.exchange import Exchange
+from mitmgate.pipeline.exchange import Exchange
 from tests.live.harness_http import free_port, raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import HANG, HANG_UP, Raw, RecordingUpstream, Reply
 from tests.protocol.harness import PROBLEM, Gate, connect, endpoint, receive, reset, route

@@ -25,12 +25,12 @@ from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward, Request
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.enforcer import BLACK_HOLE
+from mitmgate.pipeline.exchange import Exchange, begin, taken
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.proxy.pool import Unreachable, UpstreamPool
 from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request
 from mitmgate.proxy.upstream import Phase
-from mitmgate.stages.enforcer import BLACK_HOLE
-from mitmgate.stages.exchange import Exchange, begin, taken
 from tests.protocol.certificates import Authority
 from tests.stages.exchanges import routed, snapshot_of
 

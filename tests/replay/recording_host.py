@@ -16,11 +16,11 @@ from mitmproxy.tools.dump import DumpMaster
 
 from mitmgate import process_log
 from mitmgate.host.gateway import gateway, listener_of
+from mitmgate.pipeline.enforcer import BLACK_HOLE
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.replay.canary import Allowance, Canary
 from mitmgate.replay.recorder import recorder
 from mitmgate.replay.shadow import Shadow
-from mitmgate.stages.enforcer import BLACK_HOLE
 
 
 async def run(policy: str, port: int, path: str, candidate: str | None) -> None:

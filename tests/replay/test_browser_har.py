@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mitmgate.core.reason import Reason
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.offline import load_offline
 from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import Report, replay
 from mitmgate.replay.traffic import Recorded
-from mitmgate.stages.exchange import Exchange
 from tests.live.harness import ROOT, SECRET
 
 RECORDINGS = ROOT / "tests" / "recordings"

@@ -19,6 +19,8 @@ from mitmgate.audit.mirror import mirror
 from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.enforcer import Enforcer
+from mitmgate.pipeline.exchange import exchange_of, reject
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.offline import load_offline
@@ -28,8 +30,6 @@ from mitmgate.replay.run import replay
 from mitmgate.replay.traffic import Recorded, Skipped
 from mitmgate.services import Services
 from mitmgate.stages.circuit_breaker import CircuitBreaker
-from mitmgate.stages.enforcer import Enforcer
-from mitmgate.stages.exchange import exchange_of, reject
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.usage import UserError
 from tests.live.harness import SECRET, Gateway, mint, policy, route, write_policy

@@ -18,6 +18,7 @@ from mitmproxy.test.tflow import tflow
 from mitmgate.host.gateway import gateway as gateway_addon
 from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import TARGET
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.canary import Allowance, Canary, Drift
@@ -31,7 +32,6 @@ from mitmgate.replay.run import replay
 from mitmgate.replay.shadow import Shadow
 from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.arrival import ingress
-from mitmgate.stages.exchange import Exchange, begin
 from tests.live.harness import ROOT, SECRET, Gateway, audit_events, mint, policy, policy_file, route, write_policy
 from tests.live.harness_http import free_port, wait_for
 from tests.live.harness_upstream import RecordingUpstream

@@ -2,13 +2,13 @@
 
 import pytest
 
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.differences import Kind, compare
 from mitmgate.replay.offline import load_offline
 from mitmgate.replay.recording import open_traffic
 from mitmgate.replay.run import replay
 from mitmgate.replay.traffic import Listed, Recorded
-from mitmgate.stages.exchange import Exchange
 from tests.replay.corpus import Corpus
 from tests.replay.mutants import MUTANTS, Mutant
 

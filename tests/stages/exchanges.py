@@ -16,14 +16,14 @@ from mitmgate.chain import REQUIRED
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.enforcer import BLACK_HOLE, Enforcer
+from mitmgate.pipeline.exchange import Exchange, begin, exchange_of
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.arrival import Arrival
-from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer
-from mitmgate.stages.exchange import Exchange, begin, exchange_of
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.routing import Routing
-from mitmgate.stages.stage import Stage
 from mitmgate.stores.redis import RedisStore
 from tests.live.harness_http import free_port
 

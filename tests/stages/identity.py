@@ -9,10 +9,10 @@ from mitmgate.core.request import Head, Request
 from mitmgate.core.routing import NoRoute
 from mitmgate.core.verdict import Step, Verdict
 from mitmgate.keys.minting import mint
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
 
 NOW = 1_800_000_000.0
 SECRET = "a development secret of 32 bytes or more"

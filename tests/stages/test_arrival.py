@@ -12,9 +12,9 @@ from mitmproxy.test import taddons
 from mitmgate.audit.writer import DENIAL, Denial
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import exchange_of, received, reject, taken
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.arrival import Arrival, subject_of
-from mitmgate.stages.exchange import exchange_of, received, reject, taken
 from tests.protocol.certificates import Authority
 from tests.stages.exchanges import NOW, Source, arrival, arrived, assert_refused, finish, flow_of, snapshot_of
 

@@ -19,9 +19,9 @@ from mitmgate.audit.mirror import mirror
 from mitmgate.audit.trail import AuditSettings, FileSink, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.pipeline.exchange import Exchange, begin, exchanges
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.audit import Audit
-from mitmgate.stages.exchange import Exchange, begin, exchanges
 from tests.audit.facts import ALICE, ENDPOINT, HEAD, JWT, NOW, REQUEST, ROUTE, grant
 
 

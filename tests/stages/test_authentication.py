@@ -14,9 +14,9 @@ from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import KeySource
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authentication import Authentication
-from mitmgate.stages.exchange import Exchange, begin
 from tests.keys.jwks_server import JwksServer
 from tests.keys.signing import jwk, jwk_set, private_key, sign
 from tests.stages.identity import NOW, decided, exchange, snapshot_of, token

@@ -11,10 +11,10 @@ from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import Requirement
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authentication import Authentication
 from mitmgate.stages.authorization import Authorization
-from mitmgate.stages.exchange import Exchange
 from tests.stages.identity import decided, exchange, snapshot_of, token
 
 

@@ -11,9 +11,9 @@ from mitmgate.core.circuit import State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.circuit_breaker import SILENT, CircuitBreaker
-from mitmgate.stages.exchange import Exchange, begin
 from mitmgate.stages.rewrite import Rewrite
 from tests.stages.exchanges import (
     NOW,

@@ -8,9 +8,9 @@ import pytest
 from mitmgate.core.address import parse_address
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.client_quota import ClientQuota
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.response_headers import own_fields
 from mitmgate.stores.memory import MemoryStore
 from tests.stages.exchanges import (

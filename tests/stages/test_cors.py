@@ -9,11 +9,11 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.enforcer import BLACK_HOLE
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authentication import Authentication
 from mitmgate.stages.cors import Cors
-from mitmgate.stages.enforcer import BLACK_HOLE
 from mitmgate.stages.response_headers import ResponseHeaders
 from tests.stages.exchanges import (
     Fields,

@@ -10,9 +10,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.resource import Resource, Resources
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.enforcer import BLACK_HOLE
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.endpoints import Endpoints
-from mitmgate.stages.enforcer import BLACK_HOLE
 from tests.stages.exchanges import (
     assert_contains_exceptions,
     assert_leaves_decided_alone,

@@ -13,10 +13,10 @@ from mitmgate.chain import REQUIRED
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.pipeline.enforcer import BLACK_HOLE, Enforcer, forward, problem_response, response_of
+from mitmgate.pipeline.exchange import Answer, Exchange, begin
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.watcher import InForce
-from mitmgate.stages.enforcer import BLACK_HOLE, Enforcer, forward, problem_response, response_of
-from mitmgate.stages.exchange import Answer, Exchange, begin
 from tests.stages.exchanges import Source, assert_refused, enforced, flow_of, routed, snapshot_of
 
 
@@ -125,7 +125,7 @@ def test_a_flow_that_never_arrived_is_denied(snapshot: Snapshot) -> None:
 def test_where_no_response_can_be_written_the_flow_is_killed(
     snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mitmgate.stages.enforcer._make", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("mitmgate.pipeline.enforcer._make", lambda *arguments: 1 / 0)
     flow = enforced(snapshot, ready(snapshot, ()))
     assert flow.error is not None and flow.response is None
 

@@ -6,9 +6,9 @@ from time import perf_counter
 import pytest
 
 from mitmgate.core.principal import Principal
+from mitmgate.pipeline.exchange import seconds_left
+from mitmgate.pipeline.message import date_field, headers_of, make_response
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import seconds_left
-from mitmgate.stages.message import date_field, headers_of, make_response
 from tests.stages.identity import NOW, exchange, snapshot_of
 
 

@@ -7,8 +7,8 @@ import pytest
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.core.via import MOST_PASSES, Via
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.hygiene import Hygiene
 from tests.stages.exchanges import (
     Fields,

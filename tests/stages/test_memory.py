@@ -24,13 +24,13 @@ from mitmgate.core.window import Grant, Take
 from mitmgate.keys.keyset import KeySet, verification_key
 from mitmgate.keys.minting import mint
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy import condition
 from mitmgate.policy.condition import CelCondition
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stores.fallback import Fallback
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.revocations import Revocations

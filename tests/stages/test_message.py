@@ -5,7 +5,7 @@ import uuid
 from mitmproxy.http import HTTPFlow
 from mitmproxy.test.tflow import tclient_conn, tserver_conn
 
-from mitmgate.stages.message import flow_id, make_flow
+from mitmgate.pipeline.message import flow_id, make_flow
 
 
 def test_a_flow_has_what_the_constructor_gives_it() -> None:

@@ -9,9 +9,9 @@ from mitmgate.core.address import CidrSet, parse_address
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authorization import Authorization
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.network_access import NetworkAccess
 from tests.stages.exchanges import (
     assert_contains_exceptions,

@@ -13,9 +13,9 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
 from mitmgate.core.window import Grant, Take
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.client_quota import ClientQuota
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.quota import LONGEST_KEY, key_of
 from mitmgate.stages.rate_limit import RateLimit
 from mitmgate.stores.memory import MemoryStore

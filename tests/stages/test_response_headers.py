@@ -10,9 +10,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import ResponseHeaders as Rule
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Grant
+from mitmgate.pipeline.exchange import Exchange, begin
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.cors import Cors
-from mitmgate.stages.exchange import Exchange, begin
 from mitmgate.stages.response_headers import ResponseHeaders
 from tests.stages.exchanges import Fields, assert_refused, flow_of, routed, snapshot_of
 

@@ -10,8 +10,8 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Assertion
 from mitmgate.core.template import parse
 from mitmgate.core.verdict import Outcome, Verdict
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.rewrite import Rewrite
 from tests.stages.exchanges import (
     NOW,

@@ -7,8 +7,8 @@ import pytest
 from mitmgate.core.reason import Reason
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.routing import Routing
 from tests.stages.exchanges import (

@@ -6,8 +6,8 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.size_limit import SizeLimit
 from tests.stages.exchanges import (
     assert_contains_exceptions,

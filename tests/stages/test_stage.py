@@ -9,9 +9,9 @@ from mitmproxy.test import taddons
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Answer, Exchange, begin
+from mitmgate.pipeline.stage import Row, Stage, fused
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Answer, Exchange, begin
-from mitmgate.stages.stage import Row, Stage, fused
 from tests.stages.exchanges import (
     assert_leaves_decided_alone,
     assert_refused,

@@ -16,7 +16,7 @@ from mitmgate.admin.readings import Sources, report_of
 from mitmgate.admin.report import Report
 from mitmgate.audit.event import fate_of
 from mitmgate.core.reason import Reason
-from mitmgate.stages.exchange import Exchange, exchange_of, exchanges
+from mitmgate.pipeline.exchange import Exchange, exchange_of, exchanges
 
 METHODS: Final = {method: method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 OTHER: Final = "other"

@@ -1,4 +1,4 @@
-"""What the audit trail reads of an exchange: the shape that stages.exchange.Exchange has.
+"""What the audit trail reads of an exchange: the shape that pipeline.exchange.Exchange has.
 
 Written out here, because audit lies below stages and imports nothing of them.
 """

@@ -9,7 +9,7 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.audit.mirror import mirror
 from mitmgate.inspect.kept import close
 from mitmgate.inspect.summary import summarise
-from mitmgate.stages.exchange import exchange_of
+from mitmgate.pipeline.exchange import exchange_of
 
 METADATA = "mitmgate"
 

@@ -16,8 +16,8 @@ from mitmgate.core.request import Forward
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.window import Grant
 from mitmgate.inspect.summary import summarise
+from mitmgate.pipeline.exchange import Exchange, forget
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Exchange, forget
 
 
 class Kept(NamedTuple):

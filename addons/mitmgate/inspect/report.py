@@ -15,7 +15,7 @@ from mitmgate.audit.settings import Redact
 from mitmgate.core.reason import Reason
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.inspect.kept import Kept, kept, kept_of
-from mitmgate.stages.exchange import exchange_of
+from mitmgate.pipeline.exchange import exchange_of
 
 Decision = Mapping[str, Plain]
 Members = dict[str, object]

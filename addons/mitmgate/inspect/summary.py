@@ -6,7 +6,7 @@ from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.stages.exchange import Exchange
+from mitmgate.pipeline.exchange import Exchange
 
 ADMITTED = ":green_circle:"
 PENDING = ":hourglass_flowing_sand:"

@@ -16,7 +16,7 @@ from mitmproxy import hooks
 from mitmproxy.addonmanager import AddonManager, traverse
 from mitmproxy.flow import Flow
 
-from mitmgate.stages.stage import fused
+from mitmgate.pipeline.stage import fused
 
 logger = logging.getLogger(__name__)
 

@@ -35,12 +35,12 @@ from mitmgate.core.http1.target import split_target
 from mitmgate.core.http1.writer import last_chunk
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.pipeline.message import headers_of
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.tcp import TcpState, tcp_info
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, Deadline
 from mitmgate.proxy.transaction import QUEUE, Engine, Transaction, new_request
 from mitmgate.proxy.websocket import Relay
-from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
 

@@ -32,12 +32,12 @@ from mitmgate.core.http2 import read_request, trailers_flaw
 from mitmgate.core.http2_frames import REFUSED, FrameMeter
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.pipeline.message import headers_of
 from mitmgate.proxy.http2_output import Http2Output
 from mitmgate.proxy.memory import PAGE, Account
 from mitmgate.proxy.timers import FLUSH_SECONDS, LINGER_SECONDS, SLACK
 from mitmgate.proxy.transaction import Engine, Transaction, new_request
 from mitmgate.proxy.websocket import Pipe, Relay
-from mitmgate.stages.message import headers_of
 
 logger = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.descriptors import Descriptors, Seldom, raise_limit
 from mitmgate.hostoptions import MISTAKE
 from mitmgate.net.dialler import Dialler
+from mitmgate.pipeline.exchange import Exchange, reject
 from mitmgate.policy.snapshot import SnapshotSource
 from mitmgate.proxy.acceptor import accept
 from mitmgate.proxy.hooks import HookTable, StockHooks
@@ -50,7 +51,6 @@ from mitmgate.proxy.memory import Account, Memory
 from mitmgate.proxy.pool import UpstreamPool
 from mitmgate.proxy.tls import READ_BYTES, UNUSABLE, ListenerContexts, TlsTransport
 from mitmgate.proxy.transaction import Engine, Transaction
-from mitmgate.stages.exchange import Exchange, reject
 
 logger = logging.getLogger(__name__)
 

@@ -73,15 +73,15 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.core.trailers import RequestTrailers, announcing, permitted
 from mitmgate.descriptors import Seldom
+from mitmgate.pipeline.enforcer import BLACK_HOLE, point_at, problem_response
+from mitmgate.pipeline.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
+from mitmgate.pipeline.message import headers_of, make_flow, make_request, make_response
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
 from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
 from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection, UpstreamSide
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
 from mitmgate.stages.arrival import subject_of, thumbprint_of
-from mitmgate.stages.enforcer import BLACK_HOLE, point_at, problem_response
-from mitmgate.stages.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
-from mitmgate.stages.message import headers_of, make_flow, make_request, make_response
 from mitmgate.stages.response_headers import hidden_fields
 
 logger = logging.getLogger(__name__)

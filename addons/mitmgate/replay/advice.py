@@ -10,10 +10,10 @@ from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import named
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.circuit_breaker import opens_when
-from mitmgate.stages.exchange import Exchange
 
 
 class _Case:

@@ -12,6 +12,7 @@ from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
 from mitmgate.core.token import read_token
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange, exchange_of
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import decided
@@ -21,7 +22,6 @@ from mitmgate.replay.recorder import checked_signature
 from mitmgate.replay.redaction import found_signature
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Presented, Recorded
-from mitmgate.stages.exchange import Exchange, exchange_of
 
 MOST_BYTES: Final = 64 * 1024 * 1024
 _EXCHANGE_BYTES: Final = 4096

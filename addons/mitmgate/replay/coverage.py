@@ -12,6 +12,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import Route, named
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.model_routes import Require
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
@@ -32,7 +33,6 @@ from mitmgate.replay.coverage_rules import (
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
-from mitmgate.stages.exchange import Exchange
 
 Address = IPv4Address | IPv6Address
 _CONDITION = frozenset({"condition-false", "condition-error"})

@@ -16,15 +16,15 @@ from mitmgate import chain
 from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.core.trace import valid_traceparent
+from mitmgate.pipeline.enforcer import Enforcer
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Aftermath, Recorded
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
-from mitmgate.stages.enforcer import Enforcer
-from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
 from mitmgate.stores.memory import MemoryStore
 
 _TRACE = "00-00000000000000000000000000000001-0000000000000001-01"

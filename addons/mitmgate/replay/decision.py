@@ -6,7 +6,7 @@ from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome
-from mitmgate.stages.exchange import Exchange
+from mitmgate.pipeline.exchange import Exchange
 
 ADMIT = "admit"
 NO_RULE = "-"

@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mitmgate.core.reason import Reason
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.traffic import Recorded
-from mitmgate.stages.exchange import Exchange
 from mitmgate.usage import UserError
 
 SUFFIX: Final = ".expect.yaml"

@@ -7,14 +7,14 @@ from mitmgate.audit.redact import Redaction, mark
 from mitmgate.core import credentials
 from mitmgate.core.authorize import facts_of
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import dotted
 from mitmgate.replay.advice import advice
 from mitmgate.replay.condition_trace import failing
 from mitmgate.replay.decision import decided
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
-from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage
 
 Facts = dict[str, object]
 

@@ -8,6 +8,7 @@ from typing import Self
 
 from mitmgate.core.jose import Json
 from mitmgate.core.verdict import Outcome
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay import explain_text
 from mitmgate.replay.cases import case
 from mitmgate.replay.deciding import Decider
@@ -15,7 +16,6 @@ from mitmgate.replay.decision import ADMIT, Decision, decided
 from mitmgate.replay.explain import explain
 from mitmgate.replay.offline import load_offline
 from mitmgate.replay.ring import OfflineRing
-from mitmgate.stages.exchange import Exchange
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 """The time of a request that names none; each test starts there, so that it is the same on every day."""

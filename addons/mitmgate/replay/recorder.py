@@ -15,11 +15,11 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange, exchange_of
 from mitmgate.replay.privacy import Privacy, with_policy
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature
 from mitmgate.replay.traffic import Signature
 from mitmgate.stages.circuit_breaker import blamed
-from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)

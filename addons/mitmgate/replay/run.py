@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from mitmgate.core.reason import Reason
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import Decision, decided
 from mitmgate.replay.differences import Kind, Tally, compare
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Recorded, Skipped, Traffic
-from mitmgate.stages.exchange import Exchange
 
 FailOn = Literal["loosened", "tightened", "any", "none"]
 RECORDED: Final = "the recorded verdicts"

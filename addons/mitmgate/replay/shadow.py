@@ -17,6 +17,8 @@ from mitmgate.audit.record import Event
 from mitmgate.audit.trail import AuditSettings, open_trail
 from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Exchange, exchange_of
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.decision import NO_RULE, Decision, decided, is_denial
 from mitmgate.replay.differences import Difference, compare
@@ -24,9 +26,7 @@ from mitmgate.replay.offline import unsigned
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
-from mitmgate.stages.exchange import Exchange, exchange_of
 from mitmgate.stages.own import OwnStage
-from mitmgate.stages.stage import Stage
 from mitmgate.stores.memory import MemoryStore
 
 logger = logging.getLogger(__name__)

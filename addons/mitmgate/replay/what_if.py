@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.problem import Location, nearest
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
-from mitmgate.stages.exchange import Exchange
 from mitmgate.usage import UserError
 
 LIMIT: Final = ("limit", "window", "cost", "key", "mode", "on_store_failure", "ipv6_prefix")

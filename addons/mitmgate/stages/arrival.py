@@ -17,10 +17,10 @@ from mitmgate.core.proof import digest_of
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.pipeline.exchange import Exchange, begin, exchange_of, rejection_of, taken
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import SnapshotSource
-from mitmgate.stages.exchange import Exchange, begin, exchange_of, rejection_of, taken
-from mitmgate.stages.stage import Stage
 
 Pressure = Denial | Awaitable[Denial | None] | None
 

@@ -11,7 +11,7 @@ from mitmgate.audit.ended import Ended, ended
 from mitmgate.audit.event import minimal_event
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.core.reason import Reason
-from mitmgate.stages.exchange import Exchange, exchange_of, exchanges
+from mitmgate.pipeline.exchange import Exchange, exchange_of, exchanges
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
+from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange, told_challenge
-from mitmgate.stages.stage import Stage, route_at
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.proofs import ProofCheck
 from mitmgate.stores.protocol import CounterStore

@@ -6,9 +6,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
+from mitmgate.pipeline.stage import Stage, listed, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange, told_challenge
-from mitmgate.stages.stage import Stage, listed, route_at
 
 
 class Authorization(Stage):

@@ -12,10 +12,10 @@ from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Circuit, Endpoint, Upstream
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
+from mitmgate.pipeline.stage import Stage, reports
 from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stages.exchange import Answer, Exchange, exchange_of
-from mitmgate.stages.stage import Stage, reports
 
 _UPSTREAM_FAILURES = frozenset(
     {Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_MALFORMED, Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_TIMEOUT}

@@ -4,8 +4,8 @@ from collections.abc import Awaitable
 from typing import ClassVar
 
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.quota import Quota, told
 
 

@@ -6,9 +6,9 @@ from mitmgate.core.cors import allowed_origin, grant, is_same_origin, preflight
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Cors as Rule
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Answer, Exchange
+from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage, route_at
 
 
 class Cors(Stage):

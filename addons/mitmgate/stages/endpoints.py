@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Answer, Exchange, asked_host
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange, asked_host
-from mitmgate.stages.stage import Stage
 
 _HEALTHY = Answer(200, ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")), b'{"status":"ok"}')
 _METADATA = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"max-age=300"))

@@ -7,9 +7,9 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.verdict import Step
 from mitmgate.core.websocket import VERSION
+from mitmgate.pipeline.exchange import Answer, Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage
 
 _WEBSOCKETS = Answer(Reason.UPGRADE_REFUSED.status, ((b"Sec-WebSocket-Version", VERSION),))
 

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage, listed
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage, listed
 
 
 class NetworkAccess(Stage):

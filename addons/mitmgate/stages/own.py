@@ -24,11 +24,11 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import header_safe
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Take
+from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
 from mitmgate.policy.scalars import FRAMING, TOKEN
-from mitmgate.stages.exchange import Answer, Exchange, exchange_of
-from mitmgate.stages.stage import Stage
 from mitmgate.stores.protocol import CounterStore
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from mitmgate.core.ratelimit_fields import retry_after
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Grant, Take
-from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage
+from mitmgate.pipeline.exchange import Answer, Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.stores.protocol import CounterStore
 
 ABSENT = "-"

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import reports, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Exchange
 from mitmgate.stages.quota import Quota, told
-from mitmgate.stages.stage import reports, route_at
 
 
 class RateLimit(Quota):

@@ -9,8 +9,8 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.http1.names import LOWER
 from mitmgate.core.ratelimit_fields import fields as ratelimit_fields
 from mitmgate.core.rules import ResponseHeaders as Rule
-from mitmgate.stages.exchange import Exchange, exchange_of
-from mitmgate.stages.message import date_field
+from mitmgate.pipeline.exchange import Exchange, exchange_of
+from mitmgate.pipeline.message import date_field
 
 _OWN = frozenset(
     b"x-request-id x-response-time server-timing x-ratelimit-limit x-ratelimit-remaining x-ratelimit-reset ratelimit "

@@ -19,9 +19,9 @@ from mitmgate.core.routing import allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.assertion import signer_of
+from mitmgate.pipeline.exchange import Answer, Exchange
+from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Answer, Exchange
-from mitmgate.stages.stage import Stage, route_at
 
 
 class Rewrite(Stage):

@@ -9,9 +9,9 @@ from mitmgate.core.request import Head
 from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Exchange
-from mitmgate.stages.stage import Stage, route_at
 
 
 class Routing(Stage):

@@ -17,9 +17,9 @@ from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
+from mitmgate.pipeline.message import headers_of, make_response
 from mitmgate.policy.snapshot import SnapshotSource
-from mitmgate.stages.exchange import Answer, Exchange, exchange_of
-from mitmgate.stages.message import headers_of, make_response
 
 logger = logging.getLogger(__name__)
 

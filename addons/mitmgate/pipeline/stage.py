@@ -11,8 +11,8 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.exchange import Exchange, exchange_of
 from mitmgate.policy.problem import Location
-from mitmgate.stages.exchange import Exchange, exchange_of
 
 logger = logging.getLogger(__name__)
 

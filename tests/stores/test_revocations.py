@@ -15,9 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmgate.core import revocation
+from mitmgate.core.claims import verify_claims
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import LONGEST, Revocation, both, lasting_until, marks, read, written
+from mitmgate.core.token import SignedClaims
+from mitmgate.policy.loader import load_snapshot
 from mitmgate.stores import revocations
 from mitmgate.stores.redis_revocations import STREAM, RevocationStream
 from mitmgate.stores.revocations import ListFullError, RevocationFile, Revocations, live
@@ -163,6 +167,26 @@ def test_how_long_a_revocation_lasts() -> None:
     assert lasting_until("jti", 1000.0, None, 3600.0, 30.0) == 1000 + 3600 + 60 + 1
     assert lasting_until("sub", 1000.0, 2000.0, 3600.0, 30.0) == 2000 + 3600 + 60 + 1
     assert lasting_until("kid", 1000.0, None, 3600.0, 30.0) == 1000 + LONGEST
+
+
+def test_a_token_that_does_not_say_when_it_was_issued_is_refused(tmp_path: Path) -> None:
+    """Before: one that is good for years was refused until `keep` before its end, when its revocation was over."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        """
+version: 1
+identity: {issuers: {corp: {issuer: "https://corp.example", audience: api, algorithms: [HS256], keys: {secret_env: S}}}}
+revocation: {file: revoked.jsonl, keep: 1h}
+upstreams: {up: {endpoints: ["http://127.0.0.1:9"]}}
+routes: [{name: all, match: {prefix: /}, upstream: up}]
+"""
+    )
+    issuer = load_snapshot(policy, {"S": "a development secret of 32 bytes or more"}).issuers["corp"]
+    claims: dict[str, Any] = {"iss": "https://corp.example", "aud": "api", "sub": "alice", "exp": NOW + 1800}
+    assert not isinstance(verify_claims(SignedClaims({**claims, "iat": NOW - 60}), issuer, NOW), Refusal)
+    refusal = verify_claims(SignedClaims(claims), issuer, NOW)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.TOKEN_CLAIM_INVALID
 
 
 class Learnt:

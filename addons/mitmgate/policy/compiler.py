@@ -246,11 +246,15 @@ def _of_tenants(name: str, issuer: Issuer, keys: rules.KeySource) -> Iterator[ru
 
 
 def _revocable(issuer: rules.Issuer, revocation: Revocation | None) -> rules.Issuer:
-    """Let no token be good for longer than it is kept revoked."""
+    """Let no token be good for longer than it is kept revoked.
+
+    One that does not say when it was issued could be brought again near its end, when its revocation is over.
+    """
     if revocation is None:
         return issuer
     longest = revocation.keep if issuer.max_lifetime is None else issuer.max_lifetime
-    return replace(issuer, max_lifetime=min(longest, LONGEST))
+    required = tuple(dict.fromkeys((*issuer.required, "iat")))
+    return replace(issuer, max_lifetime=min(longest, LONGEST), required=required)
 
 
 def _issuer(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
@@ -55,7 +56,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 def exchange(*steps: Step) -> Exchange:
     made = Exchange(
-        snapshot=cast(Snapshot, None),  # Audit reads nothing of it
+        snapshot=cast(Snapshot, SimpleNamespace(own={})),  # all that is read of it
         request=REQUEST,
         request_id="0123456789abcdef",
         now=NOW,

@@ -90,7 +90,8 @@ server.on("clientError", (error, socket) => {
   // comes after an error is not read any more, as without this listener.
   const cut = error.code === "HPE_INVALID_EOF_STATE" && (sockets.get(socket)?.reading ?? 0) > 0;
   if (error.code?.startsWith("HPE_") && !cut && !refused.has(socket)) {
-    write({ event: "broken", code: error.code, bytes: error.rawPacket?.toString("latin1") ?? "" });
+    const bytes = error.rawPacket?.toString("latin1") ?? "";
+    write({ event: "broken", code: error.code, bytes, parsed: error.bytesParsed ?? 0 });
   }
   refused.add(socket);
   if (socket.writable) socket.write("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");

@@ -144,20 +144,84 @@ class NodeOrigin(Origin):
             elif kind == "end":
                 found.append(_of_node(self._open.pop(line["number"]), line))
             elif kind == "broken":
-                found.append(_broken(self.name, line["code"], line["bytes"]))
+                found.append(broken(self.name, line["code"], line["bytes"], line["parsed"]))
         found += [_of_node(line, None) for line in self._open.values()]
         self._open.clear()
         return found
 
 
-def _broken(origin: str, code: str, data: str) -> Logged:
-    """Read what an origin's parser refused: a head with a method that it does not know is a request all the same."""
+_KNOWN = [
+    "ACL",
+    "ANNOUNCE",
+    "BIND",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "DESCRIBE",
+    "FLUSH",
+    "GET",
+    "GET_PARAMETER",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "PAUSE",
+    "PLAY",
+    "POST",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "RECORD",
+    "REDIRECT",
+    "REPORT",
+    "SEARCH",
+    "SETUP",
+    "SET_PARAMETER",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TEARDOWN",
+    "TRACE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+]
+"""The methods of Node's parser (llhttp), those of RTSP among them."""
+
+
+def broken(origin: str, code: str, data: str, parsed: int) -> Logged:
+    """Read what Node's parser refused: a head with a method that it does not know is a request all the same.
+
+    data: what was read together with it, from the rest of an earlier body on. parsed: where in it the parser stopped,
+    which is at the first octet that no method has there.
+    """
+    for start in range(max(0, parsed - 20), parsed + 1):
+        if _begins_method(data[start:parsed]) and not _begins_method(data[start : parsed + 1]):
+            data = data[start:]
+            break
     first, *lines = data.partition("\r\n\r\n")[0].split("\r\n")
     parts = first.split(" ")
     if code == "HPE_INVALID_METHOD" and len(parts) == 3 and parts[2] == "HTTP/1.1":
         headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
         return Logged(origin, parts[0], parts[1], headers, False, False)
     return Logged(origin, f"({code})", repr(data), (), False, False)
+
+
+def _begins_method(text: str) -> bool:
+    return any(method.startswith(text) for method in _KNOWN)
 
 
 def _of_node(line: dict[str, Any], end: dict[str, Any] | None) -> Logged:

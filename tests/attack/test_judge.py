@@ -1,8 +1,10 @@
 """The judge and the generator themselves: what is wrong is found, and a seed says the same again."""
 
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from tests.attack.fuzz import shown, smaller
 from tests.attack.generator import Conversation, generate
 from tests.attack.judge import violations
-from tests.attack.origins import Logged
+from tests.attack.origins import Logged, NodeOrigin
+from tests.live.harness_http import wait_for
+from tests.live.harness_upstream import PATIENCE
 
 Trail = list[dict[str, Any]]
 Log = list[Logged]
@@ -88,3 +92,29 @@ def test_failing_round_is_made_smaller() -> None:
 
     (kept,) = smaller(conversations, fails)
     assert [plan.pieces for plan in kept.plans] == [[needed]]
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "method"),
+    [
+        (b"OPTIONS / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n", b"9088DELETE /b", "ELETE"),
+        (b"", b"FOO /b", "FOO"),
+        (b"", b"PATCHY /b", "PATCHY"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", b"..PROPFINDER /b", "PROPFINDER"),
+    ],
+)
+def test_node_tells_a_method_that_it_does_not_know_from_the_body_before_it(
+    tmp_path: Path, before: bytes, read: bytes, method: str
+) -> None:
+    """Before: what was read together with a head, the rest of a body, was taken for a part of its method."""
+    with NodeOrigin(tmp_path) as origin, socket.create_connection(("127.0.0.1", origin.port)) as link:
+        link.settimeout(PATIENCE)
+        if before:
+            link.sendall(before)
+            wait_for(lambda: '"request"' in origin.log.read_text(), "the head to be read")
+        link.sendall(read + b" HTTP/1.1\r\nHost: x\r\nX-Request-ID: one\r\n\r\n")
+        while link.recv(65536):
+            pass
+        found = [logged for logged in origin.requests() if logged.url == "/b"]
+        assert [logged.method for logged in found] == [method]
+        assert dict(found[0].headers)["X-Request-ID"] == "one"

@@ -90,6 +90,8 @@ def test_stock_mitmweb_with_the_script(tmp_path: Path) -> None:
         command += ["--listen-host", "127.0.0.1", "--listen-port", str(listen), "-s", "addons/gateway.py"]
         command += [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
         with running(*command, directory=tmp_path) as out:
+            # mitmproxy's own server listens before it loads the script, and what it accepts is closed.
+            wait_for(lambda: "mitmgate is listening on" in out.read_text(), "the gateway to listen")
             wait_for(lambda: "Web server listening" in out.read_text(), "mitmweb to start")
             assert request(listen, "GET", "/api/v1/users/7", token=mint()).status == 200
             for _ in range(4):

@@ -235,6 +235,7 @@ def told(made: Exchange) -> dict[str, object]:
 
 def memories() -> "list[_lru_cache_wrapper[Any]]":
     """Find every function of the gateway that remembers what it has returned."""
+    gc.unfreeze()  # a test before may have started what freezes, and frozen objects are not listed
     return [one for one in gc.get_objects() if isinstance(one, _lru_cache_wrapper) and "mitmgate" in one.__module__]
 
 

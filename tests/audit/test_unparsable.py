@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mitmgate.audit import redact
+from mitmgate.audit.asked import wire_text
 from mitmgate.core.http1.recorded import SHOWN, asked, shown
 from tests.live.harness import Gateway, policy_file
 from tests.live.harness_http import wait_for
@@ -164,3 +168,10 @@ def test_what_is_taken_from_a_line() -> None:
     assert asked(b"GET /v1/a:b") == (b"GET", b"/v1/a:b")
     assert len(shown(b"/" + b"\x00" * 100_000)) <= 4 * SHOWN + 30
     assert shown(b"/\\x20") == b"/\\x5cx20", "an escape can't be forged"
+
+
+@given(st.binary(max_size=40), st.integers(0, 400))
+def test_stray_bytes_are_written_as_backslashreplace_does(octets: bytes, times: int) -> None:
+    """However many there are; behind what is looked at nothing is written."""
+    text = octets * times
+    assert wire_text(text.decode("latin-1"))[: redact.SHOWN] == text.decode("utf-8", "backslashreplace")[: redact.SHOWN]

@@ -1,7 +1,7 @@
 """What a request asked for, as an event says it: text that the client chose, decoded and redacted."""
 
 from mitmgate.audit.record import Event
-from mitmgate.audit.redact import Redaction
+from mitmgate.audit.redact import SHOWN, Redaction
 from mitmgate.core.request import Head, Request
 
 
@@ -33,12 +33,16 @@ def wire_text(text: str) -> str:
 
 
 def _text(octets: bytes) -> str:
-    """Decode UTF-8; stray bytes become escapes, as `backslashreplace` writes them, which takes a µs for each."""
+    """Decode UTF-8; stray bytes become escapes, as `backslashreplace` writes them, which takes a µs for each.
+
+    Behind what Redaction looks at they stay surrogates, which are counted and not written.
+    """
     try:
         return octets.decode("utf-8")
     except UnicodeDecodeError:
-        marked = octets.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace")
-        return marked.replace(b"\\udc", b"\\x").decode("utf-8")
+        text = octets.decode("utf-8", "surrogateescape")
+        marked = text[:SHOWN].encode("utf-8", "backslashreplace").replace(b"\\udc", b"\\x").decode("utf-8")
+        return marked + text[SHOWN:]
 
 
 def _host_field(request: Request) -> str:

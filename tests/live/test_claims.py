@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mitmgate.cli import main
 from mitmgate.replay.privacy import Privacy, Veil
+from tests.command_line import command
 from tests.live.harness import SECRET, Gateway, audit_events, mint, policy, route, write_policy
 from tests.live.harness_upstream import RecordingUpstream
 
@@ -81,12 +81,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert status(iss=ONE, realm_access={"roles": [{"name": "user"}]}) == 401
             assert len(upstream.requests) == count, "the service saw nothing of these"
     return directory
-
-
-def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    status = main(words)
-    said = capsys.readouterr()
-    return status, said.out + said.err
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mitmgate.cli import main
+from tests.command_line import command
 from tests.live.harness import SECRET, Gateway, mint, policy, route, write_policy
 from tests.live.harness_upstream import RecordingUpstream
 
@@ -58,12 +58,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert gateway.get("/api/v1/users/7", token=token("fred", "pro")).status == 200, "who pays has room at once"
             assert gateway.get("/api/v1/users/7", token=token("petra", "free")).status == 429
     return directory
-
-
-def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    status = main(words)
-    said = capsys.readouterr()
-    return status, said.out + said.err
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mitmgate.cli import main
 from mitmgate.replay.privacy import Hidden, Privacy, Veil
+from tests.command_line import command
 from tests.live.harness import SECRET, Gateway, mint, policy, write_policy
 from tests.live.harness_upstream import RecordingUpstream
 
@@ -76,12 +76,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             gateway.get("/api/v1/users/7", token=mint(), headers={"Origin": "https://app.example"})
         assert len(upstream.requests) > 20
     return directory
-
-
-def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    status = main(words)
-    said = capsys.readouterr()
-    return status, said.out + said.err
 
 
 @pytest.fixture(autouse=True)

@@ -19,30 +19,33 @@ def add_asked(event: Event, request: Request, head: Head | None, redaction: Reda
         event["query"] = redaction.query(wire_text(query))
     agents = request.headers.all(b"user-agent")
     if agents:
-        event["user_agent"] = redaction.field("user-agent", _text(agents[0]))
+        event["user_agent"] = redaction.field("user-agent", _text(agents[0], SHOWN))
 
 
-def wire_text(text: str) -> str:
-    """Read text that was decoded as ISO-8859-1 as the UTF-8 that it most likely is; stray bytes become escapes."""
+def wire_text(text: str, most: int | None = None) -> str:
+    """Read text that was decoded as ISO-8859-1 as the UTF-8 that it most likely is; stray bytes become escapes.
+
+    most: as in `_text`.
+    """
     if text.isascii():
         return text
     try:
-        return _text(text.encode("latin-1"))
+        return _text(text.encode("latin-1"), most)
     except UnicodeEncodeError:  # it is no wire text
         return text
 
 
-def _text(octets: bytes) -> str:
+def _text(octets: bytes, most: int | None = None) -> str:
     """Decode UTF-8; stray bytes become escapes, as `backslashreplace` writes them, which takes a µs for each.
 
-    Behind what Redaction looks at they stay surrogates, which are counted and not written.
+    most: characters that will be looked at; behind them stray bytes stay surrogates, which are counted, not written.
     """
     try:
         return octets.decode("utf-8")
     except UnicodeDecodeError:
         text = octets.decode("utf-8", "surrogateescape")
-        marked = text[:SHOWN].encode("utf-8", "backslashreplace").replace(b"\\udc", b"\\x").decode("utf-8")
-        return marked + text[SHOWN:]
+        marked = text[:most].encode("utf-8", "backslashreplace").replace(b"\\udc", b"\\x").decode("utf-8")
+        return marked if most is None else marked + text[most:]
 
 
 def _host_field(request: Request) -> str:
@@ -58,7 +61,7 @@ def _without_userinfo(authority: str) -> str:
 def _unread(target: str, host: str, redaction: Redaction) -> tuple[str, str, str | None]:
     """Split a target that Hygiene has not accepted into host, path and query, for people to read."""
     target = wire_text(target)
-    host = wire_text(_without_userinfo(host))
+    host = wire_text(_without_userinfo(host), SHOWN)
     ends = [at for at in (target.find("?"), target.find("#")) if at >= 0]
     path, query = (target[: min(ends)], target[min(ends) + 1 :]) if ends else (target, None)
     if not path.startswith("/"):

@@ -140,7 +140,7 @@ def test_a_subject_under_load_in_two_processes(pair: Running) -> None:
                 ends.append(ended(link))
             cut = time.monotonic() - at
             wait_for(lambda: len(said(pair.audit, "revoked")) == 2, "both workers to have learnt it")
-            load.go_on(8)  # what each client had on its way
+            load.go_round()  # what each client had on its way
             before = load.statuses[200]
             upstream.forget_requests()
             load.go_on(50)

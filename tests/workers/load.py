@@ -24,7 +24,8 @@ class Load:
         self._port, self._token, self._target = port, token, target
         self._ending = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+        self._rounds = [0] * clients
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(clients)]
 
     @property
     def answered(self) -> int:
@@ -36,7 +37,15 @@ class Load:
         wanted = self.answered + count
         wait_for(lambda: self.answered >= wanted, f"{count} more answers; failures: {self.failures}")
 
-    def _run(self) -> None:
+    def go_round(self, count: int = 2) -> None:
+        """Return when each client was answered so many times more; what was on its way before has come then."""
+        before = list(self._rounds)
+        wait_for(
+            lambda: all(now >= was + count for now, was in zip(self._rounds, before, strict=True)),
+            f"{count} more answers for each client; failures: {self.failures}",
+        )
+
+    def _run(self, number: int) -> None:
         link = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         while not self._ending.is_set():
             try:
@@ -50,6 +59,7 @@ class Load:
             with self._lock:
                 self.statuses[answer.status] += 1
                 self.ids.append(answer.one("x-request-id") or "")
+                self._rounds[number] += 1
         link.close()
 
     def __enter__(self) -> Self:

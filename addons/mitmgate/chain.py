@@ -19,8 +19,8 @@ from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, required_options, spare_start
 from mitmgate.net.dialler import Dialler
 from mitmgate.pipeline.enforcer import Enforcer
-from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Stage, reports
+from mitmgate.pipeline.exchange import Exchange, reports
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own, in_place

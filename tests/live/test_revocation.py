@@ -14,8 +14,9 @@ import pytest
 
 from mitmgate.cli import main
 from tests.live.harness import ISSUER, SECRET, Gateway, Host, mint, policy, write_policy
-from tests.live.harness_http import Answered, free_port, request, wait_for
+from tests.live.harness_http import Answered, free_port, request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
+from tests.protocol.raw_http2 import RawHttp2, request_fields
 from tests.protocol.test_upgrade import HANDSHAKE, SWITCHING
 from tests.redis_server import RedisServer
 from tests.workers.load import Load
@@ -46,6 +47,7 @@ def policy_with(directory: Path, upstream: RecordingUpstream, **members: Any) ->
     made["routes"] += [
         {"name": "ws", "match": {"exact": "/ws"}, "upstream": "users", "websocket": True},
         {"name": "events", "match": {"exact": "/events"}, "upstream": "users", "stream": "always"},
+        {"name": "kept", "match": {"exact": "/kept"}, "upstream": "users", "stream": "never"},
     ]
     return write_policy(directory, made)
 
@@ -307,6 +309,64 @@ def test_each_kind_in_each_host(single: Running, words: tuple[str, str], claims:
     assert not refused(single, other)
     revoke(single.gateway.policy_path, *words, "--lift")
     wait_for(lambda: not refused(single, token), "the lift", WITHIN)
+
+
+def posted(running: Running) -> list[dict[str, Any]]:
+    return [one for one in said(running.audit, "request") if one["method"] == "POST"]
+
+
+@pytest.mark.parametrize("target", ["/kept", "/events"])
+@pytest.mark.parametrize("wire", ["http/1.1", "h2"])
+def test_an_upload_ends_with_the_token_that_admitted_it(single: Running, wire: str, target: str) -> None:
+    """/kept is sent on when it is whole, /events as it comes; of neither the service gets all."""
+    session = f"{wire} {target} {single.gateway.port}"
+    bearer = f"Bearer {mint(sid=session)}"
+    single.upstream.forget()
+    uploads = len(posted(single))
+    port = single.gateway.port
+    with ExitStack() as stack:
+        if wire == "h2":
+            client = stack.enter_context(RawHttp2(port, None))
+            fields = request_fields("POST", target, (b"authorization", bearer.encode()))
+            number = client.request([*fields, (b"expect", b"100-continue")], end=False)
+            client.until(lambda: bool(client.streams[number].fields), "the leave to send")
+            client.send(client.data(number, b"half"))
+        else:
+            link = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
+            asked = f"POST {target} HTTP/1.1\r\nHost: x\r\nAuthorization: {bearer}\r\nExpect: 100-continue\r\n"
+            link.sendall(f"{asked}Transfer-Encoding: chunked\r\n\r\n".encode())
+            assert link.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            link.sendall(b"4\r\nhalf\r\n")
+        if target == "/events":
+            wait_for(lambda: b"half" in single.upstream.raw, "the first half")
+        revoke(single.gateway.policy_path, "--session", session)
+        wait_for(
+            lambda: any(one["value"] == session for one in said(single.audit, "revoked")), "it to be known", WITHIN
+        )
+        if wire == "h2":
+            if target == "/kept":
+                client.send(client.data(number, b"rest", end=True))
+            client.until(lambda: client.streams[number].over, "the answer")
+            got = dict(client.streams[number].fields)
+            assert got[b":status"] == b"401"
+            challenge = got[b"www-authenticate"]
+        else:
+            if target == "/kept":
+                link.sendall(b"4\r\nrest\r\n0\r\n\r\n")
+            answered = b""
+            while b"token-revoked" not in answered:
+                part = link.recv(65536)
+                assert part, answered
+                answered += part
+            assert status_of(answered) == 401
+            challenge = answered
+        assert b'error="invalid_token"' in challenge
+    single.upstream.assert_saw_only(0) if target == "/kept" else single.upstream.settle()
+    assert single.upstream.requests == []
+    wait_for(lambda: len(posted(single)) > uploads, "the record")
+    (record,) = posted(single)[uploads:]
+    assert (record["reason"], record["outcome"], record["status"]) == ("token-revoked", "failed", 401)
+    single.upstream.reply = answer
 
 
 def test_it_survives_a_restart_and_a_list_that_is_gone_denies(tmp_path: Path, upstream: RecordingUpstream) -> None:

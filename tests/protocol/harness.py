@@ -198,6 +198,8 @@ class Gate:
         self.source = Source(limits or {}, tls)
         self.hooks = Hooks()
         self.port = 0
+        self.withdrawn: Reason | None = None
+        """Why nothing that was admitted holds any more."""
         self._route, self._fail_over, self._with_enforcer = chosen, fail_over, enforcer
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -225,7 +227,7 @@ class Gate:
                 keep_host_header=True,
                 block_global=False,
             )
-            self.layer = Listener(self.source, self._fail_over)
+            self.layer = Listener(self.source, self._fail_over, withdrawn=lambda exchange: self.withdrawn)
             decide = Decide(self._route)
             self.decide = decide
             master.addons.add(self.layer, Arrival(self.source, lambda: None), Hygiene(), decide, self.hooks)

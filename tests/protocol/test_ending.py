@@ -2,11 +2,13 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import h2.events
 import pytest
 
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.pipeline.exchange import Exchange, exchange_of
 from tests.live.harness_http import status_of, wait_for
@@ -93,6 +95,31 @@ def test_stream_is_cut(events: Serving) -> None:
         assert not receive(link).endswith(b"0\r\n\r\n")
         assert gate.hooks.wait_ends(1) == [("error", Reason.TOKEN_EXPIRED)]
         assert gate.layer.lasting == []
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.parametrize("ends", ["expires", "is withdrawn"])
+def test_an_upload_ends_with_its_token(upstream: RecordingUpstream, stream: str, ends: str) -> None:
+    with Gate(route(upstream.url, stream=stream)) as gate, connect(gate.port) as link:
+        until = time.time() + (0.3 if ends == "expires" else 3600)
+        gate.decide.principal = Principal("alice", "dev", (), frozenset(), {}, until)
+        link.sendall(b"POST /p HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        reason = Reason.TOKEN_EXPIRED
+        if ends == "is withdrawn":
+            reason = Reason.TOKEN_REVOKED
+            wait_for(lambda: bool(gate.hooks.seen), "the head")
+            gate.withdrawn = reason
+            on_loop(gate, gate.layer.cut_withdrawn)
+        if stream == "never":
+            wait_for(lambda: time.time() > until or gate.withdrawn is not None, "the end of the token")
+            link.sendall(b"4\r\nrest\r\n0\r\n\r\n")
+        got = receive(link, complete=True)
+        assert status_of(got) == 401
+        assert b'WWW-Authenticate: Bearer error="invalid_token"' in got
+        assert gate.hooks.wait_ends(1)[0][1] is reason
+        upstream.settle()
+        assert upstream.requests == []
+        assert b"rest" not in upstream.raw
 
 
 def test_websocket_is_cut() -> None:

@@ -1,5 +1,6 @@
 """What stages share of one request, and the messages that they make."""
 
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from time import perf_counter
 
@@ -29,6 +30,8 @@ def test_an_admitted_token_lasts_its_leeway_longer(snapshot: Snapshot, expires: 
     assert (seconds_left(made) == 0.0) is (left == 0.0)
     made.started -= 1000.0
     assert seconds_left(made) == 0.0
+    made.snapshot = replace(snapshot, mode="report")
+    assert seconds_left(made) is None, "it is only observed"
 
 
 def test_a_date_is_that_of_its_second() -> None:

@@ -148,6 +148,8 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
         # In report mode a challenge may be left of a 401 that was only observed.
         if exchange.challenge is not None and (reason.status in {401, 403} or reason is Reason.CREDENTIAL_AMBIGUOUS):
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
+    elif reason.status == 401:  # what had admitted it has ended meanwhile
+        extra = ((b"WWW-Authenticate", b'Bearer error="invalid_token"'),)
     if is_call(exchange.request):
         fields = status_fields(reason, detail, exchange.request.headers.one(b"content-type") or b"")
         return _make(HTTPStatus.OK, (*fields, _PROBLEM_FIELDS[1], *extra), b"")

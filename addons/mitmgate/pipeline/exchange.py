@@ -154,10 +154,18 @@ def asked_host(exchange: Exchange) -> str:
     return "" if exchange.head is None else exchange.head.host
 
 
+def reports(exchange: Exchange) -> bool:
+    """Tell whether the policy, or the route, observes denials instead of enforcing them."""
+    return exchange.snapshot.mode == "report" or (exchange.route is not None and exchange.route.mode == "report")
+
+
 def seconds_left(exchange: Exchange) -> float | None:
-    """Return how long the token holds that the request was admitted with, its leeway included; None: it needed none."""
+    """Return how long the token holds that the request was admitted with, its leeway included.
+
+    None: it needed none, or denials are only observed.
+    """
     principal = exchange.principal
-    if principal is None:
+    if principal is None or reports(exchange):
         return None
     until = principal.expires + exchange.snapshot.issuers[principal.issuer].leeway
     return max(0.0, until - exchange.now - (time.perf_counter() - exchange.started))

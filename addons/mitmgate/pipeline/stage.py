@@ -11,7 +11,7 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.pipeline.exchange import Exchange, exchange_of
+from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
 from mitmgate.policy.problem import Location
 
 logger = logging.getLogger(__name__)
@@ -205,8 +205,3 @@ def listed(exchange: Exchange, networks: Networks) -> dict[str, object]:
         "deny": list(networks.deny.networks),
         "allow": list(networks.allow.networks),
     }
-
-
-def reports(exchange: Exchange) -> bool:
-    """Tell whether the policy, or the route, observes denials instead of enforcing them."""
-    return exchange.snapshot.mode == "report" or (exchange.route is not None and exchange.route.mode == "report")

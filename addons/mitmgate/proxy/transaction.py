@@ -453,9 +453,13 @@ class Transaction(Recipient):
             self._ask_for_body()
 
     def _stream_request(self, upstream: UpstreamSide) -> None:
+        if self._withdrawn():
+            return
         self._request = RequestPhase.STREAMING
         self._ask_for_body()
         self._send_request(upstream, None)
+        if self._request is RequestPhase.STREAMING:
+            self._limit_lifetime(None)
 
     def _ask_for_body(self) -> None:
         """Send the 100 that an admitted client waits for, unless the body is there (RFC 9110, section 10.1.1)."""
@@ -547,8 +551,22 @@ class Transaction(Recipient):
 
     def _forward_whole(self, upstream: UpstreamSide) -> None:
         """Send a whole request."""
+        if self._withdrawn():
+            return
         self._await_response()
         self._send_request(upstream, self._content)
+
+    def _withdrawn(self) -> bool:
+        """Answer in the service's place where what admitted a request no longer holds, while it is not yet sent."""
+        exchange = self.exchange
+        if exchange is None or exchange.principal is None:
+            return False
+        reason = self._engine.withdrawn(exchange)
+        if reason is None and seconds_left(exchange) == 0.0:
+            reason = Reason.TOKEN_EXPIRED
+        if reason is not None:
+            self._fail(reason)
+        return reason is not None
 
     def _send_request(self, upstream: UpstreamSide, content: bytes | None) -> None:
         """Send the request that was decided on, whatever the flow says by now. content: None: the body follows."""
@@ -763,7 +781,7 @@ class Transaction(Recipient):
         self._relay = relay = Relay(
             flow, self._engine.table, client.pipe, upstream, self._wait_for, self._relayed, client.recount
         )
-        self._limit_lifetime()
+        self._limit_lifetime(self._stream_timeout())
         relay.start()
         self._client.switch(response, relay)
         if self._relay is not None:
@@ -826,7 +844,7 @@ class Transaction(Recipient):
         response.stream = True
         self._response = ResponsePhase.STREAMING
         self._head_sent = True
-        self._limit_lifetime()
+        self._limit_lifetime(self._stream_timeout())
         self._client.send_head(response, self._response_length, None)
         if self._client.congested:
             self.client_congested(True)
@@ -928,11 +946,13 @@ class Transaction(Recipient):
             self._blame_endpoint(Failure(Reason.UPSTREAM_TIMEOUT, late))
             self._fail(Reason.UPSTREAM_TIMEOUT)
 
-    def _limit_lifetime(self) -> None:
-        """End what lasts when the token that opened it expires, or when the route's time for a stream is over."""
+    def _limit_lifetime(self, bound: float | None) -> None:
+        """End what lasts when the token that opened it expires, or after `bound` seconds."""
+        if self._lifetime is not None:
+            self._lifetime.cancel()
+            self._lifetime = None
         exchange = self.exchange
         left, reason = None if exchange is None else seconds_left(exchange), Reason.TOKEN_EXPIRED
-        bound = None if exchange is None or exchange.route is None else exchange.route.stream_timeout
         if bound is not None and self._relay is None and (left is None or bound < left):
             left, reason = bound, Reason.STREAM_TIMEOUT
         if exchange is not None and exchange.principal is not None:
@@ -940,6 +960,10 @@ class Transaction(Recipient):
             left, reason = (left, reason) if withdrawn is None else (0.0, withdrawn)
         if left is not None:
             self._lifetime = self._engine.loop.call_later(left, self._outlived, reason)
+
+    def _stream_timeout(self) -> float | None:
+        exchange = self.exchange
+        return None if exchange is None or exchange.route is None else exchange.route.stream_timeout
 
     def _outlived(self, reason: Reason) -> None:
         try:
@@ -949,17 +973,29 @@ class Transaction(Recipient):
             self.broken()
 
     def cut(self, reason: Reason) -> None:
-        """End a streamed response: what admitted it no longer holds."""
+        """End a streamed response, or a streamed request: what admitted it no longer holds."""
         if self._relay is not None:
             self._relay.cut(reason)
         elif self.lasts:
             self._abort(reason)
+        elif self._uploads:
+            if self._waiting:
+                self._later(partial(self.cut, reason))
+            else:
+                self._fail(reason)
 
     def cut_withdrawn(self) -> None:
         """End what lasts, where what admitted it no longer holds."""
-        reason = None if self.exchange is None or not self.lasts else self._engine.withdrawn(self.exchange)
+        exchange = self.exchange
+        if exchange is None or not (self.lasts or self._uploads):
+            return
+        reason = self._engine.withdrawn(exchange)
         if reason is not None:
             self._outlived(reason)
+
+    @property
+    def _uploads(self) -> bool:
+        return self._request is RequestPhase.STREAMING and not self._over
 
     def relieve(self) -> None:
         """End the exchange, because too much is held for this client; with a problem while that can still be said."""

@@ -12,8 +12,8 @@ from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Circuit, Endpoint, Upstream
 from mitmgate.core.verdict import Step
-from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
-from mitmgate.pipeline.stage import Stage, reports
+from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of, reports
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
 

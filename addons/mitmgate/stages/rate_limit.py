@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
-from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import reports, route_at
+from mitmgate.pipeline.exchange import Exchange, reports
+from mitmgate.pipeline.stage import route_at
 from mitmgate.policy.problem import Location
 from mitmgate.stages.quota import Quota, told
 

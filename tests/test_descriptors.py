@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.descriptors import FEWEST, NO_DESCRIPTOR, Descriptors, Seldom, is_shortage, is_shortage_text
+from mitmgate.descriptors import (
+    FEWEST,
+    KINDS,
+    NO_DESCRIPTOR,
+    Descriptors,
+    Seldom,
+    SeldomEach,
+    is_shortage,
+    is_shortage_text,
+)
 from mitmgate.proxy.limits import PolicyBounds
 from tests.protocol.harness import Source
 
@@ -58,3 +67,21 @@ def test_log_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         "at 1 (and 2 times more since the last line)",
         "at 5 (and 1 times more since the last line)",
     ]
+
+
+def test_who_fails_in_ever_new_ways_is_told_of_seldom(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class WildError(Exception):
+        def __repr__(self) -> str:
+            raise SystemExit
+
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    seldom = SeldomEach(logging.getLogger("test"))
+    for number in range(1000):
+        seldom.failed("%s failed: %s", "one", ValueError(number))
+        seldom.failed("%s failed: %s", "one", ValueError("x" * number * 1000))
+    assert len(caplog.messages) <= KINDS + 1
+    seldom.failed("%s failed: %s", "other", ValueError(1))
+    seldom.failed("%s failed: %s", "other", WildError())
+    assert caplog.messages[-2:] == ["other failed: ValueError(1)", "other failed: WildError"]

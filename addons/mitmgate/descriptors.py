@@ -25,6 +25,9 @@ SHORTAGE: Final = frozenset(
 )
 """Errors of a socket that say something of this machine, and nothing of the other side."""
 
+KINDS: Final = 32
+_KIND: Final = 500  # characters; what an error says may be of the client's choice
+
 NO_DESCRIPTOR: Final = f"[Errno {errno.EMFILE}] too few file descriptors are left"
 """What a connection to a service is refused with, in mitmproxy's way of telling errors."""
 
@@ -111,16 +114,41 @@ class Seldom:
         self._last = float("-inf")
         self._left_out = 0
 
-    def log(self, level: int, message: str, *arguments: object) -> None:
-        """Log, unless something was logged less than a second ago. level: as logging's."""
+    def log(self, level: int, message: str, *arguments: object, error: BaseException | None = None) -> None:
+        """Log, unless something was logged less than a second ago. level: as logging's. error: with its traceback."""
         now = time.monotonic()
         if now < self._last + 1:
             self._left_out += 1
             return
         more = f" (and {self._left_out} times more since the last line)" if self._left_out else ""
         self._last, self._left_out = now, 0
-        self._logger.log(level, message + more, *arguments)
+        self._logger.log(level, message + more, *arguments, exc_info=error)
 
     def warning(self, message: str, *arguments: object) -> None:
         """Log a warning."""
         self.log(logging.WARNING, message, *arguments)
+
+
+class SeldomEach:
+    """The same for who may fail in several ways: a line a second of each of the first KINDS, and one of all others."""
+
+    __slots__ = ("_kinds", "_logger")
+
+    def __init__(self, logger: logging.Logger) -> None:
+        """logger: whose lines they are."""
+        self._logger = logger
+        self._kinds: dict[str, dict[str, Seldom]] = {}
+
+    def failed(self, message: str, subject: str, error: BaseException) -> None:
+        """Log an error and its traceback. message: with a place for the subject, and one for what the error says.
+
+        subject: who has failed, a name of the policy's or ours.
+        """
+        try:
+            kind = repr(error)
+        except BaseException:  # it is an operator's own, and may do anything
+            kind = type(error).__name__
+        kinds = self._kinds.setdefault(subject, {})
+        known = kind if kind in kinds or (len(kinds) < KINDS and len(kind) <= _KIND) else ""
+        seldom = kinds.setdefault(known, Seldom(self._logger))
+        seldom.log(logging.ERROR, message, subject, kind, error=error)

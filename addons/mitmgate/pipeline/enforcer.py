@@ -17,11 +17,13 @@ from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.descriptors import Seldom
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
 from mitmgate.pipeline.message import headers_of, make_response
 from mitmgate.policy.snapshot import SnapshotSource
 
 logger = logging.getLogger(__name__)
+_unsigned, _failed = Seldom(logger), Seldom(logger)
 
 _PROBLEM_FIELDS = ((b"Content-Type", MEDIA_TYPE), (b"Cache-Control", b"no-store"))
 
@@ -56,8 +58,8 @@ class Enforcer:
             elif flow.response is None:
                 forward(flow, exchange)
                 exchange.admitted = True
-        except Exception:
-            logger.exception("enforcer failed")
+        except Exception as error:
+            _failed.log(logging.ERROR, "enforcer failed", error=error)
             try:
                 flow.response = _response(Reason.STAGE_ERROR, "", "", ())
             except Exception:
@@ -72,7 +74,8 @@ class Enforcer:
         if not (ready and verdict.admitted_by(self.required)):
             signed = {step.stage for step in verdict.steps}
             missing = [name for name in self.required if name not in signed]
-            logger.error("request %s denied: not signed by %s", exchange.request_id, missing or "all in order")
+            text = "request %s denied: not signed by %s"
+            _unsigned.log(logging.ERROR, text, exchange.request_id, missing or "all in order")
             verdict.record(
                 Step("enforcer", Outcome.DENY, Reason.STAGE_ERROR, "The gateway could not decide on this request.")
             )

@@ -11,10 +11,11 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.descriptors import SeldomEach
 from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
 from mitmgate.policy.problem import Location
 
-logger = logging.getLogger(__name__)
+_seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
 
 NEVER_OBSERVED = frozenset(
     {
@@ -112,7 +113,7 @@ class Stage:
 
     def failed(self, error: Exception) -> Step:
         """Make the denial of a stage that could not decide, and log why."""
-        logger.error("stage %s failed: %r", self.name, error, exc_info=error)
+        _seldom.failed("stage %s failed: %s", self.name, error)
         return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
 
 

@@ -11,9 +11,10 @@ from mitmgate.audit.ended import Ended, ended
 from mitmgate.audit.event import minimal_event
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.core.reason import Reason
+from mitmgate.descriptors import Seldom
 from mitmgate.pipeline.exchange import Exchange, exchange_of, exchanges
 
-logger = logging.getLogger(__name__)
+_seldom = Seldom(logging.getLogger(__name__))
 
 
 class Audit:
@@ -64,8 +65,9 @@ class Audit:
             exchange.audited = True
             try:
                 one = _ended(flow, exchange, aborted)
-            except Exception:
-                logger.exception("the end of %s could not be recorded", exchange.request_id)
+            except Exception as error:
+                text = "the end of %s could not be recorded"
+                _seldom.log(logging.ERROR, text, exchange.request_id, error=error)
                 detail, digest = "The event could not be made.", exchange.verdict.policy_digest
                 self._trail.emit(minimal_event(exchange.request_id, exchange.now, Reason.STAGE_ERROR, detail, digest))
             else:

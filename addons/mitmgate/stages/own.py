@@ -24,6 +24,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import header_safe
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Take
+from mitmgate.descriptors import Seldom, SeldomEach
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
 from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.own_stages import Own
@@ -32,6 +33,7 @@ from mitmgate.policy.scalars import FRAMING, TOKEN
 from mitmgate.stores.protocol import CounterStore
 
 logger = logging.getLogger(__name__)
+_seldom, _unended = SeldomEach(logger), Seldom(logger)
 
 LONGEST_DETAIL: Final = 200
 LONGEST_FIELD: Final = 1024
@@ -216,7 +218,7 @@ class OwnStage(Stage):
             self._reply(exchange, response)
         except BaseException as error:  # SystemExit, say, which would end the process
             exchange.response_refused = True
-            logger.error("stage %s failed on a response: %r", self.name, error, exc_info=error)
+            _seldom.failed("stage %s failed on a response: %s", self.name, error)
 
     def _reply(self, exchange: Exchange, response: Response) -> None:
         own = exchange.snapshot.own[self.name]
@@ -321,7 +323,7 @@ def _end(task: "asyncio.Task[object]") -> None:
     try:
         _drop(task.get_coro())
     except (RuntimeError, ValueError) as error:  # it ignores that, too, or runs at this moment
-        logger.error("a call of a stage can't be ended: %r", error)
+        _unended.log(logging.ERROR, "a call of a stage can't be ended: %r", error)
 
 
 def _drop(pending: object) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from mitmgate.core.http1.names import _MOST, _Lowered
 from mitmgate.core.http1.reader import RequestReader
 from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
+from mitmgate.core.proof import UnverifiedProof
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Assertion
+from mitmgate.core.rules import Assertion, Proofs
 from mitmgate.core.verdict import Outcome
 from mitmgate.core.window import Take
 from mitmgate.keys.assertion import Signer
@@ -29,6 +31,7 @@ from mitmgate.policy.condition import KNOWN, compile_condition
 from mitmgate.replay.redaction import Redactor
 from mitmgate.stages.quota import LONGEST_KEY
 from mitmgate.stores.memory import DEFAULT_KEYS, MemoryStore
+from mitmgate.stores.proofs import MOST, UsedProofs
 
 ROOT: Final = Path(__file__).resolve().parents[1] / "addons/mitmgate"
 MIB: Final = 1 << 20
@@ -56,6 +59,7 @@ CHOSEN_BY_CLIENTS: Final[dict[str, int]] = {
     "stores/memory:MemoryStore._fresh": 120 * MIB,  # 100,000 keys; one limit's window each
     "stores/memory:MemoryStore._used": 120 * MIB,
     "stores/memory:MemoryStore._full": 120 * MIB,
+    "stores/proofs:UsedProofs._issued": 24 * MIB,
 }
 """What clients choose keys of, and what it may take at the most, in bytes; `FEEDS` fills each."""
 
@@ -94,7 +98,8 @@ OTHERS: Final[dict[str, str]] = {
         "times within a window": "core/circuit:Breaker._failures core/circuit:Breaker._successes",
         "a number of records, of seconds, of texts": """
             audit/sink:SinkThread._queue audit/event:_second audit/ended:_TEXTS policy/history:History.rejections
-            stores/fallback:Fallback.returns""",
+            stores/fallback:Fallback.returns
+            descriptors:SeldomEach._kinds""",
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
         "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
@@ -251,6 +256,14 @@ def feed_limits(made: list[str]) -> object:
     return store
 
 
+def feed_proofs(made: list[str]) -> object:
+    used = UsedProofs()
+    for text in made:
+        proof = UnverifiedProof("ES256", {}, "A" * 43, b"", b"", text[-255:], "GET", "/", time.time() + 60.0, "x", None)
+        used.use(proof, Proofs(), time.time(), 0.0)
+    return used
+
+
 FEEDS: Final[dict[Callable[[list[str]], object], tuple[int, tuple[str, ...]]]] = {
     feed_words: (mirror._kept.cache_info().maxsize or 0, ("audit/mirror:_kept",)),
     feed_steps: (mirror._shared_step.cache_info().maxsize or 0, ("audit/mirror:_shared_step",)),
@@ -267,6 +280,7 @@ FEEDS: Final[dict[Callable[[list[str]], object], tuple[int, tuple[str, ...]]]] =
     feed_conditions: (KNOWN, ("policy/condition:CelCondition._known",)),
     feed_tokens: (FED, ("replay/redaction:Redactor._tokens",)),
     feed_limits: (DEFAULT_KEYS, tuple(f"stores/memory:MemoryStore.{shelf}" for shelf in ("_fresh", "_used", "_full"))),
+    feed_proofs: (MOST, ("stores/proofs:UsedProofs._issued",)),
 }
 """How each is filled, and how many keys it holds at the most; FED where octets alone bound it."""
 

@@ -19,7 +19,7 @@ from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
-from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.proofs import UsedProofs
 from mitmgate.stores.protocol import CounterStore
 from mitmgate.stores.revocations import RevocationFile, Revocations, Source
 from mitmgate.stores.store import open_store
@@ -39,7 +39,7 @@ class Services:
     trail: AuditTrail
     dialler: Dialler = field(default_factory=Dialler)
     revocations: Revocations = field(default_factory=Revocations)
-    proofs: CounterStore = field(default_factory=MemoryStore)
+    proofs: UsedProofs = field(default_factory=UsedProofs)
 
 
 def open_services(snapshot: Snapshot) -> Services:
@@ -52,8 +52,7 @@ def open_services(snapshot: Snapshot) -> Services:
     counters = open_store(None) if store == "memory" else _redis(store, dialler)
     return Services(
         store=counters,
-        # In memory apart from the limits: who makes proofs must not make keys of limits be forgotten.
-        proofs=open_store(None) if store == "memory" else counters,
+        proofs=UsedProofs(None if store == "memory" else counters),
         ring=ring,
         trail=trail,
         dialler=dialler,

@@ -86,6 +86,9 @@ def test_every_algorithm(algorithm: str) -> None:
     assert verdict(Holder(algorithm, 1).prove(TOKEN, URL, iat=NOW), holder) is not None
 
 
+NO_URL = ("\t", "\n", "\r", " ", "\x00", "\x1f", "\x7f", "\x85", "\xa0", "\u200b", "\u2028", "\uff0e")
+"""What no URL holds, and urlsplit drops a part of (RFC 3986, section 2)."""
+
 LIES: list[tuple[str, dict[str, Any]]] = [
     ("typ", {"header": {"typ": "JWT"}}),
     ("no typ", {"header": {"typ": ...}}),
@@ -115,6 +118,12 @@ LIES: list[tuple[str, dict[str, Any]]] = [
     ("another case", {"htu": "https://api.example/Orders/7"}),
     ("no URL", {"htu": "orders"}),
     ("an odd URL", {"htu": "https://[::1/orders/7"}),
+    *((f"htu with {octet!r} {at}", {"htu": URL[:at] + octet + URL[at:]}) for octet in NO_URL for at in (0, 9, 25, 28)),
+    *((f"htu that ends with {octet!r}", {"htu": URL + octet}) for octet in NO_URL),
+    ("htu with octets that are not ASCII behind its path", {"htu": URL + "?é"}),
+    ("dot segments", {"htu": "https://api.example/a/../orders/7"}),
+    ("a dot segment", {"htu": "https://api.example/./orders/7"}),
+    ("encoded dot segments", {"htu": "https://api.example/a/%2e%2E/orders/7"}),
     ("no htu", {"htu": ...}),
     ("another token", {"ath": b64(b"x" * 32).decode()}),
     ("no ath", {"ath": ...}),

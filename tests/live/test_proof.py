@@ -17,7 +17,7 @@ from mitmgate.cli import main
 from mitmgate.core.proof import digest_of
 from tests.keys.proving import Holder
 from tests.live.harness import Gateway, Host, audit_events, mint, policy, write_policy
-from tests.live.harness_http import Answered, free_port, raw_request
+from tests.live.harness_http import Answered, free_port, raw_request, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.protocol.certificates import Authority
 from tests.redis_server import RedisServer
@@ -34,6 +34,7 @@ class Pair:
     one: Gateway
     other: Gateway
     upstream: RecordingUpstream
+    redis: RedisServer
 
 
 def policy_with(directory: Path, upstream: RecordingUpstream, *, bound: bool = False, **members: Any) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         made = policy_with(directory, upstream, store={"url": redis.url, "timeout": "5s"})
         one, other = (write_policy(directory, made | {"audit": {"sinks": []}}, f"{name}.yaml") for name in "ab")
         with Gateway(one) as first, Gateway(other) as second:
-            yield Pair(first, second, upstream)
+            yield Pair(first, second, upstream, redis)
 
 
 def ask(gateway: Gateway, token: str, *proofs: str, target: str = "/api/v1/users", scheme: str = "DPoP") -> Answered:
@@ -87,6 +88,37 @@ def test_a_proof_is_good_once_in_whichever_process(pair: Pair) -> None:
     bound = mint("bob", cnf=second.cnf)
     assert ask(pair.other, bound, second.prove(bound, URL, jti="same")).status == 200
     assert ask(pair.one, token, HOLDER.prove(token, URL, jti="same")).status == 200
+
+
+def test_a_redis_that_comes_back_empty_makes_no_used_proof_good(pair: Pair) -> None:
+    token = mint("alice", cnf=HOLDER.cnf)
+    proof = HOLDER.prove(token, URL)
+    assert ask(pair.one, token, proof).status == 200
+    pair.redis.command("FLUSHALL")
+    pair.upstream.forget()
+    assert ask(pair.one, token, proof).reason == "token-proof-replayed", "the process itself remembers"
+    for _ in range(2):
+        assert ask(pair.other, token, proof).reason in {"store-unavailable", "token-proof-replayed"}
+    pair.upstream.assert_saw_nothing()
+    wait_for(lambda: ask(pair.other, token, HOLDER.prove(token, URL)).status == 200, "proofs to be taken again")
+
+
+def test_a_process_that_has_started_since_takes_no_proof_of_before(tmp_path: Path, upstream: RecordingUpstream) -> None:
+    """In memory nobody knows what the process before has seen used."""
+    path = write_policy(tmp_path, policy_with(tmp_path, upstream))
+    token = mint("alice", cnf=HOLDER.cnf)
+    with Gateway(path) as gateway:
+        proofs = [HOLDER.prove(token, URL), HOLDER.prove(token, URL, iat=int(time.time()))]
+        assert ask(gateway, token, proofs[0]).status == 200
+        assert ask(gateway, token, proofs[0]).reason == "token-proof-replayed"
+        assert ask(gateway, token, proofs[1]).reason == "store-unavailable", "it may have been used before the start"
+    upstream.forget()
+    with Gateway(path) as gateway:
+        for proof in proofs:
+            answered = ask(gateway, token, proof)
+            assert (answered.status, answered.reason) == (503, "store-unavailable")
+        upstream.assert_saw_nothing()
+        assert ask(gateway, token, HOLDER.prove(token, URL)).status == 200
 
 
 def test_without_the_holder_the_service_sees_nothing(pair: Pair) -> None:
@@ -213,14 +245,37 @@ def test_a_certificate_that_a_trusted_proxy_passes_on(tmp_path: Path, upstream: 
         assert der not in upstream.last().raw
 
 
+def test_the_field_of_the_certificate_goes_on_from_nobody(
+    tmp_path: Path, upstream: RecordingUpstream, host: Host
+) -> None:
+    """Whatever its name is, and from a trusted proxy, too: a service may take it for what the gateway has verified."""
+    made = policy_with(tmp_path, upstream, proofs={"certificate_header": "X-Edge-Says"})
+    made["trusted_proxies"] = ["127.0.0.2/32"]
+    made["upstreams"]["users"]["trailers"] = ["x-edge-says", "x-sum"]
+    fields = "".join(f"{name}: forged\r\n" for name in ("X-Edge-Says", "X_Edge_Says", "x.edge.says", "X-EDGE--SAYS"))
+    body = f"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n{fields}X-Sum: 7\r\n\r\n"
+    with Gateway(write_policy(tmp_path, made), host=host) as gateway:
+        for source in ("127.0.0.1", "127.0.0.2"):
+            upstream.forget()
+            for method, rest in (("GET", "\r\n"), ("POST", body)):
+                head = f"{method} /api/v1/users HTTP/1.1\r\n{fields}Host: x\r\nConnection: close\r\n"
+                head += f"Authorization: Bearer {mint('alice')}\r\n{rest}"
+                with socket.create_connection(("127.0.0.1", gateway.port), PATIENCE, (source, 0)) as link:
+                    link.sendall(head.encode())
+                    assert link.makefile("rb").read().startswith(b"HTTP/1.1 200 ")
+            upstream.assert_saw_only(2)
+            assert b"forged" not in (raw := b"".join([seen.raw for seen in upstream.requests]))
+            assert b"7" in raw.rpartition(b"\r\n0\r\n")[2], "the other trailer has come"
+
+
 def test_a_recording_decides_it_again_without_any_credential(
     tmp_path: Path, upstream: RecordingUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, traffic = policy_with(tmp_path, upstream), tmp_path / "traffic.mitm"
     path = write_policy(tmp_path, made)
     token = mint("alice", cnf=HOLDER.cnf)
-    proofs = [HOLDER.prove(token, URL), HOLDER.prove(token, "http://gateway.test/bound")]
     with Gateway(path, arguments=("--record", str(traffic))) as gateway:
+        proofs = [HOLDER.prove(token, URL), HOLDER.prove(token, "http://gateway.test/bound")]
         got = [
             ask(gateway, token, proofs[0]),
             ask(gateway, token, proofs[0]),

@@ -81,6 +81,17 @@ CASES: list[Case] = [
     ),
     ("identity:", "identity:\n  keep: [¦Accept]", "identity.keep[0]", "Accept goes on as it is", "leave it out"),
     ("identity:", "identity:\n  keep: ¦[X-User-Role]", "identity.keep", "the gateway's own word", ""),
+    (
+        "identity:",
+        "identity:\n  proofs: {certificate_header: X-SSL-Cert}\n  keep: ¦[X-SSL-Cert]",
+        *("identity.keep", "the gateway's own word", ""),
+    ),
+    (
+        "identity:",
+        "identity:\n  proofs: {certificate_header: ¦DPoP}",
+        *("identity.proofs.certificate_header", "DPoP has a meaning of its own", "name another"),
+    ),
+    ("identity:", "identity:\n  proofs: {lifetime: ¦6m}", "identity.proofs.lifetime", "must be at most 5m", ""),
     # Unknown members and missing ones.
     ("cors:", "¦corse:", "corse", "there is no member corse", "did you mean cors?"),
     ("version: 1\n", "¦listn: {}\nversion: 1\n", "listn", "there is no member", "did you mean listen?"),

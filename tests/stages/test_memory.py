@@ -33,6 +33,7 @@ from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stores.fallback import Fallback
 from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.proofs import UsedProofs
 from mitmgate.stores.revocations import Revocations
 from tests.keys.signing import private_key, private_pem
 
@@ -168,7 +169,7 @@ class Gate:
         trail = SimpleNamespace(pressure=lambda: self._denial)
         self._revocations = Revocations(cast(Any, object()))
         services: Any = SimpleNamespace(
-            trail=trail, store=self._store, ring=self._ring, revocations=self._revocations, proofs=MemoryStore()
+            trail=trail, store=self._store, ring=self._ring, revocations=self._revocations, proofs=UsedProofs()
         )
         self._arrival, *self._rest = stages(self, services, lambda: self.now, lambda: self.now)
 

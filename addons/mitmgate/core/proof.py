@@ -10,6 +10,7 @@ Each returns a Refusal where something is not as it must be; none raises, whatev
 
 import base64
 import json
+import re
 from binascii import Error, a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,12 +33,17 @@ MAX_PROOF: Final = 4096
 AHEAD: Final = 5.0
 """Seconds by which the clock of who makes a proof may be ahead, whatever its age may be."""
 
+LONGEST_LIFETIME: Final = 300.0
+"""Seconds that a policy may let proofs be good for."""
+
 _MAX_TEXT: Final = 255
 _PORTS: Final = {"http": 80, "https": 443}
 _DIGEST: Final = 43  # characters of a SHA-256 in base64url
 _MEMBERS: Final = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 """What a thumbprint is of, in its order (RFC 7638, section 3.2; RFC 8037, section 2)."""
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+_NO_URL: Final = re.compile(r"[^!-~]")
 
 UNSUPPORTED: Final = Refusal(
     Reason.TOKEN_PROOF_UNSUPPORTED, "The token is bound in a way for which proof is not supported here."
@@ -208,8 +214,12 @@ def passed_thumbprint(value: bytes) -> str | None:
 def _is_target(text: str, asked: Asked) -> bool:
     """Compare a proof's `htu` with what was asked for: query and fragment do not count, nor how a URL is spelled.
 
-    RFC 3986, sections 6.2.2 and 6.2.3: case of scheme and host, the default port, dot segments, percent-encoding.
+    RFC 3986, sections 6.2.2 and 6.2.3: case of scheme and host, the default port, percent-encoding. A URL with dot
+    segments is none for us, as in requests (core/path.py), nor is one with what no URL holds (section 2): urlsplit
+    would drop it.
     """
+    if _NO_URL.search(text) is not None:
+        return False
     try:
         url = urlsplit(text)
         port = url.port
@@ -223,7 +233,7 @@ def _is_target(text: str, asked: Asked) -> bool:
     path = url.path or "/"
     if path in {asked.target, asked.path}:
         return True
-    canonical = canonical_path(path) if path.isascii() else None
+    canonical = canonical_path(path)
     return isinstance(canonical, CanonicalPath) and canonical.text == asked.path
 
 

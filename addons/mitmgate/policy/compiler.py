@@ -48,6 +48,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         for name, issuer in policy.identity.issuers.items()
         for made in _of_tenants(name, issuer, material.issuers[name])
     }
+    proofs = _proofs(policy.identity.proofs, material)
     resources = Resources(_resource(resource, policy, issuers) for resource in policy.identity.resources)
     return Snapshot(
         digest=digest(loaded),
@@ -61,7 +62,10 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         default_issuers=default,
         forward=forward,
         client_fields=ClientFields(
-            _identity_headers(forward, routes).union(*(map(_field, own.sets) for own in loaded.stages.values())),
+            _identity_headers(forward, routes).union(
+                *(map(_field, own.sets) for own in loaded.stages.values()),
+                () if proofs.certificate is None else (proofs.certificate,),
+            ),
             map(_field, policy.identity.keep),
         ),
         trusted_proxies=CidrSet(policy.trusted_proxies),
@@ -84,7 +88,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
-        proofs=_proofs(policy.identity.proofs, material),
+        proofs=proofs,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
 from mitmgate.core.path import Ambiguous, canonical_path
+from mitmgate.core.proof import LONGEST_LIFETIME
 from mitmgate.core.revocation import LONGEST
 from mitmgate.core.rules import TokenType
 from mitmgate.keys.discovery import needs_consent, problem
@@ -266,6 +267,9 @@ class Assertion(Section):
     """The value of its `iss`."""
 
 
+_MEANING = frozenset({"authorization", "cookie", "dpop", "x-request-id", "traceparent"})
+
+
 class Forward(Section):
     """How identity goes upstream. What a client sends in these fields is always removed."""
 
@@ -289,7 +293,7 @@ class Forward(Section):
         for member, name in names:
             if name is None:
                 continue
-            if name.lower() in FRAMING | {"authorization", "cookie", "x-request-id", "traceparent"}:
+            if name.lower() in FRAMING | _MEANING:
                 raise wrong(f"{name} has a meaning of its own", "name another header", at=member)
             if name.lower() in seen:
                 raise wrong(f"{name} is used twice", at=member)
@@ -346,7 +350,7 @@ class Published(Section):
 class Proofs(Section):
     """How who brings a token that is bound to a key or a certificate (`cnf`) has to prove it."""
 
-    lifetime: Duration = duration("60s", "How old a DPoP proof may be (seconds); it is good once.")
+    lifetime: Duration = duration("60s", "How old a DPoP proof may be (seconds), at most 300; it is good once.")
     nonce_env: Text | None = None
     """The environment variable with the secret that nonces are made with, the same in every process; unset: proofs
     need no nonce."""
@@ -354,7 +358,16 @@ class Proofs(Section):
     """While Redis can't tell whether a proof was used before. deny: it is not accepted; local: each process counts."""
     certificate_header: HeaderName | None = None
     """The field in which a trusted proxy passes on the certificate of the client, which it has verified: as RFC 9440
-    says, or PEM, percent-encoded. It has to remove a client's own."""
+    says, or PEM, percent-encoded. It has to remove a client's own. No service is given the field."""
+
+    @model_validator(mode="after")
+    def _remembered(self) -> Self:
+        if self.lifetime > LONGEST_LIFETIME:
+            raise wrong("must be at most 5m: used proofs are not remembered for longer", at="lifetime")
+        name = self.certificate_header
+        if name is not None and name.lower() in FRAMING | _MEANING:
+            raise wrong(f"{name} has a meaning of its own", "name another header", at="certificate_header")
+        return self
 
 
 class Identity(Section):
@@ -377,6 +390,8 @@ class Identity(Section):
         own = {self.forward.subject.lower(), self.forward.roles.lower()}
         if assertion is not None:
             own.add(assertion.header.lower())
+        if self.proofs.certificate_header is not None:
+            own.add(self.proofs.certificate_header.lower())
         for name in self.keep:
             if shape(name.lower().encode()).decode() in own:
                 raise wrong(f"{name} is the gateway's own word on who asks", at="keep")

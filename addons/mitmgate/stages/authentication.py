@@ -27,9 +27,7 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
 from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stores.memory import MemoryStore
-from mitmgate.stores.proofs import ProofCheck
-from mitmgate.stores.protocol import CounterStore
+from mitmgate.stores.proofs import ProofCheck, UsedProofs
 from mitmgate.stores.revocations import Revocations
 
 BARE_CHALLENGE = "Bearer"
@@ -63,16 +61,14 @@ class Authentication(Stage):
 
     name = "authentication"
 
-    def __init__(
-        self, ring: KeyRing, revocations: Revocations | None = None, proofs: CounterStore | None = None
-    ) -> None:
+    def __init__(self, ring: KeyRing, revocations: Revocations | None = None, proofs: UsedProofs | None = None) -> None:
         """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked.
 
         proofs: remembers which proofs were used; None: this process does.
         """
         self._ring = ring
         self._revocations = Revocations() if revocations is None else revocations
-        self._proofs = ProofCheck(MemoryStore() if proofs is None else proofs)
+        self._proofs = ProofCheck(UsedProofs() if proofs is None else proofs)
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

@@ -103,6 +103,8 @@ OTHERS: Final[dict[str, str]] = {
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
         "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
+        "an issuer's answers, by their octets, and questions that are on their way, by number": """
+            keys/introspection:Introspector._said keys/introspection:Introspector._asking""",
         "flows that are kept, by number and octets": """
             inspect/annotate:Annotate._written inspect/bounded:BoundedView._finished inspect/kept:_KEPT
             replay/canary:Canary._recent""",

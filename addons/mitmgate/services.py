@@ -11,7 +11,7 @@ from mitmgate.audit.trail import (
     open_trail,
 )
 from mitmgate.audit.writer import AuditTrail
-from mitmgate.keys.fetch import fetch_document
+from mitmgate.keys.fetch import ask_issuer, fetch_document
 from mitmgate.keys.remote import RemoteKeys
 from mitmgate.keys.ring import KeyRing
 from mitmgate.net.dialler import Dialler
@@ -64,7 +64,8 @@ def open_services(snapshot: Snapshot) -> Services:
 
 def open_ring(snapshot: Snapshot, dialler: Dialler) -> KeyRing:
     """Make the keys of a policy's issuers; nothing is fetched before it is started."""
-    ring = KeyRing(open_keys=partial(RemoteKeys, fetch=partial(fetch_document, dialler=dialler)))
+    fetch, ask = partial(fetch_document, dialler=dialler), partial(ask_issuer, dialler=dialler)
+    ring = KeyRing(open_keys=partial(RemoteKeys, fetch=fetch), ask=ask)
     ring.configure(snapshot.issuers)
     return ring
 

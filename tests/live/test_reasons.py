@@ -144,6 +144,8 @@ ELSEWHERE = {
     Reason.TOKEN_PROOF_NONCE: "live/test_proof",
     Reason.TOKEN_UNBOUND: "live/test_proof",
     Reason.TOKEN_REVOKED: "live/test_revocation",
+    Reason.TOKEN_INACTIVE: "live/test_introspection",
+    Reason.INTROSPECTION_UNAVAILABLE: "live/test_introspection",
     Reason.REVOCATIONS_UNKNOWN: "live/test_revocation",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
     Reason.CONDITION_TIMEOUT: "core/test_authorize",

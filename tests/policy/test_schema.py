@@ -91,7 +91,12 @@ def sections(schema: Any, value: Any, node: Any, location: tuple[str | int, ...]
             yield from sections(schema, member, node["items"], (*location, index))
 
 
-ALONE = {("Keys", "jwks_url"): "https://issuer.example/", ("Match", "prefix"): "/", ("RateLimit", "limit"): 100_000}
+ALONE = {
+    ("Keys", "jwks_url"): "https://issuer.example/",
+    ("Match", "prefix"): "/",
+    ("RateLimit", "limit"): 100_000,
+    ("Introspection", "client_secret_env"): "CLIENT_SECRET",
+}
 """Members without which a section says nothing, though none of them is required."""
 
 
@@ -103,6 +108,8 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["identity"]["resources"] = [{"resource": "https://api.example"}]
     example["revocation"]["events"] = {"audience": "https://gateway.example"}
     example["identity"]["proofs"] = {"lifetime": "60s"}
+    asked = {"url": "https://issuer.example/introspect", "client_id": "gateway", "client_secret_env": "CLIENT_SECRET"}
+    example["identity"]["issuers"]["corp"]["introspection"] = asked
     tried: set[tuple[str, str]] = set()
     for location, node in sections(schema, example, schema, ()):
         name = next((name for name, section in schema["$defs"].items() if section is node), "Policy")

@@ -126,6 +126,8 @@ class Reason(Enum):
     TOKEN_UNBOUND = "token-unbound", 401, "Token not bound to a key"
     TOKEN_REVOKED = "token-revoked", 401, "Token revoked"
     REVOCATIONS_UNKNOWN = "revocations-unknown", 503, "Revocations unknown"
+    TOKEN_INACTIVE = "token-inactive", 401, "Token not active"
+    INTROSPECTION_UNAVAILABLE = "introspection-unavailable", 503, "Token introspection unavailable"
     KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
 
     # Authorization.

@@ -109,7 +109,7 @@ def revocation_of(
         raise ValueError("a whole issuer is revoked without a value")
     if kind != "iss" and not 0 < len(value) <= MAX_NAME:
         raise ValueError(f"what is revoked must have 1 to {MAX_NAME} characters")
-    if kind == "kid" and issuer.keys.kind in {"secret", "pem"}:
+    if kind == "kid" and issuer.keys.kind in {"secret", "pem", "none"}:
         raise ValueError("this issuer's keys have no ids; revoke all that it has issued")
     if before is not None and kind not in DATED:
         raise ValueError("a time goes with a subject and with an issuer: the others name what has no later tokens")

@@ -239,14 +239,14 @@ class Proofs:
 class KeySource:
     """Where an issuer's keys come from. `material` was read when the policy was loaded; jwks_url has none.
 
-    kind "secret": material is the HMAC secret. "pem": a public key. "jwks": a JWK set's JSON text.
-    "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched. issuer: whose metadata
+    kind "none": there are none. "secret": material is the HMAC secret. "pem": a public key. "jwks": a JWK set's JSON
+    text. "jwks_url": url, refresh, min_refresh and max_stale (seconds) say how keys are fetched. issuer: whose metadata
     names the key set, and is at url; empty: the key set itself is there. plain_http: whether keys may come over plain
     http. ca: PEM of the only authorities that the server is verified by; None: the system's. authorities: see
     UpstreamTls.system; a source is the same when they have changed.
     """
 
-    kind: Literal["secret", "pem", "jwks", "jwks_url"]
+    kind: Literal["secret", "pem", "jwks", "jwks_url", "none"]
     material: bytes = field(default=b"", repr=False)
     url: str = ""
     refresh: float = 300.0
@@ -256,6 +256,25 @@ class KeySource:
     plain_http: bool = False
     ca: bytes | None = field(default=None, repr=False)
     authorities: bytes | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Introspection:
+    """How an issuer is asked about opaque tokens (RFC 7662). timeout, cache, refused: seconds.
+
+    prefix: how its tokens begin; empty: as any. cache: how long an answer counts that admits; refused: one that does
+    not. plain_http, ca and authorities: as of KeySource.
+    """
+
+    url: str
+    client_id: str
+    client_secret: bytes = field(default=b"", repr=False)
+    prefix: bytes = b""
+    timeout: float = 2.0
+    cache: float = 30.0
+    refused: float = 5.0
+    ca: bytes | None = field(default=None, repr=False)
+    authorities: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +309,8 @@ class Issuer:
     bound: bool = False
     """Whether only tokens that are bound to a key are accepted."""
     default_role: str | None = None
+    introspection: Introspection | None = None
+    """How it is asked about tokens that are no JWTs; None: it is not."""
 
     @property
     def spiffe(self) -> str | None:

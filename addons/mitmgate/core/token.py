@@ -51,7 +51,7 @@ class SignedClaims:
 
 TOO_LARGE = Refusal(Reason.TOKEN_TOO_LARGE, "The token is too large.")
 _ENCRYPTED = Refusal(Reason.TOKEN_MALFORMED, "Encrypted tokens are not accepted.")
-_NOT_COMPACT = Refusal(Reason.TOKEN_MALFORMED, "The token is not a signed token in compact form.")
+NOT_COMPACT = Refusal(Reason.TOKEN_MALFORMED, "The token is not a signed token in compact form.")
 _NOT_BASE64 = Refusal(Reason.TOKEN_MALFORMED, "A part of the token is not base64url.")
 _NO_SIGNATURE = Refusal(Reason.TOKEN_MALFORMED, "The token has no signature.")
 _HEADER_NOT_JSON = Refusal(Reason.TOKEN_MALFORMED, "The token's header is not a plain JSON object.")
@@ -75,7 +75,7 @@ def read_token(token: bytes) -> UnverifiedToken | Refusal:
         return TOO_LARGE
     parts = token.split(b".")
     if len(parts) != 3:
-        return _ENCRYPTED if len(parts) == 5 else _NOT_COMPACT
+        return _ENCRYPTED if len(parts) == 5 else NOT_COMPACT
     header_json, claims_json, signature = map(decode_base64url, parts)
     if header_json is None or claims_json is None or signature is None:
         return _NOT_BASE64

@@ -6,16 +6,20 @@ tornado's client can't, and nothing of it blocks the loop, which urllib does.
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import h11
 
-from mitmgate.core.rules import KeySource
+from mitmgate.core.rules import Introspection, KeySource
 from mitmgate.net.cause import connect_cause
 from mitmgate.net.dialler import Dialler
 
 MAX_DOCUMENT = 1024 * 1024
+MAX_ANSWER = 64 * 1024
+"""Bytes of what an issuer says of a token."""
 FETCH_TIMEOUT = 5.0
 _MAX_HEAD = 32 * 1024
 _ANY = KeySource("jwks_url")
@@ -24,6 +28,18 @@ _PORTS = {"http": 80, "https": 443}
 
 class FetchError(Exception):
     """There is no document to be had; the caller keeps what it has and tries again later."""
+
+
+class Question(NamedTuple):
+    """A request, without what every one has."""
+
+    method: str
+    fields: Mapping[str, str]
+    body: bytes = b""
+
+
+Trust = tuple[bytes | None, bytes | None]
+"""`ca` and `authorities` of core.rules."""
 
 
 class NotThereError(FetchError):
@@ -36,42 +52,67 @@ async def fetch_document(url: str, source: KeySource = _ANY, dialler: Dialler | 
     source: whose `ca` and `authorities` say by what the server is verified. dialler: connects; None: one for this
     fetch.
     """
+    fields = {"Accept": "application/jwk-set+json, application/json"}
+    trust = source.ca, source.authorities
+    return await _fetch(url, Question("GET", fields), trust, MAX_DOCUMENT, FETCH_TIMEOUT, dialler)
+
+
+async def ask_issuer(rule: Introspection, form: bytes, credential: str, dialler: Dialler | None = None) -> bytes:
+    """Return the body of a 200 response to POST at an issuer; raises FetchError as `fetch_document` does.
+
+    credential: the value of Authorization. Within `rule.timeout` seconds.
+    """
+    fields = {
+        "Accept": "application/json",
+        "Authorization": credential,
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Content-Length": str(len(form)),
+    }
+    trust = rule.ca, rule.authorities
+    return await _fetch(rule.url, Question("POST", fields, form), trust, MAX_ANSWER, rule.timeout, dialler)
+
+
+async def _fetch(
+    url: str, question: Question, trust: Trust, most: int, within: float, dialler: Dialler | None
+) -> bytes:
     try:
-        async with asyncio.timeout(FETCH_TIMEOUT):
-            return await _get(urlsplit(url), source, dialler or Dialler())
+        async with asyncio.timeout(within):
+            return await _answer(urlsplit(url), question, trust, most, dialler or Dialler())
     except TimeoutError as error:
-        raise FetchError(f"no complete answer within {FETCH_TIMEOUT:g} seconds") from error
+        raise FetchError(f"no complete answer within {within:g} seconds") from error
     except OSError as error:
         raise FetchError(f"{connect_cause(error)}: {error}") from error
     except (ValueError, h11.ProtocolError) as error:
         raise FetchError(str(error) or type(error).__name__) from error
 
 
-async def _get(url: SplitResult, source: KeySource, dialler: Dialler) -> bytes:
+async def _answer(url: SplitResult, question: Question, trust: Trust, most: int, dialler: Dialler) -> bytes:
     host = url.hostname or ""
-    tls = _trust(source.ca, source.authorities) if url.scheme == "https" else None
+    tls = _trust(*trust) if url.scheme == "https" else None
     connected = await dialler.connect(host, url.port or _PORTS[url.scheme])
     reader, writer = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=host if tls else None)
     try:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         request = h11.Request(
-            method="GET",
+            method=question.method,
             target=(url.path or "/") + (f"?{url.query}" if url.query else ""),
             headers=[
                 ("Host", url.netloc.rpartition("@")[2]),
-                ("Accept", "application/jwk-set+json, application/json"),
+                *question.fields.items(),
                 ("User-Agent", "mitmgate"),
                 ("Connection", "close"),
             ],
         )
         writer.write(connection.send(request) or b"")
+        if question.body:
+            writer.write(connection.send(h11.Data(question.body)) or b"")
         connection.send(h11.EndOfMessage())
-        return await _body(connection, reader)
+        return await _body(connection, reader, most)
     finally:
         writer.transport.abort()
 
 
-async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+async def _body(connection: h11.Connection, reader: asyncio.StreamReader, most: int) -> bytes:
     body = bytearray()
     while True:
         event = connection.next_event()
@@ -81,8 +122,8 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> byt
             raise NotThereError(f"the server answered {event.status_code}")
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > MAX_DOCUMENT:
-                raise FetchError(f"the document has more than {MAX_DOCUMENT} bytes")
+            if len(body) > most:
+                raise FetchError(f"the document has more than {most} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return bytes(body)
         elif not isinstance(event, h11.InformationalResponse | h11.Response):

@@ -71,6 +71,8 @@ def key_set(source: KeySource, algorithms: Sequence[str]) -> KeySet:
             return _secret(source.material)
         case "pem":
             return _pem(source.material)
+        case "none":
+            return KeySet(())
         case "jwks":
             return parse_jwk_set(source.material, secrets=all(name in SECRET_SIZES for name in algorithms))
         case _:

@@ -9,10 +9,13 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from mitmgate.core.claims import ISSUER_UNKNOWN
+from mitmgate.core.introspection import UNAVAILABLE, is_opaque
 from mitmgate.core.principal import Principal
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer, KeySource
 from mitmgate.core.token import WRONG_TYPE, SignedClaims, UnverifiedToken, read_token
+from mitmgate.keys.fetch import ask_issuer
+from mitmgate.keys.introspection import Ask, Introspector
 from mitmgate.keys.material import key_set
 from mitmgate.keys.remote import RemoteKeys
 from mitmgate.keys.verify import KEYS_UNAVAILABLE, KeyStore, StaticKeys, Verified, Verifier
@@ -36,6 +39,8 @@ class _Edition(NamedTuple):
     issuers: Mapping[str, Issuer]
     verifiers: Mapping[str, Verifier]
     by_iss: Mapping[str, Verifier]
+    introspectors: tuple[Introspector, ...] = ()
+    """In the order in which they are asked whether a token is theirs: those with the longest prefix first."""
 
 
 class _Entry(NamedTuple):
@@ -79,11 +84,19 @@ class KeyRing:
     """
 
     def __init__(
-        self, *, cached_tokens: int = 10_000, open_keys: Callable[[KeySource], RemoteKeys] = RemoteKeys
+        self,
+        *,
+        cached_tokens: int = 10_000,
+        open_keys: Callable[[KeySource], RemoteKeys] = RemoteKeys,
+        ask: Ask | None = ask_issuer,
     ) -> None:
-        """cached_tokens: the most verified tokens to remember, of ordinary size; large ones count for several."""
+        """cached_tokens: the most verified tokens to remember, of ordinary size; large ones count for several.
+
+        ask: asks issuers about opaque tokens; None: nobody can be asked.
+        """
         self._cache: LRUCache[bytes, _Entry] = LRUCache(cached_tokens * ORDINARY, getsizeof=_Entry.counts_for)
         self._open_keys = open_keys
+        self._ask = ask
         self._remotes: dict[KeySource, RemoteKeys] = {}
         self._started = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -100,7 +113,8 @@ class KeyRing:
         verifiers = {name: self._verifier(name, issuer, remotes) for name, issuer in issuers.items()}
         dropped = [remote for source, remote in self._remotes.items() if source not in remotes]
         by_iss = {url: verifier for verifier in verifiers.values() for url in verifier.issuer.urls}
-        self._former, self._edition = self._edition, _Edition(issuers, verifiers, by_iss)
+        introspectors = self._introspectors(issuers)
+        self._former, self._edition = self._edition, _Edition(issuers, verifiers, by_iss, introspectors)
         self._remotes = remotes
         if self._started:
             for remote in remotes.values():
@@ -120,6 +134,20 @@ class KeyRing:
             return known
         keys: KeyStore = remotes[source] if source in remotes else StaticKeys(key_set(source, issuer.algorithms))
         return Verifier(issuer, keys)
+
+    def _introspectors(self, issuers: Mapping[str, Issuer]) -> tuple[Introspector, ...]:
+        """Make who asks issuers about opaque tokens; one whose issuer has not changed keeps what it has been told."""
+        known = {one.issuer.name: one for one in self._edition.introspectors}
+        made = []
+        for name, issuer in issuers.items():
+            if issuer.introspection is not None:
+                kept = known.get(name)
+                made.append(
+                    kept
+                    if kept is not None and kept.issuer == issuer
+                    else Introspector(issuer, self._ask or ask_issuer)
+                )
+        return tuple(sorted(made, key=lambda one: -len(one.prefix)))
 
     async def prepare(self, issuers: Mapping[str, Issuer]) -> None:
         """Fetch the key sets that a snapshot will need and that are not known yet, before `configure` takes it.
@@ -141,7 +169,9 @@ class KeyRing:
     async def close(self) -> None:
         """Stop fetching."""
         self._started = False
-        await asyncio.gather(*(remote.close() for remote in self._remotes.values()), *self._closing)
+        asked = [one for edition in (self._edition, self._former) for one in edition.introspectors]
+        closing = [remote.close() for remote in self._remotes.values()] + [one.close() for one in asked]
+        await asyncio.gather(*closing, *self._closing)
 
     def states(self) -> list[KeySetState]:
         """Say of each issuer of the policy in force whether tokens could be verified now, for readiness and metrics."""
@@ -159,8 +189,8 @@ class KeyRing:
 
         One of another issuer of the snapshot is verified all the same, and then refused as of an unknown one: what is
         said of a token that is not good does not depend on `names`.
-        Returns an awaitable only where the token's key is not known and a fetch may bring it; that takes at most
-        UNKNOWN_KEY_WAIT seconds.
+        Returns an awaitable only where the token's key is not known and a fetch may bring it, which takes at most
+        UNKNOWN_KEY_WAIT seconds, or where its issuer has to be asked about it, at most the `timeout` of that.
         """
         edition = self._edition
         if edition.issuers is not issuers:
@@ -174,7 +204,7 @@ class KeyRing:
             principal = None
         if principal is not None:
             return _accepted(principal, names)
-        return self._verify(edition.by_iss, names, token, digest, now)
+        return self._verify(edition, names, token, digest, now)
 
     async def signed(self, raw: bytes, kind: str) -> tuple[Issuer, SignedClaims] | Refusal:
         """Check who has signed a token that is no access token, but of this `typ`: of the issuers in force.
@@ -197,12 +227,18 @@ class KeyRing:
         return result if isinstance(result, Refusal) else (verifier.issuer, result)
 
     def _verify(
-        self, by_iss: Mapping[str, Verifier], names: tuple[str, ...], raw: bytes, digest: bytes, now: float
+        self, edition: _Edition, names: tuple[str, ...], raw: bytes, digest: bytes, now: float
     ) -> Result | Awaitable[Result]:
         token = read_token(raw)
         if isinstance(token, Refusal):
-            return token
-        verifier = by_iss.get(token.issuer)
+            introspector = self._introspector(edition, raw)
+            if introspector is None:
+                return token
+            known = introspector.known(digest, now)
+            if known is None and self._ask is None:
+                return UNAVAILABLE
+            return self._introspected(introspector, raw, digest, names, now) if known is None else _of(known, names)
+        verifier = edition.by_iss.get(token.issuer)
         if verifier is None:
             return ISSUER_UNKNOWN
         result = verifier.verify(token, now)
@@ -210,6 +246,16 @@ class KeyRing:
             fetch = verifier.awaits(token, result)
             return result if fetch is None else self._verify_after(fetch, verifier, token, names, digest, now)
         return _accepted(self._remember(digest, verifier, result, len(token.signing_input)), names)
+
+    def _introspector(self, edition: _Edition, raw: bytes) -> Introspector | None:
+        """Return who asks about a token. One issuer alone is shown it, whatever the route accepts."""
+        found = next((one for one in edition.introspectors if raw.startswith(one.prefix)), None)
+        return found if found is not None and is_opaque(raw) else None
+
+    async def _introspected(
+        self, introspector: Introspector, raw: bytes, digest: bytes, names: tuple[str, ...], now: float
+    ) -> Result:
+        return _of(await introspector.answer(raw, digest, now), names)
 
     async def _verify_after(
         self,
@@ -233,6 +279,10 @@ class KeyRing:
 
 def _accepted(principal: Principal, names: tuple[str, ...]) -> Result:
     return principal if principal.issuer in names else ISSUER_UNKNOWN
+
+
+def _of(result: Result, names: tuple[str, ...]) -> Result:
+    return result if isinstance(result, Refusal) else _accepted(result, names)
 
 
 async def _first_keys(remotes: Iterable[RemoteKeys]) -> None:

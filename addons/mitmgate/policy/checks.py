@@ -208,6 +208,19 @@ def _issuers(document: Document) -> Iterator[Problem]:
                     )
                     break
                 values[value] = name
+    prefixes: dict[str, str] = {}
+    for name, issuer in issuers.items():
+        introspection = _mapping(issuer).get("introspection")
+        if isinstance(introspection, dict):
+            prefix = str(introspection.get("prefix") or "")
+            if prefix in prefixes:
+                yield document.problem(
+                    ("identity", "issuers", name, "introspection"),
+                    f"an opaque token could be {prefixes[prefix]}'s as well: its issuer alone may be shown it",
+                    found="",
+                    hint="give each a prefix of its own",
+                )
+            prefixes.setdefault(prefix, name)
     undecided = [location for location, route in routes(document) if route.get("auth") is None]
     if document.at(("identity", "default")) is None:
         if len(issuers) > 1:

@@ -46,7 +46,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     issuers = {
         made.name: _revocable(made, policy.revocation)
         for name, issuer in policy.identity.issuers.items()
-        for made in _of_tenants(name, issuer, material.issuers[name])
+        for made in _of_tenants(name, issuer, material)
     }
     proofs = _proofs(policy.identity.proofs, material)
     resources = Resources(_resource(resource, policy, issuers) for resource in policy.identity.resources)
@@ -241,12 +241,14 @@ def _with_tenants(names: tuple[str, ...] | None, policy: Policy) -> tuple[str, .
     return tuple(rules.name_of(name, tenant) for name in names for tenant in (issuers[name].tenants or (None,)))
 
 
-def _of_tenants(name: str, issuer: Issuer, keys: rules.KeySource) -> Iterator[rules.Issuer]:
+def _of_tenants(name: str, issuer: Issuer, material: Material) -> Iterator[rules.Issuer]:
+    keys, introspection = material.issuers[name], material.introspection.get(name)
     for tenant, urls, jwks_url in issuer.of_tenants():
         own = keys if jwks_url is None else replace(keys, url=jwks_url)
-        if issuer.keys.discovery:
+        if issuer.keys is not None and issuer.keys.discovery:
             own = replace(keys, url=metadata_urls(urls[0])[0], issuer=urls[0])
-        yield _issuer(rules.name_of(name, None if tenant is None else tenant[1]), issuer, own, urls, tenant)
+        full = rules.name_of(name, None if tenant is None else tenant[1])
+        yield replace(_issuer(full, issuer, own, urls, tenant), introspection=introspection)
 
 
 def _revocable(issuer: rules.Issuer, revocation: Revocation | None) -> rules.Issuer:

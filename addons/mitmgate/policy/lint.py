@@ -200,7 +200,17 @@ def _issuers(policy: Policy, document: Document) -> Iterator[Problem]:
                 location, Code.ANY_LIFETIME, "tokens of any lifetime are accepted", "add max_lifetime", key=True
             )
         urls = [url for _, _, url in issuer.of_tenants()]
-        if issuer.keys.plain_http and any(needs_consent(url or issuer.issuer[0]) for url in urls):
+        asked = issuer.introspection
+        if asked is not None and asked.plain_http and needs_consent(asked.url):
+            at = (*location, "introspection", "plain_http")
+            yield document.warning(
+                at, Code.KEYS_OVER_HTTP, "tokens go over plain http: who is on the way has them", "use https"
+            )
+        if (
+            issuer.keys is not None
+            and issuer.keys.plain_http
+            and any(needs_consent(url or issuer.issuer[0]) for url in urls)
+        ):
             at = (*location, "keys", "plain_http")
             yield document.warning(
                 at, Code.KEYS_OVER_HTTP, "keys over plain http: who is on the way can replace them", "use https"

@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import BaseModel, ValidationError
 
-from mitmgate.core.rules import KeySource
+from mitmgate.core.rules import Introspection, KeySource
 from mitmgate.keys.keyset import SECRET_SIZES
 from mitmgate.keys.material import key_set
 from mitmgate.keys.material import problem as key_problem
+from mitmgate.policy import model_identity
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
@@ -42,6 +43,7 @@ class Material:
     """
 
     issuers: dict[str, KeySource] = field(default_factory=dict)
+    introspection: dict[str, Introspection] = field(default_factory=dict)
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
@@ -74,6 +76,7 @@ class Reader:
             location = ("identity", "issuers", name)
             issuer = self._section(Issuer, location)
             if issuer is not None:
+                self._introspection(name, issuer.introspection, (*location, "introspection"))
                 self._issuer(name, issuer, location)
         self._assertion(("identity", "forward", "assertion"))
         self._audit_key(("audit", "chain"))
@@ -140,6 +143,9 @@ class Reader:
         self.material.hashes["/".join(map(str, location))] = hashlib.sha256(content).hexdigest()
 
     def _issuer(self, name: str, issuer: Issuer, location: Location) -> None:
+        if issuer.keys is None:
+            self.material.issuers[name] = KeySource("none")
+            return
         keys, at = issuer.keys, (*location, "keys", issuer.keys.source)
         content: bytes | None = b""
         kind: Literal["secret", "pem", "jwks", "jwks_url"] = "jwks_url"
@@ -185,6 +191,33 @@ class Reader:
         if source.kind == "jwks":
             for ignored in key_set(source, issuer.algorithms).ignored:
                 self.problems.append(self.document.warning(at, Code.KEY_LEFT_OUT, f"{ignored}; it is left out"))
+
+    def _introspection(self, name: str, asked: model_identity.Introspection | None, location: Location) -> None:
+        if asked is None:
+            return
+        if asked.client_secret_env is not None:
+            at: Location = (*location, "client_secret_env")
+            secret = self._variable(asked.client_secret_env, at)
+        else:
+            at = (*location, "client_secret_file")
+            secret = self._file(asked.client_secret_file or "", at)
+            secret = None if secret is None else secret.removesuffix(b"\n").removesuffix(b"\r")
+        if secret == b"":
+            self._wrong(at, "the secret is empty", found="")
+        ca = None if asked.ca is None else self._authorities(asked.ca, (*location, "ca"))
+        if asked.url.lower().startswith("https://") and asked.ca is None:
+            self._system_authorities((*location, "url"))
+        self.material.introspection[name] = Introspection(
+            url=asked.url,
+            client_id=asked.client_id,
+            client_secret=secret or b"",
+            prefix=(asked.prefix or "").encode("ascii"),
+            timeout=asked.timeout,
+            cache=asked.cache,
+            refused=asked.refused,
+            ca=ca,
+            authorities=self.material.authorities,
+        )
 
     def _authorities(self, name: str, location: Location) -> bytes | None:
         content = self._file(name, location)

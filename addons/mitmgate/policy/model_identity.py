@@ -34,6 +34,7 @@ from mitmgate.policy.section import Section
 HMAC = ("HS256", "HS384", "HS512")
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 SOURCES = ("secret_env", "secret_file", "public_key_file", "jwks_file", "jwks_url", "discovery")
+LONGEST_WAIT = 30.0  # seconds that a request may wait for an introspection
 FETCHED = ("jwks_url", "discovery")
 
 
@@ -110,6 +111,57 @@ class Keys(Section):
         return self
 
 
+def _introspection_url(text: str) -> str:
+    if problem(text) is not None:
+        raise wrong("must be an http or https URL without credentials", "write https://issuer.example/introspect")
+    return text
+
+
+def _prefix(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._~+/-]{1,64}", text) is None:
+        raise wrong("must be the beginning of a token: letters, digits and -._~+/")
+    return str(text)
+
+
+class Introspection(Section):
+    """How an issuer is asked about its opaque tokens (RFC 7662): those that are no JWTs."""
+
+    url: Annotated[Text, AfterValidator(_introspection_url)]
+    """Its introspection endpoint."""
+    client_id: Text
+    """As whom the gateway asks (client_secret_basic, RFC 6749, section 2.3.1)."""
+    client_secret_env: Text | None = None
+    """The environment variable that holds the client's secret; one newline at its end is not part of it."""
+    client_secret_file: Text | None = None
+    """A file that holds the client's secret; one newline at its end is not part of it."""
+    prefix: Annotated[Text, AfterValidator(_prefix)] | None = None
+    """How tokens of this issuer begin. One issuer may do without: it is asked about all others."""
+    timeout: Duration = duration("2s", "How long a request may wait for the answer (seconds); it is denied then.")
+    cache: Duration = duration(
+        "30s", "How long an answer counts (seconds): a token that the issuer ends is good for as long, never after exp."
+    )
+    refused: Duration = duration("5s", "How long it counts that a token is not active, or not good here (seconds).")
+    ca: Text | None = None
+    """A PEM file with the only authorities that the server is verified by; unset: the system's."""
+    plain_http: Boolean = False
+    """Whether tokens and the secret may go to another machine over plain http: who is on the way has them."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        secrets = [name for name in ("client_secret_env", "client_secret_file") if getattr(self, name) is not None]
+        if len(secrets) != 1:
+            message = "two secrets of the client" if secrets else "no secret of the client"
+            raise wrong(message, "one of client_secret_env, client_secret_file", at=secrets[-1] if secrets else "")
+        if not self.plain_http and needs_consent(self.url):
+            message = "tokens would go over plain http: who is on the way has them"
+            raise wrong(message, "use https, or say plain_http: true", at="url", unquoted=message)
+        if self.timeout > LONGEST_WAIT:
+            raise wrong("must be at most 30s", at="timeout")
+        if self.refused > self.cache:
+            raise wrong("must not be more than cache", at="refused")
+        return self
+
+
 def _tenant(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", text) is None:
         raise wrong("must be a tenant as it stands in an issuer: letters, digits, '.', '_' and '-'")
@@ -157,9 +209,13 @@ class Issuer(Section):
     principals are of NAME/TENANT."""
     audience: Annotated[tuple[Text, ...], one_or_more(Text)] = ()
     """Values of `aud` of which a token needs one; empty: not checked."""
-    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1), one_or_more(Algorithm)]
-    """What tokens may be signed with. Fixed here; a token never chooses."""
-    keys: Keys
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1), one_or_more(Algorithm)] = Field(
+        default_factory=tuple
+    )
+    """What tokens may be signed with. Fixed here; a token never chooses. Needed, as keys, but with introspection."""
+    keys: Keys | None = None
+    introspection: Introspection | None = None
+    """How it is asked about tokens that are no JWTs; unset: these are refused. Without keys it has no others."""
     leeway: DurationOrZero = duration("30s", "How far clocks may differ (seconds).")
     token_type: TokenType = "any"
     """at+jwt: only access tokens of RFC 9068; any: also JWT, and tokens without typ; access: these, unless their claims
@@ -180,6 +236,18 @@ class Issuer(Section):
     max_lifetime: Duration | None = Field(
         None, description="The longest time from iat to exp (seconds); unset: not checked."
     )
+
+    @model_validator(mode="after")
+    def _verifies(self) -> Self:
+        if self.keys is None and self.introspection is None:
+            raise wrong("no keys", "add keys, or introspection for an issuer of opaque tokens")
+        if bool(self.algorithms) != (self.keys is not None):
+            missing, hint = ("keys", "add keys") if self.algorithms else ("algorithms", "add algorithms, like ES256")
+            raise wrong(f"no {missing}", hint, at="algorithms" if self.algorithms else "")
+        if self.introspection is not None and (self.tenants or self.issuer[0].startswith("spiffe://")):
+            message = "opaque tokens say nothing of a tenant or a trust domain"
+            raise wrong(message, "make an issuer of its own for them", at="introspection")
+        return self
 
     @model_validator(mode="after")
     def _profile_fits(self) -> Self:
@@ -211,6 +279,8 @@ class Issuer(Section):
             raise wrong("each issuer of a list has the same {NAME}, once", at="issuer")
         if len(set(self.tenants)) < len(self.tenants):
             raise wrong("a tenant is listed twice", at="tenants")
+        if self.keys is None:
+            return self
         if self.keys.discovery:
             first = _PLACEHOLDER.sub("tenant", self.issuer[0])
             if problem(first) is not None or urlsplit(first).query:
@@ -228,15 +298,17 @@ class Issuer(Section):
         """Yield for each tenant its claim and value, its values of `iss` and its jwks_url; once without tenants."""
         found = _PLACEHOLDER.search(self.issuer[0])
         if found is None:
-            yield None, self.issuer, self.keys.jwks_url
+            yield None, self.issuer, None if self.keys is None else self.keys.jwks_url
             return
         for tenant in self.tenants:
             urls = tuple(text.replace(found[0], tenant) for text in self.issuer)
-            jwks_url = self.keys.jwks_url
+            jwks_url = None if self.keys is None else self.keys.jwks_url
             yield (found[1], tenant), urls, None if jwks_url is None else jwks_url.replace(found[0], tenant)
 
     @model_validator(mode="after")
     def _algorithms_fit(self) -> Self:
+        if self.keys is None:
+            return self
         symmetric = [name for name in self.algorithms if name in HMAC]
         public = [name for name in self.algorithms if name not in HMAC]
         if len(set(self.algorithms)) < len(self.algorithms):

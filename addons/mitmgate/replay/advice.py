@@ -267,6 +267,8 @@ _GENERAL: Final = {
     Reason.TOKEN_UNBOUND: "a token that is bound to a key or a certificate (`cnf`)",
     Reason.TOKEN_REVOKED: "a token that was issued after the revocation, or `revoke --lift`",
     Reason.REVOCATIONS_UNKNOWN: "the list of revocations, or `on_failure: last-known`",
+    Reason.TOKEN_INACTIVE: "a token that its issuer calls active",
+    Reason.INTROSPECTION_UNAVAILABLE: "an answer of the issuer's introspection endpoint; offline it is in recordings",
     Reason.TOKEN_CLAIM_INVALID: "a token whose claims have the form that they must have",
     Reason.KEYS_UNAVAILABLE: "the issuer's keys: --jwks NAME=FILE gives them, --assume-signed does without",
     Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",

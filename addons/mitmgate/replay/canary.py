@@ -8,6 +8,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core.introspection import is_opaque
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
 from mitmgate.core.token import read_token
@@ -18,7 +19,7 @@ from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import decided
 from mitmgate.replay.differences import Kind, Tally, compare
 from mitmgate.replay.offline import unsigned
-from mitmgate.replay.recorder import checked_signature
+from mitmgate.replay.recorder import checked_signature, introspected
 from mitmgate.replay.redaction import found_signature
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Presented, Recorded
@@ -142,7 +143,7 @@ class Canary:
         )
         if found == "unchecked":
             found = checked_signature(token, exchange, self._ring)
-        read = read_token(token)
+        read = introspected(token, exchange, self._ring) if is_opaque(token) else read_token(token)
         if isinstance(read, Refusal):
             return Presented(token, found, refusal=read)
         return Presented(token, found, token=read)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from mitmgate.core.headers import Headers
+from mitmgate.core.introspection import INTROSPECTED
 from mitmgate.core.jose import Json, parse_object
 from mitmgate.core.pointer import put
 from mitmgate.core.request import Request
@@ -81,7 +82,7 @@ def presented_claims(snapshot: Snapshot, claims: Mapping[str, Json], at: float) 
     filled |= claims
     filled = {name: value for name, value in filled.items() if value is not None}
     token = UnverifiedToken(
-        algorithm=issuer.algorithms[0],
+        algorithm=issuer.algorithms[0] if issuer.algorithms else INTROSPECTED,
         key_id=None,
         type="at+jwt" if issuer.token_type == "at+jwt" else "JWT",
         issuer=str(filled.get("iss")),

@@ -5,6 +5,7 @@ through the gateway says in its metadata what arrived and what was decided; of a
 arrived.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from mitmproxy.io import compat
@@ -12,6 +13,7 @@ from mitmproxy.io import tnetstring as slow
 from mitmproxy.version import FLOW_FORMAT_VERSION
 
 from mitmgate.core.headers import Fields, Headers
+from mitmgate.core.introspection import is_opaque
 from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
@@ -19,7 +21,7 @@ from mitmgate.replay.front import INTACT, REFUSED, read_front, reasons_moved
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
-from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
+from mitmgate.replay.traffic import Aftermath, Entry, Known, Recorded, Skipped
 
 _METADATA: Final = METADATA.encode("ascii")
 _RECORDING: Final = RECORDING.encode("ascii")
@@ -100,6 +102,8 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
             text_or_none(raw, gateway[b"reason"]), stage, gateway[b"principal"][2] == tnetstring.MAPPING
         )
         presented = None if signature == "unchecked" else tokens.real(found, signature)
+        if presented is not None and signature == "good" and is_opaque(presented.text):
+            presented = replace(presented, refusal=None, known=_known(raw, gateway), partial=True)
     request = Request(
         method=text(raw, ingress[b"method"]),
         target=text(raw, ingress[b"target"]),
@@ -131,6 +135,13 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
         sample=number(raw, note[b"sample"]) if b"sample" in note else 1.0,
         response_status=status,
     )
+
+
+def _known(raw: bytes, gateway: Spans) -> Known:
+    """Return the principal that a verdict names: what was said of an opaque token, mitmweb does not save."""
+    who = members(raw, gateway[b"principal"])
+    roles = tuple([str(role) for role in items(raw, who[b"roles"])])
+    return Known(text(raw, who[b"issuer"]), text(raw, who[b"subject"]), roles)
 
 
 def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Decision | None:

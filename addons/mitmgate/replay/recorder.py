@@ -5,15 +5,18 @@ import logging
 import os
 import weakref
 from hashlib import blake2b
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
 
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.mirror import mirror
 from mitmgate.audit.rotation import open_log, rotate
+from mitmgate.core.introspection import INTROSPECTED, UNAVAILABLE
+from mitmgate.core.jose import Json
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Exchange, exchange_of
 from mitmgate.replay.privacy import Privacy, with_policy
@@ -209,6 +212,7 @@ class Recorder:
         self._redactor.redact(
             state,
             lambda token: self._signature(token, exchange),
+            lambda token: introspected(token, exchange, self._ring),
             settled=list(exchange.settled),
             moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
             failed_over=[reason.code for reason in exchange.failed_over],
@@ -239,7 +243,31 @@ def checked_signature(token: bytes, exchange: Exchange, ring: KeyRing | None) ->
         return "good"
     if isinstance(result, Refusal):
         return found_signature(result.reason.code, "authentication", authenticated=False)
-    close = getattr(result, "close", None)  # a coroutine that never runs would warn
+    _drop(result)
+    return "unchecked"
+
+
+def introspected(token: bytes, exchange: Exchange, ring: KeyRing | None) -> UnverifiedToken | Refusal:
+    """Return what the issuer of an opaque token has said of it, as claims, or why it was refused."""
+    principal, final = exchange.principal, exchange.verdict.final
+    if principal is None and final is not None and final.stage == "authentication":
+        return Refusal(final.reason, final.detail)
+    if principal is None and ring is not None:
+        issuers = exchange.snapshot.issuers
+        result = ring.authenticate(issuers, tuple(issuers), token, exchange.now)
+        if isinstance(result, Refusal):
+            return result
+        if isinstance(result, Principal):
+            principal = result
+        else:
+            _drop(result)
+    if principal is None:
+        return UNAVAILABLE
+    claims = cast("dict[str, Json]", dict(principal.claims))
+    return UnverifiedToken(INTROSPECTED, None, None, str(claims.get("iss")), b"", b"", claims)
+
+
+def _drop(pending: object) -> None:
+    close = getattr(pending, "close", None)  # a coroutine that never runs would warn
     if close is not None:
         close()
-    return "unchecked"

@@ -34,7 +34,7 @@ class SignatureFinder:
     def __init__(self, snapshot: Snapshot | None) -> None:
         """snapshot: its issuers' keys are asked, as far as they are at hand; None: no signature is checked."""
         self._snapshot = snapshot
-        self._ring = KeyRing()
+        self._ring = KeyRing(ask=None)
         if snapshot is not None:
             self._ring.configure(snapshot.issuers)
 

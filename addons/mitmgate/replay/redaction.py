@@ -7,6 +7,7 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
+from mitmgate.core.introspection import UNAVAILABLE, is_opaque
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import UNSEEN
@@ -23,6 +24,7 @@ _ROOM: Final = 4 * 1024 * 1024
 RECORDING: Final = "recording"
 VERSION: Final = 1
 
+_ASKED: Final = frozenset({"good", "inactive", "introspection-unavailable"})
 _SCHEMES = (b"bearer", b"dpop")
 _SHORTEST: Final = 8  # characters of a client's credential that is looked for in fields that the gateway has made
 
@@ -46,6 +48,8 @@ def found_signature(reason: str | None, stage: str | None, authenticated: bool) 
         "token-proof-invalid": "proof-invalid",
         "token-proof-replayed": "proof-replayed",
         "token-proof-nonce": "proof-nonce",
+        "token-inactive": "inactive",
+        "introspection-unavailable": "introspection-unavailable",
         # What is checked after the signature.
         "token-audience-refused": "good",
         "token-claim-invalid": "good",
@@ -66,16 +70,25 @@ class Redactor:
         self.privacy = privacy or Privacy()
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
+        self._introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None
         self._hidden = Hidden({})
         self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(_ROOM, _octets)
         """By the token's digest: a refused one may be as long as a head, and what stands for it is not."""
 
-    def redact(self, state: State, signature: Callable[[bytes], Signature], **facts: object) -> None:
+    def redact(
+        self,
+        state: State,
+        signature: Callable[[bytes], Signature],
+        introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None,
+        **facts: object,
+    ) -> None:
         """Redact a flow's state in place, and note in its metadata how.
 
-        signature: asked for each bearer token. facts: plain values that are added to the note.
+        signature: asked for each bearer token. introspected: asked for each opaque one, what its issuer has said;
+        None: nobody knows any more. facts: plain values that are added to the note.
         """
         hidden: dict[str, str] = {}
+        self._introspected = introspected
         came: dict[tuple[bytes, bytes], bytes] = {}
         request = state["request"]
         saved = state["metadata"].get(METADATA)
@@ -176,16 +189,26 @@ class Redactor:
         return scheme + b" " + before + resigned + after
 
     def _resigned(self, token: bytes, signature: Signature) -> tuple[bytes, dict[str, str]]:
-        key = blake2b(token, digest_size=20).digest(), signature
+        opaque = self._opaque(token, signature)
+        said = b"" if opaque is None else repr(opaque).encode("utf-8", "surrogatepass")
+        key = blake2b(token + b"\0" + said, digest_size=20).digest(), signature
         known = self._tokens.get(key)
         if known is None:
-            read = read_token(token)
+            read = opaque or read_token(token)
             claims = dict(read.unverified_claims) if isinstance(read, UnverifiedToken) else {}
             shown, hidden = self._veil.claims(claims)
             known = self.key.resign(read, len(token), signature, shown), hidden
             if _octets(known) <= _ROOM // 64:
                 self._tokens[key] = known
         return known
+
+    def _opaque(self, token: bytes, signature: Signature) -> UnverifiedToken | Refusal | None:
+        """Return what is recorded of an opaque token: its issuer's word, or why it was refused. None: of any other."""
+        if not is_opaque(token):
+            return None
+        if self._introspected is not None:
+            return self._introspected(token)
+        return UNAVAILABLE if signature in _ASKED else None
 
     def _forwarded(
         self,

@@ -8,13 +8,14 @@ from math import inf
 from cachetools import LRUCache
 
 from mitmgate.core.claims import ISSUER_UNKNOWN, principal_of, verify_claims
+from mitmgate.core.introspection import INTROSPECTED, is_opaque
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import NONCE, PROOF_MISSING, REPLAYED
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import REVOKED, UNKNOWN
 from mitmgate.core.rules import Issuer
-from mitmgate.core.token import SignedClaims, UnverifiedToken, check_header
+from mitmgate.core.token import NOT_COMPACT, SignedClaims, UnverifiedToken, check_header
 from mitmgate.keys.ring import KeyRing
 from mitmgate.keys.verify import KEYS_UNAVAILABLE
 from mitmgate.replay.presented import assumed
@@ -36,6 +37,8 @@ _LATER: Mapping[Signature, Refusal] = {
 }
 """What is found out of a token that is good, from what a recording does not hold."""
 
+_NOT_AT_HAND = frozenset({Reason.KEYS_UNAVAILABLE, Reason.INTROSPECTION_UNAVAILABLE})
+
 Names = tuple[str, ...]
 
 
@@ -50,7 +53,7 @@ class OfflineRing(KeyRing):
 
     def __init__(self, *, assume_signed: bool = False) -> None:
         """assume_signed: whether a token that nobody has checked is taken for a good one."""
-        super().__init__()
+        super().__init__(ask=None)
         self.presented: Presented | None = None
         self.assumed: Counter[str] = Counter()
         self.unverified: Counter[str] = Counter()
@@ -63,7 +66,7 @@ class OfflineRing(KeyRing):
         """Authenticate the token of the request that is being decided. Never waits."""
         presented = self.presented
         if presented is None or presented.text != token:
-            if not self._assume_signed:
+            if not self._assume_signed or is_opaque(token):
                 return self._checked(issuers, names, token, now)
             presented = assumed(token)
             if presented.token is not None:
@@ -84,7 +87,7 @@ class OfflineRing(KeyRing):
     ) -> Principal | Refusal | Awaitable[Principal | Refusal]:
         """Check a real token with the keys that are at hand."""
         result = super().authenticate(issuers, names, token, now)
-        if isinstance(result, Refusal) and result.reason is Reason.KEYS_UNAVAILABLE:
+        if isinstance(result, Refusal) and result.reason in _NOT_AT_HAND:
             self.unverified[" or ".join(names)] += 1
         return result
 
@@ -102,9 +105,12 @@ class OfflineRing(KeyRing):
         issuer = next((issuer for issuer in issuers.values() if token.issuer in issuer.urls), None)
         if issuer is None:
             return ISSUER_UNKNOWN
-        refusal = check_header(token, issuer)
+        opaque = token.algorithm == INTROSPECTED
+        refusal = _unexpected(issuer) if opaque else check_header(token, issuer)
         if refusal is not None:
             return refusal
+        if opaque:
+            issuer = replace(issuer, token_type="any")  # as keys.introspection
         if presented.signature in _REFUSED:
             return _REFUSED[presented.signature]
         if presented.signature == "unchecked":
@@ -125,6 +131,10 @@ class OfflineRing(KeyRing):
             window = verified.times.window(issuer.leeway, issuer.max_lifetime)
             self._accepted[presented.text, names] = (principal, *window)
         return principal
+
+
+def _unexpected(issuer: Issuer) -> Refusal | None:
+    return NOT_COMPACT if issuer.introspection is None else None
 
 
 def _principal(known: Known, names: Names) -> Principal | Refusal:

@@ -22,6 +22,8 @@ Signature = Literal[
     "proof-invalid",
     "proof-replayed",
     "proof-nonce",
+    "inactive",
+    "introspection-unavailable",
 ]
 """What was found out about a token's signature when it was recorded, and of a good one what came behind."""
 

@@ -163,7 +163,7 @@ class Http2Service:
         elif isinstance(event, h2.events.StreamReset):
             connection.streams[event.stream_id].reset = event.error_code
 
-    def _begun(self, connection: _Connection, stream_id: int, seen: Seen) -> None:
+    def _begun(self, connection: _Connection, stream_id: int, seen: Seen) -> None:  # noqa: PLR0912 - a row a path
         """Do what does not wait for the body."""
         raw, send = connection.link.sendall, connection.h2
         match seen.one(b":path"):
@@ -171,6 +171,12 @@ class Http2Service:
                 raw(RstStreamFrame(stream_id, error_code=int(ErrorCodes.REFUSED_STREAM)).serialize())
             case b"/goaway" if connection.number <= self.unwilling:
                 raw(GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
+            case b"/103-refused" | b"/100-refused" | b"/102-goaway":
+                status, end = (seen.one(b":path") or b"")[1:].split(b"-")
+                send.send_headers(stream_id, [(b":status", status), (b"link", b"</s>; rel=preload")])
+                self._flush(connection)
+                refusal = RstStreamFrame(stream_id, error_code=int(ErrorCodes.REFUSED_STREAM))
+                raw((refusal if end == b"refused" else GoAwayFrame(0, last_stream_id=0, error_code=0)).serialize())
             case b"/goaway-busy":
                 connection.last = stream_id
                 raw(GoAwayFrame(0, last_stream_id=stream_id, error_code=0).serialize())
@@ -201,8 +207,10 @@ class Http2Service:
     def _answer(self, connection: _Connection, stream_id: int, seen: Seen) -> None:
         send = connection.h2
         path = seen.one(b":path") or b""
-        if path in {b"/hang", b"/early", b"/closed", b"/reset", b"/crumbs"} or (
-            path in {b"/refused", b"/goaway"} and connection.number <= self.unwilling
+        if (
+            path in {b"/hang", b"/early", b"/closed", b"/reset", b"/crumbs"}
+            or path[4:] in {b"-refused", b"-goaway"}
+            or (path in {b"/refused", b"/goaway"} and connection.number <= self.unwilling)
         ):
             return
         if path.startswith(b"/bad-"):

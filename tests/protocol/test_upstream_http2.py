@@ -169,7 +169,21 @@ def test_it_is_sent_again_so_often_and_no_more(
     assert ask(h2_up, "/p")[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/closed", "/reset"])
+@pytest.mark.parametrize("path", ["/refused", "/goaway"])
+@pytest.mark.parametrize("urls", [1, 2])
+def test_it_is_sent_no_more_often_where_there_is_another_endpoint(service: Http2Service, path: str, urls: int) -> None:
+    """The last time is the other's. Where there is one alone, the circuit's fail-over names it again."""
+    service.unwilling = 1000
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(Http2Service())
+        other.unwilling = 1000
+        chosen = route(*(service.url, other.url)[:urls], retries=5)
+        gate = stack.enter_context(Gate(chosen, fail_over=lambda exchange, reason: chosen.upstream.endpoints[-1]))
+        assert ask(gate, path, "POST", b"once")[0] == 502
+        assert (len(service.requests), len(other.requests)) == ((4, 0) if urls == 1 else (3, 1))
+
+
+@pytest.mark.parametrize("path", ["/closed", "/reset", "/103-refused", "/100-refused", "/102-goaway"])
 def test_what_the_service_may_have_done_is_not_sent_again(h2_up: Gate, service: Http2Service, path: str) -> None:
     assert ask(h2_up, "/p")[0] == 200
     status, body = ask(h2_up, path, "POST", b"once")

@@ -97,8 +97,8 @@ FAILURES: Final = 1024
 IDEMPOTENT: Final = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
 """Methods of requests that may be sent twice (RFC 9110, section 9.2.2)."""
 RESENDS: Final = 3
-"""How often a request is sent anew to an endpoint that has not looked at it, and says so (RFC 9113, section 8.7): one
-that is being replaced may do so on several connections in a row."""
+"""How often a request is sent anew, to whichever endpoint, because one has not looked at it, and says so (RFC 9113,
+section 8.7): one that is being replaced may do so on several connections in a row."""
 MALFORMED: Final = frozenset({400, 408, 414, 417, 431, 501, 505})
 """Statuses of the gateway's own after which a client is not read from again."""
 _NOWHERE: Final = Server(address=None)
@@ -903,12 +903,17 @@ class Transaction(Recipient):
             and self._response is ResponsePhase.WAITING
             and (self._idempotent or undelivered)
         )
-        if again and (self._resent < RESENDS if undelivered else stale and not self._resent):
-            self._resent += 1  # closed between two requests: the same endpoint, on a new connection
+        route = None if self.exchange is None else self.exchange.route
+        others = route is not None and len(route.upstream.endpoints) > 1
+        left = RESENDS - self._resent
+        # Closed between two requests, or not looked at: the same endpoint, on a new connection. The last is another's.
+        if again and (left > others if undelivered else stale and not self._resent):
+            self._resent += 1
             self._connect(self._forward_whole)
             return
         self._blame_endpoint(failure)
-        if again and self._next_endpoint(failure.reason):
+        if again and (left > 0 or not undelivered) and self._next_endpoint(failure.reason):
+            self._resent += undelivered
             self._connect(self._forward_whole)
         else:
             self._fail(failure.reason)

@@ -279,7 +279,9 @@ class UpstreamStream:
         recipient, self._recipient = self._recipient, None
         if recipient is not None:
             stale = self._connection.served > 1
-            recipient.upstream_failed(failure, untouched=not self._responded, stale=stale, undelivered=undelivered)
+            # An interim response is one: whoever sends it has looked at the request, whatever it says afterwards.
+            untouched = not self._responded and not self._informational
+            recipient.upstream_failed(failure, untouched=untouched, stale=stale, undelivered=undelivered)
 
     def _congest(self, congested: bool) -> None:
         self.congested = congested

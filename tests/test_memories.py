@@ -101,6 +101,7 @@ OTHERS: Final[dict[str, str]] = {
             stores/fallback:Fallback.returns
             descriptors:SeldomEach._kinds""",
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
+        "what operators have listed, by number": "stores/api_keys:ApiKeys._keys",
         "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
         "an issuer's answers, by their octets, and questions that are on their way, by number": """

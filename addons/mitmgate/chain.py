@@ -14,6 +14,7 @@ from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
 from mitmgate.audit.event import policy_rejected, policy_reloaded
+from mitmgate.core.api_key import ISSUER as API_KEY
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.hostoptions import MISTAKE, listens_elsewhere, refuse_weakening, required_options, spare_start
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_EVERY = 1.0  # seconds between two looks at the policy's files
 SWITCH_EVERY = 0.0005  # seconds that the thread of a reload runs before a request gets its turn
-OPENED_ONCE = ("listen", "admin", "store", "audit", "resolver", "revocation")
+OPENED_ONCE = ("listen", "admin", "store", "audit", "resolver", "revocation", "api_keys")
 
 
 def stages(
@@ -76,7 +77,7 @@ def stages(
         Routing(),
         NetworkAccess(),
         ClientQuota(services.store),
-        Authentication(services.ring, services.revocations, services.proofs),
+        Authentication(services.ring, services.revocations, services.proofs, services.api_keys),
         Cors(),
         SizeLimit(),
         Authorization(),
@@ -126,7 +127,7 @@ REQUIRED = (
 
 async def _start(services: Services) -> None:
     """Start the services side by side: what one waits for, the others need not."""
-    starts = [services.store.start(), services.ring.start(), services.revocations.start()]
+    starts = [services.store.start(), services.ring.start(), services.revocations.start(), services.api_keys.start()]
     failures = await asyncio.gather(*starts, return_exceptions=True)
     failures += await asyncio.gather(services.proofs.start(), return_exceptions=True)  # it asks the store
     for failure in failures:
@@ -290,7 +291,7 @@ class Gateway:
             unanswered=breaker.unanswered,
             withdrawn=self._withdrawn,
         )
-        services.revocations.changed = self.protocol.cut_withdrawn
+        services.revocations.changed = services.api_keys.changed = self.protocol.cut_withdrawn
         if self._path is None:  # a stock mitmproxy, which knows nothing of what the policy says of it
             listen = source.snapshot.policy.listen
             elsewhere = listens_elsewhere(ctx.options, listen.host, listen.port)
@@ -306,9 +307,16 @@ class Gateway:
 
     def _withdrawn(self, exchange: Exchange) -> Reason | None:
         services, principal = self.services, exchange.principal
-        if services is None or principal is None or not services.revocations.revoked(principal) or reports(exchange):
+        if services is None or principal is None or reports(exchange):
             return None
-        return Reason.TOKEN_REVOKED
+        for one in (principal, *exchange.beside):
+            if one.issuer == API_KEY:
+                reason = services.api_keys.ended(one)
+                if reason is not None:
+                    return reason
+            elif services.revocations.revoked(one):
+                return Reason.TOKEN_REVOKED
+        return None
 
     async def start(self) -> None:
         """Start the services, once: connect to the store, fetch the keys. Awaited before requests are taken.
@@ -355,6 +363,7 @@ class Gateway:
                 task.cancel()
         audit.conclude()
         await services.revocations.close()
+        await services.api_keys.close()
         await services.ring.close()
         await services.store.close()
         await services.dialler.resolver.close()

@@ -85,7 +85,7 @@ def command(
             before=_time(before),
             lasting=_duration(lasting),
             lifted=lift,
-            by=_user(),
+            by=user(),
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -189,7 +189,8 @@ def _duration(text: str | None) -> float | None:
         raise UserError(f"--for {text}: {error}; {error.hint}") from error
 
 
-def _user() -> str:
+def user() -> str:
+    """Name the user of this machine who runs a command, for the record."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

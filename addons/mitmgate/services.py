@@ -19,6 +19,8 @@ from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stores.api_keys import ApiKeys, KeyFile
+from mitmgate.stores.api_keys import Source as KeySource
 from mitmgate.stores.proofs import UsedProofs
 from mitmgate.stores.protocol import CounterStore
 from mitmgate.stores.revocations import RevocationFile, Revocations, Source
@@ -40,6 +42,7 @@ class Services:
     dialler: Dialler = field(default_factory=Dialler)
     revocations: Revocations = field(default_factory=Revocations)
     proofs: UsedProofs = field(default_factory=UsedProofs)
+    api_keys: ApiKeys = field(default_factory=ApiKeys)
 
 
 def open_services(snapshot: Snapshot) -> Services:
@@ -48,7 +51,7 @@ def open_services(snapshot: Snapshot) -> Services:
     dialler = Dialler(Resolver(resolver.addresses, resolver.max_stale))
     ring = open_ring(snapshot, dialler)
     trail = open_trail(audit_settings(snapshot))
-    rule = snapshot.policy.revocation
+    rule, keys = snapshot.policy.revocation, snapshot.policy.api_keys
     counters = open_store(None) if store == "memory" else _redis(store, dialler)
     return Services(
         store=counters,
@@ -59,6 +62,7 @@ def open_services(snapshot: Snapshot) -> Services:
         revocations=Revocations()
         if rule is None
         else Revocations(open_revocations(snapshot, dialler), rule.on_failure, trail.emit),
+        api_keys=ApiKeys() if keys is None else ApiKeys(open_api_keys(snapshot, dialler), keys.on_failure, trail.emit),
     )
 
 
@@ -88,6 +92,23 @@ def open_revocations(snapshot: Snapshot, dialler: Dialler) -> Source:
 
     try:
         return RevocationStream(store.url, store.timeout, dialler)
+    except ValueError as error:
+        raise UserError("store.url has an option that a Redis URL does not take") from error
+
+
+def open_api_keys(snapshot: Snapshot, dialler: Dialler) -> KeySource:
+    """Open the list of API keys that a policy names. Raises UserError; also where the policy names none."""
+    store, rule = snapshot.policy.store, snapshot.policy.api_keys
+    if rule is None:
+        raise UserError(f"{snapshot.path}: there are no API keys without a list; add api_keys: {{file: FILE}}")
+    if rule.file is not None:
+        return KeyFile(snapshot.resolve(rule.file))
+    if store == "memory":
+        raise UserError("api_keys without a file needs a redis store")
+    from mitmgate.stores.redis_api_keys import KeyList  # noqa: PLC0415 - as stores/store.py
+
+    try:
+        return KeyList(store.url, store.timeout, dialler)
     except ValueError as error:
         raise UserError("store.url has an option that a Redis URL does not take") from error
 

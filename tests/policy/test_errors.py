@@ -722,12 +722,51 @@ CASES: list[Case] = [
         "must not be empty",
         "",
     ),
+    # Kinds of credentials.
+    (
+        "upstream: users",
+        "upstream: users\n    auth: ¦api-key",
+        "routes[0].auth",
+        "there are no API keys",
+        "add api_keys",
+    ),
+    ("upstream: users", "upstream: users\n    auth: {any: [¦cookie]}", "routes[0].auth.any[0]", "must be", ""),
+    ("upstream: users", "upstream: users\n    auth: {any: ¦[jwt, jwt]}", "routes[0].auth.any", "listed twice", ""),
+    (
+        "upstream: users",
+        "upstream: users\n    auth: {any: [jwt], all: ¦[jwt]}",
+        "routes[0].auth.all",
+        "exclude",
+        "keep one",
+    ),
+    (
+        "upstream: users",
+        "upstream: users\n    auth: ¦{bound: required}",
+        "routes[0].auth",
+        "says nothing of what",
+        "add",
+    ),
+    ("version: 1\n", "version: 1\napi_keys: ¦{on_failure: deny}\n", "api_keys", "needs a file, or a redis", "add file"),
+    (
+        "version: 1\n",
+        "version: 1\napi_keys: {file: k, header: ¦Authorization}\n",
+        "api_keys.header",
+        "has a meaning of its own",
+        "write X-API-Key",
+    ),
+    (
+        "version: 1\n",
+        "version: 1\napi_keys: {file: k, header: ¦X-User-ID}\n",
+        "api_keys.header",
+        "has a meaning of its own",
+        "write X-API-Key",
+    ),
     # Public routes.
     (
         "upstream: users",
         "upstream: users\n    auth: ¦nnoe",
         "routes[0].auth",
-        "must be none or {issuers",
+        "must be none, jwt, api-key, {issuers: [...]} or",
         "did you mean none?",
     ),
     (

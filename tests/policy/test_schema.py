@@ -107,6 +107,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["stages"] = {"guard": {"use": "guard.py:Guard", "after": "routing"}}
     example["identity"]["resources"] = [{"resource": "https://api.example"}]
     example["revocation"]["events"] = {"audience": "https://gateway.example"}
+    example["api_keys"] = {"file": "keys.jsonl"}
     example["identity"]["proofs"] = {"lifetime": "60s"}
     asked = {"url": "https://issuer.example/introspect", "client_id": "gateway", "client_secret_env": "CLIENT_SECRET"}
     example["identity"]["issuers"]["corp"]["introspection"] = asked

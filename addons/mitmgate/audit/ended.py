@@ -16,6 +16,7 @@ from mitmgate.audit.event import fate, minimal_event, rfc3339
 from mitmgate.audit.record import Event
 from mitmgate.audit.redact import Redaction
 from mitmgate.core.address import address_text
+from mitmgate.core.api_key import ISSUER as API_KEY
 from mitmgate.core.cause import Cause
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -152,6 +153,8 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
     if principal is not None:
         event["user"] = principal.subject
         event["issuer"] = principal.issuer
+        if principal.issuer == API_KEY:
+            event["key_id"] = principal.token_id
         if principal.roles:
             event["roles"] = principal.roles
     add_asked(event, request, head, redaction)

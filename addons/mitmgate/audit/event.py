@@ -119,6 +119,28 @@ def revocations_known(now: float, seconds: float | None, count: int) -> Event:
     return event if seconds is None else event | {"seconds": round(seconds, 3)}
 
 
+def api_key_learnt(now: float, key_id: str, principal: str) -> Event:
+    """Say that this process takes a further key from now on."""
+    return {"time": rfc3339(now), "event": "api-key-learnt", "key_id": key_id, "user": principal}
+
+
+def api_key_ended(now: float, key_id: str, principal: str, *, listed: bool) -> Event:
+    """Say that this process no longer takes a key: it was revoked, or is not on the list any more."""
+    how = "revoked" if listed else "removed"
+    return {"time": rfc3339(now), "event": "api-key-ended", "key_id": key_id, "user": principal, "how": how}
+
+
+def api_keys_unknown(now: float, decides: str, error: str) -> Event:
+    """Say that this process can't find out which keys are good. decides: "deny", or "last-known"."""
+    return {"time": rfc3339(now), "event": "api-keys-unknown", "decides": decides, "error": error}
+
+
+def api_keys_known(now: float, seconds: float | None, count: int) -> Event:
+    """Say that it knows which keys there are. seconds: for which it did not, None: it has just started."""
+    event: Event = {"time": rfc3339(now), "event": "api-keys-known", "count": count}
+    return event if seconds is None else event | {"seconds": round(seconds, 3)}
+
+
 def audit_dropped(now: float, count: int, total: int) -> Event:
     """Say that `count` records are missing here: the queue was full. total: since the process began."""
     return {"time": rfc3339(now), "event": "audit-dropped", "count": count, "total": total}

@@ -72,7 +72,9 @@ _RUNS: Final = {
     ("", True): re.compile(r"[\w+~%-]{20,}+=*", re.ASCII),
     ("/", True): re.compile(r"[\w+/~%-]{20,}+=*", re.ASCII),
 }
-_MARKS: Final = ("sk_live_", "sk_test_", "rk_live_", "ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "xox", "AKIA")
+_MARKS: Final = (
+    *("mgk_", "sk_live_", "sk_test_", "rk_live_", "ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "xox", "AKIA"),
+)
 _DIGEST: Final = "sha256:"
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")

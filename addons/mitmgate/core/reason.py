@@ -129,6 +129,11 @@ class Reason(Enum):
     TOKEN_INACTIVE = "token-inactive", 401, "Token not active"
     INTROSPECTION_UNAVAILABLE = "introspection-unavailable", 503, "Token introspection unavailable"
     KEYS_UNAVAILABLE = "keys-unavailable", 503, "Verification keys unavailable"
+    API_KEY_MALFORMED = "api-key-malformed", 401, "Malformed API key"
+    API_KEY_UNKNOWN = "api-key-unknown", 401, "API key not known"
+    API_KEY_EXPIRED = "api-key-expired", 401, "API key expired"
+    API_KEY_REVOKED = "api-key-revoked", 401, "API key revoked"
+    API_KEYS_UNAVAILABLE = "api-keys-unavailable", 503, "API keys unavailable"
 
     # Authorization.
     AUTHENTICATION_INSUFFICIENT = "authentication-insufficient", 401, "Stronger or newer authentication required"

@@ -15,6 +15,11 @@ from mitmgate.core.template import Template
 
 Mode = Literal["enforce", "report"]
 TokenType = Literal["any", "access", "at+jwt"]
+Credential = Literal["jwt", "api-key", "certificate"]
+"""What a request may prove with who asks."""
+
+TOKEN: tuple[Credential, ...] = ("jwt",)
+"""A token, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,8 @@ class Route:
 
     path with exact=False is a segment prefix. hosts are lower-case, without port, "*.example" matches one or more
     labels; empty: every host. methods empty: every method. issuers are names in Identity.issuers; None: public. odd:
-    what a path may hold though servers read it differently.
+    what a path may hold though servers read it differently. credentials: what counts, and every: whether all of them
+    are needed; the first that is there says who asks. Without "jwt" issuers is empty.
     """
 
     name: str
@@ -218,6 +224,8 @@ class Route:
     odd: frozenset[Oddity] = frozenset()
     mode: Mode = "enforce"
     bound: bool = False  # only with tokens that are bound to a key
+    credentials: tuple[Credential, ...] = TOKEN
+    every: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class Exchange:
     max_body: int = 0  # SizeLimit: bytes; what the protocol layer holds streamed bodies to
     grants: list[Grant] = field(default_factory=list)  # ClientQuota, RateLimit
     principal: Principal | None = None  # Authentication
+    beside: tuple[Principal, ...] = ()  # Authentication: whom further credentials of the request are of
     challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value
     endpoint: Endpoint | None = None  # CircuitBreaker
     permit: Permit | None = None  # CircuitBreaker; given back once the outcome is known
@@ -167,7 +168,7 @@ def seconds_left(exchange: Exchange) -> float | None:
     principal = exchange.principal
     if principal is None or reports(exchange):
         return None
-    until = principal.expires + exchange.snapshot.issuers[principal.issuer].leeway
+    until = principal.expires + exchange.snapshot.leeway(principal.issuer)
     return max(0.0, until - exchange.now - (time.perf_counter() - exchange.started))
 
 

@@ -25,6 +25,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _routes(document)
     yield from _trailers(document)
     yield from _issuers(document)
+    yield from _api_keys(document)
     yield from _resources(document)
     yield from _client_limits(document)
     yield from _stores(document)
@@ -221,7 +222,7 @@ def _issuers(document: Document) -> Iterator[Problem]:
                     hint="give each a prefix of its own",
                 )
             prefixes.setdefault(prefix, name)
-    undecided = [location for location, route in routes(document) if route.get("auth") is None]
+    undecided = [location for location, route in routes(document) if _of_default(route.get("auth"))]
     if document.at(("identity", "default")) is None:
         if len(issuers) > 1:
             names = ", ".join(issuers)
@@ -237,6 +238,46 @@ def _issuers(document: Document) -> Iterator[Problem]:
                 yield document.problem(
                     location, message, found="", hint="add identity.issuers, or auth: none for a public route"
                 )
+
+
+def _of_default(auth: object) -> bool:
+    """Tell whether a route takes tokens without saying whose."""
+    if isinstance(auth, dict):
+        return "issuers" not in auth and "jwt" in _kinds(auth)
+    return auth is None or auth == "jwt"
+
+
+def _kinds(auth: object) -> list[object]:
+    """Return the kinds of credentials that a raw `auth` names."""
+    if not isinstance(auth, dict):
+        return [auth]
+    return [kind for member in ("any", "all") for kind in _items(auth.get(member))]
+
+
+def _api_keys(document: Document) -> Iterator[Problem]:
+    """Find routes that take keys where there are none, and what would tell a key to others, or count by it."""
+    rule = document.at(("api_keys",))
+    if not isinstance(rule, dict):
+        for location, route in routes(document):
+            if "api-key" in _kinds(route.get("auth")):
+                yield document.problem((*location, "auth"), "there are no API keys", hint="add api_keys: {file: FILE}")
+        return
+    if "api-key" in _mapping(document.at(("identity", "issuers"))):
+        message = "principals with an API key are of the issuer api-key: name this one otherwise"
+        yield document.problem(("identity", "issuers", "api-key"), message, key=True)
+    if "file" not in rule and not isinstance(document.at(("store",)), dict):
+        message = "a list of API keys needs a file, or a redis store"
+        yield document.problem(("api_keys",), message, hint="add file: api-keys.jsonl")
+    header = str(rule.get("header", "X-API-Key")).lower()
+    for location, route in routes(document):
+        for name, text in _mapping(_mapping(route.get("rewrite")).get("set")).items():
+            if f"header:{header}" in map(str.lower, _placeholders(text)):
+                at = (*location, "rewrite", "set", name)
+                yield document.problem(at, "an API key goes no further", hint="write {claim:key_id}, which names it")
+    for name in _mapping(document.at(("rate_limits",))):
+        for at, key in _named(document, ("rate_limits", name, "key")):
+            if key.lower() == f"header:{header}":
+                yield document.problem(at, "nothing counts by an API key itself", hint="write claim:key_id")
 
 
 def _resources(document: Document) -> Iterator[Problem]:

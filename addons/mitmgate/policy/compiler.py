@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 from mitmgate.core import rules, template
@@ -26,7 +27,7 @@ from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_identity import Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
-from mitmgate.policy.model_routes import Issuers, Require, Rewrite, Route
+from mitmgate.policy.model_routes import Credentials, Require, Rewrite, Route, accepted
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import Upstream, parse_endpoint
 from mitmgate.policy.problem import Location
@@ -49,6 +50,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         for made in _of_tenants(name, issuer, material)
     }
     proofs = _proofs(policy.identity.proofs, material)
+    key_field = None if policy.api_keys is None else _field(policy.api_keys.header)
     resources = Resources(_resource(resource, policy, issuers) for resource in policy.identity.resources)
     return Snapshot(
         digest=digest(loaded),
@@ -64,7 +66,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         client_fields=ClientFields(
             _identity_headers(forward, routes).union(
                 *(map(_field, own.sets) for own in loaded.stages.values()),
-                () if proofs.certificate is None else (proofs.certificate,),
+                {name for name in (proofs.certificate, key_field) if name is not None},
             ),
             map(_field, policy.identity.keep),
         ),
@@ -89,6 +91,8 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
         proofs=proofs,
+        key_field=key_field,
+        credentials=_credentials(routes, default),
     )
 
 
@@ -305,12 +309,18 @@ def _forward(forward: Forward, material: Material, routes: list[rules.Route]) ->
         None if told is None else rules.Assertion(_field(told.header), material.assertion, told.lifetime, told.issuer)
     )
     issuer = None if forward.issuer is None else _field(forward.issuer)
-    if issuer is None and any(route.issuers is not None and len(route.issuers) > 1 for route in routes):
+    if issuer is None and any(_of_several(route) for route in routes):
         issuer = _field(ISSUER_HEADER)
         if any(name == issuer for route in routes for name, _ in route.rewrite.set):
             issuer = None  # a route writes the field itself
     percent = forward.encoding == "percent"
     return rules.ForwardIdentity(_field(forward.subject), _field(forward.roles), assertion, issuer, percent)
+
+
+def _of_several(route: rules.Route) -> bool:
+    """Tell whether subjects of two issuers may come in by a route, where one name could be of either."""
+    others = 0 if route.every else len(set(route.credentials) - {"jwt"})
+    return route.issuers is not None and len(route.issuers) + others > 1
 
 
 def _identity_headers(forward: rules.ForwardIdentity, routes: list[rules.Route]) -> frozenset[bytes]:
@@ -341,9 +351,9 @@ def _route(
     path = route.match.exact if route.match.exact is not None else route.match.prefix
     if path is None:
         raise ValueError(f"route {route.name} has no path")
-    named = None if route.auth is None or route.auth == "none" else route.auth.issuers
-    issuers = default if route.auth is None else _with_tenants(named, policy)
-    if issuers is None and route.auth != "none":
+    rule = accepted(route.auth)
+    issuers = None if rule is None else _issuers_of(rule, policy, default)
+    if issuers is None and rule is not None:
         # None would make the route public.
         raise ValueError(f"route {route.name} has no issuer")
     return rules.Route(
@@ -365,8 +375,27 @@ def _route(
         stream_timeout=route.stream_timeout,
         odd=_odd(route),
         mode=route.mode,
-        bound=isinstance(route.auth, Issuers) and route.auth.bound == "required",
+        bound=rule is not None and rule.bound == "required",
+        credentials=rules.TOKEN if rule is None else rule.kinds,
+        every=rule is not None and rule.all is not None,
     )
+
+
+def _issuers_of(rule: Credentials, policy: Policy, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return whose tokens a route takes; none of nobody's where it takes no tokens, None where nobody is named."""
+    if "jwt" not in rule.kinds:
+        return ()
+    return default if rule.issuers is None else _with_tenants(rule.issuers, policy)
+
+
+def _credentials(routes: list[rules.Route], default: tuple[str, ...] | None) -> tuple[rules.Credential, ...]:
+    """Return what tells those who may know that there is no route: whatever some route takes."""
+    taken = {kind for route in routes if route.issuers is not None for kind in route.credentials}
+    if default is None:
+        taken.discard("jwt")
+    else:
+        taken.add("jwt")
+    return tuple(kind for kind in get_args(rules.Credential) if kind in taken)
 
 
 def _odd(route: Route) -> frozenset[Oddity]:

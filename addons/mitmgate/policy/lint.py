@@ -21,6 +21,7 @@ from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_audit import FileSink
+from mitmgate.policy.model_routes import Credentials
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import parse_endpoint
 from mitmgate.policy.own_stages import Own
@@ -147,8 +148,8 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
     routes = policy.routes
     accepted = set(policy.identity.default or (policy.identity.issuers if len(policy.identity.issuers) == 1 else ()))
     for route in routes:
-        if route.auth is not None and route.auth != "none":
-            accepted |= set(route.auth.issuers)
+        if isinstance(route.auth, Credentials):
+            accepted |= set(route.auth.issuers or ())
     tables: list[tuple[Location, set[str], set[str]]] = [
         (("upstreams",), set(policy.upstreams), {route.upstream for route in routes}),
         (
@@ -231,8 +232,8 @@ def _two_issuers(policy: Policy, document: Document) -> Iterator[Problem]:
         return
     places: list[tuple[Location, tuple[str, ...]]] = [(("identity", "default"), identity.default or ())]
     for index, route in enumerate(policy.routes):
-        if route.auth is not None and route.auth != "none":
-            places.append((("routes", index, "auth", "issuers"), route.auth.issuers))
+        if isinstance(route.auth, Credentials):
+            places.append((("routes", index, "auth", "issuers"), route.auth.issuers or ()))
     for location, given in places:
         names = [name for issuer in given for name in _issuer_names(policy, issuer)]
         if len(set(names)) > 1:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.policy.model_audit import Audit
-from mitmgate.policy.model_identity import Identity, Revocation
+from mitmgate.policy.model_identity import ApiKeys, Identity, Revocation
 from mitmgate.policy.model_limits import Cors, RateLimit
 from mitmgate.policy.model_routes import Route
 from mitmgate.policy.model_shared import Mode, Networks
@@ -257,6 +257,8 @@ class Policy(Section):
     """Where counters are kept: memory (this process alone), or a Redis server."""
     revocation: Revocation | None = None
     """Without it nothing can be revoked before it expires."""
+    api_keys: ApiKeys | None = None
+    """Without it there are no API keys."""
     upstreams: Annotated[dict[Name, Upstream], AfterValidator(_listed)]
     """The services, by name."""
     rate_limits: dict[Name, RateLimit] = Field(default={})

@@ -400,6 +400,13 @@ def _resource(text: str) -> str:
     return text
 
 
+def _field_of_keys(name: str) -> str:
+    kept = ClientFields(()).disposition(name.lower().encode("ascii")) is Disposition.KEEP
+    if not kept or name.lower() in FRAMING | {"authorization", "cookie", "dpop", "host", "origin", "te", "via"}:
+        raise wrong(f"{name} has a meaning of its own", "write X-API-Key")
+    return name
+
+
 class Published(Section):
     """A protected resource that clients may find the authorization server of (RFC 9728), before they have a token.
 
@@ -468,6 +475,21 @@ class Identity(Section):
             if shape(name.lower().encode()).decode() in own:
                 raise wrong(f"{name} is the gateway's own word on who asks", at="keep")
         return self
+
+
+class ApiKeys(Section):
+    """API keys, made by `mitmgate key add`: credentials of machines that no issuer makes tokens for (docs/api-keys.md).
+
+    Routes take them that say so: `auth: api-key`.
+    """
+
+    file: Text | None = None
+    """The file of the list, for processes of one machine; unset: the policy's Redis store, for all that name it."""
+    header: Annotated[HeaderName, AfterValidator(_field_of_keys)] = "X-API-Key"
+    """The request field that a key is in. It goes no further."""
+    on_failure: Literal["deny", "last-known"] = "deny"
+    """While the list can't be read. deny: requests with a key are refused; last-known: what was known counts. A process
+    that has never read it denies in any case."""
 
 
 class Events(Section):

@@ -101,23 +101,59 @@ class Rewrite(Section):
         return self
 
 
-class Issuers(Section):
-    """Whose tokens a route accepts."""
+Kind = Literal["jwt", "api-key"]
 
-    issuers: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)]
-    """Names of identity.issuers."""
+
+class Credentials(Section):
+    """What a route accepts, and of whom."""
+
+    any: Annotated[tuple[Kind, ...], Field(min_length=1), one_or_more(Kind)] | None = None
+    """Kinds of credentials of which a request has one; the first of the list that is there says who asks. What is there
+    must be good: none stands in for another that is not."""
+    all: Annotated[tuple[Kind, ...], Field(min_length=1), one_or_more(Kind)] | None = None
+    """Kinds of credentials of which a request has each; the first says who asks."""
+    issuers: Annotated[tuple[Name, ...], Field(min_length=1), one_or_more(Name)] | None = None
+    """Names of identity.issuers whose tokens (jwt) count; unset: identity.default."""
     bound: Bound = "optional"
     """required: only with tokens that are bound to a key or a certificate (`cnf`)."""
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of credentials that count, in the order of the policy; of whom says `issuers`."""
+        return self.any or self.all or ("jwt",)
+
+    @model_validator(mode="after")
+    def _of_kinds(self) -> Self:
+        if self.any is not None and self.all is not None:
+            raise wrong("any and all exclude each other", "keep one", at="all")
+        if self.any is None and self.all is None and self.issuers is None:
+            raise wrong("says nothing of what is accepted", "add issuers, any or all")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise wrong("a kind is listed twice", at="any" if self.any is not None else "all")
+        if "jwt" not in self.kinds:
+            for member in ("issuers", "bound"):
+                if member in self.model_fields_set:
+                    raise wrong("only tokens have issuers", "add jwt, or leave it out", at=member)
+        return self
+
 
 def _auth_kind(value: Any) -> str:
-    return "(issuers)" if isinstance(value, dict | Issuers) else "(none)"
+    return "(credentials)" if isinstance(value, dict | Credentials) else "(word)"
 
 
 Auth = Annotated[
-    Annotated[Literal["none"], Tag("(none)")] | Annotated[Issuers, Tag("(issuers)")],
+    Annotated[Literal["none", "jwt", "api-key"], Tag("(word)")] | Annotated[Credentials, Tag("(credentials)")],
     Discriminator(_auth_kind),
 ]
+
+
+def accepted(auth: Literal["none", "jwt", "api-key"] | Credentials | None) -> Credentials | None:
+    """Return what a route's `auth` accepts, in full; None: it is public."""
+    if auth == "none":
+        return None
+    if auth is None or auth == "jwt":
+        return Credentials(any=("jwt",))
+    return Credentials(any=(auth,)) if isinstance(auth, str) else auth
 
 
 def _claim_value(value: Any) -> str | int | float | bool:
@@ -184,7 +220,8 @@ class Route(Section):
     """The name of the upstream."""
     rewrite: Rewrite = Rewrite()
     auth: Auth | None = None
-    """{issuers: [...]}, or none for a public route; unset: identity.default."""
+    """jwt: a token of identity.default, also where it is unset; api-key; {issuers: [...]}; {any: [...]} or {all: [...]}
+    of several kinds; none for a public route."""
     require: Require = Require()
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""

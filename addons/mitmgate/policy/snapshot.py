@@ -12,7 +12,17 @@ from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
 from mitmgate.core.resource import Resources
 from mitmgate.core.routing import RouteTable
-from mitmgate.core.rules import ForwardIdentity, Issuer, ListenTls, Mode, Networks, Proofs, ResponseHeaders, Upstream
+from mitmgate.core.rules import (
+    Credential,
+    ForwardIdentity,
+    Issuer,
+    ListenTls,
+    Mode,
+    Networks,
+    Proofs,
+    ResponseHeaders,
+    Upstream,
+)
 from mitmgate.core.via import Via
 from mitmgate.policy.model import Policy
 from mitmgate.policy.own_stages import Own
@@ -28,7 +38,9 @@ class Snapshot:
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
     the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
     revocations; None: it takes none. listen_tls: None: plain text. hidden_headers: fields, in
-    small letters, whose values the policy takes from the environment. own: the operator's stages, by name.
+    small letters, whose values the policy takes from the environment. own: the operator's stages, by name. key_field:
+    the lower-case field of API keys; None: there are none. credentials: what a request without a route may prove with
+    who asks: what some route takes; empty: it need not.
     """
 
     digest: str
@@ -60,12 +72,19 @@ class Snapshot:
     hidden_headers: frozenset[str] = frozenset()
     own: Mapping[str, Own] = field(default_factory=dict)
     proofs: Proofs = field(default_factory=Proofs)
+    key_field: bytes | None = None
+    credentials: tuple[Credential, ...] = ()
 
     @property
     def redact(self) -> Redact:
         """What is not shown of requests and responses, beside what core.credentials knows."""
         own = self.policy.audit.redact
         return Redact((*own.headers, *self.hidden_headers), own.query)
+
+    def leeway(self, issuer: str) -> float:
+        """Return the seconds by which the clock of a principal's issuer may differ; ours, that of keys, is right."""
+        known = self.issuers.get(issuer)
+        return 0.0 if known is None else known.leeway
 
     def resolve(self, name: str) -> str:
         """Return the absolute path of a file that the policy names."""

@@ -25,7 +25,10 @@ _MESSAGES = {
 }
 _HINTS = {"tuple_type": "write [...]", "model_type": "write {...}, or leave it out", "dict_type": "write {...}"}
 _UNQUOTED = frozenset({"int_type", "bool_type"})
-_CHOICES = {"(memory)": "memory or {url: redis://...}", "(none)": "none or {issuers: [...]}"}
+_CHOICES = {
+    "(memory)": "memory or {url: redis://...}",
+    "(word)": "none, jwt, api-key, {issuers: [...]} or {any: [...]}",
+}
 
 
 def validate(document: Document) -> tuple[Policy | None, list[Problem]]:

@@ -1,7 +1,9 @@
-"""Authentication: the bearer token of a request becomes a principal."""
+"""Authentication: what a request proves with who asks, a bearer token or another credential, becomes a principal."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 
+from mitmgate.core import api_key
 from mitmgate.core.address import peer_address
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
@@ -19,14 +21,15 @@ from mitmgate.core.proof import (
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
-from mitmgate.core.rules import named
+from mitmgate.core.rules import TOKEN, Credential, named
 from mitmgate.core.token import TOO_LARGE
-from mitmgate.core.verdict import Step
+from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
 from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.problem import Location
+from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
 from mitmgate.stores.revocations import Revocations
 
@@ -35,9 +38,13 @@ BARE_CHALLENGE = "Bearer"
 
 _NO_CREDENTIAL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
 _TWO_CREDENTIALS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds an access token in its query as well.")
+_NO_CREDENTIALS = Refusal(Reason.CREDENTIAL_MISSING, "This request needs a credential.")
+_NOT_ALL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs further credentials.")
+_TWO_KINDS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds credentials of two kinds, where one is enough.")
 _OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the schemes Bearer and DPoP are accepted.")
 
 
+_MISSING: Mapping[Credential, Refusal] = {"jwt": _NO_CREDENTIAL, "api-key": api_key.MISSING}
 _ALGORITHMS = " ".join(ALGORITHMS)
 _ERRORS = {
     Reason.CREDENTIAL_AMBIGUOUS: "invalid_request",
@@ -48,33 +55,43 @@ _ERRORS = {
 
 
 class Authentication(Stage):
-    """Verify the bearer token for the issuers that the route accepts.
+    """Verify the bearer token for the issuers that the route accepts, or the credentials of other kinds that it takes.
 
     Reads: head (Authorization, and nothing else: no query, no cookie, no body; for a token that is bound, the DPoP
-    field and the client's certificate), route or no_route, snapshot.issuers, snapshot.proofs, now, started. Writes:
-    principal, challenge, answer (DPoP-Nonce). Denies: 401 with a reason for each way a token can fail, 400 where the
-    query holds a second one, 503 keys-unavailable, revocations-unknown or, where nobody can tell whether a proof was
-    used before, store-unavailable. What is said of a token that is not good does not depend on the route. Skips public
+    field and the client's certificate), the field of API keys where the route takes one, route or no_route,
+    snapshot.issuers, snapshot.proofs, now, started. Writes: principal, beside, challenge, answer (DPoP-Nonce). Denies:
+    401 with a reason for each way a credential can fail, 400 where there is a second one, 503 keys-unavailable,
+    api-keys-unavailable, revocations-unknown or, where nobody can tell whether a proof was used before,
+    store-unavailable. What is said of a token that is not good does not depend on the route. Skips public
     routes, and preflights that Cors answers. On failure: 503 stage-error. Waits only where a published key set may have
     a key that is not known yet, or to ask whether a proof was used before; a bounded time.
     """
 
     name = "authentication"
 
-    def __init__(self, ring: KeyRing, revocations: Revocations | None = None, proofs: UsedProofs | None = None) -> None:
+    def __init__(
+        self,
+        ring: KeyRing,
+        revocations: Revocations | None = None,
+        proofs: UsedProofs | None = None,
+        api_keys: ApiKeys | None = None,
+    ) -> None:
         """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked.
 
-        proofs: remembers which proofs were used; None: this process does.
+        proofs: remembers which proofs were used; None: this process does. api_keys: None: no key is good.
         """
         self._ring = ring
         self._revocations = Revocations() if revocations is None else revocations
         self._proofs = ProofCheck(UsedProofs() if proofs is None else proofs)
+        self._api_keys = ApiKeys() if api_keys is None else api_keys
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
         head, principal, route = exchange.head, exchange.principal, exchange.route
+        field = exchange.snapshot.key_field
         read: dict[str, object] = {
             "credential": head is not None and b"authorization" in head.headers,
+            **({} if field is None else {"api_key": field in exchange.request.headers}),
             "issuers": list((exchange.snapshot.default_issuers if route is None else route.issuers) or ()),
             "now": exchange.now,
         }
@@ -86,6 +103,7 @@ class Authentication(Stage):
                 "scopes": sorted(principal.scopes),
                 "expires": principal.expires,
             }
+            read |= {"key_id": principal.token_id} if principal.issuer == api_key.ISSUER else {}
         return read
 
     def goes_by(self, exchange: Exchange) -> list[Location]:
@@ -102,10 +120,78 @@ class Authentication(Stage):
         names = _accepted_issuers(exchange)
         if names is None or exchange.preflight:  # which has no credential, and which Cors ends
             return self.skipped
-        if exchange.head is None:
+        head, route = exchange.head, exchange.route
+        if head is None:
             raise LookupError("the head was not made")
-        headers = exchange.head.headers
-        credential = headers.one(b"authorization")
+        kinds = exchange.snapshot.credentials if route is None else route.credentials
+        if kinds == TOKEN:
+            return self._token(exchange, head, names)
+        return self._of_kinds(exchange, head, names, kinds, route is not None and route.every)
+
+    def _of_kinds(
+        self, exchange: Exchange, head: Head, names: tuple[str, ...], kinds: tuple[Credential, ...], every: bool
+    ) -> Step | Awaitable[Step]:
+        """Look at every credential that counts here and is there: one that is not good denies, whatever another is."""
+        found: dict[Credential, Principal | None] = {}  # in the order of the policy; a token's principal comes later
+        for kind in kinds:
+            result: Principal | Refusal | None = None
+            there = b"authorization" in head.headers if kind == "jwt" else False
+            if kind == "api-key":
+                keys = exchange.request.headers.all(exchange.snapshot.key_field or b"")
+                result = self._api_keys.authenticate(keys, exchange.now, exchange.started) if keys else None
+            if isinstance(result, Refusal):
+                return self._refuse_kind(exchange, kind, result)
+            if there or result is not None:
+                found[kind] = result
+            elif every:
+                return self._refuse_kind(exchange, kind, _NOT_ALL if len(kinds) > 1 else _MISSING[kind])
+        if not found:
+            exchange.challenge = ", ".join([self._challenge(exchange, kind) for kind in kinds])
+            missing = _MISSING[kinds[0]] if len(kinds) == 1 else _NO_CREDENTIALS
+            return self.deny(missing.reason, missing.detail)
+        if not every and {"jwt", "api-key"} <= found.keys():
+            return self._refuse_kind(exchange, "api-key", _TWO_KINDS)
+        if "api-key" in kinds and api_key.in_text(exchange.request.target):
+            return self._refuse_kind(exchange, "api-key", api_key.IN_TARGET)
+        if "jwt" not in found:
+            return self._together(exchange, found, self.admitted)
+        step = self._token(exchange, head, names)
+        if isinstance(step, Step):
+            return self._together(exchange, found, step)
+        return self._together_later(exchange, found, step)
+
+    async def _together_later(
+        self, exchange: Exchange, found: Mapping[Credential, Principal | None], pending: Awaitable[Step]
+    ) -> Step:
+        return self._together(exchange, found, await pending)
+
+    def _together(self, exchange: Exchange, found: Mapping[Credential, Principal | None], step: Step) -> Step:
+        """Say who asks, once every credential is good. It counts as long as each of them does."""
+        if step.outcome is not Outcome.ADMIT:
+            return step
+        principals = [exchange.principal if kind == "jwt" else principal for kind, principal in found.items()]
+        first, *others = [principal for principal in principals if principal is not None]
+        if others:
+            first = replace(first, expires=min(principal.expires for principal in (first, *others)))
+        exchange.principal, exchange.beside = first, tuple(others)
+        return step
+
+    def _refuse_kind(self, exchange: Exchange, kind: Credential, refusal: Refusal) -> Step:
+        if refusal.reason.status == 401:
+            exchange.challenge = self._challenge(exchange, kind, refusal)
+        return self.deny(refusal.reason, refusal.detail)
+
+    def _challenge(self, exchange: Exchange, kind: Credential, refusal: Refusal | None = None) -> str:
+        """Make the challenge of a kind. RFC 9110, section 11.6.1: there is one with every 401."""
+        if kind == "jwt":
+            return told_challenge(exchange, BARE_CHALLENGE)
+        text = f'ApiKey name="{(exchange.snapshot.key_field or b"").decode("ascii")}"'
+        wrong = refusal is not None and refusal.reason is not Reason.CREDENTIAL_MISSING
+        return f'{text}, error="invalid_key", error_description="{refusal.detail}"' if refusal and wrong else text
+
+    def _token(self, exchange: Exchange, head: Head, names: tuple[str, ...]) -> Step | Awaitable[Step]:
+        """Admit with the principal of the token, or deny."""
+        credential = head.headers.one(b"authorization")
         if credential is None:
             return self._refuse(exchange, _NO_CREDENTIAL)
         scheme, _, token = credential.partition(b" ")
@@ -119,8 +205,8 @@ class Authentication(Stage):
             return self._refuse(exchange, TOO_LARGE, dpop)
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
-            return self._conclude(exchange, exchange.head, result, token, dpop)
-        return self._later(exchange, exchange.head, result, token, dpop)
+            return self._conclude(exchange, head, result, token, dpop)
+        return self._later(exchange, head, result, token, dpop)
 
     async def _later(
         self, exchange: Exchange, head: Head, pending: Awaitable[Principal | Refusal], token: bytes, dpop: bool
@@ -247,4 +333,5 @@ def _accepted_issuers(exchange: Exchange) -> tuple[str, ...] | None:
         raise LookupError("routing has not spoken")
     if missing.public:
         return None
-    return exchange.snapshot.default_issuers
+    default, kinds = exchange.snapshot.default_issuers, exchange.snapshot.credentials
+    return () if default is None and kinds and kinds != TOKEN else default

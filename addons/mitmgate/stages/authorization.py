@@ -107,7 +107,7 @@ def _leeway(exchange: Exchange) -> float:
     route, principal = exchange.route, exchange.principal
     if route is None or route.require.max_age is None or principal is None:
         return 0.0
-    return exchange.snapshot.issuers[principal.issuer].leeway
+    return exchange.snapshot.leeway(principal.issuer)
 
 
 def _scope_challenge(route: Route) -> str:

@@ -1,6 +1,5 @@
 """The list of revocations in Redis: a stream, which every process that names the same database follows."""
 
-import asyncio
 import heapq
 import time
 from collections.abc import Sequence
@@ -9,11 +8,10 @@ from time import perf_counter
 from typing import Any, Final, cast
 
 from redis.asyncio import Connection
-from redis.exceptions import ResponseError
 
 from mitmgate.core.revocation import Revocation, both, read, written
 from mitmgate.net.dialler import Dialler
-from mitmgate.stores.redis import connections
+from mitmgate.stores.redis_link import RedisLink
 from mitmgate.stores.revocations import EVERY, FRESH, MOST, Learner, ListFullError
 
 STREAM: Final = "mitmgate:{revocations}"
@@ -29,7 +27,7 @@ Entry = tuple[bytes, bytes]
 """Its id, and the line."""
 
 
-class RevocationStream:
+class RevocationStream(RedisLink):
     """A list in a stream of Redis. An entry is deleted when what it is about is over, by whichever process sees it.
 
     A server that comes back without what it had is told again by the processes that know it.
@@ -40,8 +38,7 @@ class RevocationStream:
 
         Raises ValueError for a URL that is none.
         """
-        self._pool = connections(url, dialler or Dialler())
-        self._timeout = max(FRESH, timeout)
+        super().__init__(url, max(FRESH, timeout), dialler)
 
     async def follow(self, learner: Learner) -> None:
         """Read the stream, and wait for what comes."""
@@ -84,17 +81,6 @@ class RevocationStream:
         finally:
             await connection.disconnect(nowait=True)
 
-    async def _connected(self) -> Connection:
-        connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
-        try:
-            async with asyncio.timeout(self._timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
-        except BaseException:
-            with suppress(Exception):
-                await connection.disconnect(nowait=True)
-            raise
-        return connection
-
     async def _all(self, connection: Connection) -> list[Entry]:
         entries: list[Entry] = []
         last = _FIRST
@@ -125,14 +111,6 @@ class RevocationStream:
             found = there.get(revocation.mark)
             if found is None or not (found.lifted or both(found, revocation) == found):
                 await self._ask(connection, "XADD", STREAM, "*", _FIELD, written(revocation))
-
-    async def _ask(self, connection: Connection, *words: str | bytes | int, within: float | None = None) -> object:
-        async with asyncio.timeout(self._timeout if within is None else within):
-            await connection.send_command(*words)
-            reply: object = await connection.read_response()
-        if isinstance(reply, ResponseError):
-            raise reply
-        return reply
 
 
 def _schedule(ends: list[tuple[float, bytes]], entries: Sequence[Entry], until: Sequence[float | None]) -> None:

@@ -8,17 +8,13 @@ for; beyond that nobody knows what has been revoked meanwhile, and the policy sa
 """
 
 import asyncio
-import errno
-import fcntl
 import heapq
 import logging
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal, Protocol
 
@@ -27,6 +23,7 @@ from mitmgate.audit.record import Event
 from mitmgate.core.principal import Principal
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import REVOKED, UNKNOWN, Revocation, both, read, written
+from mitmgate.stores.list_file import ListFile, read_part
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +39,6 @@ MOST: Final = 100_000
 """Revocations that hold at the same time. More are not taken; a process that finds more denies everything."""
 TIDY: Final = 1 << 20
 """Bytes of a file from which on it is written anew, without what is over, where that is half of it."""
-LARGEST: Final = 64 << 20
-"""Bytes of a file."""
-
-_LONGEST_LINE: Final = 1 << 14  # bytes; core.revocation bounds what it holds
 
 OnFailure = Literal["deny", "last-known"]
 
@@ -241,7 +234,7 @@ class Revocations:
         self._told = True
 
 
-class RevocationFile:
+class RevocationFile(ListFile):
     """A list in a file, one JSON object a line, that processes of one machine share.
 
     Lines are only appended, under a lock; what has no end yet is not read, and goes with the next line. A file that
@@ -250,13 +243,9 @@ class RevocationFile:
 
     def __init__(self, path: str) -> None:
         """path: absolute."""
-        self._path = Path(path)
+        super().__init__(path)
         self._file: tuple[int, int] | None = None  # device and inode of what was read
         self._offset = 0
-
-    def prepare(self) -> None:
-        """Make the file where it is not there. Raises OSError."""
-        os.close(self._open(os.O_RDWR | os.O_CREAT))
 
     async def follow(self, learner: Learner) -> None:
         """Look at the file again and again."""
@@ -269,60 +258,32 @@ class RevocationFile:
 
     async def add(self, revocation: Revocation) -> None:
         """Append a line, and have it on the disk."""
-        await asyncio.to_thread(self._append, written(revocation))
+        await asyncio.to_thread(self.append, written(revocation))
 
     async def lines(self) -> list[bytes]:
         """Return every line."""
         self._file = None
         return (await asyncio.to_thread(self._news))[0]
 
-    def _open(self, flags: int) -> int:
-        # O_NONBLOCK: to open a pipe would wait (open(2)).
-        descriptor = os.open(self._path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(f"{self._path} is no regular file")
-        return descriptor
-
     def _news(self) -> tuple[list[bytes], bool]:
-        descriptor = self._open(os.O_RDONLY)
+        descriptor = self.open(os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
             file, anew = (status.st_dev, status.st_ino), False
             if file != self._file or status.st_size < self._offset:
                 self._offset, anew = 0, True
-            content = _read(descriptor, self._offset, status.st_size)
+            content = read_part(descriptor, self._offset, status.st_size)
         finally:
             os.close(descriptor)
         whole = content[: content.rfind(b"\n") + 1]
         self._file, self._offset = file, self._offset + len(whole)
         return [line for line in whole.split(b"\n") if line], anew
 
-    def _append(self, line: bytes) -> None:
-        while True:
-            descriptor = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if os.fstat(descriptor).st_ino != os.stat(self._path).st_ino:  # it was written anew meanwhile
-                    continue
-                size = os.fstat(descriptor).st_size
-                whole = _whole(descriptor, size)
-                if whole < size:  # what a crash has left was not acknowledged to anybody
-                    os.ftruncate(descriptor, whole)
-                if whole > TIDY and self._tidy(descriptor, whole, line):
-                    return
-                if os.write(descriptor, line + b"\n") <= len(
-                    line
-                ):  # a full disk takes a part, and says so the next time
-                    raise OSError(errno.ENOSPC, "took a part of a line alone")
-                os.fsync(descriptor)
-                return
-            finally:
-                os.close(descriptor)
-
     def _tidy(self, descriptor: int, size: int, line: bytes) -> bool:
         """Write the file anew without what is over; False where that is not worth while. Called with its lock."""
-        lines = [one for one in _read(descriptor, 0, size).split(b"\n") if one]
+        if size <= TIDY:
+            return False
+        lines = [one for one in read_part(descriptor, 0, size).split(b"\n") if one]
         held = live(lines, time.time())
         if len(held) >= MOST:
             raise ListFullError
@@ -336,28 +297,6 @@ class RevocationFile:
             os.fsync(file.fileno())
         beside.replace(self._path)
         return True
-
-
-def _read(descriptor: int, offset: int, size: int) -> bytes:
-    if size > LARGEST:
-        raise OSError(f"is larger than {LARGEST} bytes")
-    parts: list[bytes] = []
-    while offset < size:
-        part = os.pread(descriptor, size - offset, offset)
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
-
-
-def _whole(descriptor: int, size: int) -> int:
-    """Return how many bytes whole lines have."""
-    start = max(0, size - _LONGEST_LINE)
-    end = os.pread(descriptor, size - start, start).rfind(b"\n") + 1
-    if not end and start:
-        raise OSError("does not end with a line")
-    return start + end
 
 
 def live(lines: Sequence[bytes], now: float) -> list[Revocation]:

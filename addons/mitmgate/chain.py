@@ -61,17 +61,18 @@ def stages(
     ticks: Callable[[], float] = time.perf_counter,
     own: Mapping[str, Own] = MappingProxyType({}),
     offline: bool = False,
+    decides: bool = False,
 ) -> tuple[Stage, ...]:
     """Make the stages, in the order in which every request meets them. Enforcer asks each for its signature.
 
     clock: Unix seconds, for what the world dates, such as tokens. ticks: seconds of a clock that nobody sets, for what
     lasts: limits and circuits. Replay brings its own. own: the stages of the operator's own. offline: nothing can be
-    waited for, and no clock is looked at.
+    waited for, and no clock is looked at. decides: requests are checks (core/check.py).
 
     Raises UserError where they are not those that Enforcer will ask, in their order: it would deny everything.
     """
     chain = (
-        Arrival(source, services.trail.pressure, clock, ticks),
+        Arrival(source, services.trail.pressure, clock, ticks, decides),
         Hygiene(),
         Endpoints(),
         Routing(),
@@ -209,10 +210,12 @@ class Gateway:
         policy: Loaded | str | None = None,
         observers: Sequence[object] = (),
         environ: Mapping[str, str] = os.environ,
+        decides: bool = False,
     ) -> None:
         """policy: the policy, where the host has loaded it already, or its file; None: the option `mitmgate_policy`.
 
-        observers: addons after the chain.
+        observers: addons after the chain. decides: only answer the checks of proxies; or as the option
+        `mitmgate_decide` says.
         """
         self.addons: list[object] = []
         self.policy = InForce()
@@ -226,6 +229,7 @@ class Gateway:
         self._observers = observers
         self._environ = environ
         self._enforcer = Enforcer(self.policy, REQUIRED)
+        self._decides = decides
         self.audit: Audit | None = None
         self.breaker: CircuitBreaker | None = None
         self.approve: Approve | None = None
@@ -241,6 +245,7 @@ class Gateway:
     def load(self, loader: Loader) -> None:
         """Declare the options."""
         loader.add_option("mitmgate_policy", str, self._path or "", "The policy file of the gateway.")
+        loader.add_option("mitmgate_decide", bool, self._decides, "Only answer the checks of proxies (forward-auth).")
         loader.add_option("mitmgate_allow_scripts", bool, False, "Let other scripts run beside the gateway.")
 
     def configure(self, updated: set[str]) -> None:
@@ -265,6 +270,8 @@ class Gateway:
             self._build(path)
         elif source is not None and str(source.path) != str(Path(path)):
             raise exceptions.OptionsError("mitmgate_policy can't change while the gateway runs; reload the file")
+        elif source is not None and ctx.options.mitmgate_decide is not self._enforcer.decides:
+            raise exceptions.OptionsError("mitmgate_decide can't change while the gateway runs")
 
     def _build(self, path: str) -> None:
         try:
@@ -274,7 +281,8 @@ class Gateway:
             for name in own:
                 if ctx.master.addons.get(name) is not None:
                     raise UserError(f"{path}: the stage {name} is called like an addon of this host; rename it")
-            chain = stages(self.policy, services, own=own)
+            decides = self._enforcer.decides = ctx.options.mitmgate_decide
+            chain = stages(self.policy, services, own=own, decides=decides)
             self._enforcer.required = signatures(own)
             services.trail.start(source.snapshot.digest)
         except (PolicyError, UserError) as error:

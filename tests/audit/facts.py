@@ -10,6 +10,7 @@ from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.cause import Cause
+from mitmgate.core.check import Check
 from mitmgate.core.headers import Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
@@ -71,6 +72,7 @@ class Facts:
     client: IPv4Address | IPv6Address | None = field(default_factory=lambda: IPv4Address("192.0.2.7"))
     scheme: str = "http"
     traceparent: str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    check: Check | None = None
     head: Head | None = HEAD
     route: Route | None = ROUTE
     no_route: NoRoute | None = None

@@ -134,6 +134,8 @@ ELSEWHERE = {
     Reason.RESOURCE_METADATA: "stages/test_memory",
     Reason.PREFLIGHT: "stages/test_cors",
     Reason.MAX_FORWARDS: "rfc/test_forwarding",
+    Reason.CHECK_UNTRUSTED: "live/test_forward_auth",
+    Reason.CHECK_UNCLEAR: "live/test_forward_auth",
     Reason.QUOTA_EXCEEDED: "live/test_reasons",
     Reason.CIRCUIT_OPEN: "live/test_reasons",
     Reason.UPSTREAM_TIMEOUT: "live/test_reasons",

@@ -134,7 +134,7 @@ _MEMBERS: Final = {
     "issuer": ("issuer", "Of users of this issuer."),
     "route": ("route", "To this route."),
     "reason": ("reason", "With this reason."),
-    "outcome": ("outcome", "proxied, denied, answered, failed or aborted."),
+    "outcome": ("outcome", "proxied, allowed, denied, answered, failed or aborted."),
     "stage": ("stage", "Decided by this stage."),
     "method": ("method", "With this method."),
     "request-id": ("request_id", "The event of this request."),

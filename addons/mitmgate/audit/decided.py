@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from mitmgate.core.cause import Cause
+from mitmgate.core.check import Check
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -27,6 +28,7 @@ class Decided(Protocol):
     client: IPv4Address | IPv6Address | None
     scheme: str
     traceparent: str
+    check: Check | None
     head: Head | None
     route: Route | None
     no_route: NoRoute | None

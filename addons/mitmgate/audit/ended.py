@@ -18,6 +18,7 @@ from mitmgate.audit.redact import Redaction
 from mitmgate.core.address import address_text
 from mitmgate.core.api_key import ISSUER as API_KEY
 from mitmgate.core.cause import Cause
+from mitmgate.core.check import Check
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -54,6 +55,7 @@ Ended = tuple[
     int | None,  # bytes_in
     int | None,  # bytes_out
     tuple[int, str, int, int] | None,  # of a WebSocket: code, closed_by, messages_in, messages_out
+    Check | None,
 ]
 """One request's facts. A plain tuple: it is made on every request, and a named one costs ten times as much."""
 
@@ -108,6 +110,7 @@ def ended(
         bytes_in,
         bytes_out,
         websocket,
+        decided.check,
     )
 
 
@@ -140,6 +143,7 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         bytes_in,
         bytes_out,
         websocket,
+        check,
     ) = one
     event: Event = {
         "time": rfc3339(now),
@@ -150,6 +154,8 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         "client_ip": None if client is None else _text(client, address_text),
         "peer": request.peer,
     }
+    if check is not None:
+        event["check"] = {"kind": None if check.kind is None else check.kind.value, "peer": check.peer}
     if principal is not None:
         event["user"] = principal.subject
         event["issuer"] = principal.issuer
@@ -165,7 +171,7 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         event["endpoint"] = _text(endpoint, _url)
         if retries:
             event["retries"] = retries
-    outcome, reason = fate(final, failure, admitted, aborted)
+    outcome, reason = fate(final, failure, admitted, aborted, check is not None)
     event["status"] = reason.status if status is None else status
     event["outcome"] = outcome
     if final is not None:

@@ -14,7 +14,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.revocation import Revocation
 from mitmgate.core.verdict import Outcome, Step
 
-Fate = Literal["proxied", "denied", "answered", "failed", "aborted"]
+Fate = Literal["proxied", "allowed", "denied", "answered", "failed", "aborted"]
 
 _DENY = Outcome.DENY
 _MILLISECONDS = tuple([f".{part:03d}Z" for part in range(1000)])
@@ -31,10 +31,12 @@ def rfc3339(now: float) -> str:
     return _second(second) + _MILLISECONDS[int((now - second) * 1000)]
 
 
-def fate(final: Step | None, failure: Reason | None, admitted: bool, aborted: bool) -> tuple[Fate, Reason]:
+def fate(
+    final: Step | None, failure: Reason | None, admitted: bool, aborted: bool, check: bool = False
+) -> tuple[Fate, Reason]:
     """Say what became of a request, and why. final: the step that decided, None: no stage denied or answered.
 
-    aborted: the exchange ended before its response was complete.
+    aborted: the exchange ended before its response was complete. check: a proxy asked, and was told.
     """
     if final is not None:
         return ("denied" if final.outcome is _DENY else "answered"), final.reason
@@ -42,12 +44,12 @@ def fate(final: Step | None, failure: Reason | None, admitted: bool, aborted: bo
         return ("aborted" if failure is Reason.CLIENT_CLOSED else "failed"), failure
     if aborted:
         return "aborted", Reason.CLIENT_CLOSED
-    return ("proxied", Reason.OK) if admitted else ("failed", Reason.STAGE_ERROR)
+    return ("allowed" if check else "proxied", Reason.OK) if admitted else ("failed", Reason.STAGE_ERROR)
 
 
 def fate_of(decided: Decided, aborted: bool) -> tuple[Fate, Reason]:
     """Say what became of a request, and why, while its exchange is at hand."""
-    return fate(decided.verdict.final, decided.failure, decided.admitted, aborted)
+    return fate(decided.verdict.final, decided.failure, decided.admitted, aborted, decided.check is not None)
 
 
 def minimal_event(request_id: str, now: float, reason: Reason, detail: str, policy: str = "") -> Event:

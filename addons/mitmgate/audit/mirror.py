@@ -110,4 +110,5 @@ def mirror(exchange: Decided) -> dict[str, Plain]:
         "route": None if exchange.route is None else exchange.route.name,
         "principal": None if exchange.principal is None else _principal(exchange.principal),
         "ingress": _ingress(exchange.request),
+        "check": None if exchange.check is None else str(exchange.check.kind),
     }

@@ -14,7 +14,7 @@ from mitmgate.core.headers import Headers
 
 _WITH_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?")
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
-_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 class Told(NamedTuple):
@@ -59,7 +59,7 @@ def walk(hops: list[str], trusted: CidrSet) -> tuple[Address | None, int]:
 
 def told_by(peer: Address, headers: Headers, trusted: CidrSet) -> Told:
     """Read what a trusted peer says. A proxy must set, or remove, each of these fields that a client may send it."""
-    client, taken = walk(_entries(headers, b"x-forwarded-for"), trusted)
+    client, taken = walk(entries(headers, b"x-forwarded-for"), trusted)
     if not taken:
         client = peer
     scheme = _at(headers, b"x-forwarded-proto", taken)
@@ -67,17 +67,18 @@ def told_by(peer: Address, headers: Headers, trusted: CidrSet) -> Told:
     port = _at(headers, b"x-forwarded-port", taken)
     return Told(
         client,
-        None if scheme is None else _SCHEMES.get(scheme.lower()),
+        None if scheme is None else SCHEMES.get(scheme.lower()),
         host if host is not None and parse_authority(host) is not None else None,
         port if port is not None and _PORT.fullmatch(port) is not None and int(port) < 65536 else None,
     )
 
 
-def _entries(headers: Headers, name: bytes) -> list[str]:
+def entries(headers: Headers, name: bytes) -> list[str]:
+    """Return the entries of a list field, in order, empty ones too."""
     return [part.strip(" \t") for value in headers.all(name) for part in value.decode("latin-1").split(",")]
 
 
 def _at(headers: Headers, name: bytes, taken: int) -> str | None:
     """Return the entry that stands where the client's address does, or the leftmost of a shorter list."""
-    entries = _entries(headers, name)
-    return entries[-min(max(taken, 1), len(entries))] if entries else None
+    found = entries(headers, name)
+    return found[-min(max(taken, 1), len(found))] if found else None

@@ -74,6 +74,10 @@ class Reason(Enum):
     CONNECTIONS_EXHAUSTED = "connections-exhausted", 503, "Too many connections"
     FRAMES_EXCESSIVE = "frames-excessive", 429, "Too many small or empty frames"
 
+    # A listener that only decides (serve --decide).
+    CHECK_UNTRUSTED = "check-untrusted", 403, "No decisions for this peer"
+    CHECK_UNCLEAR = "check-unclear", 400, "Check not understood"
+
     # Hygiene.
     METHOD_INVALID = "method-invalid", 400, "Invalid method"
     TARGET_INVALID = "target-invalid", 400, "Invalid request target"

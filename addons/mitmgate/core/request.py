@@ -58,6 +58,7 @@ class Forward:
     target: str
     host: str  # the Host field's value
     fields: Fields  # complete, Host included
+    told: Fields = ()  # of them, those that the gateway alone writes: for the answer to a check
 
     def to_host(self, host: str) -> "Forward":
         """Name another Host, for an upstream whose endpoints have names of their own."""

@@ -18,14 +18,16 @@ def gateway(
     admin: Admin | None = None,
     bound: socket.socket | None = None,
     workers: int = 1,
+    decides: bool = False,
 ) -> Gateway:
     """Make the addon. policy: the policy, loaded, or its file; None: mitmproxy's option `mitmgate_policy` names it.
 
     admin: serves the policy's admin listener, or reports to the process that does; None: the host has none. bound: the
     socket to accept on; None: as the host's options say. workers: processes that serve the same clients.
+    decides: only answer the checks of proxies.
     """
     listener = partial(Listener, bound=bound, workers=workers)
-    made = Gateway(listener, policy, observers if admin is None else (*observers, admin))
+    made = Gateway(listener, policy, observers if admin is None else (*observers, admin), decides=decides)
     if admin is not None:
         admin.attach(
             sources_of(

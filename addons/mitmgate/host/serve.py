@@ -54,6 +54,15 @@ def check_free(host: str, port: int) -> None:
     bind(host, port, shared=False).close()
 
 
+def check_decides(loaded: Loaded) -> None:
+    """Raise UserError where the policy lets nobody ask."""
+    if "decide" not in loaded.policy.model_fields_set:
+        raise UserError(
+            f"--decide: {loaded.path} lets nobody ask for decisions; add the addresses of the proxies that do, as in "
+            "decide: {trusted: [127.0.0.1/32]}"
+        )
+
+
 def load_for_host(path: str) -> Loaded:
     """Load the policy for a host: every error in it is a UserError."""
     try:
@@ -77,16 +86,18 @@ async def run(
     patience: float = PATIENCE,
     place: Place | None = None,
     workers: int = 1,
+    decides: bool = False,
 ) -> int:
     """Proxy until a signal ends it. Returns the process's exit status: 1 where requests or records were lost.
 
     observing: what stands behind the chain. patience: seconds that running requests get in the end. place: a worker's.
-    workers: processes that serve the same clients.
+    workers: processes that serve the same clients. decides: only answer the checks of proxies.
     """
     opts = options.Options()
     master = LeanMaster(opts)
     admin = Admin(None if place is None else inherited(place.figures))
-    addon = gateway(loaded, admin=admin, bound=None if place is None else place.take(), workers=workers)
+    bound = None if place is None else place.take()
+    addon = gateway(loaded, admin=admin, bound=bound, workers=workers, decides=decides)
     master.addons.add(addon)
     try:
         opts.update(mode=[f"{MODE}@{host}:{port}"], listen_host=host, listen_port=port)
@@ -177,6 +188,7 @@ def announce(address: Address, loaded: Loaded, path: str, more: str = "") -> Non
     callback=duration,
     help="How long running requests may take after SIGTERM.",
 )
+@click.option("--decide", "decides", is_flag=True, help="Proxy nothing; decide for other proxies (forward-auth).")
 @click.option("--worker", hidden=True)
 @observing_options
 def command(
@@ -184,6 +196,7 @@ def command(
     listen: str | None,
     workers: int | None,
     patience: float,
+    decides: bool,
     worker: str | None,
     observing: Observing,
 ) -> None:
@@ -197,6 +210,8 @@ def command(
     process_log.configure()
     raise_limit()
     loaded = load_for_host(policy_path)
+    if decides:
+        check_decides(loaded)
     count = workers or loaded.policy.listen.workers
     if count > 1 and loaded.policy.store == "memory":
         raise UserError(
@@ -206,11 +221,12 @@ def command(
     if worker is not None:
         place = Place.parse(worker)
         mine = observing.for_worker(place.slot) if count > 1 else observing
-        raise SystemExit(asyncio.run(run(loaded, *place.address, mine, patience=patience, place=place, workers=count)))
+        status = run(loaded, *place.address, mine, patience=patience, place=place, workers=count, decides=decides)
+        raise SystemExit(asyncio.run(status))
     address = listen_address(loaded, listen)
     check_free(*address)
     check_admin(loaded.policy)
     if workers is None and count == 1:
-        raise SystemExit(asyncio.run(run(loaded, *address, observing, patience=patience)))
+        raise SystemExit(asyncio.run(run(loaded, *address, observing, patience=patience, decides=decides)))
     observing.check()
     raise SystemExit(asyncio.run(supervise(loaded, address, count, patience)))

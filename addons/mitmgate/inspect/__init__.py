@@ -80,13 +80,14 @@ class Inspection:
             ctx.master.addons.remove(addon)
 
 
-def gateway(policy: Loaded | str | None = None) -> chain.Gateway:
+def gateway(policy: Loaded | str | None = None, *, decides: bool = False) -> chain.Gateway:
     """Make the gateway addon with its inspection and its admin listener.
 
-    policy: loaded, or its file; None: the option `mitmgate_policy` names it.
+    policy: loaded, or its file; None: the option `mitmgate_policy` names it. decides: only answer the checks of
+    proxies.
     """
     inspection = Inspection()
-    made = proxying_gateway(policy, (inspection,), Admin())
+    made = proxying_gateway(policy, (inspection,), Admin(), decides=decides)
     inspection.policy = lambda: made.policy.snapshot
     return made
 

@@ -57,6 +57,8 @@ def _denial(step: Step) -> str:
 def _admission(exchange: Exchange, flow: HTTPFlow) -> Summary:
     route, response = exchange.route, flow.response
     where = f"{route.name} → {route.upstream.name}" if route is not None else "?"
+    if exchange.check is not None and route is not None:
+        where = f"{route.name}, asked by {exchange.check.kind}"
     if response is None:
         marker, outcome = PENDING, f", waiting for {exchange.endpoint.url if exchange.endpoint else 'the service'}"
     elif response.timestamp_end is None:

@@ -22,7 +22,7 @@ from mitmgate.descriptors import raise_limit
 from mitmgate.host import signals
 from mitmgate.host.gateway import listener_of
 from mitmgate.host.master import StartupCheck
-from mitmgate.host.serve import MODE, check_free, listen_address, load_for_host, url_of, warn
+from mitmgate.host.serve import MODE, check_decides, check_free, listen_address, load_for_host, url_of, warn
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.policy.loaded import Loaded
@@ -74,6 +74,7 @@ class Announcement:
 @click.command("web")
 @click.option("--policy", required=True, metavar="FILE", help="The policy file.")
 @click.option("--listen", metavar="HOST:PORT", help="Where the gateway listens; default: the policy's listen.")
+@click.option("--decide", "decides", is_flag=True, help="Proxy nothing; decide for other proxies (forward-auth).")
 @click.option(
     "--web-port", type=click.IntRange(1, 65535), default=8081, show_default=True, help="mitmweb's port on 127.0.0.1."
 )
@@ -90,6 +91,7 @@ class Announcement:
 def command(
     policy: str,
     listen: str | None,
+    decides: bool,
     web_port: int,
     web_password: str | None,
     browser: bool,
@@ -103,6 +105,8 @@ def command(
     process_log.configure()
     raise_limit()
     loaded = load_for_host(policy)
+    if decides:
+        check_decides(loaded)
     host, port = listen_address(loaded, listen)
     check_free(host, port)
     check_admin(loaded.policy)
@@ -114,13 +118,13 @@ def command(
         "web_password": _hashed(web_password) if web_password else "",
         "web_port": web_port,
     }
-    asyncio.run(_run(loaded, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep))
+    asyncio.run(_run(loaded, Options(mode=[MODE], listen_host=host, listen_port=port), settings, keep, decides))
 
 
-async def _run(loaded: Loaded, options: Options, settings: dict[str, object], keep: int) -> None:
+async def _run(loaded: Loaded, options: Options, settings: dict[str, object], keep: int, decides: bool = False) -> None:
     master = InspectMaster(options, with_termlog=False)
     master.addons.remove(master.addons.get("errorcheck"))
-    addon = gateway(loaded)
+    addon = gateway(loaded, decides=decides)
     master.addons.add(StartupCheck(), addon)
     try:
         options.update(**settings)

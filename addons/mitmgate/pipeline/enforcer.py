@@ -12,6 +12,7 @@ from typing import ClassVar
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from mitmgate.core.check import Kind
 from mitmgate.core.grpc import is_call, status_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
@@ -36,6 +37,9 @@ class Enforcer:
     Reads: the verdict. Writes: flow.response for a denial or an answer; flow.request, and exchange.admitted, for an
     admitted request. Denies: 503 stage-error where a required stage has not signed. On failure: 503, and where even
     that can't be written, the flow is killed.
+
+    Where this process only decides, an admitted check is answered with 200, and nothing else ever with a 2xx: to the
+    proxy that asks, any of these means that the request may go on.
     """
 
     name: ClassVar[str] = "mitmgate-enforcer"
@@ -44,6 +48,8 @@ class Enforcer:
         """required: the names of the stages that must have signed, in order."""
         self._source = source
         self.required = required
+        self.decides = False
+        """Whether requests are checks. Set by the host, before there are any."""
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Let the request through, or answer it."""
@@ -58,6 +64,8 @@ class Enforcer:
             elif flow.response is None:
                 forward(flow, exchange)
                 exchange.admitted = True
+                if self.decides:
+                    flow.response = _allowed(exchange)
         except Exception as error:
             _failed.log(logging.ERROR, "enforcer failed", error=error)
             try:
@@ -70,7 +78,8 @@ class Enforcer:
         verdict = exchange.verdict
         if verdict.final is not None:
             return False
-        ready = exchange.forward is not None and exchange.endpoint is not None
+        understood = exchange.check is not None and exchange.check.kind is not None
+        ready = exchange.forward is not None and exchange.endpoint is not None and understood is self.decides
         if not (ready and verdict.admitted_by(self.required)):
             signed = {step.stage for step in verdict.steps}
             missing = [name for name in self.required if name not in signed]
@@ -132,7 +141,7 @@ def response_of(exchange: Exchange) -> Response:
         answer = exchange.answer
         if answer is None:
             raise ValueError("an answer without content")
-        return _make(answer.status, answer.fields, answer.body)
+        return _for_check(exchange, _make(answer.status, answer.fields, answer.body))
     if final.outcome is not Outcome.DENY:
         raise ValueError(f"{final.stage} has no outcome {final.outcome!r}")
     return problem_response(exchange, final.reason, final.detail)
@@ -141,7 +150,8 @@ def response_of(exchange: Exchange) -> Response:
 def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Response:
     """Make a problem response (RFC 9457) with the exchange's request id, challenge and extra fields.
 
-    A gRPC call is answered with a gRPC status: its client would not read anything else.
+    A gRPC call is answered with a gRPC status: its client would not read anything else. It is a 200, and so none that
+    the proxy may be given that asks about a call.
     """
     extra: tuple[tuple[bytes, bytes], ...] = ()
     final = exchange.verdict.final
@@ -153,10 +163,47 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
     elif reason.status == 401:  # what had admitted it has ended meanwhile
         extra = ((b"WWW-Authenticate", b'Bearer error="invalid_token"'),)
-    if is_call(exchange.request):
+    if exchange.check is None and is_call(exchange.request):
         fields = status_fields(reason, detail, exchange.request.headers.one(b"content-type") or b"")
         return _make(HTTPStatus.OK, (*fields, _PROBLEM_FIELDS[1], *extra), b"")
-    return _response(reason, detail, exchange.request_id, extra)
+    return _for_check(exchange, _response(reason, detail, exchange.request_id, extra))
+
+
+def _allowed(exchange: Exchange) -> Response:
+    """Answer a check that is admitted: what the gateway would have told the service, for its proxy to tell it.
+
+    A field of identity that there is nothing to say in is there all the same, empty, so that a proxy which copies it
+    writes over what its client sent.
+    """
+    made = exchange.forward
+    if made is None:
+        raise ValueError("nothing to tell")
+    told = {name.lower() for name, _ in made.told}
+    empty = tuple((name, b"") for name in sorted(exchange.snapshot.client_fields.identity - told))
+    return _make(HTTPStatus.OK, (*made.told, *empty, _PROBLEM_FIELDS[1]), b"")
+
+
+def _for_check(exchange: Exchange, response: Response) -> Response:
+    """Give the response to a check a status that its proxy takes for what it is; the real one is in a field then.
+
+    An answer of ours is no permission. nginx knows 2xx, 401 and 403, makes a 500 of anything else, and drops the body.
+    """
+    check = exchange.check
+    if check is None or check.kind is None:
+        return response
+    data = response.data
+    nginx, permits = check.kind is Kind.NGINX, 200 <= data.status_code < 300
+    if permits or nginx:
+        told = [(b"X-Decision-Status", b"%d" % data.status_code)]
+        if nginx and data.content and data.content.isascii() and data.content.decode("ascii").isprintable():
+            told.append((b"X-Decision-Body", data.content))
+        data.headers.fields = (*data.headers.fields, *told)
+    if permits or (nginx and data.status_code not in {401, 403}):
+        fields = data.headers.fields
+        return _make(
+            403, tuple(field for field in fields if field[0] not in {b"Content-Length", b"Date"}), data.content or b""
+        )
+    return response
 
 
 def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[bytes, bytes], ...]) -> Response:
@@ -166,4 +213,4 @@ def _response(reason: Reason, detail: str, request_id: str, extra: tuple[tuple[b
 def _make(status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> Response:
     if status != 204:
         fields = (*fields, (b"Content-Length", b"%d" % len(body)))
-    return make_response(status, headers_of(fields), body)
+    return make_response(int(status), headers_of(fields), body)  # a plain number: HTTPStatus is none to flow files

@@ -12,6 +12,7 @@ from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.cause import Cause
+from mitmgate.core.check import Check
 from mitmgate.core.circuit import Permit
 from mitmgate.core.cors import Grant as CorsGrant
 from mitmgate.core.principal import Principal
@@ -65,6 +66,7 @@ class Exchange:
     traceparent: str = ""  # Arrival
     public_host: str | None = None  # Arrival: what the client asked for (`name[:port]`), where a trusted proxy says so
     public_port: str | None = None  # Arrival: the same
+    check: Check | None = None  # Arrival: a proxy asks for a decision on its own request; there is no service to go to
     head: Head | None = None  # Hygiene
     route: Route | None = None  # Routing
     no_route: NoRoute | None = None  # Routing

@@ -93,6 +93,8 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         proofs=proofs,
         key_field=key_field,
         credentials=_credentials(routes, default),
+        checks=CidrSet(policy.decide.trusted),
+        check_proxies=CidrSet((*policy.decide.trusted, *policy.trusted_proxies)),
     )
 
 

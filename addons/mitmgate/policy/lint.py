@@ -261,6 +261,13 @@ def _networks(policy: Policy, document: Document) -> Iterator[Problem]:
                 Code.TRUSTS_EVERYONE,
                 "everyone is a trusted proxy, and may claim any address",
             )
+    for index, network in enumerate(policy.decide.trusted):
+        if network in _EVERYONE:
+            message = "everyone may ask for decisions, and say of any request what he likes"
+            yield document.warning(("decide", "trusted", index), Code.TRUSTS_EVERYONE, message)
+    if "decide" in policy.model_fields_set and not policy.decide.trusted:
+        message = "no peer is trusted, so that every check is refused"
+        yield document.warning(("decide",), Code.DECIDES_FOR_NOBODY, message, "list the proxies in trusted", key=True)
     yield from _deny_only(policy.networks, ("networks",), document)
     for index, route in enumerate(policy.routes):
         yield from _deny_only(route.networks, ("routes", index, "networks"), document)

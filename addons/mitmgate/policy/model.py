@@ -86,6 +86,14 @@ class Admin(Section):
     """The TCP port; 0 takes a free one."""
 
 
+class Decide(Section):
+    """For proxies that keep a request and ask what to do with it: `mitmgate serve --decide` (docs/forward-auth.md)."""
+
+    trusted: tuple[Cidr, ...] = ()
+    """Networks whose checks are answered: the addresses of the proxies that ask, and of nobody else. What such a peer
+    says of a request is believed."""
+
+
 class Endpoints(Section):
     """Paths that the gateway answers itself."""
 
@@ -240,6 +248,8 @@ class Policy(Section):
     listen: Listen = Listen()
     admin: Admin | None = None
     """Without it there is no admin listener."""
+    decide: Decide = Decide()
+    """Without it nobody may ask for decisions."""
     endpoints: Endpoints = Endpoints()
     trusted_proxies: tuple[Cidr, ...] = ()
     """Networks whose X-Forwarded-For (walked from the right), -Proto, -Host and -Port are believed. Such a proxy must

@@ -26,6 +26,7 @@ class Code(StrEnum):
     KEY_LEFT_OUT = "key-left-out"
     CERTIFICATE_TIME = "certificate-time"
     TRUSTS_EVERYONE = "trusts-everyone"
+    DECIDES_FOR_NOBODY = "decides-for-nobody"
     DENY_ONLY = "deny-only"
     CLIENT_CHOOSES = "client-chooses"
     UNLIMITED_WITHOUT_STORE = "unlimited-without-store"

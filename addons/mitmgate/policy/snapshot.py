@@ -41,6 +41,8 @@ class Snapshot:
     small letters, whose values the policy takes from the environment. own: the operator's stages, by name. key_field:
     the lower-case field of API keys; None: there are none. credentials: what a request without a route may prove with
     who asks: what some route takes; empty: it need not.
+    checks: peers whose checks are answered, where a process only decides; check_proxies: these and the trusted proxies,
+    over whose entries X-Forwarded-For is walked then.
     """
 
     digest: str
@@ -74,6 +76,8 @@ class Snapshot:
     proofs: Proofs = field(default_factory=Proofs)
     key_field: bytes | None = None
     credentials: tuple[Credential, ...] = ()
+    checks: CidrSet = field(default_factory=CidrSet)
+    check_proxies: CidrSet = field(default_factory=CidrSet)
 
     @property
     def redact(self) -> Redact:

@@ -83,7 +83,8 @@ class PolicyBounds:
         """Tell whether an address is a trusted proxy's, which stands for many clients."""
         address = parse_address(peer)
         try:
-            return address is not None and address in self._source.snapshot.trusted_proxies
+            snapshot = self._source.snapshot
+            return address is not None and (address in snapshot.trusted_proxies or address in snapshot.checks)
         except LookupError:
             return False
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -11,16 +12,19 @@ from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.writer import Denial
 from mitmgate.core.address import peer_address
+from mitmgate.core.check import Check, Kind, kind_of, original_request, without_description
 from mitmgate.core.forwarding import told_by
 from mitmgate.core.headers import Headers
-from mitmgate.core.proof import digest_of
+from mitmgate.core.proof import digest_of, passed_thumbprint
+from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
-from mitmgate.pipeline.exchange import Exchange, begin, exchange_of, rejection_of, taken
+from mitmgate.pipeline.exchange import Exchange, Rejection, begin, exchange_of, rejection_of, taken
+from mitmgate.pipeline.message import headers_of
 from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.problem import Location
-from mitmgate.policy.snapshot import SnapshotSource
+from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
 Pressure = Denial | Awaitable[Denial | None] | None
 
@@ -30,8 +34,11 @@ class Arrival(Stage):
 
     Reads: the flow's request and peer; X-Request-ID and X-Forwarded-For, -Proto, -Host and -Port, believed from
     `trusted_proxies` alone.
+    Where this process only decides, it takes the original request out of a check (core/check.py), which is what every
+    other stage, the record and a recording then see; the flow too, so that nothing of the description is shown twice.
     Writes: the exchange. Denies: 503 audit-unavailable, where the policy wants each request recorded and
-    there is no room; a flow that the protocol layer refused gets its final step `protocol` here.
+    there is no room; a flow that the protocol layer refused gets its final step `protocol` here, and so does what is
+    no check: 403 check-untrusted, from a peer that the policy does not trust; 400 check-unclear.
     On failure: the flow stays without exchange, and Enforcer denies it.
     """
 
@@ -44,12 +51,17 @@ class Arrival(Stage):
         pressure: Callable[[], Pressure],
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.perf_counter,
+        decides: bool = False,
     ) -> None:
-        """pressure: the audit trail's, asked once a request. clock: Unix seconds. ticks: monotonic seconds."""
+        """pressure: the audit trail's, asked once a request. clock: Unix seconds. ticks: monotonic seconds.
+
+        decides: requests are checks, of which there is nothing to forward.
+        """
         self._source = source
         self._pressure = pressure
         self._clock = clock
         self._ticks = ticks
+        self._decides = decides
         self._identifiers = Identifiers(os.urandom)
 
     def requestheaders(self, flow: HTTPFlow) -> Awaitable[None] | None:
@@ -57,9 +69,12 @@ class Arrival(Stage):
         if not flow.live or (exchange_of(flow) is not None and flow.is_replay is None):
             # A flow that was loaded from a file has been decided on, and is going nowhere.
             return None
-        exchange = self.begin(taken(flow) or ingress(flow))
+        request, rejection = taken(flow) or ingress(flow), rejection_of(flow)
+        if self._decides:
+            exchange, rejection = self._begin_check(flow, request, rejection)
+        else:
+            exchange = self.begin(request)
         begin(flow, exchange)
-        rejection = rejection_of(flow)
         if rejection is not None:
             exchange.verdict.record(Step("protocol", Outcome.DENY, rejection.reason, rejection.detail))
             return None
@@ -90,6 +105,30 @@ class Arrival(Stage):
             port,
         )
 
+    def _begin_check(
+        self, flow: HTTPFlow, request: Request, rejection: Rejection | None
+    ) -> tuple[Exchange, Rejection | None]:
+        """Make the exchange of what has come to a listener that only decides, and say why it may be no check."""
+        snapshot = self._source.snapshot
+        kind = kind_of(request.target)  # also of what is refused: the proxy is told in a way that it understands
+        if rejection is None and not _is_for_gateway(request, snapshot):
+            try:
+                request = _original(request, kind, snapshot)
+            except ValueError as error:
+                rejection = Rejection(Reason.CHECK_UNCLEAR, f"{error}.")
+            except PermissionError:
+                rejection = Rejection(Reason.CHECK_UNTRUSTED, "The policy lets this peer ask for no decision.")
+        check = Check(kind, flow.client_conn.peername[0] if flow.client_conn.peername else "")
+        if rejection is not None:
+            request = replace(request, headers=Headers(without_description(request.headers)))
+        data = flow.request.data
+        data.method, data.path = request.method.encode("latin-1"), request.target.encode("latin-1")
+        data.headers, data.scheme = headers_of(request.headers.fields), request.scheme.encode("ascii")
+        data.authority = request.authority.encode("latin-1")
+        exchange = self.begin(request)
+        exchange.check = check
+        return exchange, rejection
+
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
         return {
@@ -114,6 +153,25 @@ class Arrival(Stage):
 
     async def _signed_later(self, pressure: Awaitable[Denial | None]) -> Step:
         return self._signed(await pressure)
+
+
+def _is_for_gateway(request: Request, snapshot: Snapshot) -> bool:
+    """Tell whether a request is one that Endpoints answers, whoever asks."""
+    path = request.target.partition("?")[0]
+    return request.method in {"GET", "HEAD"} and (path == snapshot.health_path or path in snapshot.resources.paths)
+
+
+def _original(check: Request, kind: Kind | None, snapshot: Snapshot) -> Request:
+    """Take the original request out of a check. Raises PermissionError for a peer that may not ask, ValueError."""
+    peer = peer_address(check.peer)
+    if peer is None or peer not in snapshot.checks:
+        raise PermissionError
+    if kind is None:
+        raise ValueError("The path is none that a proxy asks at")
+    request = original_request(check, kind, snapshot.check_proxies)
+    name = snapshot.proofs.certificate
+    passed = None if name is None else request.headers.one(name)
+    return request if passed is None else replace(request, thumbprint=passed_thumbprint(passed))
 
 
 def subject_of(client: Client) -> str | None:

@@ -11,6 +11,7 @@ from mitmgate.audit.ended import Ended, ended
 from mitmgate.audit.event import minimal_event
 from mitmgate.audit.writer import AuditTrail
 from mitmgate.core.reason import Reason
+from mitmgate.core.verdict import Outcome
 from mitmgate.descriptors import Seldom
 from mitmgate.pipeline.exchange import Exchange, exchange_of, exchanges
 
@@ -92,10 +93,17 @@ def _ended(flow: HTTPFlow, exchange: Exchange, aborted: bool) -> Ended:
             body_in = exchange.request.declared_body
     if body_out is None and response is not None and response.data.content is not None:
         body_out = len(response.data.content)
+    status = None if response is None else response.data.status_code
+    if exchange.check is not None:
+        body_in = None  # it is with the proxy that asks
+        final = exchange.verdict.final
+        if final is not None and status is not None:  # what the proxy was told may be another one (Enforcer)
+            answered = final.outcome is Outcome.ANSWER and exchange.answer is not None
+            status = exchange.answer.status if answered and exchange.answer is not None else final.reason.status
     return ended(
         exchange,
         perf_counter() - exchange.started,
-        None if response is None else response.data.status_code,
+        status,
         aborted,
         flow.websocket is not None,
         exchange.upstream_seconds,

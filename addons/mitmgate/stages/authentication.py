@@ -306,7 +306,7 @@ def _certificate(exchange: Exchange) -> str | None:
     snapshot, request = exchange.snapshot, exchange.request
     name = snapshot.proofs.certificate
     peer = None if name is None else peer_address(request.peer)
-    if name is None or peer is None or peer not in snapshot.trusted_proxies:
+    if name is None or peer is None or peer not in snapshot.trusted_proxies or exchange.check is not None:
         return request.thumbprint
     passed = request.headers.one(name)
     return None if passed is None else passed_thumbprint(passed)

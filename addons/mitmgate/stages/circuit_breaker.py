@@ -38,7 +38,8 @@ class CircuitBreaker(Stage):
     The outcome is recorded once: a failure and a probe's success when the response's head arrives, everything else
     when the exchange ends, since a body may still break off. What the gateway denied, and what a client broke off, says
     nothing of the endpoint; nor does one that closes the connection while a request's body is on its way to it: it may
-    refuse that body. Circuits outlive a reload; those of endpoints that no policy in use names are dropped.
+    refuse that body. A check is answered, and goes nowhere: it says nothing either. Circuits outlive a reload; those of
+    endpoints that no policy in use names are dropped.
     """
 
     name: ClassVar[str] = "circuit-breaker"
@@ -181,7 +182,7 @@ class CircuitBreaker(Stage):
         failure = blamed(exchange)
         if failure in _UPSTREAM_FAILURES:
             return Outcome.UNREACHABLE if failure is Reason.UPSTREAM_UNREACHABLE else Outcome.FAILURE
-        if not exchange.admitted or exchange.failure is not None or status is None:
+        if not exchange.admitted or exchange.failure is not None or status is None or exchange.check is not None:
             return Outcome.ABANDONED
         # A client that sends its body slowly must not make the upstream look slow.
         slow = rule.slow

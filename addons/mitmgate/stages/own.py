@@ -214,6 +214,8 @@ class OwnStage(Stage):
         exchange, response = exchange_of(flow), flow.response
         if exchange is None or response is None or not exchange.admitted or exchange.failure is not None:
             return
+        if exchange.check is not None:
+            return  # no service has answered
         try:
             self._reply(exchange, response)
         except BaseException as error:  # SystemExit, say, which would end the process

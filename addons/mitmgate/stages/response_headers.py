@@ -44,6 +44,10 @@ class ResponseHeaders:
         exchange, response = exchange_of(flow), flow.response
         if exchange is None or response is None:
             return
+        if exchange.check is not None and exchange.admitted and exchange.failure is None:
+            # Not a client's response: what the policy removes from those may be what a proxy waits for.
+            response.data.headers.fields += tuple(own_fields(exchange))
+            return
         rule = exchange.snapshot.response_headers
         if rule is not self._rule:
             self._adopt(rule)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from mitmgate.core import pointer
 from mitmgate.core.address import Address, address_text
+from mitmgate.core.headers import Fields
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.rewrite import (
@@ -71,7 +72,7 @@ class Rewrite(Stage):
         received = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
         if not received:
             raise ValueError("a request without Host is for no service")
-        told = _told(exchange, route, client, received)
+        told = _told(exchange, route)
         if told is None:
             return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")
         rule = route.upstream.host
@@ -80,6 +81,7 @@ class Rewrite(Stage):
             (b"Host", host),
             *head.headers.derive(client_fields, exchange.snapshot.client_fields.identity, route.rewrite.remove),
             *told,
+            *_forwarding(exchange, client, received),
             *exchange.own_fields,
             *(() if exchange.snapshot.via is None else (exchange.snapshot.via.field(exchange.request.version),)),
             (b"X-Request-ID", exchange.request_id.encode("ascii")),
@@ -89,17 +91,20 @@ class Rewrite(Stage):
             fields = with_max_forwards(fields, hops - 1)
         principal, assertion = exchange.principal, exchange.snapshot.forward.assertion
         if principal is not None and assertion is not None:
-            made = signer_of(assertion).assertion(principal, route.upstream.name, head.method, path, exchange.now)
+            bound = path if exchange.check is None else head.path  # a proxy that asks sends what its client sent
+            made = signer_of(assertion).assertion(principal, route.upstream.name, head.method, bound, exchange.now)
             fields = (*fields, (assertion.header, made))
+            told.append((assertion.header, made))
         if head.upgrade is not None:
             fields = (*fields, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
         target = path if head.query is None else f"{path}?{head.query}"
-        exchange.forward = Forward(head.method, target, host.decode("latin-1"), fields)
+        to = () if exchange.check is None else (*told, *exchange.own_fields)
+        exchange.forward = Forward(head.method, target, host.decode("latin-1"), fields, to)
         return self.admitted
 
 
-def _told(exchange: Exchange, route: Route, client: Address, received: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Make the fields of identity, of the route and of forwarding; None where one is not safe."""
+def _told(exchange: Exchange, route: Route) -> list[tuple[bytes, bytes]] | None:
+    """Make the fields of identity and of the route; None where one is not safe."""
     principal, names = exchange.principal, exchange.snapshot.forward
     made: list[tuple[bytes, bytes]] = []
     if principal is not None:
@@ -128,9 +133,12 @@ def _told(exchange: Exchange, route: Route, client: Address, received: bytes) ->
             return None
         if value is not None:
             made.append((name, value))
-    host = received if exchange.public_host is None else exchange.public_host.encode("latin-1")
-    made += forwarding_fields(client, exchange.scheme, host, exchange.public_port)
     return made
+
+
+def _forwarding(exchange: Exchange, client: Address, received: bytes) -> Fields:
+    host = received if exchange.public_host is None else exchange.public_host.encode("latin-1")
+    return forwarding_fields(client, exchange.scheme, host, exchange.public_port)
 
 
 def _lookup(exchange: Exchange, key: str) -> str | None:

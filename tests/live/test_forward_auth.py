@@ -212,6 +212,7 @@ def test_the_service_is_told_who_asks_by_the_gateway_alone(asking: Asking, front
     assert (event["client_ip"], event["peer"]) == ("127.0.0.1", "127.0.0.1")
     assert event["check"] == {"kind": front.kind, "peer": "127.0.0.1"}
     assert event["user"] == "alice"
+    assert "endpoint" not in event
 
     asking.service.forget()
     assert request(front.port, "GET", "/public", headers=forged, host="api.example").status == 200

@@ -157,17 +157,12 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
     if check is not None:
         event["check"] = {"kind": None if check.kind is None else check.kind.value, "peer": check.peer}
     if principal is not None:
-        event["user"] = principal.subject
-        event["issuer"] = principal.issuer
-        if principal.issuer == API_KEY:
-            event["key_id"] = principal.token_id
-        if principal.roles:
-            event["roles"] = principal.roles
+        _add_principal(event, principal)
     add_asked(event, request, head, redaction)
     if route is not None:
         event["route"] = route.name
         event["upstream"] = route.upstream.name
-    if endpoint is not None:
+    if endpoint is not None and check is None:
         event["endpoint"] = _text(endpoint, _url)
         if retries:
             event["retries"] = retries
@@ -204,6 +199,15 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         _add_limits(event, grants)
     event["policy"] = policy
     return event
+
+
+def _add_principal(event: Event, principal: Principal) -> None:
+    event["user"] = principal.subject
+    event["issuer"] = principal.issuer
+    if principal.issuer == API_KEY:
+        event["key_id"] = principal.token_id
+    if principal.roles:
+        event["roles"] = principal.roles
 
 
 def _text[T](one: T, write: Callable[[T], str]) -> str:

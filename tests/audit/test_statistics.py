@@ -1,6 +1,7 @@
 """`mitmgate audit stats`, and what is asked for: figures beside those that are counted by other means."""
 
 import csv
+import gzip
 import io
 import json
 import random
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from mitmgate.audit.commands import audit
 from mitmgate.audit.selection import moment, statuses
 from mitmgate.audit.statistics import Frequent, Quantiles, Statistics
+from mitmgate.usage import UserError
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 REASONS = {200: "ok", 401: "token-expired", 429: "rate-limited", 502: "upstream-closed"}
@@ -228,3 +230,83 @@ def test_statuses() -> None:
         result = run("show", "x", "--status", text)
         assert (result.exit_code, "is not 401, 4xx or 400-418" in result.output) == (2, True)
     assert run("show", "x", "--client", "10.0.0.0/99").exit_code == 2
+
+
+ODD = [
+    *("1.79e308", "-1.79e308", "-1", "0", "5e-324", "true", "null", "[]", "{}", "[1]", '{"a":"\\u001b[2J"}', '""'),
+    *(
+        "18446744073709551615",
+        "1" + "0" * 300,
+        "1e400",
+        "NaN",
+        "Infinity",
+        '"\\ud800"',
+        '"\\u0000"',
+        '"[red]"',
+        "401.0",
+    ),
+    *("[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900, '"' + "é" * 3000 + '"'),
+]
+MEMBERS = ("time", "event", "status", "outcome", "reason", "cause", "method", "path", "query", "route", "user")
+
+
+@pytest.mark.parametrize("command", ["stats", "show", "tail"])
+def test_no_value_of_a_member_ends_a_command(tmp_path: Path, command: str) -> None:
+    """A file is read to the end whatever was written into it: who can append one line must not blind its readers."""
+    path, good = tmp_path / "audit.jsonl", json.dumps(request(1, random.Random(1)))
+    lines = [good]
+    for name in (*MEMBERS, "client_ip", "duration_ms", "upstream_ms", "issuer", "request_id", "seq", "prev", "mac"):
+        for odd in ODD:
+            kept = [
+                f'"{name}":{odd}',
+                *(f'"{key}":{json.dumps(value)}' for key, value in json.loads(good).items() if key != name),
+            ]
+            lines += ["{" + ",".join(kept) + "}", f'{{"event":"other","{name}":{odd}}}']
+    path.write_text("\n".join([*lines, good, ""]))
+    forms = {"stats": ("table", "json"), "show": ("table", "json", "csv")}.get(command, ())
+    chosen: list[tuple[str, ...]] = [("--format", form) for form in forms] or [()]
+    for form in chosen:
+        for asked in ((), ("--status", "4xx"), ("--client", "198.51.100.0/24"), ("--since", "2027-01-15")):
+            more = ("-n", 9999) if command == "tail" else ("--last", 9999) if command == "show" else ()
+            result = run(command, path, *form, *more, *asked)
+            assert (result.exit_code, result.exception) == (0, None), asked
+            if form == ("--format", "json"):
+                for text in result.output.splitlines() if command == "show" else [result.output]:
+                    json.loads(text, parse_constant=pytest.fail)
+
+
+@given(st.lists(st.floats() | st.integers(-(10**400), 10**400), max_size=30), st.integers(1, 100))
+def test_no_duration_is_too_odd(durations: list[float], percent: int) -> None:
+    quantiles = Quantiles()
+    for duration in durations:
+        quantiles.add(duration)
+    assert quantiles.count == sum(1 for duration in durations if duration >= 0)
+    value = quantiles.at(percent)
+    assert value is None if not quantiles.count else value is not None and 0 <= value <= 1e13
+    assert all(0 <= value <= 1e13 for value in quantiles.figures().values())
+
+
+def test_long_names_take_no_more_than_short_ones_and_stay_apart() -> None:
+    statistics = Statistics()
+    for number in range(1000):
+        name = "n" * 3000 + str(number)
+        members = {"user": name, "route": name[::-1], "client_ip": name, "outcome": name, "status": name, "time": name}
+        statistics.add({"event": "request", "duration_ms": 1.0, **members})
+    for frequent in statistics.named.values():
+        assert all(len(name) < 250 for name in frequent.counts)
+    assert len(statistics.named["user"].counts) == 1000
+    assert max(map(len, statistics.by_route)) <= 200
+    assert sum(len(outcomes) for _, outcomes in statistics.by_route.values()) == len(statistics.by_route)
+    assert len(statistics.first) < 50
+
+
+@pytest.mark.parametrize("command", ["stats", "show", "tail", "verify"])
+def test_a_damaged_rotated_file_is_a_message(log: Path, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(log.read_bytes())
+    whole = gzip.compress(Path(f"{log}.1").read_bytes())
+    for damaged in (whole[: len(whole) // 2], whole[:40] + b"\x00" * 40 + whole[80:], b"no gzip"):
+        Path(f"{path}.1.gz").write_bytes(damaged)
+        result = run(command, path)
+        assert result.exit_code
+        assert isinstance(result.exception, UserError | SystemExit), result.exception

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -335,7 +336,9 @@ def _reading(path: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"the audit file {path} can't be read: {error.strerror}") from error
+        raise UserError(f"the audit file {path} can't be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:  # of gzip, which gives BadGzipFile, an OSError, for its head alone
+        raise UserError(f"the audit file {path}: a rotated file that was compressed is damaged: {error}") from error
 
 
 def _wait() -> bool:

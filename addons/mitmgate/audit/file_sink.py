@@ -12,6 +12,7 @@ import gzip
 import logging
 import os
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -284,8 +285,14 @@ class FileAppender:
             return line
         for old in reversed(segments(self._path)):
             if old.endswith(".gz"):
-                with gzip.open(old) as packed:
-                    return deque(packed, maxlen=1).pop().rstrip(b"\n")
+                try:
+                    with gzip.open(old) as packed:
+                        last = deque(packed, maxlen=1)
+                except (OSError, EOFError, zlib.error):  # damaged: what it ended with the chain's head alone can tell
+                    return b""
+                if last:
+                    return last.pop().rstrip(b"\n")
+                continue
             with open(old, "rb") as file:
                 line = last_line(file.fileno(), os.fstat(file.fileno()).st_size)
             if line:

@@ -7,6 +7,7 @@ import gzip
 import os
 import re
 import stat
+import zlib
 from errno import EINVAL
 from typing import Final, NamedTuple
 
@@ -72,7 +73,7 @@ def _first(path: str) -> tuple[int, str]:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             event = orjson.loads(file.readline(1 << 20))
             return int(event.get("seq", 0)), str(event.get("time", ""))
-    except (OSError, EOFError, ValueError, AttributeError, TypeError):
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError, TypeError):
         return 0, ""
 
 

@@ -70,7 +70,7 @@ class Selection:
             tests.append(lambda event: since <= str(event.get("time", "")) < until)
         if self.statuses:
             wanted = frozenset(status for each in self.statuses for status in each)
-            tests.append(lambda event: event.get("status") in wanted)
+            tests.append(lambda event: isinstance(status := event.get("status"), int) and status in wanted)
         if self.clients:
             tests.append(lambda event: self._is_client(event.get("client_ip")))
         return tests

@@ -3,7 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from hashlib import blake2b
+from typing import Final, get_args
+
+from mitmgate.audit.event import Fate
 
 _NAMES: Final = 50_000
 """Names that are counted exactly."""
@@ -13,6 +16,17 @@ _ERROR: Final = 0.01
 """Of a quantile, as a share of it."""
 _SHARES: Final = (50, 90, 95, 99)
 _SMALLEST: Final = 1e-3  # milliseconds: what events are written with
+_LONGEST: Final = 1e13  # milliseconds, three hundred years
+_NAME: Final = 200
+"""Characters of a name that are kept; of a longer one a digest stands for the rest."""
+
+
+_TIME: Final = 40  # characters
+_OUTCOMES: Final = frozenset(get_args(Fate))
+
+
+def _number(value: object) -> float | int | None:
+    return value if isinstance(value, float | int) and not isinstance(value, bool) else None
 
 
 class Frequent:
@@ -29,6 +43,9 @@ class Frequent:
 
     def add(self, name: str) -> None:
         """Count a name once."""
+        if len(name) > _NAME:
+            rest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+            name = f"{name[:_NAME]}…{rest}"
         counts = self.counts
         counts[name] += 1
         if len(counts) > 2 * self._most:
@@ -52,7 +69,10 @@ class Quantiles:
         self._buckets = Counter[int]()
 
     def add(self, duration: float) -> None:
-        """Take a duration."""
+        """Take a duration; what is none (NaN, a negative number) is left out, and no file makes one endless."""
+        if not duration >= 0:
+            return
+        duration = min(duration, _LONGEST)
         self.count += 1
         self.longest = max(self.longest, duration)
         self._buckets[math.ceil(math.log(max(duration, _SMALLEST)) * self._scale)] += 1
@@ -92,6 +112,7 @@ class Statistics:
         self.events += 1
         when = event.get("time")
         if isinstance(when, str):
+            when = when[:_TIME]
             if not self.first or when < self.first:
                 self.first = when
             self.last = max(self.last, when)
@@ -103,20 +124,23 @@ class Statistics:
             value = event.get(name)
             if value is not None:
                 frequent.add(value if isinstance(value, str) else str(value))
-        duration, upstream, route = event.get("duration_ms"), event.get("upstream_ms"), event.get("route")
-        if isinstance(duration, float | int):
+        duration, upstream = _number(event.get("duration_ms")), _number(event.get("upstream_ms"))
+        route = event.get("route")
+        if duration is not None:
             self.durations.add(duration)
-        if isinstance(upstream, float | int):
+        if upstream is not None:
             self.upstream.add(upstream)
         if isinstance(route, str):
+            route = route[:_NAME]
             known = self.by_route.get(route)
             if known is None:
                 if len(self.by_route) >= _ROUTES:
                     return
                 known = self.by_route[route] = Quantiles(), Counter[str]()
-            if isinstance(duration, float | int):
+            if duration is not None:
                 known[0].add(duration)
-            known[1][str(event.get("outcome"))] += 1
+            outcome = event.get("outcome")
+            known[1][outcome if isinstance(outcome, str) and outcome in _OUTCOMES else "?"] += 1
 
     def report(self, top: int) -> dict[str, object]:
         """Return all figures for a program. Durations are milliseconds."""

@@ -70,6 +70,9 @@ OTHERS: Final[dict[str, str]] = {
             admin/metrics:Metrics._deciding admin/metrics:Metrics._decisions admin/metrics:Metrics._durations
             admin/metrics:Metrics._grants admin/metrics:Metrics._own
             admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
+            core/openapi:Api.operations core/openapi:Api.methods core/openapi:Api._plain core/openapi:_Node.literal
+            policy/openapi:OpenApis.apis policy/openapi:_Compiler._schemas policy/openapi:_Compiler._seen
+            policy/openapi:_compiled
             core/routing:_Place._named core/routing:_Place._under keys/assertion:signer_of keys/fetch:_trust
             proxy/pool:UpstreamPool._shared proxy/pool:UpstreamPool._sharing
             keys/ring:KeyRing._remotes proxy/pool:UpstreamPool._dials proxy/pool:UpstreamPool._idle

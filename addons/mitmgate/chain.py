@@ -39,6 +39,7 @@ from mitmgate.stages.cors import Cors
 from mitmgate.stages.endpoints import Endpoints
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
+from mitmgate.stages.openapi import OpenApi
 from mitmgate.stages.own import own_stage
 from mitmgate.stages.rate_limit import RateLimit
 from mitmgate.stages.response_headers import ResponseHeaders
@@ -82,6 +83,7 @@ def stages(
         Cors(),
         SizeLimit(),
         Authorization(),
+        OpenApi(),
         RateLimit(services.store),
         CircuitBreaker(ticks),
         Rewrite(),
@@ -119,6 +121,7 @@ REQUIRED = (
     "cors",
     "size-limit",
     "authorization",
+    "openapi",
     "rate-limit",
     "circuit-breaker",
     "rewrite",

@@ -148,6 +148,16 @@ class Reason(Enum):
     CONDITION_ERROR = "condition-error", 403, "Condition could not be evaluated"
     CONDITION_TIMEOUT = "condition-timeout", 403, "Condition took too long"
 
+    # The API's document.
+    OPERATION_UNKNOWN = "operation-unknown", 404, "No such operation"
+    OPERATION_NOT_ALLOWED = "operation-not-allowed", 405, "No such operation at this path"
+    PARAMETER_MISSING = "parameter-missing", 400, "Parameter missing"
+    PARAMETER_INVALID = "parameter-invalid", 400, "Parameter not valid"
+    PARAMETER_UNKNOWN = "parameter-unknown", 400, "Parameter not known"
+    CONTENT_TYPE_REFUSED = "content-type-refused", 415, "Content type not acceptable"
+    BODY_UNEXPECTED = "body-unexpected", 400, "Request body missing, or not expected"
+    BODY_INVALID = "body-invalid", 400, "Request body not valid"
+
     # Circuit, rewrite, upstream.
     CIRCUIT_OPEN = "circuit-open", 503, "Upstream unavailable"
     REWRITE_REFUSED = "rewrite-refused", 403, "Request can't be rewritten safely"

@@ -73,7 +73,7 @@ def forwarding_fields(client: IPv4Address | IPv6Address, scheme: str, host: byte
     return fields if port is None else (*fields, (b"X-Forwarded-Port", port.encode("ascii")))
 
 
-_REPLACED = frozenset(
+REPLACED = frozenset(
     b"host authorization dpop x-request-id traceparent connection upgrade "
     b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port".split()
 )
@@ -102,6 +102,6 @@ def client_fields(headers: Headers, identity: frozenset[bytes], removed: frozens
         [
             field
             for field in headers.fields
-            if (lower := field[0].lower()) not in _REPLACED and lower not in identity and lower not in removed
+            if (lower := field[0].lower()) not in REPLACED and lower not in identity and lower not in removed
         ]
     )

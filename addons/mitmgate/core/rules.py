@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from mitmgate.core.address import Address, CidrSet
 from mitmgate.core.limit import Limit
+from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
 from mitmgate.core.template import Template
 
@@ -226,6 +227,7 @@ class Route:
     bound: bool = False  # only with tokens that are bound to a key
     credentials: tuple[Credential, ...] = TOKEN
     every: bool = False
+    openapi: Api | None = None  # what its requests are held to
 
 
 @dataclass(frozen=True, slots=True)

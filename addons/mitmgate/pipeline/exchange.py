@@ -15,6 +15,7 @@ from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
 from mitmgate.core.circuit import Permit
 from mitmgate.core.cors import Grant as CorsGrant
+from mitmgate.core.openapi import BodyCheck, Operation
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward, Head, Request
@@ -77,6 +78,8 @@ class Exchange:
     principal: Principal | None = None  # Authentication
     beside: tuple[Principal, ...] = ()  # Authentication: whom further credentials of the request are of
     challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value
+    operation: Operation | None = None  # OpenApi
+    body_check: BodyCheck | None = None  # OpenApi: what the protocol layer holds the body to
     endpoint: Endpoint | None = None  # CircuitBreaker
     permit: Permit | None = None  # CircuitBreaker; given back once the outcome is known
     judged: bool = False  # CircuitBreaker: the response's head has counted as a success

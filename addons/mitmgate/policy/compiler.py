@@ -13,6 +13,7 @@ from mitmgate.core.address import CidrSet
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit, Tiers
+from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
 from mitmgate.core.resource import Resource, Resources
 from mitmgate.core.revocation import LONGEST
@@ -42,7 +43,10 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = _with_tenants(default_issuers(policy.identity), policy)
-    routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
+    routes = [
+        _route(route, policy, upstreams, limits, cors, default, loaded.apis.get(index))
+        for index, route in enumerate(policy.routes)
+    ]
     forward = _forward(policy.identity.forward, material, routes)
     issuers = {
         made.name: _revocable(made, policy.revocation)
@@ -349,6 +353,7 @@ def _route(
     limits: Mapping[str, Limit],
     cors: Mapping[str, rules.Cors],
     default: tuple[str, ...] | None,
+    api: Api | None,
 ) -> rules.Route:
     path = route.match.exact if route.match.exact is not None else route.match.prefix
     if path is None:
@@ -358,6 +363,8 @@ def _route(
     if issuers is None and rule is not None:
         # None would make the route public.
         raise ValueError(f"route {route.name} has no issuer")
+    if route.openapi is not None and api is None:
+        raise ValueError(f"route {route.name} has no document")
     return rules.Route(
         name=route.name,
         path=path,
@@ -380,6 +387,7 @@ def _route(
         bound=rule is not None and rule.bound == "required",
         credentials=rules.TOKEN if rule is None else rule.kinds,
         every=rule is not None and rule.all is not None,
+        openapi=api,
     )
 
 

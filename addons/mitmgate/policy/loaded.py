@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mitmgate.core.openapi import Api
 from mitmgate.policy.document import Document
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
@@ -17,7 +18,7 @@ class Loaded:
 
     warnings: what loading found that is no error; lint.lint finds more. document: where every member stands. stamps:
     the files that were read, the policy first, each as it was before it was read. stages: of the operator's own, by
-    name, in the order of the file.
+    name, in the order of the file. apis: what the documents of routes describe, by the number of the route.
     """
 
     path: str
@@ -27,3 +28,4 @@ class Loaded:
     warnings: tuple[Problem, ...]
     stamps: Mapping[Path, Stamp]
     stages: Mapping[str, Own] = field(default_factory=dict)
+    apis: Mapping[int, Api] = field(default_factory=dict)

@@ -37,6 +37,9 @@ WRITTEN_BY_THE_GATEWAY = frozenset(
 )
 
 
+LARGEST_CHECKED = 1 << 20  # bytes
+
+
 class Match(Section):
     """Which requests a route takes. The most specific path wins, then the host, then the method."""
 
@@ -210,6 +213,26 @@ class Require(Section):
     """A CEL expression over request, principal, client and route that must be true."""
 
 
+def _checked(size: int) -> int:
+    if size > LARGEST_CHECKED:
+        raise wrong(f"is at most {LARGEST_CHECKED >> 20}MiB: other requests wait while a body is checked")
+    return size
+
+
+class OpenApi(Section):
+    """The document that a route's requests are held to, OpenAPI 3.0 or 3.1."""
+
+    document: Text
+    """The file, YAML or JSON."""
+    base: UrlPath | None = None
+    """The path that the document's paths are below, as the service gets it; unset: that of the document's servers."""
+    unknown_query: Literal["deny", "allow"] = "deny"
+    """Whether a query may have parameters that the document does not know."""
+    body: Annotated[Size, AfterValidator(_checked)] | None = Field(
+        None, description="JSON bodies up to this size (bytes) are checked, and larger ones denied; unset: none is."
+    )
+
+
 class Route(Section):
     """One way through the gateway."""
 
@@ -243,10 +266,14 @@ class Route(Section):
     """Whether `;` may stand in the path."""
     allow_empty_segments: Boolean = False
     """Whether `//` may stand in the path."""
+    openapi: OpenApi | None = None
+    """The API's document: what is no operation of it is denied."""
     mode: Mode = "enforce"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.openapi is not None and self.openapi.body is not None and self.stream == "always":
+            raise wrong("a body that is checked is held until it is whole", "leave stream: always out", at="stream")
         if len(set(self.rate_limits)) < len(self.rate_limits):
             raise wrong("a limit is listed twice", at="rate_limits")
         return self

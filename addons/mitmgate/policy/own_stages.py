@@ -35,7 +35,7 @@ GROUP: Final = "mitmgate.stages"
 
 PLACES: Final = (
     *("hygiene", "endpoints", "routing", "network-access", "client-quota", "authentication", "cors"),
-    *("size-limit", "authorization", "rate-limit"),
+    *("size-limit", "authorization", "openapi", "rate-limit"),
 )
 """The gateway's stages that one of these may come after, in their order: where there is a head to read, and before the
 request to the service is made."""

@@ -20,6 +20,7 @@ from mitmgate.policy.problem import Location, Problem, dotted
 MAX_CHARACTERS = 1 << 20
 MAX_VALUES = 100_000  # after aliases are expanded
 MAX_DEPTH = 32
+MAX_FOREIGN_DEPTH = 100  # of what is no policy, such as an API's document
 
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(
@@ -37,8 +38,11 @@ _QUOTED = re.compile(r" ?'[^'<\\][^']+'")  # a word of the file in a parser's me
 _TABS = re.compile(r"^\t+", re.MULTILINE)
 
 
-def parse(text: str, file: str, environ: Mapping[str, str]) -> Document:
-    """Parse a policy's text, YAML 1.2 or JSON. Never raises: what is wrong stands in `problems`."""
+def parse(text: str, file: str, environ: Mapping[str, str] | None) -> Document:
+    """Parse a policy's text, YAML 1.2 or JSON. Never raises: what is wrong stands in `problems`.
+
+    environ: None for what is no policy: `${NAME}` means nothing there, numbers may be keys, and it may be deeper.
+    """
     document = Document(file)
     if len(text) > MAX_CHARACTERS:
         document.problems.append(document.problem((), f"the file is longer than {MAX_CHARACTERS} characters"))
@@ -54,7 +58,9 @@ def parse(text: str, file: str, environ: Mapping[str, str]) -> Document:
     else:
         if node is None:
             document.problems.append(
-                document.problem((), "the file is empty", found="", hint="start with `version: 1`")
+                document.problem(
+                    (), "the file is empty", found="", hint="" if environ is None else "start with `version: 1`"
+                )
             )
         else:
             try:
@@ -72,8 +78,9 @@ class _TooMuchError(Exception):
 class _Builder:
     """Builds the values of one document."""
 
-    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
+    def __init__(self, document: Document, environ: Mapping[str, str] | None) -> None:
         self.document = document
+        self.deepest = MAX_FOREIGN_DEPTH if environ is None else MAX_DEPTH
         self.environ = environ
         self.count = 0
 
@@ -81,8 +88,8 @@ class _Builder:
         self.count += 1
         if self.count > MAX_VALUES:
             raise _TooMuchError(f"more than {MAX_VALUES} values after aliases are expanded")
-        if depth > MAX_DEPTH:
-            raise _TooMuchError(f"nested more than {MAX_DEPTH} deep; an anchor that contains itself has no end")
+        if depth > self.deepest:
+            raise _TooMuchError(f"nested more than {self.deepest} deep; an anchor that contains itself has no end")
         self.document.values.setdefault(location, _place(node))
         if str(node.tag) not in _TAGS:
             self._add(node, location, "a tag has no meaning here", "leave it out, or quote a value that begins with !")
@@ -145,7 +152,7 @@ class _Builder:
         if _surrogate(text):
             self._add(node, location, "a key with an unpaired surrogate")
             return None
-        if node.style is None and not isinstance(_resolve(node), str):
+        if self.environ is not None and node.style is None and not isinstance(_resolve(node), str):
             self._add(node, (*location, text), "a key must be text", f'write "{text}"')
         return text
 
@@ -159,6 +166,8 @@ class _Builder:
             except UnicodeDecodeError:
                 self._unknown(node, location, "text with an unpaired surrogate")
                 return ""
+        if self.environ is None:
+            return value
         try:
             return interpolate(value, self.environ)
         except UnresolvedError as error:

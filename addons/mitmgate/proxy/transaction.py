@@ -64,6 +64,7 @@ from mitmgate.core.grpc import is_call
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1 import Bounds, RequestHead, ResponseHead
 from mitmgate.core.http1.framing import received_fields
+from mitmgate.core.openapi import BodyCheck
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -72,9 +73,10 @@ from mitmgate.core.request import Request as Ingress
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.streaming import is_event_stream, streams
 from mitmgate.core.trailers import RequestTrailers, announcing, permitted
+from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import Seldom
 from mitmgate.pipeline.enforcer import BLACK_HOLE, point_at, problem_response
-from mitmgate.pipeline.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, seconds_left
+from mitmgate.pipeline.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, reports, seconds_left
 from mitmgate.pipeline.message import headers_of, make_flow, make_request, make_response
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
@@ -82,6 +84,7 @@ from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
 from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection, UpstreamSide
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
 from mitmgate.stages.arrival import subject_of, thumbprint_of
+from mitmgate.stages.openapi import OpenApi
 from mitmgate.stages.response_headers import hidden_fields
 
 logger = logging.getLogger(__name__)
@@ -263,6 +266,7 @@ class Transaction(Recipient):
 
     __slots__ = (
         "_bounds",
+        "_check",
         "_client",
         "_content",
         "_continued",
@@ -322,6 +326,7 @@ class Transaction(Recipient):
         self._length: int | None = 0  # of the request's body
         self._received = 0
         self._limit = 0  # bytes of the request's body; 0: none
+        self._check: BodyCheck | None = None  # what the whole body has to be, before anything of the request is sent
         self._started = 0.0  # when the body began
         self._response_length: int | None = 0
         self._events = False  # the response is a stream of events
@@ -439,7 +444,9 @@ class Transaction(Recipient):
                 self._fail(Reason.BODY_TOO_LARGE, f"The body is larger than {self._limit} bytes.")
                 return
         self._conversation = exchange.endpoint.http2 and is_call(exchange.request)
-        passes = streams(route.stream, length) or self.flow.request.stream
+        if exchange.body_check is not None:
+            self._hold_to(exchange, exchange.body_check.bound, length)
+        passes = self._check is None and (streams(route.stream, length) or self.flow.request.stream)
         if not self._client.admits(QUEUE if passes or length is None else length):
             self._fail(Reason.MEMORY_EXHAUSTED)
             return
@@ -451,6 +458,27 @@ class Transaction(Recipient):
         else:
             self._request = RequestPhase.BUFFERING
             self._ask_for_body()
+
+    def _hold_to(self, exchange: Exchange, bound: int, length: int | None) -> None:
+        """Hold the body until it is whole, to be checked. Where nothing is enforced, only one that is known to fit."""
+        if reports(exchange):
+            if length is None or length > bound:
+                return
+        else:
+            self._limit = min(self._limit, bound) if self._limit else bound
+        self._check = exchange.body_check
+        self.flow.request.stream = False
+
+    def _body_refused(self, check: BodyCheck) -> bool:
+        """Tell whether the whole body is refused, which is then said."""
+        exchange, refusal = self.exchange, check.refusal(self._content)
+        if refusal is None or exchange is None:
+            return exchange is None
+        if reports(exchange):
+            exchange.verdict.record(Step(OpenApi.name, Outcome.OBSERVE, refusal.reason, refusal.detail))
+            return False
+        self._fail(refusal.reason, refusal.detail)
+        return True
 
     def _stream_request(self, upstream: UpstreamSide) -> None:
         if self._withdrawn():
@@ -525,6 +553,8 @@ class Transaction(Recipient):
         else:
             flow.request.data.content = self._content = b"".join(self._request_body)
             self._request_body.clear()
+            if self._check is not None and self._body_refused(self._check):
+                return
             self._hook(HttpRequestHook, self._buffered)
 
     def _streamed(self) -> None:

@@ -134,8 +134,20 @@ def _network(case: _Case) -> list[str]:
     return lines
 
 
+def _described(case: _Case) -> list[str]:
+    route, operation = case.exchange.route, case.exchange.operation
+    if route is None or route.openapi is None:
+        return []
+    model = next(known for known in case.policy.loaded.policy.routes if known.name == route.name)
+    document = "" if model.openapi is None else model.openapi.document
+    what = "a request" if operation is None else f"a request of {operation.name} (line {operation.line})"
+    return [f"{what} as {document} describes it: {case.member('openapi')}"]
+
+
 def _size(case: _Case) -> list[str]:
     bound, declared = case.exchange.max_body, case.exchange.request.declared_body
+    if case.step.stage == "openapi":
+        return _described(case)
     place = case.member("max_body") or case.place("limits", "body")
     return [f"the body has {declared} bytes and may have {bound}" + (f": {place}" if place else "")]
 
@@ -302,4 +314,12 @@ _ADVICE: Final[dict[Reason, Callable[[_Case], list[str]]]] = {
     Reason.NO_ROUTE: _no_route,
     Reason.METHOD_NOT_ALLOWED: _method,
     Reason.CIRCUIT_OPEN: _circuit,
+    Reason.OPERATION_UNKNOWN: _described,
+    Reason.OPERATION_NOT_ALLOWED: _described,
+    Reason.PARAMETER_MISSING: _described,
+    Reason.PARAMETER_INVALID: _described,
+    Reason.PARAMETER_UNKNOWN: _described,
+    Reason.CONTENT_TYPE_REFUSED: _described,
+    Reason.BODY_UNEXPECTED: _described,
+    Reason.BODY_INVALID: _described,
 }

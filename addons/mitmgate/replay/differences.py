@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from mitmgate.core.reason import Reason
 from mitmgate.replay.decision import ADMIT, NO_RULE, UNSEEN, Decision, is_denial, settled_fields
 
 EXAMPLES: Final = 5
@@ -48,7 +49,7 @@ def compare(before: Decision, after: Decision, ignored: frozenset[bytes] = froze
         found = _forwarded(before, after, ignored)
         if found is not None:
             return found
-    if None not in (before.observed, after.observed) and before.observed != after.observed:
+    if None not in (before.observed, after.observed) and _of_the_head(before) != _of_the_head(after):
         return Difference(Kind.OBSERVED, _observed(before), _observed(after))
     return None
 
@@ -60,6 +61,11 @@ def _kind(before: Decision, after: Decision) -> Kind:
     if was:
         return Kind.LOOSENED
     return Kind.TIGHTENED if now else Kind.OUTCOME
+
+
+def _of_the_head(decision: Decision) -> list[str]:
+    """Return what was observed, but for what was of the body, which no recording has."""
+    return [said for said in decision.observed or () if said != f"openapi/{Reason.BODY_INVALID.code}"]
 
 
 def _observed(decision: Decision) -> str:

@@ -111,6 +111,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["identity"]["proofs"] = {"lifetime": "60s"}
     asked = {"url": "https://issuer.example/introspect", "client_id": "gateway", "client_secret_env": "CLIENT_SECRET"}
     example["identity"]["issuers"]["corp"]["introspection"] = asked
+    example["routes"][0]["openapi"] = {"document": "api.yaml"}
     tried: set[tuple[str, str]] = set()
     for location, node in sections(schema, example, schema, ()):
         name = next((name for name, section in schema["$defs"].items() if section is node), "Policy")

@@ -6,6 +6,7 @@ import math
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
@@ -24,7 +25,7 @@ from mitmgate.core.token import SignedClaims
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.stores import revocations
 from mitmgate.stores.redis_revocations import STREAM, RevocationStream
-from mitmgate.stores.revocations import ListFullError, RevocationFile, Revocations, live
+from mitmgate.stores.revocations import ListFullError, RevocationFile, Revocations, live, missing
 from tests.redis_server import RedisServer
 
 NOW = time()
@@ -236,6 +237,69 @@ def test_a_file_is_followed_also_where_a_line_is_torn_or_the_file_another(tmp_pa
         following.cancel()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("harm", ["deleted and written anew", "another", "empty", "cut"])
+def test_a_file_that_lacks_what_is_known_is_told_of_it(tmp_path: Path, harm: str) -> None:
+    """Who deletes the list, or puts an older one back, makes no token good again; who lifts a revocation does."""
+    path = tmp_path / "revoked.jsonl"
+    file, followers = RevocationFile(str(path)), [Revocations(RevocationFile(str(path))) for _ in range(2)]
+
+    def known(number: int = 0) -> list[str]:
+        return sorted(held.value for held in followers[number].known())
+
+    async def run() -> None:
+        file.prepare()
+        for each in followers:
+            await each.start()
+        for number in (1, 2, 3):
+            await file.add(one(number))
+        await until(lambda: known(0) == known(1) == ["1", "2", "3"])
+        former = path.read_bytes().splitlines(keepends=True)
+        lift = written(replace(one(3), lifted=True)) + b"\n"
+        if harm == "deleted and written anew":
+            path.unlink()
+            await file.add(one(4))
+            await file.add(replace(one(3), lifted=True))
+        elif harm == "another":
+            path.with_suffix(".new").write_bytes(written(one(4)) + b"\n" + lift)
+            path.with_suffix(".new").replace(path)
+        elif harm == "empty":
+            path.write_bytes(b"")
+            await until(lambda: path.read_bytes().count(b"\n") >= 3)
+            await file.add(one(4))
+            await file.add(replace(one(3), lifted=True))
+        else:
+            path.write_bytes(former[0])
+            await until(lambda: path.read_bytes().count(b"\n") >= 3)
+            await file.add(one(4))
+            await file.add(replace(one(3), lifted=True))
+        await until(lambda: known(0) == known(1) == ["1", "2", "4"])
+        assert sorted(held.value for held in live(await file.lines(), time())) == ["1", "2", "4"]
+        for each in followers:
+            await each.close()
+
+    asyncio.run(run())
+
+
+def test_what_was_lifted_stays_so_when_the_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has not read yet that it was lifted tells a new file what it knows."""
+    monkeypatch.setattr(revocations, "TIDY", 0)
+    file = RevocationFile(str(tmp_path / "revoked.jsonl"))
+
+    async def run() -> list[bytes]:
+        await file.add(one(1))
+        await file.add(replace(one(1), lifted=True))
+        for number in range(10, 20):
+            await file.add(one(number, -1))
+        return await file.lines()
+
+    lines = asyncio.run(run())
+    assert len(lines) < 10
+    assert missing(lines, [one(1)]) == []
+    assert [each.value for each in missing(lines, [one(2)])] == ["2"]
 
 
 def test_a_file_is_written_anew_without_what_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +34,11 @@ class ListFile:
             raise OSError(f"{self._path} is no regular file")
         return descriptor
 
-    def append(self, line: bytes) -> None:
-        """Append a line, or several, and have them on the disk. Raises OSError."""
+    def append(self, line: bytes | Callable[[bytes], bytes]) -> None:
+        """Append a line, or several, and have them on the disk. Raises OSError.
+
+        A function makes them of what the file holds, under the lock; empty: there is nothing to append.
+        """
         while True:
             descriptor = self.open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
             try:
@@ -45,7 +49,9 @@ class ListFile:
                 whole = _whole(descriptor, size)
                 if whole < size:  # what a crash has left was not acknowledged to anybody
                     os.ftruncate(descriptor, whole)
-                if self._tidy(descriptor, whole, line):
+                if not isinstance(line, bytes):
+                    line = line(read_part(descriptor, 0, whole))
+                if not line or self._tidy(descriptor, whole, line):
                     return
                 if os.write(descriptor, line + b"\n") <= len(line):
                     # A full disk takes a part, and says so the next time.

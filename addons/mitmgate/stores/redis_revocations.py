@@ -3,16 +3,15 @@
 import heapq
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final, cast
 
 from redis.asyncio import Connection
 
-from mitmgate.core.revocation import Revocation, both, read, written
+from mitmgate.core.revocation import Revocation, written
 from mitmgate.net.dialler import Dialler
 from mitmgate.stores.redis_link import RedisLink
-from mitmgate.stores.revocations import EVERY, FRESH, MOST, Learner, ListFullError
+from mitmgate.stores.revocations import EVERY, FRESH, MOST, Learner, ListFullError, missing
 
 STREAM: Final = "mitmgate:{revocations}"
 PART: Final = 1000
@@ -101,16 +100,8 @@ class RevocationStream(RedisLink):
 
     async def _tell(self, connection: Connection, entries: Sequence[Entry], learner: Learner) -> None:
         """Add what the server does not have: it came back with less than it had."""
-        there: dict[str, Revocation] = {}
-        for _, line in entries:
-            with suppress(ValueError):
-                revocation = read(line)
-                known = there.get(revocation.mark)
-                there[revocation.mark] = revocation if known is None or revocation.lifted else both(known, revocation)
-        for revocation in learner.known():
-            found = there.get(revocation.mark)
-            if found is None or not (found.lifted or both(found, revocation) == found):
-                await self._ask(connection, "XADD", STREAM, "*", _FIELD, written(revocation))
+        for revocation in missing([line for _, line in entries], learner.known()):
+            await self._ask(connection, "XADD", STREAM, "*", _FIELD, written(revocation))
 
 
 def _schedule(ends: list[tuple[float, bytes]], entries: Sequence[Entry], until: Sequence[float | None]) -> None:

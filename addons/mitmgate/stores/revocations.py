@@ -238,7 +238,8 @@ class RevocationFile(ListFile):
     """A list in a file, one JSON object a line, that processes of one machine share.
 
     Lines are only appended, under a lock; what has no end yet is not read, and goes with the next line. A file that
-    takes another's place is read anew, and so is one that became shorter.
+    takes another's place is read anew, and so is one that became shorter; processes that run tell it what it lacks.
+    Only a line that lifts a revocation takes it back.
     """
 
     def __init__(self, path: str) -> None:
@@ -253,12 +254,24 @@ class RevocationFile(ListFile):
         while True:
             asked = perf_counter()
             news, anew = await asyncio.to_thread(self._news)
-            learner.heard(news, asked, anew=anew)
+            known = learner.known() if anew else []
+            learner.heard([*map(written, known), *news], asked, anew=anew)
+            if missing(news, known):
+                await self._tell(known)
             await asyncio.sleep(EVERY)
 
     async def add(self, revocation: Revocation) -> None:
         """Append a line, and have it on the disk."""
         await asyncio.to_thread(self.append, written(revocation))
+
+    async def _tell(self, known: Sequence[Revocation]) -> None:
+        def lacking(content: bytes) -> bytes:
+            return b"\n".join(map(written, missing(content.split(b"\n"), known)))
+
+        try:
+            await asyncio.to_thread(self.append, lacking)
+        except (OSError, ListFullError) as error:  # this process goes by what it knows all the same
+            logger.error("the list of revocations lacks some that hold, and can't be told: %r", error)
 
     async def lines(self) -> list[bytes]:
         """Return every line."""
@@ -284,9 +297,11 @@ class RevocationFile(ListFile):
         if size <= TIDY:
             return False
         lines = [one for one in read_part(descriptor, 0, size).split(b"\n") if one]
-        held = live(lines, time.time())
-        if len(held) >= MOST:
+        now = time.time()
+        if len(live(lines, now)) >= MOST:
             raise ListFullError
+        # Also what was lifted: a process that has not read that yet would tell the new file what it knows.
+        held = list(last_words(map(read, lines), now).values())
         if len(held) > len(lines) // 2:
             return False
         beside = self._path.with_name(f"{self._path.name}.new")
@@ -301,11 +316,30 @@ class RevocationFile(ListFile):
 
 def live(lines: Sequence[bytes], now: float) -> list[Revocation]:
     """Return what holds of a list. Raises ValueError where a line can't be read."""
-    held: dict[str, Revocation] = {}
-    for revocation in map(read, lines):
-        if revocation.lifted:
-            held.pop(revocation.mark, None)
-        elif revocation.until > now:
-            known = held.get(revocation.mark)
-            held[revocation.mark] = revocation if known is None else both(known, revocation)
-    return list(held.values())
+    return [one for one in last_words(map(read, lines), now).values() if not one.lifted]
+
+
+def last_words(entries: Iterable[Revocation], now: float) -> dict[str, Revocation]:
+    """Return what a list says in the end, by mark, and is not over: what is revoked, or that it was lifted."""
+    found: dict[str, Revocation] = {}
+    for one in entries:
+        known = found.get(one.mark)
+        if one.lifted or (one.until > now and (known is None or known.lifted)):
+            found[one.mark] = one
+        elif one.until > now and known is not None:
+            found[one.mark] = both(known, one)
+    return {mark: one for mark, one in found.items() if one.until > now}
+
+
+def missing(lines: Iterable[bytes], known: Iterable[Revocation]) -> list[Revocation]:
+    """Return what is known to hold and a list does not say, nor that it was lifted."""
+    entries: list[Revocation] = []
+    for line in lines:
+        with suppress(ValueError):
+            entries.append(read(line))
+    there = last_words(entries, time.time())
+    return [
+        one
+        for one in known
+        if (found := there.get(one.mark)) is None or not (found.lifted or both(found, one) == found)
+    ]

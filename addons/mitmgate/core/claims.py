@@ -222,9 +222,10 @@ def principal_of(verified: VerifiedClaims, issuer: Issuer) -> Principal | Refusa
 
 def _first(claims: Mapping[str, Json], names: tuple[str, ...]) -> Json:
     for name in names:
-        value: Json = pointer.find(claims, name, pointer.ABSENT)
-        if value is not pointer.ABSENT:
-            return value  # null, too: it is there, and of no good form
+        found = pointer.find(claims, name, pointer.ABSENT)
+        if found is not pointer.ABSENT:
+            value: Json = found  # null, too: it is there, and of no good form
+            return value
     return None
 
 

@@ -69,6 +69,10 @@ class Verdict:
         elif outcome is Outcome.OBSERVE:
             self.observed += (step,)
 
+    def decided(self) -> bool:
+        """Tell whether a step is final. Not by a member: mypy, and so a compiled module, holds that to what it was."""
+        return self.final is not None
+
     @property
     def going_on(self) -> tuple[list[Step], list[float]]:
         """The lists of steps and of their times, for a row of stages to append to what lets the request go on.

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import ClassVar
 
 from mitmproxy.http import HTTPFlow
+from mypy_extensions import mypyc_attr
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
@@ -29,6 +30,7 @@ NEVER_OBSERVED = frozenset(
 """Denials that stay final in report mode: nothing was decided, there is no upstream to go to, or no client to name."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stage:
     """One policy point, a mitmproxy addon whose `requestheaders` hook runs `decide`.
 
@@ -144,7 +146,7 @@ class Row:
 
     def _run(self, exchange: Exchange, stages: tuple[_Entry, ...]) -> Awaitable[None] | None:
         verdict = exchange.verdict
-        if verdict.final is not None:
+        if verdict.decided():
             return None
         steps, seconds = verdict.going_on
         before = perf_counter()
@@ -162,7 +164,7 @@ class Row:
             pending = stage.record(exchange, step, before)
             if pending is not None:
                 return self._wait(exchange, position, pending)
-            if verdict.final is not None:
+            if verdict.decided():
                 return None
             before = perf_counter()
         return None

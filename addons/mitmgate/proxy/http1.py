@@ -171,7 +171,8 @@ class Http1Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of requests."""
         try:
-            if self._phase is Phase.READING:
+            phase = self._phase
+            if phase is Phase.READING:
                 reader = self._reader
                 idle = reader.idle
                 self._take(reader.feed(bytes(self._buffer[:nbytes])))
@@ -186,7 +187,7 @@ class Http1Connection(asyncio.BufferedProtocol):
                     self.recount()
             elif self._relay is not None:
                 self._relay.client_data(bytes(self._buffer[:nbytes]))
-            elif self._phase is Phase.LINGERING:
+            elif phase is Phase.LINGERING:
                 self._discarded += nbytes
                 if self._discarded > LINGER_BYTES:
                     self._end()

@@ -707,9 +707,11 @@ class Http2Connection(Http2Output):
         largest = max(streams, key=lambda stream: stream.counted + self.queued(stream.stream_id), default=None)
         if largest is None:
             self.end()
-        elif largest.transaction is not None and not largest.answered:
-            largest.transaction.relieve()
-            largest.counted = largest.transaction.held if largest.transaction is not None else 0
+            return
+        transaction = largest.transaction
+        if transaction is not None and not largest.answered:
+            transaction.relieve()
+            largest.counted = transaction.held if largest.transaction is not None else 0
         else:
             self._drop(largest.stream_id)
             self._sending.pop(largest.stream_id, None)

@@ -369,16 +369,20 @@ class Relay:
         def go_on() -> None:
             queue, self._queue = self._queue or deque(), None
             then()
-            while queue and self._queue is None and not self._over:
+            while queue and self._waiting() is None and not self._over:
                 self._take(*queue.popleft())
-            if self._queue is not None:  # another hook waits: the rest comes behind what it has made wait
-                self._queue += queue
+            waiting = self._waiting()
+            if waiting is not None:  # another hook waits: the rest comes behind what it has made wait
+                waiting.extend(queue)
             elif not self._over:
                 self._client.pipe.hold_frames(self._upstream.pipe.congested)
                 self._upstream.pipe.hold_frames(self._client.pipe.congested)
                 self._count()
 
         self._wait(pending, go_on)
+
+    def _waiting(self) -> deque[tuple[_Side, bytes | Event | None]] | None:
+        return self._queue
 
     def _send(self, side: _Side, event: Event) -> None:
         with contextlib.suppress(LocalProtocolError):  # it has closed already

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Connection
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.writer import Denial
@@ -188,6 +188,11 @@ def thumbprint_of(client: Client) -> str | None:
     return digest_of(client.certificate_list[0].to_cryptography().public_bytes(Encoding.DER))
 
 
+def _peer(connection: Connection) -> str:
+    """Return its address, "" where it is gone: `Client` is annotated as if it always had one."""
+    return connection.peername[0] if connection.peername else ""
+
+
 def ingress(flow: HTTPFlow) -> Request:
     """Take the request of a flow as it arrived.
 
@@ -208,7 +213,7 @@ def ingress(flow: HTTPFlow) -> Request:
         headers=headers,
         scheme="https" if client.tls else "http",
         authority=data.authority.decode("latin-1"),
-        peer=client.peername[0] if client.peername else "",
+        peer=_peer(client),
         declared_body=declared,
         certificate=subject_of(client),
         thumbprint=thumbprint_of(client),

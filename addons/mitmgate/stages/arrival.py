@@ -118,7 +118,7 @@ class Arrival(Stage):
                 rejection = Rejection(Reason.CHECK_UNCLEAR, f"{error}.")
             except PermissionError:
                 rejection = Rejection(Reason.CHECK_UNTRUSTED, "The policy lets this peer ask for no decision.")
-        check = Check(kind, flow.client_conn.peername[0] if flow.client_conn.peername else "")
+        check = Check(kind, _peer(flow.client_conn))
         if rejection is not None:
             request = replace(request, headers=Headers(without_description(request.headers)))
         data = flow.request.data

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mitmgate.audit import mirror
 from mitmgate.core import address, authority, rewrite
 from mitmgate.core.client_fields import _KNOWN_NAMES, ClientFields
+from mitmgate.core.decision_service import Question, ServiceAnswer
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.names import _MOST, _Lowered
@@ -23,12 +24,14 @@ from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import UnverifiedProof
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Assertion, Proofs
+from mitmgate.core.rules import Assertion, DecisionService, Proofs
 from mitmgate.core.verdict import Outcome
 from mitmgate.core.window import Take
 from mitmgate.keys.assertion import Signer
+from mitmgate.net.dialler import Dialler
 from mitmgate.policy.condition import KNOWN, compile_condition
 from mitmgate.replay.redaction import Redactor
+from mitmgate.stages.decision_service import MOST_ANSWERS, LiveAnswers
 from mitmgate.stages.quota import LONGEST_KEY
 from mitmgate.stores.memory import DEFAULT_KEYS, MemoryStore
 from mitmgate.stores.proofs import MOST, UsedProofs
@@ -37,7 +40,7 @@ ROOT: Final = Path(__file__).resolve().parents[1] / "addons/mitmgate"
 MIB: Final = 1 << 20
 KINDS: Final = frozenset(
     {"OrderedDict", "defaultdict", "Counter", "deque", "dict", "set"}
-    | {"WeakSet", "WeakKeyDictionary", "WeakValueDictionary", "LRUCache", "TTLCache"}
+    | {"WeakSet", "WeakKeyDictionary", "WeakValueDictionary", "LRUCache", "TTLCache", "TLRUCache"}
 )
 FED: Final = 600
 """Keys of each length that each is fed with."""
@@ -56,6 +59,7 @@ CHOSEN_BY_CLIENTS: Final[dict[str, int]] = {
     "keys/assertion:Signer._made": 8 * MIB,
     "policy/condition:CelCondition._known": 3 * MIB,
     "replay/redaction:Redactor._tokens": 8 * MIB,
+    "stages/decision_service:LiveAnswers._kept": 8 * MIB,
     "stores/memory:MemoryStore._fresh": 120 * MIB,  # 100,000 keys; one limit's window each
     "stores/memory:MemoryStore._used": 120 * MIB,
     "stores/memory:MemoryStore._full": 120 * MIB,
@@ -69,11 +73,13 @@ OTHERS: Final[dict[str, str]] = {
         "routes, reasons, limits and endpoints of the policy, methods and causes of closed lists": """
             admin/metrics:Metrics._deciding admin/metrics:Metrics._decisions admin/metrics:Metrics._durations
             admin/metrics:Metrics._grants admin/metrics:Metrics._own
+            admin/metrics:Metrics._answers admin/metrics:Metrics._asking
+            stages/decision_service:LiveAnswers._questions stages/decision_service:LiveAnswers._failing
             admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
             core/openapi:Api.operations core/openapi:Api.methods core/openapi:Api._plain core/openapi:_Node.literal
             policy/openapi:OpenApis.apis policy/openapi:_Compiler._schemas policy/openapi:_Compiler._seen
             policy/openapi:_compiled
-            core/routing:_Place._named core/routing:_Place._under keys/assertion:signer_of keys/fetch:_trust
+            core/routing:_Place._named core/routing:_Place._under keys/assertion:signer_of net/http:_trust
             proxy/pool:UpstreamPool._shared proxy/pool:UpstreamPool._sharing
             keys/ring:KeyRing._remotes proxy/pool:UpstreamPool._dials proxy/pool:UpstreamPool._idle
             proxy/pool:UpstreamPool._learned proxy/tls:_client_context proxy/transaction:FailureLog._seldom
@@ -94,6 +100,7 @@ OTHERS: Final[dict[str, str]] = {
             proxy/limits:Connections._by_address proxy/listener:Listener.clients proxy/memory:Memory._addresses
             proxy/memory:Memory._holding proxy/transaction:Transaction._queue proxy/websocket:Relay._queue
             proxy/websocket:Relay._sizes
+            stages/decision_service:LiveAnswers._asking
             stages/audit:Audit._unknown stages/own:OwnStage._left pipeline/exchange:_LIVE stores/batches:Batches._queue
             stores/batches:Batches._tasks replay/recorder:Recorder._begun replay/recorder:Recorder._done
             replay/recorder:Recorder._heads replay/shadow:Shadow._flows replay/shadow:Shadow._waiting""",
@@ -117,6 +124,7 @@ OTHERS: Final[dict[str, str]] = {
             audit/statistics:Frequent.counts audit/statistics:Statistics.by_route
             replay/coverage:Coverage.counts replay/differences:Tally._groups replay/differences:Tally.kinds
             replay/evidence:_Peaks._logs replay/evidence:_Peaks.highest replay/expectations:Expectations._met
+            stages/decision_service:RecordedAnswers.missing
             replay/presented:PresentedTokens._known replay/ring:OfflineRing._accepted
             replay/ring:OfflineRing.assumed replay/ring:OfflineRing.unverified replay/what_if:Line.buckets
             replay/what_if:Timeline.lines""",
@@ -270,6 +278,14 @@ def feed_proofs(made: list[str]) -> object:
     return used
 
 
+def feed_answers(made: list[str]) -> object:
+    answers, service = LiveAnswers(Dialler()), DecisionService("opa", "opa", "http://127.0.0.1:1/", cache=60.0)
+    for text in made:
+        digest = Question("POST", "/", (), text.encode()).digest
+        answers._kept[service, digest] = ServiceAnswer("opa", "allow")
+    return answers
+
+
 FEEDS: Final[dict[Callable[[list[str]], object], tuple[int, tuple[str, ...]]]] = {
     feed_words: (mirror._kept.cache_info().maxsize or 0, ("audit/mirror:_kept",)),
     feed_steps: (mirror._shared_step.cache_info().maxsize or 0, ("audit/mirror:_shared_step",)),
@@ -285,6 +301,7 @@ FEEDS: Final[dict[Callable[[list[str]], object], tuple[int, tuple[str, ...]]]] =
     feed_assertions: (FED, ("keys/assertion:Signer._made",)),
     feed_conditions: (KNOWN, ("policy/condition:CelCondition._known",)),
     feed_tokens: (FED, ("replay/redaction:Redactor._tokens",)),
+    feed_answers: (MOST_ANSWERS, ("stages/decision_service:LiveAnswers._kept",)),
     feed_limits: (DEFAULT_KEYS, tuple(f"stores/memory:MemoryStore.{shelf}" for shelf in ("_fresh", "_used", "_full"))),
     feed_proofs: (MOST, ("stores/proofs:UsedProofs._issued",)),
 }

@@ -36,6 +36,7 @@ from mitmgate.stages.authorization import Authorization
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.client_quota import ClientQuota
 from mitmgate.stages.cors import Cors
+from mitmgate.stages.decision_service import DecisionService
 from mitmgate.stages.endpoints import Endpoints
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
@@ -85,6 +86,7 @@ def stages(
         Authorization(),
         OpenApi(),
         RateLimit(services.store),
+        DecisionService(services.decisions),
         CircuitBreaker(ticks),
         Rewrite(),
     )
@@ -123,6 +125,7 @@ REQUIRED = (
     "authorization",
     "openapi",
     "rate-limit",
+    "decision-service",
     "circuit-breaker",
     "rewrite",
 )
@@ -376,6 +379,7 @@ class Gateway:
         await services.revocations.close()
         await services.api_keys.close()
         await services.ring.close()
+        await services.decisions.close()
         await services.store.close()
         await services.dialler.resolver.close()
         await asyncio.to_thread(services.trail.close)

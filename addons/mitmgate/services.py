@@ -19,6 +19,7 @@ from mitmgate.net.resolver import Resolver
 from mitmgate.policy import model_audit
 from mitmgate.policy.model import RedisStore
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.decision_service import Answers, LiveAnswers, RecordedAnswers
 from mitmgate.stores.api_keys import ApiKeys, KeyFile
 from mitmgate.stores.api_keys import Source as KeySource
 from mitmgate.stores.proofs import UsedProofs
@@ -33,7 +34,7 @@ class Services:
     """The services of one process. Their lifetime is the process's; a reload changes the keys alone.
 
     proofs: remembers which proofs of possession were used. dialler: connects to everything that has a name, but for the
-    audit's stream, which has a thread of its own.
+    audit's stream, which has a thread of its own. decisions: what decision services say.
     """
 
     store: CounterStore
@@ -43,6 +44,7 @@ class Services:
     revocations: Revocations = field(default_factory=Revocations)
     proofs: UsedProofs = field(default_factory=UsedProofs)
     api_keys: ApiKeys = field(default_factory=ApiKeys)
+    decisions: Answers = field(default_factory=RecordedAnswers)
 
 
 def open_services(snapshot: Snapshot) -> Services:
@@ -59,6 +61,7 @@ def open_services(snapshot: Snapshot) -> Services:
         ring=ring,
         trail=trail,
         dialler=dialler,
+        decisions=LiveAnswers(dialler),
         revocations=Revocations()
         if rule is None
         else Revocations(open_revocations(snapshot, dialler), rule.on_failure, trail.emit),

@@ -11,6 +11,7 @@ from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.headers import Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
@@ -84,6 +85,7 @@ class Facts:
     failure: Reason | None = None
     failure_detail: str = ""
     cause: Cause | None = None
+    service_answer: ServiceAnswer | None = None
 
 
 def grant(name: str, remaining: int, degraded: bool = False) -> Grant:

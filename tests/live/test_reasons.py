@@ -155,6 +155,8 @@ ELSEWHERE = {
     Reason.API_KEY_REVOKED: "live/test_api_keys",
     Reason.API_KEYS_UNAVAILABLE: "live/test_api_keys",
     Reason.TOKEN_KEY_UNKNOWN: "keys/test_remote",
+    Reason.DECISION_DENIED: "live/test_decisions",
+    Reason.DECISION_UNAVAILABLE: "live/test_decisions",
     Reason.CONDITION_TIMEOUT: "core/test_authorize",
     Reason.BODY_MALFORMED: "live/test_reasons",
     Reason.LENGTH_MISMATCH: "protocol/test_http2_messages",

@@ -60,6 +60,53 @@ CASES: list[Case] = [
         "null in origins can't go with credentials",
         "",
     ),
+    # Decision services.
+    ("version: 1\n", "decision: ¦other\nversion: 1\n", "decision", "no decision service has this name", "at all"),
+    ("version: 1\n", "decision: ¦none\nversion: 1\n", "decision", "no decision service has this name", "at all"),
+    (
+        "upstream: users",
+        "upstream: users\n    decision: ¦other",
+        "routes[0].decision",
+        "no decision service has this name",
+        "at all",
+    ),
+    *(
+        ("version: 1\n", f"decision_services: {{{text}}}\nversion: 1\n", f"decision_services.{path}", message, hint)
+        for text, path, message, hint in (
+            ("s: {protocol: ¦rest, url: 'http://127.0.0.1/'}", "s.protocol", "", ""),
+            ("s: {protocol: opa, url: ¦ftp://x/}", "s.url", "must be an http or https URL", "write http://"),
+            ("s: {protocol: opa, url: ¦'http://u:p@x/'}", "s.url", "without credentials", "write http://"),
+            ("s: {protocol: opa, url: ¦'http://opa.example/'}", "s.url", "decisions over plain http", "use https"),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', timeout: ¦31s}", "s.timeout", "at most 30s", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', cache: ¦2h}", "s.cache", "at most 1h", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', forward: ¦X-A}", "s.forward", "only an answer of", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', headers: ¦Host}", "s.headers", "the gateway alone", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', headers: ¦[X-A, x-a]}", "s.headers", "listed twice", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', token_env: ¦NONE}", "s.token_env", "is not set", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', token_env: ¦EMPTY}", "s.token_env", "no bearer token", ""),
+            ("s: {protocol: opa, url: 'http://127.0.0.1/', ca: ¦missing.pem}", "s.ca", "the file", "relative to"),
+            ("s: {protocol: ext_authz, url: 'http://127.0.0.1/', claims: ¦a}", "s.claims", "no place for claims", ""),
+            ("s: {protocol: ext_authz, url: ¦'http://127.0.0.1/?a'}", "s.url", "has no query", "leave it out"),
+            (
+                "s: {protocol: ext_authz, url: 'http://127.0.0.1/', forward: ¦X-User-ID}",
+                "s.forward",
+                "the gateway writes",
+                "",
+            ),
+            (
+                "s: {protocol: ext_authz, url: 'http://127.0.0.1/', forward: ¦Authorization}",
+                "s.forward",
+                "written by the gateway alone",
+                "",
+            ),
+            (
+                "s: {protocol: ext_authz, url: 'http://127.0.0.1/', headers: Authorization, token_env: ¦S}",
+                "s.token_env",
+                "two of Authorization",
+                "keep one",
+            ),
+        )
+    ),
     # Paths that servers read differently.
     ("{prefix: /users}", "{prefix: ¦/users;v=1}", "routes[0].match.prefix", "the path holds a parameter (;)", ""),
     ("{prefix: /users}", "{prefix: ¦//users}", "routes[0].match.prefix", "the path holds an empty segment", ""),

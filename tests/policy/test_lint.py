@@ -58,6 +58,7 @@ def test_a_clean_policy_has_none(tmp_path: Path) -> None:
 ROUTE = "  - {name: other, match: {%s}, upstream: users, rate_limits: per-user}\naudit:"
 
 
+SERVICE = 'decision_services: {s: {protocol: opa, url: "http://127.0.0.1:8181/v1/data/x"'
 PUBLIC = "  - {name: other, match: {prefix: /o}, upstream: users, auth: ¦none, rate_limits: per-ip}\naudit:"
 CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
 
@@ -71,6 +72,27 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
         ("    rate_limits: per-user\n", "    rate_limits: [per-user]\n    auth: {issuers: corp}\n", ""),
         ("{users: {", '{¦spare: {endpoints: ["http://a"]}, users: {', "upstreams.spare: nothing uses this"),
         ("{per-user: {", "{¦spare: {limit: 1, window: 1s}, per-user: {", "rate_limits.spare: nothing uses this"),
+        (
+            "version: 1",
+            f"version: 1\ndecision: s\n{SERVICE}, on_failure: ¦admit}}}}",
+            "decision_services.s.on_failure: requests are admitted while",
+        ),
+        (
+            "version: 1",
+            f"version: 1\ndecision: s\n{SERVICE.replace('127.0.0.1', 'opa.example')}, plain_http: ¦true}}}}",
+            "decision_services.s.plain_http: decisions over plain http",
+        ),
+        (
+            "version: 1",
+            f"version: 1\ndecision: s\n{SERVICE}, headers: ¦[X-Tenant, Cookie]}}}}",
+            "decision_services.s.headers: it is told Cookie",
+        ),
+        ("version: 1", f"version: 1\ndecision: s\n{SERVICE}, headers: [X-Tenant], plain_http: true}}}}", ""),
+        (
+            "version: 1",
+            f"version: 1\n{SERVICE.replace('{s: {', '{¦s: {', 1)}}}}}",
+            "decision_services.s: nothing uses this",
+        ),
         ("version: 1", 'version: 1\ncors: {¦spare: {origins: ["*"]}}', "cors.spare: nothing uses this"),
         (
             CORP,

@@ -142,7 +142,7 @@ def test_what_the_protocol_layer_refused_is_counted_and_not_decided(tmp_path: Pa
 
 def test_files_rotate_and_old_ones_go(tmp_path: Path, live: Live) -> None:
     path = tmp_path / "traffic.mitm"
-    recording = recorder(str(path), rotate_at=20_000, keep=2)
+    recording = recorder(str(path), rotate_at=22_000, keep=2)
     for _ in range(40):
         live.answer(live.decide(live.request("GET", "/public")), recording)
     recording.done()
@@ -284,13 +284,13 @@ def test_serve_samples_by_request_id_and_rotates(tmp_path: Path) -> None:
     path = tmp_path / "traffic.mitm"
     with RecordingUpstream() as upstream:
         made = policy(tmp_path, upstream) | {"trusted_proxies": ["127.0.0.1/32"]}
-        options = ("--record", str(path), "--record-sample", "0.5", "--record-rotate", "20KiB", "--record-keep", "2")
+        options = ("--record", str(path), "--record-sample", "0.5", "--record-rotate", "24KiB", "--record-keep", "2")
         with Gateway(write_policy(tmp_path, made), arguments=options) as gateway:
             for number in range(200):
                 gateway.get("/public", headers={"X-Request-ID": f"request-{number}"})
     files = [path, tmp_path / "traffic.mitm.1", tmp_path / "traffic.mitm.2"]
     assert sorted(tmp_path.glob("traffic.mitm*")) == files
-    assert all(file.stat().st_size < 30_000 for file in files) and all(file.stat().st_size for file in files[1:])
+    assert all(file.stat().st_size < 34_000 for file in files) and all(file.stat().st_size for file in files[1:])
     kept = [entry.request_id for entry in read(path)]
     chooser = recorder(str(tmp_path / "unused.mitm"), sample=0.5)
     chosen = [f"request-{number}" for number in range(200) if chooser._chosen(f"request-{number}")]

@@ -31,6 +31,8 @@ from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.decision_service import RecordedAnswers
+from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.fallback import Fallback
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.proofs import UsedProofs
@@ -169,7 +171,13 @@ class Gate:
         trail = SimpleNamespace(pressure=lambda: self._denial)
         self._revocations = Revocations(cast(Any, object()))
         services: Any = SimpleNamespace(
-            trail=trail, store=self._store, ring=self._ring, revocations=self._revocations, proofs=UsedProofs()
+            trail=trail,
+            store=self._store,
+            ring=self._ring,
+            revocations=self._revocations,
+            proofs=UsedProofs(),
+            api_keys=ApiKeys(),
+            decisions=RecordedAnswers(),
         )
         self._arrival, *self._rest = stages(self, services, lambda: self.now, lambda: self.now)
 

@@ -64,6 +64,19 @@ FAMILIES: tuple[Family, ...] = (
         bounds=SHORT,
     ),
     Family(
+        "mitmgate_decision_service_answers",
+        "counter",
+        "What decision services have said: allow, deny or unavailable; cached: of an earlier, equal question.",
+        ("service", "said", "cached"),
+    ),
+    Family(
+        "mitmgate_decision_service_duration_seconds",
+        "histogram",
+        "How long requests waited for a decision service.",
+        ("service",),
+        bounds=SECONDS,
+    ),
+    Family(
         "mitmgate_upstream_duration_seconds",
         "histogram",
         "The upstream's part: up to the head of its response.",

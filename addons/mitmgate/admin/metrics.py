@@ -49,6 +49,8 @@ class Metrics:
         self._deciding: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SHORT))
         self._upstream: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SECONDS))
         self._own: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SHORT))
+        self._answers: defaultdict[tuple[str, str, bool], int] = defaultdict(int)
+        self._asking: defaultdict[str, list[float]] = defaultdict(lambda: _empty(SECONDS))
         self._lag = _empty(SHORT)
         self._unknown: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._sampling: asyncio.Task[None] | None = None
@@ -124,6 +126,11 @@ class Metrics:
             for stage, seconds in verdict.times:
                 if stage in exchange.snapshot.own:
                     _observe(self._own[stage], SHORT, seconds)
+        answer = exchange.service_answer
+        if answer is not None:
+            self._answers[answer.service, answer.said, answer.cached] += 1
+            if not answer.cached:
+                _observe(self._asking[answer.service], SECONDS, answer.seconds)
         if exchange.upstream_seconds is not None and route is not None:
             _observe(self._upstream[route.upstream.name], SECONDS, exchange.upstream_seconds)
 
@@ -135,7 +142,12 @@ class Metrics:
         for (limit, admitted, enforced, degraded), count in self._grants.items():
             outcome = "admitted" if admitted else "denied" if enforced else "observed"
             limits[limit, outcome, "true" if degraded else "false"] += count
+        answers: Series = {}
+        for (service, said, cached), count in self._answers.items():
+            answers[service, said, "true" if cached else "false"] = count
         return {
+            "mitmgate_decision_service_answers": answers,
+            "mitmgate_decision_service_duration_seconds": {(name,): [*v] for name, v in self._asking.items()},
             "mitmgate_requests": requests,
             "mitmgate_decisions": {tuple(map(str, said)): count for said, count in self._decisions.items()},
             "mitmgate_rate_limit_decisions": {**limits},

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -34,6 +35,7 @@ class Decided(Protocol):
     no_route: NoRoute | None
     grants: list[Grant]
     principal: Principal | None
+    service_answer: ServiceAnswer | None
     endpoint: Endpoint | None
     retries: int
     admitted: bool

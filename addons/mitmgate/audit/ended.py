@@ -19,6 +19,7 @@ from mitmgate.core.address import address_text
 from mitmgate.core.api_key import ISSUER as API_KEY
 from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
@@ -37,6 +38,7 @@ Ended = tuple[
     Request,
     Head | None,
     Principal | None,
+    ServiceAnswer | None,
     Route | None,
     Endpoint | None,
     int,  # retries
@@ -92,6 +94,7 @@ def ended(
         decided.request,
         decided.head,
         decided.principal,
+        decided.service_answer,
         decided.route,
         decided.endpoint,
         decided.retries,
@@ -125,6 +128,7 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
         request,
         head,
         principal,
+        answer,
         route,
         endpoint,
         retries,
@@ -162,6 +166,8 @@ def request_event(one: Ended, redaction: Redaction) -> Event:  # noqa: PLR0912 -
     if route is not None:
         event["route"] = route.name
         event["upstream"] = route.upstream.name
+    if answer is not None:
+        event["decision_service"] = _said(answer)
     if endpoint is not None and check is None:
         event["endpoint"] = _text(endpoint, _url)
         if retries:
@@ -234,6 +240,15 @@ def told(one: Ended, redaction: Redaction) -> Event:
         request_id, now, policy = one[:3]
         logger.exception("the audit event of %s could not be made", request_id)
         return minimal_event(request_id, now, Reason.STAGE_ERROR, "The event could not be made.", policy)
+
+
+def _said(answer: ServiceAnswer) -> Event:
+    said: Event = {"service": answer.service, "said": answer.said, "ms": round(answer.seconds * 1_000_000) / 1000}
+    if answer.cached:
+        said["cached"] = True
+    if answer.why:
+        said["why"] = answer.why
+    return said
 
 
 def _add_limits(event: Event, grants: tuple[Grant, ...]) -> None:

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Final
 
 from mitmgate.audit.decided import Decided
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
@@ -82,6 +83,11 @@ def _principal(principal: Principal) -> Plain:
     }
 
 
+def _answer(answer: ServiceAnswer) -> Plain:
+    fields: list[Plain] = [[_name(name), value.decode("latin-1")] for name, value in answer.fields]
+    return {"service": answer.service, "said": answer.said, "fields": fields, "why": _text(answer.why)}
+
+
 def mirror(exchange: Decided) -> dict[str, Plain]:
     """Mirror a decision into str, int, float, bool, None, list and dict: FlowWriter takes nothing else.
 
@@ -109,6 +115,7 @@ def mirror(exchange: Decided) -> dict[str, Plain]:
         "client": None if exchange.client is None else _shared(str(exchange.client)),
         "route": None if exchange.route is None else exchange.route.name,
         "principal": None if exchange.principal is None else _principal(exchange.principal),
+        **({} if exchange.service_answer is None else {"service_answer": _answer(exchange.service_answer)}),
         "ingress": _ingress(exchange.request),
         "check": None if exchange.check is None else str(exchange.check.kind),
     }

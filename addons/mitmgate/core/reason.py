@@ -158,6 +158,10 @@ class Reason(Enum):
     BODY_UNEXPECTED = "body-unexpected", 400, "Request body missing, or not expected"
     BODY_INVALID = "body-invalid", 400, "Request body not valid"
 
+    # Decision services.
+    DECISION_DENIED = "decision-denied", 403, "Denied by a decision service"
+    DECISION_UNAVAILABLE = "decision-unavailable", 503, "Decision service unavailable"
+
     # Circuit, rewrite, upstream.
     CIRCUIT_OPEN = "circuit-open", 503, "Upstream unavailable"
     REWRITE_REFUSED = "rewrite-refused", 403, "Request can't be rewritten safely"

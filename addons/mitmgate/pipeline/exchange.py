@@ -15,6 +15,7 @@ from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
 from mitmgate.core.circuit import Permit
 from mitmgate.core.cors import Grant as CorsGrant
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.openapi import BodyCheck, Operation
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -86,7 +87,8 @@ class Exchange:
     retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
     failed_over: tuple[Reason, ...] = ()  # CircuitBreaker: why the endpoints before this one failed
     settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
-    own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage: towards the service
+    service_answer: ServiceAnswer | None = None  # DecisionService; offline it is what was recorded
+    own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage, DecisionService: towards the service
     own_keys: Mapping[str, str] = _NOTHING  # OwnStage: texts for limits, by "STAGE:KEY"
     response_refused: bool = False  # OwnStage: the service's response must not reach the client
     own_read: Mapping[str, dict[str, object]] = _NONE_READ  # OwnStage, offline: what each has read

@@ -1,19 +1,22 @@
 """The base of every stage: run once, time it, turn anything unexpected into a denial."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from inspect import isawaitable
 from time import perf_counter
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Protocol
 
 from mitmproxy.http import HTTPFlow
 from mypy_extensions import mypyc_attr
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Networks
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import SeldomEach
 from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
+from mitmgate.policy.document import Document
+from mitmgate.policy.model import Policy
 from mitmgate.policy.problem import Location
 
 _seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
@@ -28,6 +31,41 @@ NEVER_OBSERVED = frozenset(
     }
 )
 """Denials that stay final in report mode: nothing was decided, there is no upstream to go to, or no client to name."""
+
+
+class Rule(NamedTuple):
+    """One rule of a policy, for `--coverage`. branches: what can come of it; each is exercised, or never was."""
+
+    location: Location
+    what: str
+    branches: tuple[str, ...]
+
+
+class Denial(Protocol):
+    """A denial, or an observation, that `explain` asks about the stage that has made it."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """The request."""
+        ...
+
+    @property
+    def step(self) -> Step:
+        """What the stage has said."""
+        ...
+
+    @property
+    def token(self) -> UnverifiedToken | None:
+        """What the request's token says, believed or not."""
+        ...
+
+    def place(self, *location: str | int) -> str:
+        """Name a member of the policy, with its file and line; "" where the file does not have it."""
+        ...
+
+    def member(self, *names: str | int) -> str:
+        """Name the place of a member of the route."""
+        ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -64,6 +102,19 @@ class Stage:
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy that it went by, for `explain`; those that the file leaves out do no harm."""
         return []
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise, in the request or the policy, one phrase for each way; for `explain`."""
+        return []
+
+    @classmethod
+    def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:
+        """Yield the rules that the stage goes by and that traffic can exercise, for `--coverage`."""
+        return iter(())
+
+    def covered(self, exchange: Exchange, step: Step) -> Iterator[tuple[Location, str]]:
+        """Yield what a request has exercised: a rule's place and the branch. step: what the stage has said of it."""
+        return iter(())
 
     def deny(self, reason: Reason, detail: str = "") -> Step:
         """Make a denial. detail is shown to the client: no internals, no upstream address, no credential."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mitmgate.core import template
+from mitmgate.core.client_fields import shape
 from mitmgate.core.trailers import never_forwarded
 from mitmgate.policy.condition import ConditionError, compile_condition
 from mitmgate.policy.document import Document, as_written
@@ -24,6 +25,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _references(document)
     yield from _routes(document)
     yield from _trailers(document)
+    yield from _forwarded_decisions(document)
     yield from _issuers(document)
     yield from _api_keys(document)
     yield from _resources(document)
@@ -64,6 +66,7 @@ def _references(document: Document) -> Iterator[Problem]:
     wanted: list[tuple[Location, Location, str]] = [
         (("client_limits",), ("rate_limits",), "rate limit"),
         (("identity", "default"), ("identity", "issuers"), "issuer"),
+        (("decision",), ("decision_services",), "decision service"),
     ]
     for index in range(len(_items(document.at(("identity", "resources"))))):
         wanted.append((("identity", "resources", index, "issuers"), ("identity", "issuers"), "issuer"))
@@ -72,11 +75,14 @@ def _references(document: Document) -> Iterator[Problem]:
             ((*location, "upstream"), ("upstreams",), "upstream"),
             ((*location, "rate_limits"), ("rate_limits",), "rate limit"),
             ((*location, "cors"), ("cors",), "CORS policy"),
+            ((*location, "decision"), ("decision_services",), "decision service"),
             ((*location, "auth", "issuers"), ("identity", "issuers"), "issuer"),
         ]
     for member, target, what in wanted:
         known = _mapping(document.at(target))
         for location, name in _named(document, member):
+            if what == "decision service" and name == "none" and len(location) > 1:
+                continue
             if name not in known and location not in document.unresolved:
                 hint = nearest(name, known) or (
                     f"there are {', '.join(known)}" if known else f"there is no {what} at all"
@@ -129,6 +135,21 @@ def _trailers(document: Document) -> Iterator[Problem]:
             if lower in identity and not never_forwarded(lower.encode("ascii", "replace")):  # which its section says
                 message = f"{as_written(header)} carries identity; the gateway alone writes it"
                 yield document.problem(location, message, found="")
+
+
+def _forwarded_decisions(document: Document) -> Iterator[Problem]:
+    """Fields that a decision service would hand to the upstream, and that somebody else writes."""
+    taken = {shape(name.encode("ascii", "replace")): "the gateway" for name in _identity_headers(document)}
+    taken.setdefault(shape(b"x-user-issuer"), "the gateway")
+    for _, route in routes(document):
+        for name in _mapping(_mapping(route.get("rewrite")).get("set")):
+            if isinstance(name, str):
+                taken.setdefault(shape(name.lower().encode("ascii", "replace")), f"the route {route.get('name')}")
+    for service in _mapping(document.at(("decision_services",))):
+        for location, header in _named(document, ("decision_services", service, "forward")):
+            who = taken.get(shape(header.lower().encode("ascii", "replace")))
+            if who is not None:
+                yield document.problem(location, f"{who} writes {as_written(header)} as well", found="")
 
 
 def _identity_headers(document: Document) -> set[str]:

@@ -26,6 +26,7 @@ from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
+from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Credentials, Require, Rewrite, Route, accepted
@@ -43,8 +44,9 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = _with_tenants(default_issuers(policy.identity), policy)
+    decisions = {name: _decision(name, service, material) for name, service in policy.decision_services.items()}
     routes = [
-        _route(route, policy, upstreams, limits, cors, default, loaded.apis.get(index))
+        _route(route, policy, upstreams, limits, cors, default, loaded.apis.get(index), decisions)
         for index, route in enumerate(policy.routes)
     ]
     forward = _forward(policy.identity.forward, material, routes)
@@ -71,6 +73,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
             _identity_headers(forward, routes).union(
                 *(map(_field, own.sets) for own in loaded.stages.values()),
                 {name for name in (proofs.certificate, key_field) if name is not None},
+                *(map(_field, service.forward) for service in policy.decision_services.values()),
             ),
             map(_field, policy.identity.keep),
         ),
@@ -221,6 +224,25 @@ def _limit(name: str, limit: RateLimit) -> Limit:
     return replace(made, limit=limit.tiers.default, widest=widest, tier="default", tiers=tiers)
 
 
+def _decision(name: str, service: DecisionService, material: Material) -> rules.DecisionService:
+    token, ca = material.decisions.get(name, (None, None))
+    return rules.DecisionService(
+        name,
+        service.protocol,
+        service.url,
+        service.timeout,
+        service.cache,
+        tuple(map(_field, service.headers)),
+        service.claims,
+        service.query,
+        tuple((_field(header), header.encode("ascii")) for header in service.forward),
+        service.on_failure,
+        token,
+        ca,
+        material.authorities if ca is None else None,
+    )
+
+
 def _cors(cors: Cors) -> rules.Cors:
     return rules.Cors(cors.origins, cors.methods, cors.headers, cors.credentials, cors.expose, cors.max_age)
 
@@ -354,6 +376,7 @@ def _route(
     cors: Mapping[str, rules.Cors],
     default: tuple[str, ...] | None,
     api: Api | None,
+    decisions: Mapping[str, rules.DecisionService],
 ) -> rules.Route:
     path = route.match.exact if route.match.exact is not None else route.match.prefix
     if path is None:
@@ -365,6 +388,7 @@ def _route(
         raise ValueError(f"route {route.name} has no issuer")
     if route.openapi is not None and api is None:
         raise ValueError(f"route {route.name} has no document")
+    decision = route.decision or policy.decision
     return rules.Route(
         name=route.name,
         path=path,
@@ -388,6 +412,7 @@ def _route(
         credentials=rules.TOKEN if rule is None else rule.kinds,
         every=rule is not None and rule.all is not None,
         openapi=api,
+        decision=None if decision in {None, "none"} else decisions[decision],
     )
 
 

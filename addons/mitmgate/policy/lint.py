@@ -21,6 +21,7 @@ from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_audit import FileSink
+from mitmgate.policy.model_decisions import warnings as of_decision_services
 from mitmgate.policy.model_routes import Credentials
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import parse_endpoint
@@ -150,6 +151,7 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
     for route in routes:
         if isinstance(route.auth, Credentials):
             accepted |= set(route.auth.issuers or ())
+    asked = {name for route in routes if (name := route.decision or policy.decision) is not None}
     tables: list[tuple[Location, set[str], set[str]]] = [
         (("upstreams",), set(policy.upstreams), {route.upstream for route in routes}),
         (
@@ -158,6 +160,7 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
             {*policy.client_limits, *(name for route in routes for name in route.rate_limits)},
         ),
         (("cors",), set(policy.cors), {route.cors for route in routes if route.cors is not None}),
+        (("decision_services",), set(policy.decision_services), asked),
         (("identity", "issuers"), set(policy.identity.issuers), accepted),
     ]
     for location, defined, used in tables:
@@ -549,6 +552,7 @@ RULES: tuple[Callable[[Policy, Document], Iterator[Problem]], ...] = (
     _response_headers,
     _redacted,
     _conditions,
+    of_decision_services,
 )
 
 

@@ -27,6 +27,7 @@ from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Chain
+from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
 from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
 from mitmgate.policy.problem import Code, Location, Problem, nearest
@@ -38,6 +39,7 @@ LEAST_SECRET = 32  # bytes; 256 bits
 class Material:
     """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest.
 
+    decisions: by decision service, its token and the PEM of its authorities.
     tls: PEM texts by the section that names them, then by member. names: of certificates, by the section.
     authorities: those of the system's file, as PEM; None where there is no such file, or nothing is verified by it.
     """
@@ -48,6 +50,7 @@ class Material:
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
     nonce_secret: bytes | None = field(default=None, repr=False)
+    decisions: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
     names: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     authorities: bytes | None = field(default=None, repr=False)
@@ -82,6 +85,11 @@ class Reader:
         self._audit_key(("audit", "chain"))
         self._revocation_token(("revocation",))
         self._nonce_secret(("identity", "proofs"))
+        services = self.document.at(("decision_services",))
+        for name in services if isinstance(services, dict) else ():
+            service = self._section(DecisionService, ("decision_services", name))
+            if service is not None:
+                self._decision(name, service, ("decision_services", name))
         listen = self._section(ListenTls, ("listen", "tls"))
         self._tls(listen, ("listen", "tls"))
         self._further(() if listen is None else listen.certificates)
@@ -283,6 +291,17 @@ class Reader:
         if proofs is not None and proofs.nonce_env is not None:
             self.material.nonce_secret = self._secret(proofs.nonce_env, (*location, "nonce_env"))
 
+    def _decision(self, name: str, service: DecisionService, location: Location) -> None:
+        token, at = None, (*location, "token_env")
+        if service.token_env is not None:
+            token = self._variable(service.token_env, at)
+            if token is not None and _BEARER.fullmatch(token) is None:
+                self._wrong(at, "the secret is no bearer token (RFC 6750, section 2.1)", "letters, digits and -._~+/=")
+        ca = None if service.ca is None else self._authorities(service.ca, (*location, "ca"))
+        if service.url.lower().startswith("https://") and service.ca is None:
+            self._system_authorities((*location, "url"))
+        self.material.decisions[name] = token, ca
+
     def _secret(self, name: str, at: Location) -> bytes | None:
         content = self._variable(name, at)
         if content is not None and len(content) < LEAST_SECRET:
@@ -377,6 +396,7 @@ class Reader:
 
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")
+_BEARER = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"

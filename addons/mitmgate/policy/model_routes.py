@@ -248,6 +248,9 @@ class Route(Section):
     require: Require = Require()
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""
+    decision: Name | None = None
+    """The name of the decision service that is asked, once all else admits; none: none is; unset: the policy's
+    `decision`."""
     networks: Networks = Networks()
     """Client addresses, beside those of the whole policy."""
     max_body: Size | None = Field(None, description="The largest request body (bytes); unset: limits.body.")

@@ -35,7 +35,7 @@ GROUP: Final = "mitmgate.stages"
 
 PLACES: Final = (
     *("hygiene", "endpoints", "routing", "network-access", "client-quota", "authentication", "cors"),
-    *("size-limit", "authorization", "openapi", "rate-limit"),
+    *("size-limit", "authorization", "openapi", "rate-limit", "decision-service"),
 )
 """The gateway's stages that one of these may come after, in their order: where there is a head to read, and before the
 request to the service is made."""
@@ -336,6 +336,11 @@ class OwnStages:
         for member, usual in identity.items():
             named = forward.get(member, usual) if isinstance(forward, dict) else usual
             taken[_shape(str(named))] = "the gateway"
+        services = self.document.at(("decision_services",))
+        for service, members in services.items() if isinstance(services, dict) else ():
+            handed = members.get("forward") if isinstance(members, dict) else None
+            for name in handed if isinstance(handed, list) else [handed] * isinstance(handed, str):
+                taken[_shape(str(name))] = f"the decision service {service}"
         taken[_shape("X-Gateway-Assertion")] = "the gateway"
         assertion = forward.get("assertion") if isinstance(forward, dict) else None
         if isinstance(assertion, dict):

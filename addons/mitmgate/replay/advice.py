@@ -11,6 +11,7 @@ from mitmgate.core.rules import named
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Stage
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.traffic import Recorded
 from mitmgate.stages.circuit_breaker import opens_when
@@ -50,13 +51,16 @@ def _token(recorded: Recorded) -> UnverifiedToken | None:
     return read if isinstance(read, UnverifiedToken) else None
 
 
-def advice(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step) -> list[str]:
-    """Say what would have to be otherwise, one sentence for each way."""
+def advice(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step, stage: Stage | None) -> list[str]:
+    """Say what would have to be otherwise, one sentence for each way. stage: that has made the step."""
     case = _Case(policy, recorded, exchange, step)
     own = policy.snapshot.own.get(step.stage)
     if own is not None and step.reason.code in own.reasons:
         change = own.change(step.reason) or f"{own.code.use} decides otherwise, or with other options"
         return [f"{change}: {case.place('stages', own.name)}"]
+    said = [] if stage is None else [line for line in stage.change(case) if line]
+    if said:
+        return said
     made = _ADVICE.get(step.reason)
     if made is not None:
         return [line for line in made(case) if line]

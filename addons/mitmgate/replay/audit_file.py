@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import orjson
 
+from mitmgate.core.decision_service import recorded
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -107,6 +108,7 @@ def _recorded(event: Members) -> Entry:
         aftermath=_aftermath(event, at),
         policy=str(event.get("policy", "")),
         response_status=status if isinstance(status, int) else None,
+        service_answer=recorded(event.get("decision_service")),
     )
 
 

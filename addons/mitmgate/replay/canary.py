@@ -128,6 +128,7 @@ class Canary:
             exchange.request,
             exchange.request_id,
             presented=self._presented(exchange),
+            service_answer=exchange.service_answer,
         )
 
     def _presented(self, exchange: Exchange) -> Presented | None:
@@ -162,8 +163,8 @@ def drift(recorded: Sequence[Recorded], candidate: Snapshot, current: Snapshot) 
 
     Counters and circuits of before are not remembered, so the verdicts of then would not do.
     """
-    first = Decider(unsigned(current), OfflineRing(assume_signed=True))
-    second = Decider(unsigned(candidate), OfflineRing(assume_signed=True))
+    first = Decider(unsigned(current), OfflineRing(assume_signed=True), "allow")
+    second = Decider(unsigned(candidate), OfflineRing(assume_signed=True), "allow")
     tally = Tally()
     for entry in recorded:
         before, after = decided(first.decide(entry)), decided(second.decide(entry))

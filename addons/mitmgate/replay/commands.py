@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mitmgate.core.decision_service import Said
 from mitmgate.replay import coverage_report, explain_text, report_json, report_junit, report_table
 from mitmgate.replay.cases import case, parse_claims, parse_header
 from mitmgate.replay.coverage import Coverage
@@ -41,6 +42,13 @@ _ASSUME = click.option(
     "--assume-signed", is_flag=True, help="Take every signature that nobody has checked for a good one."
 )
 
+_ASSUME_DECISION = click.option(
+    "--assume-decision",
+    type=click.Choice(["allow", "deny", "unavailable"]),
+    default="unavailable",
+    help="What a decision service is taken to say where nobody asked it.",
+)
+
 
 @click.command()
 @click.argument("traffic", nargs=-1, required=True, metavar="TRAFFIC...")
@@ -59,6 +67,7 @@ _ASSUME = click.option(
 @click.option("--plot", metavar="FILE", help="With --what-if: draw admitted and limited requests over time, as SVG.")
 @click.option("--write-expected", is_flag=True, help="Write these decisions as expectations beside the recording.")
 @_ASSUME
+@_ASSUME_DECISION
 @_JWKS
 def replay(
     traffic: Sequence[str],
@@ -73,6 +82,7 @@ def replay(
     plot: str | None,
     write_expected: bool,
     assume_signed: bool,
+    assume_decision: Said,
     jwks: Sequence[str],
 ) -> int:
     """Decide recorded requests again, offline and at their recorded time, and compare.
@@ -108,6 +118,7 @@ def replay(
                 expected=expected,
                 compared_with="" if expected is None else str(expected.path),
                 assume_signed=assume_signed,
+                assume_decision=assume_decision,
                 observers=observers,
                 progress=advance,
             )
@@ -247,6 +258,7 @@ def redact(
 @click.option("--flow", metavar="FILE#ID", help="A recorded request, after all that came before it.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @_ASSUME
+@_ASSUME_DECISION
 @_JWKS
 def explain(
     method: str | None,
@@ -260,11 +272,12 @@ def explain(
     flow: str | None,
     form: str,
     assume_signed: bool,
+    assume_decision: Said,
     jwks: Sequence[str],
 ) -> int:
     """Show what every stage reads and says of one request: METHOD and URL, or one of a recording (--flow)."""
     policy = load_offline(policy_path, os.environ, parse_jwks(jwks))
-    decider = Decider(policy.snapshot, OfflineRing(assume_signed=assume_signed))
+    decider = Decider(policy.snapshot, OfflineRing(assume_signed=assume_signed), assume_decision)
     if flow is not None:
         if method is not None:
             raise UserError("give METHOD and URL, or --flow, not both")

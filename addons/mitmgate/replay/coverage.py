@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 from typing import NamedTuple
 
 from mitmgate.core import pointer
@@ -13,6 +14,7 @@ from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import Route, named
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Rule
 from mitmgate.policy.model_routes import Require
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
@@ -26,12 +28,13 @@ from mitmgate.replay.coverage_rules import (
     REACHED,
     REFUSED,
     WENT_ON,
-    Rule,
     item,
     rules,
 )
+from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import Decision
 from mitmgate.replay.offline import OfflinePolicy
+from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Recorded
 
 Address = IPv4Address | IPv6Address
@@ -52,7 +55,10 @@ class Coverage:
     def __init__(self, policy: OfflinePolicy) -> None:
         """Find the rules."""
         self.policy = policy
-        self.rules = tuple(rules(policy.loaded.policy, policy.loaded.document, policy.loaded.stages))
+        self._stages = Decider(policy.snapshot, OfflineRing()).stages
+        declared = [stage.rules(policy.loaded.policy, policy.loaded.document) for stage in self._stages.values()]
+        listed = rules(policy.loaded.policy, policy.loaded.document, policy.loaded.stages)
+        self.rules = (*listed, *chain.from_iterable(declared))
         self.counts: Counter[tuple[Location, str]] = Counter()
         model, document = policy.loaded.policy, policy.loaded.document
         self._routes = {route.name: (index, route) for index, route in enumerate(model.routes)}
@@ -79,6 +85,7 @@ class Coverage:
         steps = {step.stage: step for step in exchange.verdict.steps}
         for name in exchange.snapshot.own.keys() & steps.keys():
             self._own(name, steps[name], exchange.snapshot.own[name])
+        self._declared(exchange)
         route = exchange.route
         if route is not None:
             self._matched(exchange, route)
@@ -107,6 +114,12 @@ class Coverage:
             for name in self._routes[route.name][1].rewrite.set:
                 if name.lower().encode("latin-1") in sent:
                     self._add((*at, "rewrite", "set", name), REACHED)
+
+    def _declared(self, exchange: Exchange) -> None:
+        for step in exchange.verdict.said:
+            stage = self._stages.get(step.stage)
+            if stage is not None:
+                self.counts.update(stage.covered(exchange, step))
 
     def _own(self, name: str, step: Step, own: Own) -> None:
         """Count a stage of the operator's own: that the request went on, or the reason that it gave; no failure."""

@@ -1,8 +1,9 @@
 """What of a policy can be exercised: every rule with its place in the file and the branches that it has."""
 
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
+from mitmgate.pipeline.stage import Rule
 from mitmgate.policy.document import Document
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_routes import Route
@@ -18,14 +19,6 @@ LIMITED: Final = "limited"
 ACCEPTED: Final = "accepted"
 REFUSED: Final = "refused"
 WENT_ON: Final = "went-on"
-
-
-class Rule(NamedTuple):
-    """One rule. branches: what can come of it; each is exercised, or never was."""
-
-    location: Location
-    what: str
-    branches: tuple[str, ...]
 
 
 def item(document: Document, location: Location, index: int) -> Location:

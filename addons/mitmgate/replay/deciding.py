@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mitmgate import chain
 from mitmgate.audit.trail import AuditSettings, open_trail
+from mitmgate.core.decision_service import Said
 from mitmgate.core.reason import Reason
 from mitmgate.core.trace import valid_traceparent
 from mitmgate.pipeline.enforcer import Enforcer
@@ -25,6 +26,7 @@ from mitmgate.replay.traffic import Aftermath, Recorded
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.decision_service import RecordedAnswers
 from mitmgate.stores.memory import MemoryStore
 
 _TRACE = "00-00000000000000000000000000000001-0000000000000001-01"
@@ -41,8 +43,12 @@ class _InForce:
 class Decider:
     """One policy with its own counters and circuits, deciding on recorded requests in the order of their arrival."""
 
-    def __init__(self, snapshot: Snapshot, ring: OfflineRing) -> None:
-        """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request."""
+    def __init__(self, snapshot: Snapshot, ring: OfflineRing, assumed: Said = "unavailable") -> None:
+        """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request.
+
+        assumed: what a decision service is taken to say of a request about which nobody asked it then.
+        """
+        self.answers = RecordedAnswers(assumed)
         self.snapshot = snapshot
         self.ring = ring
         self.now = self.ticks = 0.0
@@ -50,7 +56,7 @@ class Decider:
         """Admitted requests of which the recording has no response: taken for answered at once, with success."""
         ring.configure(snapshot.issuers)
         source = _InForce(snapshot)
-        services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")))
+        services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")), decisions=self.answers)
         self._chain: tuple[Stage, ...] = chain.stages(
             source, services, lambda: self.now, lambda: self.ticks, snapshot.own, offline=True
         )
@@ -69,6 +75,7 @@ class Decider:
         exchange.request_id = recorded.request_id or exchange.request_id
         # What would be random is what it was then, or the same in every run.
         exchange.traceparent = _traceparent(recorded)
+        exchange.service_answer = recorded.service_answer
         verdict = exchange.verdict
         for stage in self._chain:
             pending = stage.run(exchange)

@@ -128,7 +128,7 @@ def _stage(
         line, column = document.place(location, key=True)
         report.rules.append((dotted(location), f"{policy.path}:{line}:{column}"))
     if step.outcome in {Outcome.DENY, Outcome.OBSERVE}:
-        report.change = advice(policy, recorded, exchange, step)
+        report.change = advice(policy, recorded, exchange, step, stage)
         if step.reason.code in {"condition-false", "condition-error"}:
             report.failing = _failing(exchange, redaction)
     return report

@@ -12,6 +12,7 @@ from mitmproxy.io import compat
 from mitmproxy.io import tnetstring as slow
 from mitmproxy.version import FLOW_FORMAT_VERSION
 
+from mitmgate.core.decision_service import ServiceAnswer, recorded
 from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.introspection import is_opaque
 from mitmgate.core.request import Request
@@ -134,6 +135,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
         policy=text(raw, gateway[b"policy"]),
         sample=number(raw, note[b"sample"]) if b"sample" in note else 1.0,
         response_status=status,
+        service_answer=_answer(raw, gateway),
     )
 
 
@@ -142,6 +144,12 @@ def _known(raw: bytes, gateway: Spans) -> Known:
     who = members(raw, gateway[b"principal"])
     roles = tuple([str(role) for role in items(raw, who[b"roles"])])
     return Known(text(raw, who[b"issuer"]), text(raw, who[b"subject"]), roles)
+
+
+def _answer(raw: bytes, gateway: Spans) -> ServiceAnswer | None:
+    """Read what a decision service said; recordings of earlier versions do not say."""
+    span = gateway.get(b"service_answer")
+    return None if span is None or span[2] == tnetstring.NULL else recorded(value(raw, span))
 
 
 def _decision(raw: bytes, flow: Spans, gateway: Spans, stage: str | None) -> Decision | None:

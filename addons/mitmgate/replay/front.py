@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 
+from mitmgate.core.decision_service import recorded
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
@@ -54,6 +55,7 @@ def front_of(state: Mapping[str, Any], saved: Mapping[str, Any], note: Mapping[s
         "principal": None if principal is None else f"{principal['issuer']}/{principal['subject']}",
         "observed": ["/".join((s["stage"], s["reason"])) for s in saved["steps"] if s["outcome"] == "observe"],
         "policy": saved["policy"],
+        **({"service_answer": saved["service_answer"]} if "service_answer" in saved else {}),
         "sent": sent,
         "response": None if response is None else response["status_code"],
         "note": {name: value for name, value in note.items() if name != "version"},
@@ -107,6 +109,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
         policy=front["policy"],
         sample=float(note["sample"]),
         response_status=front["response"],
+        service_answer=recorded(front.get("service_answer")),
     )
 
 

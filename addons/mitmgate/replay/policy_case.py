@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from mitmgate.core.decision_service import Said
 from mitmgate.core.jose import Json
 from mitmgate.core.verdict import Outcome
 from mitmgate.pipeline.exchange import Exchange
@@ -28,7 +29,7 @@ class PolicyCase:
         """Load a policy; secrets that are not there are not needed. Raises UserError with every error."""
         self.policy = load_offline(str(path), environ or {})
         self.now = BEGINNING
-        self._decider = Decider(self.policy.snapshot, OfflineRing(assume_signed=True))
+        self._decider = Decider(self.policy.snapshot, OfflineRing(assume_signed=True), "allow")
         self._count = 0
 
     def request(self, method: str, url: str) -> "RequestCase":
@@ -38,7 +39,7 @@ class PolicyCase:
     def fresh(self) -> Self:
         """Forget counters, circuits and the time."""
         self.now = BEGINNING
-        self._decider = Decider(self.policy.snapshot, OfflineRing(assume_signed=True))
+        self._decider = Decider(self.policy.snapshot, OfflineRing(assume_signed=True), "allow")
         return self
 
     def decide(self, request: "RequestCase") -> tuple[Decision, Exchange, str]:
@@ -56,6 +57,7 @@ class PolicyCase:
             identity=f"case-{self._count}",
         )
         self.now = recorded.at
+        self._decider.answers.assumed = request.said
         exchange = self._decider.decide(recorded)
         return (
             decided(exchange),
@@ -79,6 +81,7 @@ class RequestCase:
         self.address = "127.0.0.1"
         self.length = 0
         self.time: float | None = None
+        self.said: Said = "allow"
         self._policy = policy
         self._times = 1
 
@@ -117,6 +120,10 @@ class RequestCase:
     def after(self, seconds: float) -> Self:
         """Come this long after the request before it."""
         return self.at(self._policy.now + seconds)
+
+    def decision(self, said: Said) -> Self:
+        """Have a decision service that is asked say this; it says "allow" otherwise."""
+        return self._with(said=said)
 
     def times(self, count: int) -> Self:
         """Come this often, at the same moment; every one of them has to be decided as is expected."""

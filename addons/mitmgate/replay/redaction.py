@@ -116,6 +116,8 @@ class Redactor:
             request["headers"] = self._forwarded(tuple(request["headers"]), came, hidden, who)
         else:
             request["headers"] = self._fields(tuple(request["headers"]), signature, hidden)
+        if isinstance(saved.get("service_answer"), dict):
+            saved["service_answer"] = _as_forwarded(saved, request["headers"])
         request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
         request["method"] = self._veil.url(request["method"].decode("latin-1")).encode("latin-1")
         request["authority"] = self._veil.authority(request["authority"].decode("latin-1")).encode("latin-1")
@@ -237,6 +239,16 @@ class Redactor:
                     shown = UNSEEN
             shown_fields.append((name, shown))
         return tuple(shown_fields)
+
+
+def _as_forwarded(saved: Mapping[str, Any], forwarded: Fields) -> dict[str, Any]:
+    """Show the fields that a decision service has handed on as they stand in the request to the upstream, redacted."""
+    sent = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in forwarded}
+    answer = saved["service_answer"]
+    admitted = saved.get("decision") == "admit"
+    unseen = UNSEEN.decode("ascii")
+    fields = [[name, sent.get(name.lower(), unseen) if admitted else unseen] for name, _ in answer["fields"]]
+    return {**answer, "fields": fields}
 
 
 def _octets(known: tuple[bytes, dict[str, str]]) -> int:

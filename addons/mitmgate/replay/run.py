@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from mitmgate.core.decision_service import Said
 from mitmgate.core.reason import Reason
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.replay.deciding import Decider
@@ -13,6 +14,7 @@ from mitmgate.replay.differences import Kind, Tally, compare
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Recorded, Skipped, Traffic
+from mitmgate.stages.decision_service import RecordedAnswers
 
 FailOn = Literal["loosened", "tightened", "any", "none"]
 RECORDED: Final = "the recorded verdicts"
@@ -83,6 +85,7 @@ def replay(
     expected: Expected | None = None,
     compared_with: str = "",
     assume_signed: bool = False,
+    assume_decision: Said = "unavailable",
     observers: Sequence[Observer] = (),
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -92,9 +95,9 @@ def replay(
     verdict. compared_with: what the report calls an `expected`. progress: called for each entry.
     """
     ring = OfflineRing(assume_signed=assume_signed)
-    decider = Decider(policy.snapshot, ring)
+    decider = Decider(policy.snapshot, ring, assume_decision)
     other_ring = OfflineRing(assume_signed=assume_signed)
-    other = None if against is None else Decider(against.snapshot, other_ring)
+    other = None if against is None else Decider(against.snapshot, other_ring, assume_decision)
     ignored = policy.ignored | (frozenset() if against is None else against.ignored)
     name = compared_with if expected is not None else RECORDED if against is None else against.path
     report = Report(traffic.name, policy.path, policy.snapshot.digest, name)
@@ -125,7 +128,18 @@ def replay(
         if difference is not None:
             report.tally.add(entry.id, difference, before, decision)
     report.notes = list(_notes(report, policy, decider, ring, other_ring))
+    report.notes += _unasked(decider.answers, None if other is None else other.answers)
     return report
+
+
+def _unasked(answers: RecordedAnswers, other: RecordedAnswers | None) -> list[str]:
+    """Say what was assumed of decision services."""
+    missing = answers.missing if other is None else answers.missing + other.missing
+    return [
+        f"{count} decisions of the decision service {name} were not recorded, and taken for {answers.assumed}; "
+        "--assume-decision says for what"
+        for name, count in sorted(missing.items())
+    ]
 
 
 def _rests_on_the_unknown(entry: Recorded, decision: Decision) -> bool:

@@ -26,6 +26,7 @@ from mitmgate.replay.offline import unsigned
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
+from mitmgate.stages.decision_service import RecordedAnswers
 from mitmgate.stages.own import OwnStage
 from mitmgate.stores.memory import MemoryStore
 
@@ -34,7 +35,12 @@ logger = logging.getLogger(__name__)
 _MOST_WAITING = 256
 """Requests whose shadow waits for a key; further ones are not shadowed."""
 
-_OPERATIONAL = frozenset({Reason.AUDIT_UNAVAILABLE.code, Reason.STORE_UNAVAILABLE.code, Reason.STAGE_ERROR.code})
+_OPERATIONAL = frozenset(
+    {
+        *(Reason.AUDIT_UNAVAILABLE.code, Reason.STORE_UNAVAILABLE.code, Reason.STAGE_ERROR.code),
+        Reason.DECISION_UNAVAILABLE.code,
+    }
+)
 """Denials of the live gateway that say something of its state, and nothing of either policy."""
 
 
@@ -49,11 +55,12 @@ class Shadow:
     """Decide each request under a candidate as well, and say where it decides otherwise.
 
     Stands behind the chain. Its counters, circuits and keys are its own, in this process: a limit that several
-    processes share counts only this one's requests here. Reads: the exchange as the chain left it. Writes: nothing of
-    it. For metrics, all read on the event loop: `compared` requests; `counts` of differences by (kind, reason), the
-    values of differences.Kind and the code of the denial that only one of the two gives ("ok" where neither denies);
-    `failed`, requests that could not be decided; `missed`, those that were not tried because too many waited for keys.
-    Each difference is an event `shadow-difference`. On failure: the request goes on, and `failed` counts.
+    processes share counts only this one's requests here. It asks no decision service: what the live one has said counts
+    for it, and a request about which none was asked is taken for allowed. Reads: the exchange as the chain left it.
+    Writes: nothing of it. For metrics, all read on the event loop: `compared` requests; `counts` of differences by
+    (kind, reason), the values of differences.Kind and the code of the denial that only one of the two gives ("ok" where
+    neither denies); `failed`, requests that could not be decided; `missed`, those that were not tried because too many
+    waited for keys. Each difference is an event `shadow-difference`. On failure: the request goes on, `failed` counts.
     """
 
     name: ClassVar[str] = "mitmgate-shadow"
@@ -78,7 +85,8 @@ class Shadow:
         self._live: Exchange | None = None  # which a candidate's exchange begins with
         self._ring = KeyRing()
         self._ring.configure(candidate.issuers)
-        services = Services(MemoryStore(), self._ring, open_trail(AuditSettings(on_full="drop")))
+        trail = open_trail(AuditSettings(on_full="drop"))
+        services = Services(MemoryStore(), self._ring, trail, decisions=RecordedAnswers("allow"))
         source = _Candidate(unsigned(candidate))
         self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time, self._tick, candidate.own)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))
@@ -134,6 +142,7 @@ class Shadow:
         exchange = self._arrival.begin(live.request)
         self._live = None
         exchange.request_id, exchange.traceparent = live.request_id, live.traceparent
+        exchange.service_answer = live.service_answer
         return exchange
 
     def _run(self, exchange: Exchange, first: int) -> tuple[int, Awaitable[None]] | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
@@ -74,7 +75,7 @@ class Recorded(NamedTuple):
 
     decision: what was decided then; None where the recording does not say. policy: the digest of what decided it.
     aftermath: None where the upstream was not asked, or nobody knows. sample: the part of all requests that the
-    recording holds. response_status: of the response that the client got.
+    recording holds. response_status: of the response that the client got. service_answer: what a decision service said.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Recorded(NamedTuple):
     policy: str = ""
     sample: float = 1.0
     response_status: int | None = None
+    service_answer: ServiceAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)

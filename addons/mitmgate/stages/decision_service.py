@@ -1,0 +1,260 @@
+"""DecisionService: what a service elsewhere says of a request that everything before it has admitted.
+
+It only tightens: nobody is asked about a request that is denied, and one that the service allows is still to be let
+through by the stages behind it.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from time import perf_counter
+from typing import ClassVar, Final, Protocol
+
+from cachetools import TLRUCache
+
+from mitmgate.core.decision_service import Asked, Question, Said, ServiceAnswer, answer, question
+from mitmgate.core.reason import Reason
+from mitmgate.core.rules import DecisionService as Service
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.net.dialler import Dialler
+from mitmgate.net.http import HttpError, ask
+from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Denial, Rule, Stage, route_at
+from mitmgate.policy.document import Document
+from mitmgate.policy.model import Policy
+from mitmgate.policy.problem import Location
+
+logger = logging.getLogger(__name__)
+
+LARGEST_ANSWER: Final = 64 * 1024
+"""Bytes of the body of an answer."""
+MOST_ANSWERS: Final = 10_000
+"""Answers that a process keeps, of all services; those that were not asked for longest go first."""
+MOST_QUESTIONS: Final = 256
+"""Questions to one service that a process waits for at a time; a further one is not asked."""
+
+type _Key = tuple[Service, bytes]
+
+
+class Answers(Protocol):
+    """Where answers come from."""
+
+    def ask(self, exchange: Exchange, service: Service, asked: Question) -> ServiceAnswer | Awaitable[ServiceAnswer]:
+        """Return an answer, or what to wait for."""
+        ...
+
+    async def close(self) -> None:
+        """End what is on its way."""
+        ...
+
+
+class DecisionService(Stage):
+    """Ask the decision service that the route names.
+
+    Reads: head, route, scheme, client, principal. Writes: service_answer, own_fields. Denies: 403 decision-denied; 503
+    decision-unavailable, where there is no answer in time or none that is exactly of the protocol, which with
+    `on_failure: admit` is an observation. 403 rewrite-refused, where the identity fits in no header field. On failure:
+    stage-error.
+    """
+
+    name: ClassVar[str] = "decision-service"
+
+    def __init__(self, answers: Answers) -> None:
+        """answers: of the services, or of a recording."""
+        self._answers = answers
+
+    def reads(self, exchange: Exchange) -> dict[str, object]:
+        """Return what it has looked at."""
+        route, said = exchange.route, exchange.service_answer
+        if route is None or route.decision is None:
+            return {}
+        read: dict[str, object] = {"service": route.decision.name, "protocol": route.decision.protocol}
+        if said is not None:
+            read |= {"said": said.said, "why": said.why, "forward": [name.decode("ascii") for name, _ in said.fields]}
+        return read
+
+    def goes_by(self, exchange: Exchange) -> list[Location]:
+        """Name the members of the policy."""
+        at, route = route_at(exchange), exchange.route
+        if route is None or route.decision is None:
+            return []
+        return [("decision_services", route.decision.name), (*at, "decision"), ("decision",)]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        route = denial.exchange.route
+        if route is None or route.decision is None:
+            return []
+        name = route.decision.name
+        place = denial.place("decision_services", name)
+        if denial.step.reason is Reason.DECISION_DENIED:
+            return [f"the decision service {name} has to allow it: {place}"]
+        if denial.step.reason is Reason.DECISION_UNAVAILABLE:
+            return [
+                f"the decision service {name} has to answer within {route.decision.timeout:g} s: {place}",
+                "offline nobody is asked: a recording has the answers, --assume-decision takes one for given",
+            ]
+        return []
+
+    @classmethod
+    def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:
+        """Count what each service has said."""
+        for name in policy.decision_services:
+            yield Rule(("decision_services", name), f"decision service {name}", ("allow", "deny", "unavailable"))
+
+    def covered(self, exchange: Exchange, step: Step) -> Iterator[tuple[Location, str]]:
+        """Tell what this request has exercised."""
+        said = exchange.service_answer
+        if said is not None and step is not self.skipped:
+            yield ("decision_services", said.service), said.said
+
+    def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
+        """Ask, where the route says so."""
+        route = exchange.route
+        if route is None:
+            raise LookupError("authorization has not decided")
+        service = route.decision
+        if service is None:
+            return self.skipped
+        asked = _question(exchange, service)
+        if asked is None:
+            return self.deny(Reason.REWRITE_REFUSED, "A value of the identity can't be put into a header field.")
+        said = self._answers.ask(exchange, service, asked)
+        if isinstance(said, ServiceAnswer):
+            return self._step(exchange, service, said)
+        return self._wait(exchange, service, said)
+
+    async def _wait(self, exchange: Exchange, service: Service, said: Awaitable[ServiceAnswer]) -> Step:
+        started = perf_counter()
+        return self._step(exchange, service, (await said)._replace(seconds=perf_counter() - started))
+
+    def _step(self, exchange: Exchange, service: Service, said: ServiceAnswer) -> Step:
+        exchange.service_answer = said
+        if said.said == "allow":
+            exchange.own_fields += said.fields
+            return self.admitted
+        if said.said == "deny":
+            return self.deny(Reason.DECISION_DENIED, "The decision service does not allow this request.")
+        if said.said != "unavailable":
+            raise ValueError(f"the decision service said {said.said!r}")
+        if service.on_failure == "admit":
+            detail = "The decision service gave no answer, and the policy admits without one."
+            return Step(self.name, Outcome.OBSERVE, Reason.DECISION_UNAVAILABLE, detail)
+        return self.deny(Reason.DECISION_UNAVAILABLE, "The decision service gave no answer.")
+
+
+def _question(exchange: Exchange, service: Service) -> Question | None:
+    head, route, names = exchange.head, exchange.route, exchange.snapshot.forward
+    if head is None or route is None:
+        raise LookupError("the head was not made")
+    host = head.headers.one(b"host") or exchange.request.authority.encode("latin-1")
+    return question(
+        service,
+        Asked(
+            head,
+            route.name,
+            exchange.scheme,
+            host.decode("latin-1"),
+            exchange.client,
+            exchange.principal,
+            (names.subject, names.roles),
+        ),
+    )
+
+
+class LiveAnswers:
+    """Asks the services, over connections of its own, and keeps what the policy lets it keep.
+
+    An answer is kept by all that was sent, and by all that the policy says of the service. What is asked while the
+    same question is on its way waits for that one. A failure is not kept.
+    """
+
+    def __init__(self, dialler: Dialler, ticks: Callable[[], float] = time.monotonic) -> None:
+        """dialler: connects. ticks: seconds, by a clock that nobody sets."""
+        self._dialler = dialler
+        self._kept: TLRUCache[_Key, ServiceAnswer] = TLRUCache(
+            MOST_ANSWERS, lambda key, _, now: now + key[0].cache, timer=ticks
+        )
+        self._asking: dict[_Key, asyncio.Task[ServiceAnswer]] = {}
+        self._questions: Counter[str] = Counter()
+        self._failing: set[str] = set()
+
+    def ask(self, exchange: Exchange, service: Service, asked: Question) -> ServiceAnswer | Awaitable[ServiceAnswer]:
+        """Return what was said of the same question, or what to wait for."""
+        key = service, asked.digest
+        kept = self._kept.get(key) if service.cache else None
+        if kept is not None:
+            return kept._replace(cached=True)
+        task = self._asking.get(key)
+        if task is None:
+            if self._questions[service.name] >= MOST_QUESTIONS:
+                return self._failed(service, f"{MOST_QUESTIONS} other questions wait for an answer")
+            self._questions[service.name] += 1
+            task = self._asking[key] = asyncio.create_task(self._ask(key, service, asked), name="decision service")
+        return asyncio.shield(task)
+
+    async def close(self) -> None:
+        """End what is on its way."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ask(self, key: _Key, service: Service, asked: Question) -> ServiceAnswer:
+        try:
+            made = await ask(
+                service.url,
+                *asked,
+                dialler=self._dialler,
+                within=service.timeout,
+                most=LARGEST_ANSWER,
+                ca=service.ca,
+                authorities=service.authorities,
+            )
+        except HttpError as error:
+            return self._failed(service, str(error))
+        finally:
+            self._asking.pop(key, None)
+            self._questions[service.name] -= 1
+            if not self._questions[service.name]:
+                del self._questions[service.name]
+        said = answer(service, made.status, made.fields, made.body)
+        if said.said == "unavailable":
+            return self._failed(service, said.why)
+        if service.name in self._failing:
+            self._failing.discard(service.name)
+            logger.warning("the decision service %s answers again", service.name)
+        if service.cache:
+            self._kept[key] = said
+        return said
+
+    def _failed(self, service: Service, why: str) -> ServiceAnswer:
+        if service.name not in self._failing:
+            self._failing.add(service.name)
+            logger.error("the decision service %s gives no answer (%s): %s", service.name, service.on_failure, why)
+        return ServiceAnswer(service.name, "unavailable", why=why)
+
+
+class RecordedAnswers:
+    """Asks nobody: a request of a recording has the answer that it had then, from the service of the same name.
+
+    `missing` counts, by service, the requests about which nobody was asked then.
+    """
+
+    def __init__(self, assumed: Said = "unavailable") -> None:
+        """assumed: what is taken for the answer where nobody was asked."""
+        self.assumed: Said = assumed
+        self.missing: Counter[str] = Counter()
+
+    def ask(self, exchange: Exchange, service: Service, asked: Question) -> ServiceAnswer:
+        """Return what was said then."""
+        said = exchange.service_answer
+        if said is None or said.service != service.name:
+            self.missing[service.name] += 1
+            return ServiceAnswer(service.name, self.assumed, why="assumed: nobody asked it then")
+        return said
+
+    async def close(self) -> None:
+        """There is nothing to end."""

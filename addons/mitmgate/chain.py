@@ -84,7 +84,7 @@ def stages(
         Cors(),
         SizeLimit(),
         Authorization(),
-        OpenApi(),
+        OpenApi(decides=decides),
         RateLimit(services.store),
         DecisionService(services.decisions),
         CircuitBreaker(ticks),

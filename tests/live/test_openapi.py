@@ -238,7 +238,7 @@ def test_report_mode_observes(running: Running) -> None:
     assert observed()[-4:] == [f"openapi/{reason}" for _, reason in asked]
 
 
-def test_replay_and_explain_know_it(
+def test_replay_explain_and_coverage_know_it(
     running: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway = running.gateway
@@ -248,8 +248,15 @@ def test_replay_and_explain_know_it(
     monkeypatch.setattr("gc.freeze", lambda: None)
     gateway.stop()
     words = ("--policy", str(gateway.policy_path), "--format", "json")
-    status = main(("replay", str(gateway.policy_path.parent / "traffic.mitm"), *words))
-    assert (status, json.loads(capsys.readouterr().out)["decided"] > 70) == (0, True)
+    status = main(("replay", str(gateway.policy_path.parent / "traffic.mitm"), *words, "--coverage"))
+    report = json.loads(capsys.readouterr().out)
+    assert (status, report["decided"] > 70) == (0, True)
+    never = {each["rule"] for each in report["coverage"]["never"]}
+    assert "operation PUT /pets/{id} of shop" not in never
+    assert "operation PUT /pets/{id} of trial" in never
+    outside = {(each["route"], each["reason"], each["operation"]) for each in report["coverage"]["outside"]}
+    assert ("shop", "parameter-unknown", "GET /pets") in outside
+    assert ("trial", "operation-unknown", "GET /v1/nothing") in outside
     main(("explain", *words, "--claims", '{"sub": "alice"}', "GET", "http://gateway.test/shop/pets?limit=0"))
     told = json.loads(capsys.readouterr().out)
     assert told["decision"] == "deny parameter-invalid"

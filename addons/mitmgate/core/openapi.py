@@ -219,6 +219,11 @@ class Operation:
         object.__setattr__(self, "deep", frozenset(name for name, known in self.query.items() if known.form == "deep"))
 
     @property
+    def checks_bodies(self) -> bool:
+        """Whether a body of it may be one that has to be checked."""
+        return any(known.schema is not None for known in self.content or ())
+
+    @property
     def name(self) -> str:
         """Method and path, as people write it."""
         return f"{self.method} {self.template}"

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mitmgate.core import pointer
 from mitmgate.core.address import CidrSet
 from mitmgate.core.authorize import same
+from mitmgate.core.credentials import hide_in_path
 from mitmgate.core.principal import Principal
+from mitmgate.core.rewrite import upstream_path
 from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import Route, named
 from mitmgate.core.verdict import Outcome, Step
@@ -29,15 +31,26 @@ from mitmgate.replay.coverage_rules import (
     REFUSED,
     WENT_ON,
     item,
+    operation_at,
     rules,
 )
 from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import Decision
+from mitmgate.replay.evidence import VALUE, VALUED
 from mitmgate.replay.offline import OfflinePolicy
 from mitmgate.replay.ring import OfflineRing
 from mitmgate.replay.traffic import Recorded
 
 Address = IPv4Address | IPv6Address
+MOST_OUTSIDE: Final = 500
+"""Kinds of requests outside of a document that are told apart; clients choose their paths."""
+
+
+def _shape(segment: str) -> str:
+    """Return a segment of a path, or a mark for one that is a value."""
+    return VALUE if VALUED.fullmatch(segment) is not None or len(segment) > 40 else segment
+
+
 _CONDITION = frozenset({"condition-false", "condition-error"})
 
 
@@ -49,6 +62,18 @@ class Lists(NamedTuple):
     outside: Location
 
 
+class Outside(NamedTuple):
+    """What a request outside of its route's document was. operation: method and path; "" for what is too much to list.
+
+    detail: what was wrong.
+    """
+
+    route: str
+    reason: str
+    operation: str
+    detail: str
+
+
 class Coverage:
     """Counts what each rule did (run.Observer)."""
 
@@ -57,9 +82,12 @@ class Coverage:
         self.policy = policy
         self._stages = Decider(policy.snapshot, OfflineRing()).stages
         declared = [stage.rules(policy.loaded.policy, policy.loaded.document) for stage in self._stages.values()]
-        listed = rules(policy.loaded.policy, policy.loaded.document, policy.loaded.stages)
+        loaded = policy.loaded
+        listed = rules(loaded.policy, loaded.document, loaded.stages, loaded.apis)
         self.rules = (*listed, *chain.from_iterable(declared))
         self.counts: Counter[tuple[Location, str]] = Counter()
+        self.outside: Counter[Outside] = Counter()
+        """Requests that are not in their route's OpenAPI document, enforced or observed."""
         model, document = policy.loaded.policy, policy.loaded.document
         self._routes = {route.name: (index, route) for index, route in enumerate(model.routes)}
         self._networks: dict[str | None, Lists] = {
@@ -97,6 +125,7 @@ class Coverage:
         if route is None:
             return
         at: Location = ("routes", self._routes[route.name][0])
+        self._described(exchange, route, steps.get("openapi"))
         if "size-limit" in steps:
             self._add((*at, "max_body"), FAILED if steps["size-limit"].reason.code == "body-too-large" else HELD)
         if "cors" in steps and exchange.cors is not None:
@@ -127,6 +156,21 @@ class Coverage:
             self._add(("stages", name), step.reason.code)
         elif step.outcome is not Outcome.DENY:
             self._add(("stages", name), WENT_ON)
+
+    def _described(self, exchange: Exchange, route: Route, step: Step | None) -> None:
+        """Count an operation of the route's document, or a request that is outside of it."""
+        if step is None or step.outcome is Outcome.SKIP:
+            return
+        if step.outcome is Outcome.ADMIT and exchange.operation is not None:
+            self._add(operation_at(self._routes[route.name][0], exchange.operation.name), REACHED)
+        elif step.outcome is not Outcome.ADMIT and exchange.head is not None:
+            path = upstream_path(route, exchange.head.path) or exchange.head.path
+            shape = hide_in_path("/".join(map(_shape, path.split("/"))), lambda hidden: VALUE)
+            asked = f"{exchange.head.method} {shape}" if exchange.operation is None else exchange.operation.name
+            found = Outside(route.name, step.reason.code, asked, step.detail)
+            if found not in self.outside and len(self.outside) >= MOST_OUTSIDE:
+                found = Outside(route.name, step.reason.code, "", "")
+            self.outside[found] += 1
 
     def _add(self, location: Location, branch: str) -> None:
         self.counts[location, branch] += 1
@@ -260,4 +304,5 @@ class Coverage:
                 {"line": document.place(rule.location, key=True)[0], "rule": rule.what, "branch": branch}
                 for rule, branch in self.never()
             ],
+            "outside": [{**found._asdict(), "requests": count} for found, count in self.outside.most_common()],
         }

@@ -11,6 +11,7 @@ from mitmgate.replay.report_table import console_for
 
 _NEVER = "#####"
 _MARGIN = 24
+_MOST = 50
 
 
 def as_table(coverage: Coverage, width: int | None = None, *, colour: bool = False) -> str:
@@ -31,6 +32,14 @@ def as_table(coverage: Coverage, width: int | None = None, *, colour: bool = Fal
             line, column = document.place(rule.location, key=True)
             place = f"{coverage.policy.path}:{line}:{column}"
             table.add_row(*(Text(word) for word in (branch, rule.what, dotted(rule.location), place)))
+        console.print(table)
+    if coverage.outside:
+        console.print(f"outside of the OpenAPI documents: {coverage.outside.total():,} requests", markup=False)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("route", "reason", "operation", "what was wrong", "requests"):
+            table.add_column(name, overflow="fold", justify="right" if name == "requests" else "left")
+        for found, count in coverage.outside.most_common(_MOST):
+            table.add_row(*(Text(word) for word in (*found, f"{count:,}")))
         console.print(table)
     return out.getvalue()
 

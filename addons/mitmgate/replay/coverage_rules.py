@@ -1,8 +1,10 @@
 """What of a policy can be exercised: every rule with its place in the file and the branches that it has."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
+from mitmgate.core.openapi import Api
 from mitmgate.pipeline.stage import Rule
 from mitmgate.policy.document import Document
 from mitmgate.policy.model import Policy
@@ -21,13 +23,28 @@ REFUSED: Final = "refused"
 WENT_ON: Final = "went-on"
 
 
+def _operations(route: Route, index: int, apis: Mapping[int, Api]) -> Iterator[Rule]:
+    for name in apis[index].operations if index in apis else ():
+        yield Rule(operation_at(index, name), f"operation {name} of {route.name}", (REACHED,))
+
+
+def operation_at(route: int, name: str) -> Location:
+    """Return the place of an operation: that of the route's document, in which it is another line."""
+    return ("routes", route, "openapi", "document", name)
+
+
 def item(document: Document, location: Location, index: int) -> Location:
     """Return the place of a list's item; of the member itself where the list is written as its only item."""
     return (*location, index) if isinstance(document.at(location), list) else location
 
 
-def rules(policy: Policy, document: Document, stages: Mapping[str, Own]) -> Iterator[Rule]:
-    """Yield every rule of a policy that a corpus can exercise. stages: of the operator's own; a reason is a branch."""
+def rules(
+    policy: Policy, document: Document, stages: Mapping[str, Own], apis: Mapping[int, Api] = MappingProxyType({})
+) -> Iterator[Rule]:
+    """Yield every rule of a policy that a corpus can exercise.
+
+    stages: of the operator's own; a reason is a branch. apis: the documents of routes; an operation is a rule.
+    """
     for name in policy.identity.issuers:
         yield Rule(("identity", "issuers", name), f"issuer {name}", (ACCEPTED, REFUSED))
     yield from _networks(policy.networks.allow, policy.networks.deny, ("networks",), document)
@@ -51,6 +68,7 @@ def rules(policy: Policy, document: Document, stages: Mapping[str, Own]) -> Iter
         yield Rule(("stages", name), f"stage {name}", (WENT_ON, *own.reasons))
     for index, route in enumerate(policy.routes):
         yield from _route(route, ("routes", index), document)
+        yield from _operations(route, index, apis)
 
 
 def _networks(allow: tuple[str, ...], deny: tuple[str, ...], location: Location, document: Document) -> Iterator[Rule]:

@@ -28,7 +28,7 @@ ROLES: Final = ("role", "roles", "groups", "cognito:groups", "/realm_access/role
 SCOPES: Final = ("scope", "scp", "permissions")
 """Claims in which providers put roles and scopes (docs/providers.md)."""
 
-_VALUE = re.compile(
+VALUED: Final = re.compile(
     r"[0-9]+|[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25}"
     r"|(?=[\w-]*[0-9])(?=[\w-]*[A-Za-z])[\w-]{16,}|[^/]*[@%][^/]*"
 )
@@ -175,7 +175,7 @@ def _add(evidence: Evidence, entry: Recorded, peaks: tuple[_Peaks, _Peaks]) -> b
         return False
     if not path.odd <= {Oddity.ENCODED_SLASH, Oddity.ENCODED_DELIMITER}:
         return False  # a route that takes it is not proposed: its author should know why
-    template = tuple(VALUE if _VALUE.fullmatch(segment) else segment for segment in path.text.split("/")[1:])
+    template = tuple(VALUE if VALUED.fullmatch(segment) else segment for segment in path.text.split("/")[1:])
     if is_preflight(request.method, headers):
         _preflight(evidence.preflights, entry, template)
         return True

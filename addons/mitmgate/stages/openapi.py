@@ -27,6 +27,10 @@ class OpenApi(Stage):
 
     name: ClassVar[str] = "openapi"
 
+    def __init__(self, *, decides: bool = False) -> None:
+        """decides: requests are checks (core/check.py): the path is the client's, and nobody has the body to check."""
+        self._decides = decides
+
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
         head, route, operation = exchange.head, exchange.route, exchange.operation
@@ -34,7 +38,7 @@ class OpenApi(Stage):
             return {}
         return {
             "method": head.method,
-            "path": upstream_path(route, head.path),
+            "path": head.path if self._decides else upstream_path(route, head.path),
             "operation": None if operation is None else operation.name,
             "query": sorted(operation.query) if operation is not None else [],
             "content_type": head.headers.text("content-type"),
@@ -54,7 +58,7 @@ class OpenApi(Stage):
         head = exchange.head
         if head is None:
             raise LookupError("the head was not made")
-        path = upstream_path(route, head.path)
+        path = head.path if self._decides else upstream_path(route, head.path)
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
         operation, refusal, allow, body = route.openapi.judge(
@@ -66,6 +70,8 @@ class OpenApi(Stage):
             (exchange.snapshot.client_fields.identity, route.rewrite.remove),
         )
         exchange.operation = operation
+        if refusal is None and self._decides and operation is not None and operation.checks_bodies:
+            return self.deny(Reason.BODY_INVALID, "The body has to be checked, and a proxy asks without it.")
         if refusal is None:
             exchange.body_check = body
             return self.admitted

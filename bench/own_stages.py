@@ -56,11 +56,11 @@ def measure() -> dict[str, float]:
     exchange = arrival.begin(Request("GET", "/", "HTTP/1.1", Headers(FIELDS), "http", "", "127.0.0.1", declared_body=0))
     Row(chain[1:4]).run(exchange)  # up to Routing
     routing = chain[3]
-    alone = _least([routing], exchange)
-    return {stage.name: _least([routing, stage], exchange) - alone for stage in chain if isinstance(stage, OwnStage)}
+    alone = least([routing], exchange)
+    return {stage.name: least([routing, stage], exchange) - alone for stage in chain if isinstance(stage, OwnStage)}
 
 
-def _least(row: list[Stage], exchange: Exchange) -> float:
+def least(row: list[Stage], exchange: Exchange) -> float:
     """Return the microseconds that a row of stages takes at the least."""
     run = Row(row).run
     steps, seconds = exchange.verdict.going_on

@@ -8,7 +8,7 @@ client has written stands in a refusal's words, but for the name of a parameter 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -96,8 +96,13 @@ class Parameter:
         ways = self._decoded(text)
         if self.form == "json":
             return self._json_flaw(ways)
+        valid = self.schema.valid
         for way in ways:
-            if not any(map(self.schema.valid, _values(way, self.kinds))):
+            for kind in self.kinds:
+                value = _READ[kind](way)
+                if value is not _NOTHING and valid(value):
+                    break
+            else:
                 return self._flaw_of(way)
         return None
 
@@ -111,8 +116,8 @@ class Parameter:
             if len(ways) > 1:
                 return "has a +, which is a space to most: write %2B or %20"
             kinds = self.members.get(name, ("string",))
-            value = next(iter(_values(ways[0], kinds)), None)
-            if value is None and "null" not in kinds:
+            value = _value(ways[0], kinds)
+            if value is _NOTHING:
                 return "has a member that is not of its type"
             found[name] = value
         return None if self.schema.valid(found) else self.schema.flaw(found) or "is not valid"
@@ -122,10 +127,10 @@ class Parameter:
         return _decoded(text) if self.place == "query" else (text,)
 
     def _flaw_of(self, text: str) -> str:
-        values = list(_values(text, self.kinds))
-        if not values:
+        value = _value(text, self.kinds)
+        if value is _NOTHING:
             return f"has to be {' or '.join(_ARTICLES.get(kind, kind) for kind in self.kinds)}"
-        return self.schema.flaw(values[0]) or "is not valid"
+        return self.schema.flaw(value) or "is not valid"
 
     def _json_flaw(self, ways: tuple[str, ...]) -> str | None:
         for way in ways:
@@ -151,7 +156,7 @@ class Parameter:
     def _list_flaw(self, items: list[tuple[str, ...]]) -> str | None:
         """Check a list, each item in one or two readings."""
         for number in range(max(map(len, items), default=1)):
-            found = [next(iter(_values(ways[min(number, len(ways) - 1)], self.kinds)), _NOTHING) for ways in items]
+            found = [_value(ways[min(number, len(ways) - 1)], self.kinds) for ways in items]
             if _NOTHING in found:
                 return f"has to be a list of {' or '.join(self.kinds)} values"
             if not self.schema.valid(found):
@@ -391,17 +396,20 @@ class Api:
             if refusal is not None:
                 return refusal
         found: dict[str, list[str]] = {}
-        for piece in pieces:
-            if piece:
-                name, _, text = piece.partition("=")
-                if escaped or "+" in name:
-                    name = _decoded(name)[0]
-                texts = found.get(name)
-                if texts is None:
-                    found[name] = [text]
-                else:
-                    texts.append(text)
-        return self._parameters_refusal(operation, found)
+        try:
+            for piece in pieces:
+                if piece:
+                    name, _, text = piece.partition("=")
+                    if escaped or "+" in name:
+                        name = _decoded(name)[0]
+                    texts = found.get(name)
+                    if texts is None:
+                        found[name] = [text]
+                    else:
+                        texts.append(text)
+            return self._parameters_refusal(operation, found)
+        except UnicodeDecodeError:
+            return Refusal(Reason.PARAMETER_INVALID, "The query is not UTF-8.")
 
     def _parameters_refusal(self, operation: Operation, found: Mapping[str, list[str]]) -> Refusal | None:
         known = operation.query
@@ -534,38 +542,45 @@ def _decoded(text: str) -> tuple[str, ...]:
 
 
 def _escape_refusal(query: str) -> Refusal | None:
-    """Refuse escapes that are none, that are no UTF-8, and NUL, which ends a text for some."""
+    """Refuse escapes that are none, and NUL, which ends a text for some."""
     if _BROKEN.search(query) is not None:
         return Refusal(Reason.PARAMETER_INVALID, "The query holds a % that begins no percent-encoding.")
     if "%00" in query:
         return Refusal(Reason.PARAMETER_INVALID, "The query holds an encoded NUL.")
-    try:
-        for piece in query.split("&"):
-            for part in piece.split("=", 1):
-                unquote_to_bytes(part).decode("utf-8")
-    except UnicodeDecodeError:
-        return Refusal(Reason.PARAMETER_INVALID, "The query is not UTF-8.")
     return None
 
 
-def _values(text: str, kinds: tuple[str, ...]) -> Iterator[object]:
-    """Yield what a text may stand for, by JSON's types."""
+def _integer_of(text: str) -> object:
+    sound = len(text) <= LONGEST_NUMBER and _INTEGER.fullmatch(text) is not None
+    return int(text) if sound else _NOTHING
+
+
+def _number_of(text: str) -> object:
+    if len(text) > LONGEST_NUMBER or _NUMBER.fullmatch(text) is None:
+        return _NOTHING
+    if _INTEGER.fullmatch(text) is not None:
+        return int(text)
+    number = float(text)
+    return number if number - number == 0 else _NOTHING  # no infinity
+
+
+_READ: Final[Mapping[str, Callable[[str], object]]] = {
+    "integer": _integer_of,
+    "number": _number_of,
+    "boolean": lambda text: text == "true" if text in {"true", "false"} else _NOTHING,
+    "null": lambda text: _NOTHING if text else None,
+    "string": lambda text: text,
+}
+"""What a text stands for, by JSON's types; _NOTHING where it can't."""
+
+
+def _value(text: str, kinds: tuple[str, ...]) -> object:
+    """Return what a text stands for: the first of JSON's types that it can."""
     for kind in kinds:
-        if kind == "string":
-            yield text
-        elif kind == "integer":
-            if len(text) <= LONGEST_NUMBER and _INTEGER.fullmatch(text) is not None:
-                yield int(text)
-        elif kind == "number":
-            if len(text) <= LONGEST_NUMBER and _NUMBER.fullmatch(text) is not None:
-                number = float(text)
-                if number - number == 0:  # no infinity
-                    yield int(text) if _INTEGER.fullmatch(text) is not None else number
-        elif kind == "boolean":
-            if text in {"true", "false"}:
-                yield text == "true"
-        elif kind == "null" and not text:
-            yield None
+        value = _READ[kind](text)
+        if value is not _NOTHING:
+            return value
+    return _NOTHING
 
 
 def read_media_type(text: str) -> tuple[str, dict[str, str]] | None:

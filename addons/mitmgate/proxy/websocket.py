@@ -7,7 +7,6 @@ be put in. A message is bounded while it is put together, inflating included. Cl
 """
 
 import base64
-import contextlib
 import hashlib
 import logging
 import time
@@ -21,7 +20,7 @@ from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.layers.websocket import WebsocketMessageHook, WebsocketStartHook
 from mitmproxy.websocket import WebSocketData, WebSocketMessage
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, Opcode
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError, split_comma_header
@@ -241,15 +240,14 @@ class Relay:
                 side.pipe.hold_frames(True)
                 self._count()
             return
-        if item is None:
-            if side.ws.state is ConnectionState.OPEN:  # no close frame came: 1006 for the record
-                towards = CloseReason.GOING_AWAY if side is self._client else CloseReason.INTERNAL_ERROR
-                self._close_record(side, CloseReason.ABNORMAL_CLOSURE, "")
-                self._end(towards, None, None)
-        elif isinstance(item, Event):
-            self._relay(side, item)
-        else:
+        if isinstance(item, bytes):
             self._take_bytes(side, item)
+        elif item is not None:
+            self._relay(side, item)
+        elif side.ws.state is ConnectionState.OPEN:  # no close frame came: 1006 for the record
+            towards = CloseReason.GOING_AWAY if side is self._client else CloseReason.INTERNAL_ERROR
+            self._close_record(side, CloseReason.ABNORMAL_CLOSURE, "")
+            self._end(towards, None, None)
 
     def _take_bytes(self, side: _Side, data: bytes) -> None:
         try:
@@ -294,37 +292,49 @@ class Relay:
         return self._credit >= 0.0
 
     def _relay(self, side: _Side, event: Event) -> None:
-        other = self._other(side)
-        if side.from_client and isinstance(event, Message | Ping | Pong):
-            side.frame += len(event.data) if isinstance(event, Message) else 0
-            if not isinstance(event, Message) or event.frame_finished:
-                size, side.frame = side.frame, 0
-                if not self._affords(size):
-                    self.cut(Reason.FRAMES_EXCESSIVE)
-                    return
-        if isinstance(event, TextMessage | BytesMessage):
-            data = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
-            side.size += len(data)
-            if side.size > MAX_MESSAGE:
-                self._violated(side, CloseReason.MESSAGE_TOO_BIG)
-            elif not event.message_finished:
-                side.parts += data
-            else:
-                content = bytes(side.parts + data) if side.parts else data
-                side.parts.clear()
-                side.size = 0
-                self._message(side, Opcode.TEXT if isinstance(event, TextMessage) else Opcode.BINARY, content)
+        # Of wsproto's classes, which are abstract ones, asking for the class that an event has is the cheap question.
+        if isinstance(event, TextMessage):
+            self._part(side, event, Opcode.TEXT, event.data.encode())
+        elif isinstance(event, BytesMessage):
+            self._part(side, event, Opcode.BINARY, bytes(event.data))
         elif isinstance(event, Ping | Pong):
-            self._send(other, event)
+            if side.from_client and not self._affords(0):
+                self.cut(Reason.FRAMES_EXCESSIVE)
+                return
+            self._send(self._other(side), event)
         elif isinstance(event, CloseConnection) and side.ws.state is ConnectionState.OPEN:
             self._violated(side, event.code)  # wsproto's own word on what it can't read: no close frame came
         elif isinstance(event, CloseConnection):
             self._close_record(side, event.code, event.reason or "")
-            self._send(other, event)
+            self._send(self._other(side), event)
             self._send(side, event.response())
             self._finish(None)
 
-    def _message(self, side: _Side, opcode: Opcode, content: bytes) -> None:
+    def _part(self, side: _Side, event: TextMessage | BytesMessage, opcode: Opcode, data: bytes) -> None:
+        """Take a part of a message, or all of it."""
+        if side.from_client:
+            side.frame += len(data)
+            if event.frame_finished:
+                frame, side.frame = side.frame, 0
+                if not self._affords(frame):
+                    self.cut(Reason.FRAMES_EXCESSIVE)
+                    return
+        side.size += len(data)
+        if side.size > MAX_MESSAGE:
+            self._violated(side, CloseReason.MESSAGE_TOO_BIG)
+        elif not event.message_finished:
+            side.parts += data
+        elif side.parts:
+            content = bytes(side.parts + data)
+            side.parts.clear()
+            side.size = 0
+            self._message(side, opcode, content, None)
+        else:
+            side.size = 0
+            self._message(side, opcode, data, event)
+
+    def _message(self, side: _Side, opcode: Opcode, content: bytes, whole: Event | None) -> None:
+        """Show a message to the addons, and pass it on. whole: the event that has all of it, and can go on as it is."""
         side.messages += 1
         side.bytes += len(content)
         data = self.flow.websocket
@@ -334,11 +344,16 @@ class Relay:
         self._keep(data, message)
 
         def send() -> None:
+            event = whole
             if message.content is not content:
                 self._measure(data)
-            if not message.dropped and not self._over:
+                event = None
+            if message.dropped or self._over:
+                return
+            if event is None or message.type is not opcode:
                 text = message.content.decode(errors="replace") if message.type is Opcode.TEXT else message.content
-                self._send(self._other(side), TextMessage(text) if isinstance(text, str) else BytesMessage(text))
+                event = TextMessage(text) if isinstance(text, str) else BytesMessage(text)
+            self._send(self._other(side), event)
 
         self._hook(WebsocketMessageHook, send)
 
@@ -385,8 +400,11 @@ class Relay:
         return self._queue
 
     def _send(self, side: _Side, event: Event) -> None:
-        with contextlib.suppress(LocalProtocolError):  # it has closed already
-            side.pipe.send_frames(side.ws.send(event))
+        try:
+            frames = side.ws.send(event)
+        except LocalProtocolError:  # it has closed already
+            return
+        side.pipe.send_frames(frames)
 
     def _say(self, side: _Side, code: int) -> None:
         """Send a close frame where one can still be sent."""

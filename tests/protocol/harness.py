@@ -96,6 +96,7 @@ class Source:
             trusted_proxies=CidrSet(),
             client_fields=ClientFields({b"x-user-id"}),
             issuers={"dev": SimpleNamespace(leeway=0.0)},
+            leeway=lambda issuer: 0.0,
             max_head=limits.head,
             max_body=10 << 20,
             max_target=8192,

@@ -7,6 +7,7 @@ import pytest
 from mitmproxy.http import Response
 
 from mitmgate.core.cause import Cause
+from mitmgate.core.check import Check, Kind
 from mitmgate.core.circuit import State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
@@ -530,3 +531,16 @@ def test_already_denied(snapshot: Snapshot) -> None:
 
 def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_contains_exceptions(CircuitBreaker, snapshot, routed(snapshot), monkeypatch)
+
+
+def test_what_a_proxy_is_told_says_nothing_of_the_service(snapshot: Snapshot) -> None:
+    """A check that took long was long in the gateway; nobody has asked the endpoint."""
+    bench = Bench(snapshot)
+    made = bench.ask()[1]
+    assert made.route is not None
+    circuit = replace(made.route.upstream.circuit, slow=10.0)
+    made.route = replace(made.route, upstream=replace(made.route.upstream, circuit=circuit))
+    made.check = Check(Kind.NGINX, "127.0.0.1")
+    bench.now += 12
+    bench.end(made, 200)
+    assert bench.breaker.states() == {USERS: State.CLOSED}

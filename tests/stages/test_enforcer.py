@@ -10,6 +10,7 @@ from mitmproxy.test import taddons
 from mitmproxy.test.tflow import tclient_conn
 
 from mitmgate.chain import REQUIRED
+from mitmgate.core.check import Check, Kind
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Outcome, Step, Verdict
@@ -225,3 +226,27 @@ def test_no_policy_in_force_dials_nothing() -> None:
     with taddons.context(enforcer, loadcore=False), pytest.raises(LookupError):
         enforcer.server_connect(data)  # mitmproxy logs it and goes on to look at the error
     assert data.server.error
+
+
+@pytest.mark.parametrize(
+    ("decides", "check"),
+    [
+        (True, None),
+        (True, Check(None, "127.0.0.1")),
+        (False, Check(Kind.CADDY, "127.0.0.1")),
+    ],
+)
+def test_a_check_is_admitted_where_this_process_only_decides_and_nothing_else_there(
+    snapshot: Snapshot, decides: bool, check: Check | None
+) -> None:
+    for wrong in (False, True):
+        made = ready(snapshot)
+        enforcer = Enforcer(Source(snapshot), REQUIRED)
+        made.check, enforcer.decides = (check if wrong else Check(Kind.CADDY, "127.0.0.1")), decides or not wrong
+        flow = flow_of()
+        begin(flow, made)
+        enforcer.requestheaders(flow)
+        assert flow.response is not None
+        assert flow.response.status_code == (503 if wrong else 200)
+        assert type(flow.response.status_code) is int, "HTTPStatus can't be written to a recording"
+        assert made.admitted is not wrong

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from mitmgate.core.address import Address, CidrSet
+from mitmgate.core.browsers import Place
 from mitmgate.core.limit import Limit
 from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
@@ -254,6 +255,7 @@ class Route:
     every: bool = False
     openapi: Api | None = None  # what its requests are held to
     decision: DecisionService | None = None
+    places: tuple[Place, ...] = ("header",)  # where a token may be
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.core.authority import parse_authority
+from mitmgate.core.browsers import NOTHING, Carried, Shown
 from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
 from mitmgate.core.circuit import Permit
@@ -70,12 +71,14 @@ class Exchange:
     public_port: str | None = None  # Arrival: the same
     check: Check | None = None  # Arrival: a proxy asks for a decision on its own request; there is no service to go to
     head: Head | None = None  # Hygiene
+    carried: Carried = NOTHING  # Hygiene: credentials that were elsewhere than in Authorization
     route: Route | None = None  # Routing
     no_route: NoRoute | None = None  # Routing
     preflight: bool = False  # Routing: it is a true preflight, and Cors answers it
     cors: CorsGrant | None = None  # Cors
     max_body: int = 0  # SizeLimit: bytes; what the protocol layer holds streamed bodies to
     grants: list[Grant] = field(default_factory=list)  # ClientQuota, RateLimit
+    shown: Shown | None = None  # Authentication: what it has looked at; None: at Authorization, if at any
     principal: Principal | None = None  # Authentication
     beside: tuple[Principal, ...] = ()  # Authentication: whom further credentials of the request are of
     challenge: str | None = None  # Authentication, Authorization: the WWW-Authenticate value

@@ -29,6 +29,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _issuers(document)
     yield from _api_keys(document)
     yield from _resources(document)
+    yield from _credentials(document)
     yield from _client_limits(document)
     yield from _stores(document)
     yield from _listeners(document)
@@ -299,6 +300,19 @@ def _api_keys(document: Document) -> Iterator[Problem]:
         for at, key in _named(document, ("rate_limits", name, "key")):
             if key.lower() == f"header:{header}":
                 yield document.problem(at, "nothing counts by an API key itself", hint="write claim:key_id")
+
+
+def _credentials(document: Document) -> Iterator[Problem]:
+    """Find routes that take a cookie which has no name, and public ones that take a credential at all."""
+    cookie = document.at(("identity", "browsers", "cookie"))
+    for location, route in routes(document):
+        for place, kind in _named(document, (*location, "credentials")):
+            if kind == "cookie" and cookie is None:
+                yield document.problem(place, "the cookie has no name", hint="add identity.browsers.cookie")
+        if route.get("auth") == "none" and "credentials" in route:
+            yield document.problem(
+                (*location, "credentials"), _NO_PRINCIPAL, found="", hint="leave out auth: none", key=True
+            )
 
 
 def _resources(document: Document) -> Iterator[Problem]:

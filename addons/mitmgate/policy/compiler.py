@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from mitmgate.core import rules, template
 from mitmgate.core.address import CidrSet
+from mitmgate.core.browsers import Places
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit, Tiers
@@ -102,6 +103,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         credentials=_credentials(routes, default),
         checks=CidrSet(policy.decide.trusted),
         check_proxies=CidrSet((*policy.decide.trusted, *policy.trusted_proxies)),
+        browsers=_places(policy),
     )
 
 
@@ -327,6 +329,15 @@ def _proofs(proofs: Proofs, material: Material) -> rules.Proofs:
     return rules.Proofs(proofs.lifetime, material.nonce_secret, proofs.on_store_failure, field)
 
 
+def _places(policy: Policy) -> Places | None:
+    """Say where credentials of browsers are: whatever one route looks for, is taken out on all."""
+    accepted = {kind for route in policy.routes for kind in route.credentials} - {"header"}
+    cookie = policy.identity.browsers.cookie
+    if not accepted and cookie is None:
+        return None
+    return Places(None if cookie is None else cookie.encode("ascii"), "subprotocol" in accepted)
+
+
 ISSUER_HEADER = "X-User-Issuer"
 """Where the issuer is told unless the policy names another field."""
 
@@ -413,6 +424,7 @@ def _route(
         every=rule is not None and rule.all is not None,
         openapi=api,
         decision=None if decision in {None, "none"} else decisions[decision],
+        places=route.credentials,
     )
 
 

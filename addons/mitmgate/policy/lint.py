@@ -168,6 +168,18 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
             yield document.warning((*location, name), Code.UNUSED, "nothing uses this", key=True)
 
 
+def _browsers(policy: Policy, document: Document) -> Iterator[Problem]:
+    """A cookie that others can set makes users act as somebody else."""
+    cookie, at = policy.identity.browsers.cookie, ("identity", "browsers", "cookie")
+    if cookie is None:
+        return
+    if not cookie.startswith("__Host-"):
+        message = "other hosts of the domain, and whoever is on the way without TLS, can set this cookie"
+        yield document.warning(at, Code.COOKIE_OF_OTHERS, message, f"name it __Host-{cookie.removeprefix('__Secure-')}")
+    if not any("cookie" in route.credentials for route in policy.routes):
+        yield document.warning(at, Code.UNUSED, "no route takes it", "add credentials: [header, cookie]")
+
+
 def _resources(policy: Policy, document: Document) -> Iterator[Problem]:
     """Find published resources that no route serves: clients would ask their issuer for tokens in vain."""
     for index, published in enumerate(policy.identity.resources):
@@ -538,6 +550,7 @@ RULES: tuple[Callable[[Policy, Document], Iterator[Problem]], ...] = (
     _unused,
     _issuers,
     _resources,
+    _browsers,
     _two_issuers,
     _networks,
     _limits,

@@ -449,6 +449,20 @@ class Proofs(Section):
         return self
 
 
+def _cookie(text: str) -> str:
+    if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", text) is None:
+        raise wrong("must be a cookie's name", "write __Host-token")
+    return str(text)
+
+
+class Browsers(Section):
+    """Credentials of browsers, for routes whose `credentials` name them (docs/browsers.md)."""
+
+    cookie: Annotated[Text, AfterValidator(_cookie)] | None = None
+    """The name of the cookie whose value is a token. No service gets it. With __Host- before it, only this host can set
+    it, over TLS alone."""
+
+
 class Identity(Section):
     """Who may be a principal."""
 
@@ -459,6 +473,7 @@ class Identity(Section):
     resources: tuple[Published, ...] = ()
     """Protected resources that are published to clients without a token; none unless listed."""
     proofs: Proofs = Proofs()
+    browsers: Browsers = Browsers()
     forward: Forward = Forward()
     keep: tuple[Kept, ...] = ()
     """Header fields of clients that look like identity (docs/headers.md) and go on to services all the same."""

@@ -233,6 +233,9 @@ class OpenApi(Section):
     )
 
 
+CredentialPlace = Literal["header", "cookie", "subprotocol"]
+
+
 class Route(Section):
     """One way through the gateway."""
 
@@ -245,6 +248,9 @@ class Route(Section):
     auth: Auth | None = None
     """jwt: a token of identity.default, also where it is unset; api-key; {issuers: [...]}; {any: [...]} or {all: [...]}
     of several kinds; none for a public route."""
+    credentials: Annotated[tuple[CredentialPlace, ...], Field(min_length=1), one_or_more(CredentialPlace)] = ("header",)
+    """Where a credential may be: the Authorization header, and for browsers, which can't always set one, the cookie of
+    identity.browsers or a subprotocol bearer.TOKEN of a WebSocket (docs/browsers.md)."""
     require: Require = Require()
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""
@@ -279,4 +285,8 @@ class Route(Section):
             raise wrong("a body that is checked is held until it is whole", "leave stream: always out", at="stream")
         if len(set(self.rate_limits)) < len(self.rate_limits):
             raise wrong("a limit is listed twice", at="rate_limits")
+        if len(set(self.credentials)) < len(self.credentials):
+            raise wrong("a place is listed twice", at="credentials")
+        if "subprotocol" in self.credentials and not self.websocket:
+            raise wrong("only a WebSocket has subprotocols", "add websocket: true", at="credentials")
         return self

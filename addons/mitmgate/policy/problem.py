@@ -34,6 +34,7 @@ class Code(StrEnum):
     HANDS_OVER_CREDENTIAL = "hands-over-credential"
     UNLIMITED_WITHOUT_STORE = "unlimited-without-store"
     HSTS_OVER_HTTP = "hsts-over-http"
+    COOKIE_OF_OTHERS = "cookie-of-others"
     NO_AUDIT = "no-audit"
     UNKEYED_CHAIN = "unkeyed-chain"
     LOSES_EVENTS = "loses-events"

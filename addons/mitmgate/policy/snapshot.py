@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
+from mitmgate.core.browsers import Places
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
@@ -78,6 +79,7 @@ class Snapshot:
     credentials: tuple[Credential, ...] = ()
     checks: CidrSet = field(default_factory=CidrSet)
     check_proxies: CidrSet = field(default_factory=CidrSet)
+    browsers: Places | None = None  # where credentials are looked for beside Authorization; None: nowhere
 
     @property
     def redact(self) -> Redact:

@@ -53,8 +53,15 @@ def accepts(forward: Forward, response: Response) -> bool:
     key = next((value for name, value in forward.fields if name.lower() == b"sec-websocket-key"), b"")
     expected = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
     connection = {token.strip().lower() for token in response.headers.get("connection", "").split(",")}
+    offered = {
+        protocol.strip()
+        for name, value in forward.fields
+        if name.lower() == b"sec-websocket-protocol"
+        for protocol in value.decode("latin-1").split(",")
+    }
     return (
-        response.headers.get("upgrade", "").lower() == "websocket"
+        {*response.headers.get_all("sec-websocket-protocol")} <= offered  # which none that was taken out is of
+        and response.headers.get("upgrade", "").lower() == "websocket"
         and "upgrade" in connection
         and response.headers.get("sec-websocket-accept", "") == expected
     )

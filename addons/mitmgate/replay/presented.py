@@ -1,5 +1,7 @@
 """What a recorded request showed in Authorization: a token of a recording, a real one, or none."""
 
+import re
+
 from cachetools import LRUCache
 
 from mitmgate.core.headers import Fields
@@ -8,6 +10,8 @@ from mitmgate.core.token import read_token
 from mitmgate.replay.resigned import MARK, read_resigned
 from mitmgate.replay.traffic import Presented, Signature
 
+_ELSEWHERE = (b"cookie", b"sec-websocket-protocol")
+_TOKEN = re.compile(re.escape(MARK) + rb"[A-Za-z0-9_.-]*")
 _SCHEMES = (b"bearer", b"dpop")
 
 
@@ -35,6 +39,13 @@ class PresentedTokens:
                     return None
                 fields[at] = name, content.replace(token, found.text)
                 presented = found
+            elif MARK in content and name.lower() in _ELSEWHERE and key is not None:
+                for token in _TOKEN.findall(content):
+                    found = self._read(token, key)
+                    if found is None:
+                        return None
+                    fields[at] = name, fields[at][1].replace(token, found.text)
+                    presented = presented or found
         return tuple(fields), presented
 
     def real(self, fields: list[tuple[bytes, bytes]], signature: Signature) -> Presented | None:

@@ -213,6 +213,7 @@ class Recorder:
             state,
             lambda token: self._signature(token, exchange),
             lambda token: introspected(token, exchange, self._ring),
+            exchange.snapshot.browsers,
             settled=list(exchange.settled),
             moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
             failed_over=[reason.code for reason in exchange.failed_over],
@@ -224,6 +225,8 @@ class Recorder:
         return self._redactor.record(state)
 
     def _signature(self, token: bytes, exchange: Exchange) -> Signature:
+        if not _looked_at(token, exchange):
+            return checked_signature(token, exchange, self._ring)
         final = exchange.verdict.final
         found = found_signature(
             None if final is None else final.reason.code,
@@ -231,6 +234,13 @@ class Recorder:
             exchange.principal is not None,
         )
         return checked_signature(token, exchange, self._ring) if found == "unchecked" else found
+
+
+def _looked_at(token: bytes, exchange: Exchange) -> bool:
+    """Tell whether a token is the one that the decision is about, and not another that the request has as well."""
+    if exchange.shown is not None:
+        return token == exchange.shown.text
+    return all(token not in texts for texts in exchange.carried)
 
 
 def checked_signature(token: bytes, exchange: Exchange, ring: KeyRing | None) -> Signature:
@@ -249,7 +259,7 @@ def checked_signature(token: bytes, exchange: Exchange, ring: KeyRing | None) ->
 
 def introspected(token: bytes, exchange: Exchange, ring: KeyRing | None) -> UnverifiedToken | Refusal:
     """Return what the issuer of an opaque token has said of it, as claims, or why it was refused."""
-    principal, final = exchange.principal, exchange.verdict.final
+    principal, final = (exchange.principal, exchange.verdict.final) if _looked_at(token, exchange) else (None, None)
     if principal is None and final is not None and final.stage == "authentication":
         return Refusal(final.reason, final.detail)
     if principal is None and ring is not None:

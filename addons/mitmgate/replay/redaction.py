@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
+from mitmgate.core.browsers import Places, cookie_of, subprotocol_of
 from mitmgate.core.headers import Fields
 from mitmgate.core.introspection import UNAVAILABLE, is_opaque
 from mitmgate.core.refusal import Refusal
@@ -70,6 +71,7 @@ class Redactor:
         self.privacy = privacy or Privacy()
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
+        self._places: Places | None = None
         self._introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None
         self._hidden = Hidden({})
         self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(_ROOM, _octets)
@@ -80,15 +82,17 @@ class Redactor:
         state: State,
         signature: Callable[[bytes], Signature],
         introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None,
+        places: Places | None = None,
         **facts: object,
     ) -> None:
         """Redact a flow's state in place, and note in its metadata how.
 
         signature: asked for each bearer token. introspected: asked for each opaque one, what its issuer has said;
-        None: nobody knows any more. facts: plain values that are added to the note.
+        None: nobody knows any more. places: where tokens may be beside Authorization.
+        facts: plain values that are added to the note.
         """
         hidden: dict[str, str] = {}
-        self._introspected = introspected
+        self._introspected, self._places = introspected, places
         came: dict[tuple[bytes, bytes], bytes] = {}
         request = state["request"]
         saved = state["metadata"].get(METADATA)
@@ -175,8 +179,38 @@ class Redactor:
             if name.lower() == b"authorization":
                 redacted.append((name, self._authorization(value, signature, hidden)))
             else:
-                redacted.append((name, self._veil.field(name, value)))
+                redacted.append((name, self._elsewhere(name.lower(), value, signature, hidden)))
         return tuple(redacted)
+
+    def _elsewhere(
+        self, lower: bytes, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]
+    ) -> bytes:
+        """Redact a field that may hold a token where browsers have them."""
+        places = self._places
+        if places is None or not (
+            (lower == b"cookie" and places.cookie is not None)
+            or (lower == b"sec-websocket-protocol" and places.subprotocol)
+        ):
+            return self._veil.field(lower, value)
+        separator = b";" if lower == b"cookie" else b","
+        return separator.join([self._part(lower, part, places, signature, hidden) for part in value.split(separator)])
+
+    def _part(
+        self,
+        lower: bytes,
+        part: bytes,
+        places: Places,
+        signature: Callable[[bytes], Signature],
+        hidden: dict[str, str],
+    ) -> bytes:
+        token = cookie_of(part, places.cookie or b"") if lower == b"cookie" else subprotocol_of(part)
+        if not token:
+            blank = part[: len(part) - len(part.lstrip(b" "))]
+            return blank + self._veil.field(lower, part[len(blank) :])
+        before, _, after = part.rpartition(token)
+        resigned, claims = self._resigned(token, signature(token))
+        hidden |= claims
+        return before + resigned + after
 
     def _authorization(self, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> bytes:
         scheme, _, rest = value.partition(b" ")

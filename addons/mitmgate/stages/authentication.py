@@ -7,6 +7,7 @@ from mitmgate.core import api_key
 from mitmgate.core.address import peer_address
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
+from mitmgate.core.browsers import NOTHING, Place, Shown, page_refusal, presented
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import (
     ALGORITHMS,
@@ -59,12 +60,14 @@ class Authentication(Stage):
 
     Reads: head (Authorization, and nothing else: no query, no cookie, no body; for a token that is bound, the DPoP
     field and the client's certificate), the field of API keys where the route takes one, route or no_route,
-    snapshot.issuers, snapshot.proofs, now, started. Writes: principal, beside, challenge, answer (DPoP-Nonce). Denies:
-    401 with a reason for each way a credential can fail, 400 where there is a second one, 503 keys-unavailable,
-    api-keys-unavailable, revocations-unknown or, where nobody can tell whether a proof was used before,
-    store-unavailable. What is said of a token that is not good does not depend on the route. Skips public
+    snapshot.issuers, snapshot.proofs, now, started; where the route accepts a token elsewhere (core.browsers), carried,
+    Origin, Sec-Fetch-Site and Sec-Fetch-Mode. Writes: principal, beside, shown, challenge, answer (DPoP-Nonce). Denies:
+    401 with a reason for each way a credential can fail, 400 where there is a second one, 403 origin-not-allowed for
+    pages that may not use a cookie, 503 keys-unavailable, introspection-unavailable, api-keys-unavailable,
+    revocations-unknown or, where nobody can tell whether a proof was used before, store-unavailable. What is said of a
+    token that is not good does not depend on the route. Skips public
     routes, and preflights that Cors answers. On failure: 503 stage-error. Waits only where a published key set may have
-    a key that is not known yet, or to ask whether a proof was used before; a bounded time.
+    a key that is not known yet, to ask an issuer about a token, or whether a proof was used before; a bounded time.
     """
 
     name = "authentication"
@@ -91,6 +94,7 @@ class Authentication(Stage):
         field = exchange.snapshot.key_field
         read: dict[str, object] = {
             "credential": head is not None and b"authorization" in head.headers,
+            **({} if exchange.shown is None else {"in": exchange.shown.place}),
             **({} if field is None else {"api_key": field in exchange.request.headers}),
             "issuers": list((exchange.snapshot.default_issuers if route is None else route.issuers) or ()),
             "now": exchange.now,
@@ -135,7 +139,7 @@ class Authentication(Stage):
         found: dict[Credential, Principal | None] = {}  # in the order of the policy; a token's principal comes later
         for kind in kinds:
             result: Principal | Refusal | None = None
-            there = b"authorization" in head.headers if kind == "jwt" else False
+            there = kind == "jwt" and (b"authorization" in head.headers or _presented(exchange, head) is not None)
             if kind == "api-key":
                 keys = exchange.request.headers.all(exchange.snapshot.key_field or b"")
                 result = self._api_keys.authenticate(keys, exchange.now, exchange.started) if keys else None
@@ -192,6 +196,10 @@ class Authentication(Stage):
     def _token(self, exchange: Exchange, head: Head, names: tuple[str, ...]) -> Step | Awaitable[Step]:
         """Admit with the principal of the token, or deny."""
         credential = head.headers.one(b"authorization")
+        if exchange.snapshot.browsers is not None:
+            step = self._of_browser(exchange, head, names)
+            if step is not None:
+                return step
         if credential is None:
             return self._refuse(exchange, _NO_CREDENTIAL)
         scheme, _, token = credential.partition(b" ")
@@ -200,13 +208,34 @@ class Authentication(Stage):
             dpop = scheme.lower() == b"dpop"  # RFC 9449, section 7.1
             if not dpop:
                 return self._refuse(exchange, _OTHER_SCHEME)
-        snapshot, token = exchange.snapshot, token.strip(b" ")
+        return self._of_token(exchange, head, token.strip(b" "), dpop, names)
+
+    def _of_token(
+        self, exchange: Exchange, head: Head, token: bytes, dpop: bool, names: tuple[str, ...]
+    ) -> Step | Awaitable[Step]:
+        snapshot = exchange.snapshot
         if len(token) > snapshot.max_token:
             return self._refuse(exchange, TOO_LARGE, dpop)
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
             return self._conclude(exchange, head, result, token, dpop)
         return self._later(exchange, head, result, token, dpop)
+
+    def _of_browser(self, exchange: Exchange, head: Head, names: tuple[str, ...]) -> Step | Awaitable[Step] | None:
+        """Decide on a credential that the route accepts in another place; None: there is none."""
+        route = exchange.route
+        accepted: tuple[Place, ...] = ("header",) if route is None else route.places
+        found = _presented(exchange, head)
+        if isinstance(found, Refusal):
+            return self._refuse(exchange, found)
+        if found is None:
+            return self._refuse(exchange, _NO_CREDENTIAL) if "header" not in accepted else None
+        allowed = () if route is None or route.cors is None else route.cors.origins
+        refusal = page_refusal(found.place, head, allowed, _own_origins(exchange, head))
+        if refusal is not None:
+            return self._refuse(exchange, refusal)
+        exchange.shown = found
+        return self._of_token(exchange, head, found.text, False, names)
 
     async def _later(
         self, exchange: Exchange, head: Head, pending: Awaitable[Principal | Refusal], token: bytes, dpop: bool
@@ -278,8 +307,9 @@ class Authentication(Stage):
         reason = refusal.reason
         if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
             exchange.challenge = told_challenge(exchange, BARE_CHALLENGE)
-        elif reason.status == 401 or refusal is _TWO_CREDENTIALS:
-            error = _ERRORS.get(reason, "invalid_token") if dpop or refusal is _TWO_CREDENTIALS else "invalid_token"
+        elif reason.status == 401 or reason is Reason.CREDENTIAL_AMBIGUOUS:
+            two = reason is Reason.CREDENTIAL_AMBIGUOUS
+            error = _ERRORS.get(reason, "invalid_token") if dpop or two else "invalid_token"
             if refusal is NOT_BOUND:
                 error = "invalid_token"
             dpop = dpop or refusal is AS_BEARER
@@ -290,6 +320,21 @@ class Authentication(Stage):
             nonce = nonce_at(rule.nonce or b"", exchange.now, rule.lifetime)
             exchange.answer = Answer(reason.status, ((b"DPoP-Nonce", nonce.encode("ascii")),))
         return self.deny(reason, refusal.detail)
+
+
+def _presented(exchange: Exchange, head: Head) -> Shown | Refusal | None:
+    """Return the token that a request shows where the route accepts it, beside Authorization."""
+    if exchange.carried is NOTHING or exchange.route is None:
+        return None
+    authorization, websocket = b"authorization" in head.headers, head.upgrade is not None
+    return presented(exchange.carried, exchange.route.places, authorization=authorization, websocket=websocket)
+
+
+def _own_origins(exchange: Exchange, head: Head) -> frozenset[str]:
+    """Return the origins of pages of the host that was asked: as the client saw it, or over TLS."""
+    host = exchange.public_host or head.headers.text("host") or exchange.request.authority
+    hosts = [host] if exchange.public_port is None else [host, f"{host}:{exchange.public_port}"]
+    return frozenset(f"{scheme}://{name}" for name in hosts for scheme in (exchange.scheme, "https"))
 
 
 def _is_of_key(principal: Principal) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from mitmgate.core.browsers import take
 from mitmgate.core.hygiene import clean, screen
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -17,7 +18,8 @@ _WEBSOCKETS = Answer(Reason.UPGRADE_REFUSED.status, ((b"Sec-WebSocket-Version", 
 class Hygiene(Stage):
     """Refuse what could be read in two ways, strip what could be spoofed.
 
-    Reads: the ingress request. Writes: exchange.head.
+    Reads: the ingress request. Writes: exchange.head; exchange.carried, which
+    is in none of it.
     Denies: 400 method-invalid, target-invalid, path-ambiguous, host-invalid, header-invalid, header-repeated,
     upgrade-refused; 414 target-too-long; 431 head-too-large; 508 loop-detected.
     On failure: stage-error. Not subject to report mode: nobody can say what an ambiguous request would have been.
@@ -56,5 +58,7 @@ class Hygiene(Stage):
             if head.reason is Reason.UPGRADE_REFUSED:
                 exchange.answer = _WEBSOCKETS  # RFC 6455, section 4.4
             return self.deny(head.reason, head.detail)
+        if snapshot.browsers is not None:
+            head, exchange.carried = take(head, snapshot.browsers)
         exchange.head = head
         return self.admitted

@@ -1,0 +1,170 @@
+"""Credentials of browsers, whose scripts can't set every header field: a cookie, a subprotocol, a ticket.
+
+They are taken out of the head before anything reads it, on every route, so that no service, rule or record has them; a
+route says which of them it accepts. A browser sends cookies with requests that pages of others make, too, so where one
+has come, the page counts as well (RFC 6455, section 10.2; Fetch Metadata Request Headers, section 2.4).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
+
+from mitmgate.core.headers import Headers
+from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
+from mitmgate.core.request import Head
+
+Place = Literal["header", "cookie", "subprotocol", "ticket"]
+
+SUBPROTOCOL: Final = b"bearer."
+"""How a subprotocol begins that is a token; a token has no character that a name of a subprotocol can't have, but for
+"/" and "=" of opaque ones (RFC 9110, section 5.6.2)."""
+
+AMBIGUOUS: Final = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds more than one credential.")
+_FOREIGN: Final = Refusal(Reason.ORIGIN_NOT_ALLOWED, "The page that asks is not of an origin that is allowed here.")
+_UNSAID: Final = Refusal(
+    Reason.ORIGIN_NOT_ALLOWED, "A cookie counts here only where the request says of which origin its page is."
+)
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a policy looks for credentials beside Authorization. cookie: its name; ticket: the parameter's name."""
+
+    cookie: bytes | None = None
+    subprotocol: bool = False
+    ticket: str | None = None
+
+
+class Carried(NamedTuple):
+    """What was taken out of a head."""
+
+    cookies: tuple[bytes, ...] = ()
+    subprotocols: tuple[bytes, ...] = ()
+    tickets: tuple[bytes, ...] = ()
+
+
+NOTHING: Final = Carried()
+
+
+class Shown(NamedTuple):
+    """A token or ticket, and where it was."""
+
+    place: Place
+    text: bytes
+
+
+def take(head: Head, places: Places) -> tuple[Head, Carried]:
+    """Take the credentials of these places out of a head."""
+    cookies: tuple[bytes, ...] = ()
+    subprotocols: tuple[bytes, ...] = ()
+    tickets: tuple[bytes, ...] = ()
+    headers, query = head.headers, head.query
+    if places.cookie is not None and b"cookie" in headers:
+        headers, cookies = headers.derive(_without_cookie, places.cookie)
+    if places.subprotocol and b"sec-websocket-protocol" in headers:
+        headers, subprotocols = headers.derive(_without_subprotocols)
+    if places.ticket is not None and query is not None and places.ticket in query:
+        query, tickets = _without_parameter(query, places.ticket)
+    if not (cookies or subprotocols or tickets):
+        return head, NOTHING
+    return replace(head, headers=headers, query=query), Carried(cookies, subprotocols, tickets)
+
+
+def cookie_of(pair: bytes, name: bytes) -> bytes | None:
+    """Return the value of a pair of a Cookie field where it has this name (RFC 6265, section 4.2.1)."""
+    found, equals, value = pair.partition(b"=")
+    return value.strip(b" \t") if equals and found.strip(b" \t") == name else None
+
+
+def subprotocol_of(name: bytes) -> bytes | None:
+    """Return the token of a subprotocol that is one."""
+    name = name.strip(b" \t")
+    return name[len(SUBPROTOCOL) :] if name.lower().startswith(SUBPROTOCOL) else None
+
+
+def _without_cookie(headers: Headers, name: bytes) -> tuple[Headers, tuple[bytes, ...]]:
+    found: list[bytes] = []
+    fields: list[tuple[bytes, bytes]] = []
+    for field, value in headers.fields:
+        if field.lower() != b"cookie":
+            fields.append((field, value))
+            continue
+        pairs = value.split(b";")
+        others = [pair for pair in pairs if cookie_of(pair, name) is None]
+        found += [text for pair in pairs if (text := cookie_of(pair, name)) is not None]
+        rest = value if len(others) == len(pairs) else b";".join(others).strip(b" \t")
+        if rest:
+            fields.append((field, rest))
+    return Headers(fields), tuple(found)
+
+
+def _without_subprotocols(headers: Headers) -> tuple[Headers, tuple[bytes, ...]]:
+    found: list[bytes] = []
+    fields: list[tuple[bytes, bytes]] = []
+    for field, value in headers.fields:
+        if field.lower() != b"sec-websocket-protocol":
+            fields.append((field, value))
+            continue
+        names = value.split(b",")
+        others = [name.strip(b" \t") for name in names if subprotocol_of(name) is None]
+        found += [text for name in names if (text := subprotocol_of(name)) is not None]
+        if others:
+            fields.append((field, value if len(others) == len(names) else b", ".join(others)))
+    return Headers(fields), tuple(found)
+
+
+def _without_parameter(query: str, name: str) -> tuple[str | None, tuple[bytes, ...]]:
+    pairs = query.split("&")
+    found = [pair.partition("=") for pair in pairs]
+    others = [pair for pair, (parameter, _, _) in zip(pairs, found, strict=True) if parameter != name]
+    tickets = tuple([text.encode("latin-1") for parameter, _, text in found if parameter == name])
+    return "&".join(others) if others else None, tickets
+
+
+def presented(
+    carried: Carried, accepted: Iterable[Place], *, authorization: bool, websocket: bool
+) -> Shown | Refusal | None:
+    """Return the one credential that a request shows in one of the accepted places; None: none but Authorization.
+
+    authorization: whether it has one there, which counts whatever is accepted. A cookie counts where it is accepted
+    alone: a browser sends it along, whatever else its page has to show.
+    """
+    found: list[Shown] = []
+    if "cookie" in accepted:
+        found += [Shown("cookie", text) for text in carried.cookies]
+    if websocket and "subprotocol" in accepted:
+        found += [Shown("subprotocol", text) for text in carried.subprotocols]
+    if "ticket" in accepted:
+        found += [Shown("ticket", text) for text in carried.tickets]
+    if len(found) + authorization > 1:
+        return AMBIGUOUS  # RFC 6750, section 2: one method in a request
+    return found[0] if found else None
+
+
+def page_refusal(place: Place, head: Head, allowed: Iterable[str], own: Iterable[str]) -> Refusal | None:
+    """Say why the page that a request comes from may not use a credential; None: it may.
+
+    allowed: origins of other pages that may, byte for byte. own: those of the very host that was asked.
+
+    An Origin that is there must be allowed. With a cookie, which the page need not know, it must be there: browsers
+    send it with every handshake of a WebSocket and every method that is not safe (Fetch, section 3.1). Where there is
+    none, Sec-Fetch-Site has to say that the page is of the same origin. For safe methods, whose responses no other
+    page can read, it is enough that it does not say otherwise, or that the user follows a link. Neither can be set by
+    a script.
+    """
+    headers = head.headers
+    if b"origin" in headers:
+        origin = headers.text("origin") or ""
+        return None if origin in allowed or origin in own else _FOREIGN
+    if place != "cookie":
+        return None
+    site = headers.text("sec-fetch-site")
+    if site == "same-origin":
+        return None
+    if head.upgrade is not None or head.method not in _SAFE:
+        return _UNSAID if site is None else _FOREIGN
+    if site in {None, "none"}:
+        return None
+    return None if headers.text("sec-fetch-mode") == "navigate" else _FOREIGN

@@ -1,0 +1,266 @@
+"""Credentials of browsers at real gateways: no service gets them, and no page of others can use them."""
+
+import json
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmgate.cli import main
+from tests.live.harness import Gateway, audit_events, mint, policy, route, write_policy
+from tests.live.harness_http import Answered
+from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
+
+OWN, ALLOWED, EVIL = "http://gateway.test", "https://app.example", "https://evil.example"
+COOKIE = "__Host-token"
+
+
+def service(asked: Recorded) -> Reply | Raw:
+    """Take every WebSocket, with the first subprotocol that is offered; one that asks for `lie` gets another."""
+    key = asked.one("sec-websocket-key")
+    if key is None:
+        return Reply()
+    accept = b64encode(sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
+    chosen = (asked.one("sec-websocket-protocol") or "").partition(",")[0].replace("lie", "bearer.lie")
+    lines = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    lines += f"Sec-WebSocket-Accept: {accept}\r\n"
+    lines += f"Sec-WebSocket-Protocol: {chosen}\r\n" if chosen else ""
+    return Raw(f"{lines}\r\n".encode(), close=False)
+
+
+def policy_with(directory: Path, upstream: RecordingUpstream) -> dict[str, Any]:
+    made = policy(directory, upstream)
+    made["identity"]["browsers"] = {"cookie": COOKIE}
+    route(made, "users", credentials=["header", "cookie"])
+    made["routes"] += [
+        {"name": "page", "match": {"exact": "/page"}, "upstream": "users", "credentials": ["cookie"]},
+        {
+            "name": "ws",
+            "match": {"exact": "/ws"},
+            "upstream": "users",
+            "websocket": True,
+            "credentials": ["header", "cookie", "subprotocol"],
+        },
+    ]
+    return made
+
+
+@dataclass
+class Side:
+    """A gateway, and the service behind it."""
+
+    gateway: Gateway
+    upstream: RecordingUpstream
+
+    def ask(self, method: str, target: str, **fields: str) -> Answered:
+        """Ask with fields; `_` in a name is `-`, and a list repeats it."""
+        self.upstream.settle()
+        self.upstream.forget_requests()
+        headers = [(name.replace("_", "-"), value) for name, value in fields.items()]
+        return self.gateway.request(method, target, headers=headers, body=b"{}" if method == "POST" else None)
+
+    def saw_nothing(self) -> None:
+        """Look at requests and connections: the end of an earlier WebSocket may come as late as it wants."""
+        self.upstream.settle()
+        assert (self.upstream.requests, self.upstream.connections) == ([], 0)
+
+    def refused(self, answered: Answered, status: int, reason: str) -> None:
+        assert (answered.status, answered.reason) == (status, reason)
+        self.saw_nothing()
+
+    def open(self, *fields: str) -> tuple[int, str]:
+        """Open a WebSocket; return the status and the head of the answer."""
+        self.upstream.settle()
+        self.upstream.forget_requests()
+        lines = [
+            *("GET /ws HTTP/1.1", "Host: gateway.test", "Connection: Upgrade", "Upgrade: websocket"),
+            *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *fields),
+        ]
+        with socket.create_connection(("127.0.0.1", self.gateway.port), PATIENCE) as link:
+            link.sendall("\r\n".join([*lines, "", ""]).encode())
+            got = b""
+            while b"\r\n\r\n" not in got:
+                part = link.recv(65536)
+                assert part, got
+                got += part
+        return int(got[9:12]), got.decode("latin-1").lower()
+
+
+@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+    directory = tmp_path_factory.mktemp("browsers")
+    with (
+        RecordingUpstream(service) as upstream,
+        Gateway(write_policy(directory, policy_with(directory, upstream)), host=request.param) as gateway,
+    ):
+        yield Side(gateway, upstream)
+
+
+def test_a_cookie_counts_where_the_route_says_so_and_goes_nowhere(side: Side) -> None:
+    token = mint("alice")
+    assert side.ask("GET", "/api/v1/users", Cookie=f"a=1; {COOKIE}={token}; b=2").status == 200
+    seen = side.upstream.last()
+    assert (seen.one("cookie"), seen.one("x-user-id")) == ("a=1; b=2", "alice")
+    assert token.encode() not in seen.raw
+    assert side.ask("GET", "/page", Cookie=f"{COOKIE}={token}").status == 200
+    assert side.upstream.last().one("cookie") is None
+    side.refused(side.ask("GET", "/page", Authorization=f"Bearer {token}"), 401, "credential-missing")
+    side.refused(
+        side.ask("GET", "/api/v1/users", Cookie=f"{COOKIE}={mint(key='x' * 64)}"), 401, "token-signature-invalid"
+    )
+    side.refused(side.ask("GET", "/api/v1/users", Cookie=f"{COOKIE.lower()}={token}"), 401, "credential-missing")
+    # Nobody else gets it, whatever the route accepts.
+    side.refused(side.ask("GET", "/api/v1/orders", Cookie=f"{COOKIE}={token}"), 401, "credential-missing")
+    side.refused(side.ask("GET", "/nowhere", Cookie=f"{COOKIE}={token}"), 401, "credential-missing")
+    both = {"Authorization": f"Bearer {mint('bob')}", "Cookie": f"{COOKIE}={token}"}
+    assert side.ask("GET", "/api/v1/orders", **both).status == 200
+    assert side.upstream.last().one("x-user-id") == "bob"
+    assert token.encode() not in side.upstream.last().raw
+    assert side.ask("GET", "/public", Cookie=f"{COOKIE}={token}; c=3").status == 200
+    assert side.upstream.last().one("cookie") == "c=3"
+
+
+def test_two_credentials_are_ambiguous(side: Side) -> None:
+    token = mint()
+    for fields in (
+        {"Authorization": f"Bearer {token}", "Cookie": f"{COOKIE}={token}"},
+        {"Authorization": "Basic YTpi", "Cookie": f"{COOKIE}={token}"},
+        {"Cookie": f"{COOKIE}={token}; {COOKIE}={token}"},
+        {"Cookie": f"{COOKIE}={token}", "cookie": f"x=1; {COOKIE}="},
+    ):
+        answered = side.ask("GET", "/api/v1/users", **fields)
+        side.refused(answered, 400, "credential-ambiguous")
+        assert 'error="invalid_request"' in (answered.one("www-authenticate") or "")
+    for words in (
+        (f"Sec-WebSocket-Protocol: bearer.{token}, bearer.{token}",),
+        (f"Sec-WebSocket-Protocol: bearer.{token}", f"Sec-WebSocket-Protocol: Bearer.{token}, chat"),
+        (f"Sec-WebSocket-Protocol: bearer.{token}", f"Cookie: {COOKIE}={token}", f"Origin: {OWN}"),
+        (f"Sec-WebSocket-Protocol: bearer.{token}", f"Authorization: Bearer {token}"),
+    ):
+        assert side.open(*words)[0] == 400
+        side.saw_nothing()
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "status"),
+    [
+        ("POST", {}, 403),
+        ("POST", {"Origin": EVIL}, 403),
+        ("POST", {"Origin": "null"}, 403),
+        ("POST", {"Origin": ""}, 403),
+        ("POST", {"Origin": f"{OWN}.evil.example"}, 403),
+        ("POST", {"Origin": f"{OWN}:8443"}, 403),
+        ("POST", {"Origin": EVIL, "Sec_Fetch_Site": "same-origin"}, 403),
+        ("POST", {"Sec_Fetch_Site": "same-site"}, 403),
+        ("POST", {"Sec_Fetch_Site": "none"}, 403),
+        ("POST", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 403),
+        ("POST", {"Sec_Fetch_Site": "same-origin"}, 200),
+        ("POST", {"Origin": OWN}, 200),
+        ("POST", {"Origin": "https://gateway.test"}, 200),
+        ("POST", {"Origin": ALLOWED}, 200),
+        ("DELETE", {}, 403),
+        ("GET", {}, 200),
+        ("GET", {"Origin": EVIL}, 403),
+        ("GET", {"Origin": ALLOWED}, 200),
+        ("GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        ("GET", {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        ("GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("GET", {"Sec_Fetch_Site": "same-origin"}, 200),
+    ],
+)
+def test_which_pages_may_use_a_cookie(side: Side, method: str, fields: dict[str, str], status: int) -> None:
+    answered = side.ask(method, "/api/v1/users", Cookie=f"{COOKIE}={mint()}", **fields)
+    if status == 403:
+        side.refused(answered, 403, "origin-not-allowed")
+    else:
+        assert answered.status == status
+
+
+def test_a_subprotocol_that_is_a_token_is_none_to_anybody(side: Side) -> None:
+    token = mint("alice")
+    for offered in (f"bearer.{token}, chat, other", f"chat, bearer.{token}, other"):
+        status, head = side.open(f"Sec-WebSocket-Protocol: {offered}")
+        assert status == 101
+        assert "sec-websocket-protocol: chat\r\n" in head
+        assert "bearer" not in head
+        seen = side.upstream.last()
+        assert (seen.one("sec-websocket-protocol"), seen.one("x-user-id")) == ("chat, other", "alice")
+        assert token.encode() not in seen.raw
+    status, head = side.open(f"Sec-WebSocket-Protocol: bearer.{token}")
+    assert (status, "sec-websocket-protocol" in head) == (101, False)
+    assert side.open(f"Sec-WebSocket-Protocol: bearer.{token}, chat", f"Origin: {OWN}")[0] == 101
+    assert side.open(f"Sec-WebSocket-Protocol: bearer.{token}, lie")[0] == 502, "a subprotocol that nobody has offered"
+    for status, *words in (
+        (403, f"Sec-WebSocket-Protocol: bearer.{token}, chat", f"Origin: {EVIL}"),
+        (401, f"Sec-WebSocket-Protocol: bearer.{mint(lifetime=-3600)}, chat"),
+        (401, "Sec-WebSocket-Protocol: bearer., chat"),
+        (401, f"Sec-WebSocket-Protocol: bearer, {token}"),
+        (401, "Sec-WebSocket-Protocol: chat"),
+        (403, f"Cookie: {COOKIE}={token}"),
+        (403, f"Cookie: {COOKIE}={token}", f"Origin: {EVIL}"),
+        (403, f"Cookie: {COOKIE}={token}", f"Origin: {ALLOWED}"),  # this route has no CORS rule
+        (403, f"Cookie: {COOKIE}={token}", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: websocket"),
+    ):
+        assert side.open(*words)[0] == status, words
+        side.saw_nothing()
+    assert side.open(f"Cookie: {COOKIE}={token}", f"Origin: {OWN}")[0] == 101
+    plain = side.ask("GET", "/ws", Sec_WebSocket_Protocol=f"bearer.{token}")
+    side.refused(plain, 401, "credential-missing")
+
+
+def test_nothing_is_left_on_record_and_it_replays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = tmp_path / "traffic.mitm"
+    tokens = [mint(name) for name in ("alice", "bob", "carol")]
+    forged = mint("mallory", key="x" * 64)
+    with RecordingUpstream(service) as upstream:
+        path = write_policy(tmp_path, policy_with(tmp_path, upstream))
+        with Gateway(path, arguments=("--record", str(recording))) as gateway:
+            side = Side(gateway, upstream)
+            assert side.ask("GET", "/api/v1/users", Cookie=f"a=1; {COOKIE}={tokens[0]}").status == 200
+            assert side.open(f"Sec-WebSocket-Protocol: bearer.{tokens[1]}, chat")[0] == 101
+            assert side.ask("POST", "/api/v1/users", Cookie=f"{COOKIE}={tokens[2]}", Origin=EVIL).status == 403
+            assert side.ask("GET", "/api/v1/users", Cookie=f"{COOKIE}={forged}").status == 401
+            good = {"Authorization": f"Bearer {tokens[0]}", "Cookie": f"{COOKIE}={forged}"}
+            assert side.ask("GET", "/api/v1/orders", **good).status == 200
+            assert len(audit_events(tmp_path / "audit.jsonl", 5)) == 5
+            log = gateway.log
+        content = recording.read_bytes() + (tmp_path / "audit.jsonl").read_bytes() + log.encode()
+        for token in (*tokens, forged):
+            assert token.encode() not in content
+            assert token.rpartition(".")[2].encode() not in content
+        monkeypatch.setenv("MITMGATE_TEST_SECRET", "another secret, of somewhere else, that is long enough")
+        assert main(["replay", str(recording), "--policy", str(path), "--format", "json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["decided"] == report["same"] == 5
+        # Where the route takes no cookie it is no credential, and where it takes one a forged one is found out.
+        other = policy_with(tmp_path, upstream)
+        route(other, "users", credentials=["header"])
+        assert main(["replay", str(recording), "--policy", str(write_policy(tmp_path, other, "other.yaml"))]) == 1
+        assert "credential-missing" in capsys.readouterr().out
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = policy(tmp_path, "http://127.0.0.1:9")
+    route(made, "users", credentials=["cookie", "subprotocol"])
+    route(made, "public", credentials=["header"])
+    path = write_policy(tmp_path, made)
+    assert main(["check", str(path)]) == 2
+    told = "".join(capsys.readouterr())
+    assert "add identity.browsers.cookie" in told
+    assert "only a WebSocket has subprotocols" in told
+    assert "leave out auth: none" in told
+    monkeypatch.setenv("MITMGATE_TEST_SECRET", "x" * 64)
+    made = policy(tmp_path, "http://127.0.0.1:9")
+    made["identity"]["browsers"] = {"cookie": "token"}
+    assert main(["check", str(write_policy(tmp_path, made))]) == 0
+    told = "".join(capsys.readouterr())
+    assert "name it __Host-token" in told
+    assert "no route takes it" in told

@@ -100,6 +100,7 @@ class Source:
             max_head=limits.head,
             max_body=10 << 20,
             max_target=8192,
+            browsers=None,
             upstreams={},
             health_path="/health",
             via=None,

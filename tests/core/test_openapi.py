@@ -194,6 +194,7 @@ def test_paths(path: str, reason: str) -> None:
         ("TEXT/html; charset=x", "ok"),
         ("image/png", "ok"),
         ("image/*", "content-type-refused"),
+        ("text/*", "content-type-refused"),
         ("*/*", "content-type-refused"),
         ("application/json", "content-type-refused"),
         ("application/json;v=2", "ok"),

@@ -262,3 +262,31 @@ def test_replay_explain_and_coverage_know_it(
     assert told["decision"] == "deny parameter-invalid"
     step = next(step for step in told["stages"] if step["stage"] == "openapi")
     assert (step["read"]["operation"], step["read"]["path"]) == ("GET /pets", "/v1/pets")
+
+
+def test_a_document_is_learnt_that_takes_what_was_seen(
+    running: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What succeeded is inside of the document that it teaches, and what was never seen is not."""
+    gateway = running.gateway
+    if gateway.host != "serve":
+        return
+    monkeypatch.setenv("MITMGATE_TEST_SECRET", SECRET)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    directory = gateway.policy_path.parent
+    traffic, learnt = str(directory / "traffic.mitm"), directory / "learnt.yaml"
+    assert main(("learn", traffic, "--out", str(directory / "learnt-policy.yaml"), "--openapi", str(learnt))) == 0
+    text = learnt.read_text()
+    assert '"/v1/pets/{petsId}":' in text
+    assert "schema: {type: integer, minimum: 0}" in text
+    assert running.token not in text
+    made = json.loads(gateway.policy_path.read_text())
+    for route in made["routes"]:
+        if "openapi" in route:
+            route["openapi"] = {"document": "learnt.yaml"}
+    words = ("--policy", str(write_policy(directory, made, "with-learnt.yaml")), "--format", "json")
+    main(("replay", traffic, *words))
+    report = json.loads(capsys.readouterr().out)
+    assert (report["decided"] > 70, report["differences"]["kinds"]["tightened"]) == (True, 0)
+    main(("explain", *words, "--claims", '{"sub": "alice"}', "GET", "http://gateway.test/shop/owners/x/y"))
+    assert json.loads(capsys.readouterr().out)["decision"] == "deny operation-unknown"

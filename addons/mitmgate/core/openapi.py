@@ -443,7 +443,7 @@ class Api:
         if len(values) > 1:
             return Judgement(operation, _NO_TYPE)
         read = read_media_type(values[0].decode("latin-1") if values else "application/octet-stream")
-        if read is None:
+        if read is None or "*" in read[0]:
             return Judgement(operation, _NO_TYPE)
         kind, parameters = read
         chosen = next((known for known in content if known.takes(kind, parameters)), None)

@@ -22,6 +22,7 @@ from mitmgate.replay.evidence import gather
 from mitmgate.replay.expectations import Expectations, ExpectationWriter, beside, read_expectations
 from mitmgate.replay.explain import explain as explain_decision
 from mitmgate.replay.learn import propose
+from mitmgate.replay.learn_openapi import Document
 from mitmgate.replay.offline import load_offline, parse_jwks
 from mitmgate.replay.output import output
 from mitmgate.replay.plot import as_svg
@@ -327,7 +328,8 @@ def _before(flow: str, decider: Decider) -> Recorded:
 @click.command()
 @click.argument("traffic", nargs=-1, required=True, metavar="TRAFFIC...")
 @click.option("--out", metavar="FILE", help="Write the policy to this file instead of printing it.")
-def learn(traffic: Sequence[str], out: str | None) -> int:
+@click.option("--openapi", "described", metavar="FILE", help="Write an OpenAPI document of the requests, too.")
+def learn(traffic: Sequence[str], out: str | None, described: str | None) -> int:
     """Propose a least-privilege policy from what succeeded in a recording, with the evidence as comments.
 
     Routes by path template, methods, scopes and roles that all of its requests had, limits with room above what was
@@ -335,10 +337,16 @@ def learn(traffic: Sequence[str], out: str | None) -> int:
     """
     recording = open_traffic(traffic)
     with _progress(len(recording), "reading") as advance:
-        evidence = gather(_told(recording, advance))
+        document = Document()
+        entries = _told(recording, advance)
+        evidence = gather(entries if described is None else document.watch(entries))
     if not evidence.successes:
         raise UserError(f"{recording.name}: no request of it succeeded, so there is nothing to learn")
     text = propose(evidence, recording.name)
+    if described is not None:
+        if not document.operations:
+            raise UserError(f"{recording.name}: no request of it has a path that a document could describe")
+        _write(described, document.write(recording.name))
     if out is None:
         click.echo(text, nl=False)
     else:

@@ -123,7 +123,8 @@ OTHERS: Final[dict[str, str]] = {
         "of a command that reads a recording, or an audit file, and ends": """
             audit/statistics:Frequent.counts audit/statistics:Statistics.by_route
             replay/coverage:Coverage.counts
-            replay/coverage:Coverage.outside replay/learn_openapi:Document.operations replay/differences:Tally._groups replay/differences:Tally.kinds
+            replay/coverage:Coverage.outside replay/learn_openapi:Document.operations
+            replay/differences:Tally._groups replay/differences:Tally.kinds
             replay/evidence:_Peaks._logs replay/evidence:_Peaks.highest replay/expectations:Expectations._met
             stages/decision_service:RecordedAnswers.missing
             replay/presented:PresentedTokens._known replay/ring:OfflineRing._accepted

@@ -1,5 +1,6 @@
 """API keys at real gateways: made and ended by the command while processes run, and what others' keys come to."""
 
+import json
 import os
 import socket
 import time
@@ -91,8 +92,8 @@ def running(
     keys: dict[str, Any] = {"file": "keys.jsonl"} if two else {}
     with RecordingUpstream(answer) as upstream:
         path = policy_with(directory, upstream, keys, store={"url": redis.url, "timeout": "5s"})
-        gateway = Gateway(path, host="serve" if two else "web", arguments=("--workers", "2") if two else ())
-        with gateway:
+        words = ("--workers", "2") if two else ()
+        with Gateway(path, host="serve" if two else "web", arguments=words) as gateway:
             yield Running(gateway, upstream, path, 2 if two else 1)
 
 
@@ -273,9 +274,50 @@ def test_limits_and_audit_know_the_id_alone(running: Running, make_key: Made) ->
         assert key.rpartition("_")[2].encode() not in written
 
 
-def alone(directory: Path, upstream: RecordingUpstream, keys: dict[str, Any], **members: Any) -> Running:
+def alone(directory: Path, upstream: RecordingUpstream, keys: dict[str, Any], *words: str, **members: Any) -> Running:
     path = policy_with(directory, upstream, keys, **members)
-    return Running(Gateway(path), upstream, path, 1)
+    return Running(Gateway(path, arguments=words), upstream, path, 1)
+
+
+@pytest.mark.parametrize("running", ["Redis, mitmweb"], indirect=True)
+def ask_all(running: Running, key: str, ended: str) -> list[Answered]:
+    return [
+        *(running.ask("/scoped", key), running.ask("/either", key), running.ask("/both", key, token=mint())),
+        *(running.ask("/key", ended), running.ask("/key", make()), running.ask("/key", key[:-1]), running.ask("/key")),
+        *(running.ask("/key", key, key), running.ask("/token", key), running.ask("/public", key)),
+        running.ask(f"/key?{key}", key),
+        # A token that nobody has looked at is not found good by the key beside it.
+        running.ask("/key", key, token=mint(key="x" * 64)),
+    ]
+
+
+def test_replay_decides_them_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    traffic = tmp_path / "traffic.mitm"
+    with RecordingUpstream() as upstream:
+        running = alone(tmp_path, upstream, {"file": "keys.jsonl"}, "--record", str(traffic))
+        words = ("--role", "robot", "--scope", "jobs.write", "--claim", "email=job@robots.example")
+        key = key_of(running.path, capsys, "add", "--principal", "replayed", *words)
+        ended = key_of(running.path, capsys, "add", "--principal", "ended")
+        run(running, "revoke", identifier(ended))
+        with running.gateway:
+            statuses = [answered.status for answered in ask_all(running, key, ended)]
+    assert statuses == [200, 200, 200, 401, 401, 401, 401, 400, 401, 200, 400, 200]
+    (tmp_path / "keys.jsonl").unlink()
+    recorded = traffic.read_bytes()
+    for secret in (key, ended, key.rpartition("_")[2], "job@robots.example"):
+        assert secret.encode() not in recorded
+    capsys.readouterr()
+    assert main(["replay", str(traffic), "--policy", str(running.path), "--format", "json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["decisions"].values()) == len(statuses)
+    # What another policy would have said: of the token beside the key, which is bad, too.
+    other = json.loads(running.path.read_text())
+    next(route for route in other["routes"] if route["name"] == "key")["auth"] = "jwt"
+    path = str(write_policy(tmp_path, other, "other.yaml"))
+    assert main(["replay", str(traffic), "--policy", path, "--format", "json"]) == 1
+    assert "token-signature-invalid" in capsys.readouterr().out
+    redacted = str(tmp_path / "again.mitm")
+    assert main(["redact", str(traffic), redacted]) == 0
+    assert main(["replay", redacted, "--policy", str(running.path)]) == 0
 
 
 def written(path: Path, *lines: bytes) -> None:

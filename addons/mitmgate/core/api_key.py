@@ -54,6 +54,7 @@ REVOKED: Final = Refusal(Reason.API_KEY_REVOKED, "The API key was revoked.")
 EXPIRED: Final = Refusal(Reason.API_KEY_EXPIRED, "The API key has expired.")
 UNAVAILABLE: Final = Refusal(Reason.API_KEYS_UNAVAILABLE, "Which API keys are good is not known.")
 MISSING: Final = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an API key.")
+NO_TOKEN: Final = Refusal(Reason.TOKEN_MALFORMED, "An API key is no access token.")
 SEVERAL: Final = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds several API keys.")
 IN_TARGET: Final = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds an API key in its target.")
 
@@ -103,6 +104,14 @@ def id_of(value: bytes) -> str | None:
 def in_text(text: str) -> bool:
     """Tell whether a text holds what looks like a key."""
     return PREFIX in text and _FOUND.search(text) is not None
+
+
+def hidden(text: str, digits: str) -> str | None:
+    """Return what stands for a key where it is hidden: of its form, so that it is still seen where none may be.
+
+    digits: as many. It is no key: nobody knows what would have this digest. None: the text is none.
+    """
+    return f"{PREFIX}{digits[:_ID]}_{digits[15:]}" if _FOUND.fullmatch(text) else None
 
 
 def check(value: bytes, keys: Mapping[str, ApiKey], now: float) -> Principal | Refusal:

@@ -19,10 +19,12 @@ from mitmgate.replay.deciding import Decider
 from mitmgate.replay.decision import decided
 from mitmgate.replay.differences import Kind, Tally, compare
 from mitmgate.replay.offline import unsigned
-from mitmgate.replay.recorder import checked_signature, introspected
+from mitmgate.replay.recorder import checked_signature, introspected, of_token
 from mitmgate.replay.redaction import found_signature
 from mitmgate.replay.ring import OfflineRing
+from mitmgate.replay.shown_keys import found
 from mitmgate.replay.traffic import Presented, Recorded
+from mitmgate.stores.api_keys import ApiKeys
 
 MOST_BYTES: Final = 64 * 1024 * 1024
 _EXCHANGE_BYTES: Final = 4096
@@ -84,8 +86,18 @@ class Canary:
 
     name: ClassVar[str] = "mitmgate-canary"
 
-    def __init__(self, size: int, ring: KeyRing | None = None, most_bytes: int = MOST_BYTES) -> None:
-        """size: requests to remember. ring: the gateway's, to find out about tokens that no stage has looked at."""
+    def __init__(
+        self,
+        size: int,
+        ring: KeyRing | None = None,
+        most_bytes: int = MOST_BYTES,
+        api_keys: ApiKeys | None = None,
+    ) -> None:
+        """size: requests to remember.
+
+        ring, api_keys: the gateway's, to find out about tokens and keys that no stage has looked at.
+        """
+        self._api_keys = api_keys
         self.bytes = 0
         self._size = size
         self._most_bytes = most_bytes
@@ -129,6 +141,7 @@ class Canary:
             exchange.request_id,
             presented=self._presented(exchange),
             service_answer=exchange.service_answer,
+            key=found(exchange, self._api_keys),
         )
 
     def _presented(self, exchange: Exchange) -> Presented | None:
@@ -140,7 +153,7 @@ class Canary:
         found = found_signature(
             None if final is None else final.reason.code,
             None if final is None else final.stage,
-            exchange.principal is not None,
+            of_token(exchange) is not None,
         )
         if found == "unchecked":
             found = checked_signature(token, exchange, self._ring)

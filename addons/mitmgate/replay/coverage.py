@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from mitmgate.core import pointer
 from mitmgate.core.address import CidrSet
+from mitmgate.core.api_key import ISSUER as API_KEY
 from mitmgate.core.authorize import same
 from mitmgate.core.credentials import hide_in_path
 from mitmgate.core.principal import Principal
@@ -206,7 +207,8 @@ class Coverage:
 
     def _issuer(self, recorded: Recorded, exchange: Exchange, decision: Decision) -> None:
         if exchange.principal is not None:
-            self._add(("identity", "issuers", named(exchange.principal.issuer)), ACCEPTED)
+            issuer = named(exchange.principal.issuer)
+            self._add(("api_keys",) if issuer == API_KEY else ("identity", "issuers", issuer), ACCEPTED)
         elif decision.stage == "authentication" and recorded.presented is not None:
             token = recorded.presented.token
             name = None if token is None else self._issuers.get(token.issuer)

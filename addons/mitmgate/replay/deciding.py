@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mitmgate import chain
 from mitmgate.audit.trail import AuditSettings, open_trail
+from mitmgate.core.api_key import ApiKey
 from mitmgate.core.decision_service import Said
 from mitmgate.core.reason import Reason
 from mitmgate.core.trace import valid_traceparent
@@ -22,6 +23,7 @@ from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.ring import OfflineRing
+from mitmgate.replay.shown_keys import OfflineKeys
 from mitmgate.replay.traffic import Aftermath, Recorded
 from mitmgate.services import Services
 from mitmgate.stages.arrival import Arrival
@@ -43,10 +45,17 @@ class _InForce:
 class Decider:
     """One policy with its own counters and circuits, deciding on recorded requests in the order of their arrival."""
 
-    def __init__(self, snapshot: Snapshot, ring: OfflineRing, assumed: Said = "unavailable") -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        ring: OfflineRing,
+        assumed: Said = "unavailable",
+        keys: Mapping[str, ApiKey] | None = None,
+    ) -> None:
         """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request.
 
-        assumed: what a decision service is taken to say of a request about which nobody asked it then.
+        assumed: what a decision service is taken to say of a request about which nobody asked it then. keys: API keys
+        that are at hand, by id.
         """
         self.answers = RecordedAnswers(assumed)
         self.snapshot = snapshot
@@ -56,7 +65,9 @@ class Decider:
         """Admitted requests of which the recording has no response: taken for answered at once, with success."""
         ring.configure(snapshot.issuers)
         source = _InForce(snapshot)
-        services = Services(MemoryStore(_KEYS), ring, open_trail(AuditSettings(on_full="drop")), decisions=self.answers)
+        self.keys = OfflineKeys(keys)
+        trail = open_trail(AuditSettings(on_full="drop"))
+        services = Services(MemoryStore(_KEYS), ring, trail, api_keys=self.keys, decisions=self.answers)
         self._chain: tuple[Stage, ...] = chain.stages(
             source, services, lambda: self.now, lambda: self.ticks, snapshot.own, offline=True
         )
@@ -70,7 +81,7 @@ class Decider:
         """Decide one request. Call it in the order of arrival; an earlier time than the last is taken for the last."""
         self._learn(recorded.at)
         self.now, self.ticks = recorded.at, max(self.ticks, recorded.at)
-        self.ring.presented = recorded.presented
+        self.ring.presented, self.keys.shown = recorded.presented, recorded.key
         exchange = self._arrival.begin(recorded.request)
         exchange.request_id = recorded.request_id or exchange.request_id
         # What would be random is what it was then, or the same in every run.

@@ -21,8 +21,9 @@ from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.front import INTACT, REFUSED, read_front, reasons_moved
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
+from mitmgate.replay.shown_keys import NOTE, is_of_token, of_verdict, read_note
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
-from mitmgate.replay.traffic import Aftermath, Entry, Known, Recorded, Skipped
+from mitmgate.replay.traffic import Aftermath, Entry, KeyShown, Known, Recorded, Skipped
 
 _METADATA: Final = METADATA.encode("ascii")
 _RECORDING: Final = RECORDING.encode("ascii")
@@ -100,7 +101,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
     fields, presented = shown
     if key is None:  # saved as it was, by mitmweb say: the token is a real one
         signature = found_signature(
-            text_or_none(raw, gateway[b"reason"]), stage, gateway[b"principal"][2] == tnetstring.MAPPING
+            text_or_none(raw, gateway[b"reason"]), stage, is_of_token(value(raw, gateway[b"principal"]))
         )
         presented = None if signature == "unchecked" else tokens.real(found, signature)
         if presented is not None and signature == "good" and is_opaque(presented.text):
@@ -136,7 +137,20 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
         sample=number(raw, note[b"sample"]) if b"sample" in note else 1.0,
         response_status=status,
         service_answer=_answer(raw, gateway),
+        key=_key(raw, gateway, note, request.headers),
     )
+
+
+def _key(raw: bytes, gateway: Spans, note: Spans, headers: Headers) -> KeyShown | None:
+    """Return what is known of the request's API key: by the recording's note, or in a flow that was saved as it was."""
+    try:
+        if NOTE.encode("ascii") in note:
+            noted = value(raw, note[NOTE.encode("ascii")])
+            return read_note(headers, noted if isinstance(noted, dict) else {})
+        who = None if note else value(raw, gateway[b"principal"])
+        return None if note else of_verdict(headers, text_or_none(raw, gateway[b"reason"]), who)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedError("a note on an API key that is damaged") from error
 
 
 def _known(raw: bytes, gateway: Spans) -> Known:

@@ -17,6 +17,7 @@ from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.presented import PresentedTokens
+from mitmgate.replay.shown_keys import NOTE, read_note
 from mitmgate.replay.tnetstring import DamagedError
 from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
 
@@ -87,7 +88,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
     if shown is None:
         return Skipped(front["id"], INTACT)
     fields, presented = shown
-    decision = _decision(front, stage)
+    decision, headers = _decision(front, stage), Headers(fields)
     return Recorded(
         id=front["id"],
         at=float(front["at"]),
@@ -95,7 +96,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
             method=ingress["method"],
             target=ingress["target"],
             version=ingress["version"],
-            headers=Headers(fields),
+            headers=headers,
             scheme=ingress["scheme"],
             authority=ingress["authority"],
             peer=ingress["peer"],
@@ -110,6 +111,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
         sample=float(note["sample"]),
         response_status=front["response"],
         service_answer=recorded(front.get("service_answer")),
+        key=read_note(headers, note.get(NOTE)),
     )
 
 

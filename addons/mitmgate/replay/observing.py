@@ -65,11 +65,12 @@ class Observing:
             writer = recorder(
                 self.record, ring=services.ring, sample=self.sample, rotate_at=self.rotate, keep=self.keep
             )
+            writer.use(services.ring, services.api_keys)
             gateway.addons.append(writer)
         if self.shadow is not None:
             gateway.addons.append(_shadow(self.shadow, services))
         if self.canary:
-            canary = Canary(self.canary, services.ring)
+            canary = Canary(self.canary, services.ring, api_keys=services.api_keys)
             gateway.addons.append(canary)
             gateway.approve = Approval(canary, self.allowed)
 
@@ -110,7 +111,7 @@ def _candidate(path: str) -> Snapshot:
 
 
 def _shadow(path: str, services: Services) -> Shadow:
-    return Shadow(_candidate(path), services.trail.emit)
+    return Shadow(_candidate(path), services.trail.emit, api_keys=services.api_keys)
 
 
 _NEEDED: Final = {

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
-from mitmgate.core import credentials
+from mitmgate.core import api_key, credentials
 from mitmgate.core.headers import Fields
 from mitmgate.core.jose import Json
 
@@ -77,7 +77,8 @@ class Veil:
         if self.again and _HIDDEN.fullmatch(value):
             return value
         digest = blake2b(value.encode("utf-8", "surrogatepass"), key=self._secret).hexdigest()
-        return (digest * (len(value) // len(digest) + 1))[: len(value)]
+        digits = (digest * (len(value) // len(digest) + 1))[: len(value)]
+        return api_key.hidden(value, digits) or digits
 
     def name(self, value: str) -> str:
         """Hide a value behind 32 digits: for claims, where short values must stay apart.

@@ -21,8 +21,10 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Exchange, exchange_of
 from mitmgate.replay.privacy import Privacy, with_policy
 from mitmgate.replay.redaction import METADATA, Redactor, found_signature
+from mitmgate.replay.shown_keys import NOTE, found, note_of
 from mitmgate.replay.traffic import Signature
 from mitmgate.stages.circuit_breaker import blamed
+from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ class Recorder:
         self.failed = 0
         self._file = file
         self._ring = ring
+        self._api_keys: ApiKeys | None = None
         self._privacy = privacy
         self._sample = sample
         self._redactor: Redactor | None = None
@@ -145,9 +148,9 @@ class Recorder:
         self._done: weakref.WeakSet[HTTPFlow] = weakref.WeakSet()
         self._heads: weakref.WeakKeyDictionary[HTTPFlow, Told] = weakref.WeakKeyDictionary()
 
-    def use(self, ring: KeyRing) -> None:
-        """Take the gateway's ring, where it was made after this addon."""
-        self._ring = ring
+    def use(self, ring: KeyRing, api_keys: ApiKeys | None = None) -> None:
+        """Take the gateway's ring and its API keys, where they were made after this addon."""
+        self._ring, self._api_keys = ring, api_keys
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Remember that there is a request to be written."""
@@ -209,6 +212,7 @@ class Recorder:
             told = Told(None, blamed(exchange), 0)
         route = exchange.route
         moves = route is not None and len(route.upstream.endpoints) > 1
+        key = found(exchange, self._api_keys)
         self._redactor.redact(
             state,
             lambda token: self._signature(token, exchange),
@@ -221,6 +225,7 @@ class Recorder:
             failure=None if told.failure is None else told.failure.code,
             upstream_seconds=exchange.upstream_seconds,
             sample=self._sample,
+            **({} if key is None else {NOTE: note_of(key)}),
         )
         return self._redactor.record(state)
 
@@ -228,12 +233,20 @@ class Recorder:
         if not _looked_at(token, exchange):
             return checked_signature(token, exchange, self._ring)
         final = exchange.verdict.final
-        found = found_signature(
+        signature = found_signature(
             None if final is None else final.reason.code,
             None if final is None else final.stage,
-            exchange.principal is not None,
+            of_token(exchange) is not None,
         )
-        return checked_signature(token, exchange, self._ring) if found == "unchecked" else found
+        return checked_signature(token, exchange, self._ring) if signature == "unchecked" else signature
+
+
+def of_token(exchange: Exchange) -> Principal | None:
+    """Return the principal of a request's token, whoever else it was admitted with; None: no token was found good."""
+    issuers = exchange.snapshot.issuers
+    return next(
+        (one for one in (exchange.principal, *exchange.beside) if one is not None and one.issuer in issuers), None
+    )
 
 
 def _looked_at(token: bytes, exchange: Exchange) -> bool:
@@ -259,7 +272,7 @@ def checked_signature(token: bytes, exchange: Exchange, ring: KeyRing | None) ->
 
 def introspected(token: bytes, exchange: Exchange, ring: KeyRing | None) -> UnverifiedToken | Refusal:
     """Return what the issuer of an opaque token has said of it, as claims, or why it was refused."""
-    principal, final = (exchange.principal, exchange.verdict.final) if _looked_at(token, exchange) else (None, None)
+    principal, final = (of_token(exchange), exchange.verdict.final) if _looked_at(token, exchange) else (None, None)
     if principal is None and final is not None and final.stage == "authentication":
         return Refusal(final.reason, final.detail)
     if principal is None and ring is not None:

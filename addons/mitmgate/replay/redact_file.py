@@ -9,12 +9,14 @@ from mitmproxy.exceptions import FlowReadException
 from mitmproxy.http import HTTPFlow
 from mitmproxy.io import FlowReader
 
+from mitmgate.core.headers import Headers
 from mitmgate.core.principal import Principal
 from mitmgate.core.refusal import Refusal
 from mitmgate.keys.ring import KeyRing
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.output import output
-from mitmgate.replay.redaction import METADATA, Redactor, found_signature
+from mitmgate.replay.redaction import METADATA, RECORDING, Redactor, found_signature
+from mitmgate.replay.shown_keys import NOTE, is_of_token, note_of, of_verdict
 from mitmgate.replay.traffic import Signature
 from mitmgate.usage import UserError
 
@@ -43,7 +45,7 @@ class SignatureFinder:
         saved = state["metadata"].get(METADATA)
         found: Signature = "unchecked"
         if isinstance(saved, dict):
-            found = found_signature(saved.get("reason"), saved.get("stage"), saved.get("principal") is not None)
+            found = found_signature(saved.get("reason"), saved.get("stage"), is_of_token(saved.get("principal")))
         at = state["request"]["timestamp_start"]
 
         def signature(token: bytes) -> Signature:
@@ -77,7 +79,7 @@ def redact_file(
                     continue
                 state: dict[str, Any] = flow.get_state()
                 signature = signatures.of(state)
-                redactor.redact(state, _counted(signature, done))
+                redactor.redact(state, _counted(signature, done), **_key(state))
                 written.write(redactor.record(state))
                 done.written += 1
     except FlowReadException as error:
@@ -90,6 +92,16 @@ def redact_file(
         number = done.written + done.dropped + 1
         raise UserError(f"{source}: flow {number} can't be read: {type(error).__name__}: {error}") from error
     return done
+
+
+def _key(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a flow's own verdict tells of its API key, as a note."""
+    saved = state["metadata"].get(METADATA)
+    if not isinstance(saved, dict) or "ingress" not in saved or RECORDING in saved:
+        return {}
+    fields = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in saved["ingress"]["headers"]]
+    shown = of_verdict(Headers(fields), saved.get("reason"), saved.get("principal"))
+    return {} if shown is None else {NOTE: note_of(shown)}
 
 
 def _counted(signature: Callable[[bytes], Signature], done: Redacted) -> Callable[[bytes], Signature]:

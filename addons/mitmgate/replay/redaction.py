@@ -15,6 +15,7 @@ from mitmgate.replay.decision import UNSEEN
 from mitmgate.replay.front import FRONT, front_of
 from mitmgate.replay.privacy import Hidden, Privacy, Veil
 from mitmgate.replay.resigned import MARK, ReplayKey
+from mitmgate.replay.shown_keys import NOTE
 from mitmgate.replay.tnetstring import dumps
 from mitmgate.replay.traffic import Signature
 
@@ -102,6 +103,7 @@ class Redactor:
             self._veil.again = True  # it was redacted before: its tokens are of that key, and stay
         else:
             self._veil.again = False
+        self._hide_key(facts, hidden)
         if isinstance(saved, dict) and isinstance(saved.get("ingress"), dict):
             ingress = dict(saved["ingress"])
             fields = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in ingress["headers"]]
@@ -140,6 +142,14 @@ class Redactor:
         # Other addons' metadata is not ours to judge, and may hold anything.
         state["metadata"] = {METADATA: saved}
         state["comment"] = self._veil.url(state.get("comment") or "")
+
+    def _hide_key(self, facts: dict[str, object], hidden: dict[str, str]) -> None:
+        """Hide the listed claims of an API key, as those of tokens."""
+        key = facts.get(NOTE)
+        if isinstance(key, dict) and isinstance(key.get("claims"), dict):
+            shown, of_key = self._veil.claims(key["claims"])
+            facts[NOTE] = {**key, "claims": shown}
+            hidden |= of_key
 
     def record(self, state: State) -> bytes:
         """Encode the state that was redacted last, with what replay looks for first at the front.

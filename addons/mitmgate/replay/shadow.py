@@ -28,6 +28,7 @@ from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.decision_service import RecordedAnswers
 from mitmgate.stages.own import OwnStage
+from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.memory import MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,13 @@ class Shadow:
         emit: Callable[[Event], None],
         *,
         ignored: frozenset[bytes] = frozenset(),
+        api_keys: ApiKeys | None = None,
         ticks: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """emit: takes events, such as the audit trail's. ignored: lower-case header names that are not compared."""
+        """emit: takes events, such as the audit trail's. ignored: lower-case header names that are not compared.
+
+        api_keys: the gateway's, whatever list the candidate names.
+        """
         self.candidate = candidate
         self.compared = 0
         self.failed = 0
@@ -85,8 +90,9 @@ class Shadow:
         self._live: Exchange | None = None  # which a candidate's exchange begins with
         self._ring = KeyRing()
         self._ring.configure(candidate.issuers)
-        trail = open_trail(AuditSettings(on_full="drop"))
-        services = Services(MemoryStore(), self._ring, trail, decisions=RecordedAnswers("allow"))
+        trail, keys = open_trail(AuditSettings(on_full="drop")), ApiKeys() if api_keys is None else api_keys
+        answers = RecordedAnswers("allow")
+        services = Services(MemoryStore(), self._ring, trail, api_keys=keys, decisions=answers)
         source = _Candidate(unsigned(candidate))
         self._chain: tuple[Stage, ...] = chain.stages(source, services, self._time, self._tick, candidate.own)
         self._arrival = next(stage for stage in self._chain if isinstance(stage, Arrival))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
 from mitmgate.core.decision_service import ServiceAnswer
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
@@ -55,6 +56,17 @@ class Presented:
     partial: bool = False
 
 
+class KeyShown(NamedTuple):
+    """The API key of a recorded request. field: its lower-case name. found: whose it was, or why it was refused.
+
+    text stands in its place: no key, as long as one.
+    """
+
+    field: bytes
+    text: bytes
+    found: Principal | Refusal
+
+
 class Aftermath(NamedTuple):
     """What came of an admitted request.
 
@@ -89,6 +101,7 @@ class Recorded(NamedTuple):
     sample: float = 1.0
     response_status: int | None = None
     service_answer: ServiceAnswer | None = None
+    key: KeyShown | None = None
 
 
 @dataclass(frozen=True, slots=True)

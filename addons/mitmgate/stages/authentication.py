@@ -46,6 +46,7 @@ _OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the schemes Bearer and 
 
 
 _MISSING: Mapping[Credential, Refusal] = {"jwt": _NO_CREDENTIAL, "api-key": api_key.MISSING}
+_KEY = api_key.PREFIX.encode("ascii")
 _ALGORITHMS = " ".join(ALGORITHMS)
 _ERRORS = {
     Reason.CREDENTIAL_AMBIGUOUS: "invalid_request",
@@ -216,6 +217,8 @@ class Authentication(Stage):
         snapshot = exchange.snapshot
         if len(token) > snapshot.max_token:
             return self._refuse(exchange, TOO_LARGE, dpop)
+        if token.startswith(_KEY) and api_key.id_of(token) is not None:
+            return self._refuse(exchange, api_key.NO_TOKEN, dpop)  # no issuer is to be shown it
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
             return self._conclude(exchange, head, result, token, dpop)

@@ -230,6 +230,17 @@ def test_the_service_is_told_who_asks_by_the_gateway_alone(asking: Asking, front
     assert [value for value in folded if value] == []
 
 
+@pytest.mark.parametrize("value", ["close, X-User-ID, X-User-Role", "upgrade", "x-forwarded-for, x-original-method"])
+def test_a_client_cannot_have_its_identity_removed(asking: Asking, front: AskingProxy, value: str) -> None:
+    for lines in ([f"Connection: {value}"], ["Connection: Upgrade", f"Connection: {value}", "Upgrade: websocket"]):
+        asking.service.forget()
+        raw_request(front.port, head("/api/v1/users", bearer(mint()), *lines))
+        for seen in asking.service.requests:
+            assert (seen.all("x-user-id"), seen.all("x-user-role")) == (["alice"], ["user"])
+            assert seen.all("x-forwarded-for") == ["127.0.0.1"]
+        assert asking.service.requests or "Upgrade: websocket" in lines
+
+
 FORGED = [
     *[(name, value) for name in ("X-Original-URL", "X-Original-URI", "X-Forwarded-Uri") for value in ("/public",)],
     ("X-Original-URL", "http://api.example/public"),

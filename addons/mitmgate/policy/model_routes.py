@@ -37,7 +37,7 @@ WRITTEN_BY_THE_GATEWAY = frozenset(
 )
 
 
-LARGEST_CHECKED = 1 << 20  # bytes
+LARGEST_CHECKED = 256 << 10  # bytes
 
 
 class Match(Section):
@@ -215,7 +215,7 @@ class Require(Section):
 
 def _checked(size: int) -> int:
     if size > LARGEST_CHECKED:
-        raise wrong(f"is at most {LARGEST_CHECKED >> 20}MiB: other requests wait while a body is checked")
+        raise wrong(f"is at most {LARGEST_CHECKED >> 10}KiB: other requests wait while a body is checked")
     return size
 
 

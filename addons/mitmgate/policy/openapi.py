@@ -30,6 +30,8 @@ from mitmgate.policy.scalars import TOKEN
 MOST_PROBLEMS: Final = 50
 """Errors of a document that are listed."""
 MOST_OPERATIONS: Final = 20_000
+MOST_TOLD: Final = 100
+"""Parts of a value that is told what it does not meet, where a schema has alternatives."""
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _KINDS: Final = ("integer", "number", "boolean", "null", "string")
 _TYPES: Final = frozenset({*_KINDS, "array", "object"})
@@ -154,6 +156,7 @@ class _Compiler:
         self._seen: set[Location] = set()  # schemas that were looked through
         self._schemas: dict[Location, Schema] = {}
         self._old = False
+        self._branches = _has_branches(document.value)
 
     # What is wrong.
 
@@ -569,7 +572,7 @@ class _Compiler:
             if where[-1:] in {("pattern",)}:
                 raise self._pattern(where) from None
             raise self.refuse(where, "this is no valid schema (JSON Schema 2020-12)", found=None) from None
-        made = Schema(validator.is_valid, _flaw_of(validator))
+        made = Schema(validator.is_valid, _flaw_of(validator, self._branches))
         self._schemas[at] = made
         return made
 
@@ -638,31 +641,70 @@ class _Compiler:
 _ANYTHING: Final = Schema(lambda value: True, lambda value: "")
 
 
-def _flaw_of(validator: Any) -> Callable[[object], str]:
-    """Return what says of a value what it does not meet: where in the schema, and what stands there."""
+def _flaw_of(validator: Any, branches: bool) -> Callable[[object], str]:
+    """Return what says of a value what it does not meet: where in the schema, and what stands there.
+
+    branches: the document has alternatives, of which the library lists all that is wrong with all of a value: in words
+    of a large one it would take a second.
+    """
 
     def flaw(value: object) -> str:
-        error = next(validator.iter_errors(value), None)
-        if error is None:
+        if branches and _is_large(value):
             return ""
-        path = [str(step) for step in error.schema_path]
-        names = [name for member, name in pairwise(path) if member == "properties"]
-        within = f" in {'.'.join(names)}" if names else ""
-        asked = _asked(error.kind)
-        text = f"does not meet `{error.kind.name}{asked}`{within}"
-        return text if text.isprintable() and len(text) < 300 else f"does not meet `{error.kind.name}`"
+        try:
+            validator.validate(value)
+        except ValueError as error:
+            return _told(error)
+        return ""
 
     return flaw
 
 
+def _told(error: Any) -> str:
+    path = [str(step) for step in error.schema_path]
+    names = [name for member, name in pairwise(path) if member == "properties"]
+    within = f" in {'.'.join(names)}" if names else ""
+    text = f"does not meet `{error.kind.name}{_asked(error.kind)}`{within}"
+    return text if text.isprintable() and len(text) < 300 else f"does not meet `{error.kind.name}`"
+
+
 def _asked(kind: Any) -> str:
     """Return the schema's own words of a keyword, where they are short."""
-    members = kind.as_dict()
     for name in ("limit", "types", "expected_value", "options", "pattern", "format", "property", "multiple_of"):
-        if name in members:
-            text = str(members[name])
+        asked = getattr(kind, name, None)
+        if asked is not None:
+            text = str(asked)
             return f": {text}" if len(text) <= 120 else ""
     return ""
+
+
+def _is_large(value: object) -> bool:
+    """Tell whether a value has more parts than MOST_TOLD."""
+    level, count = [value], 0
+    while level and count <= MOST_TOLD:
+        count += len(level)
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return count > MOST_TOLD
+
+
+def _has_branches(value: object) -> bool:
+    """Tell whether a document has alternatives anywhere."""
+    level = [value]
+    while level:
+        if any(isinstance(outer, dict) and ("anyOf" in outer or "oneOf" in outer) for outer in level):
+            return True
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return False
 
 
 def _prepared(value: Any, old: bool, read_only: Callable[[object], bool]) -> Any:

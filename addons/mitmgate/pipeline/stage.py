@@ -1,7 +1,7 @@
 """The base of every stage: run once, time it, turn anything unexpected into a denial."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from inspect import isawaitable
 from time import perf_counter
 from typing import ClassVar, NamedTuple, Protocol
@@ -79,6 +79,8 @@ class Stage:
 
     name: ClassVar[str]
     reportable: ClassVar[bool] = True  # whether report mode turns this stage's denials into observations
+    changes: ClassVar[Mapping[Reason, str]] = {}
+    """What would have to be otherwise, by the reason of a denial, where no more can be said of it; for `explain`."""
 
     def __init_subclass__(cls) -> None:
         """Make the steps that a stage says most often, once."""
@@ -105,7 +107,8 @@ class Stage:
 
     def change(self, denial: Denial) -> list[str]:
         """Say what would have to be otherwise, in the request or the policy, one phrase for each way; for `explain`."""
-        return []
+        change = self.changes.get(denial.step.reason)
+        return [] if change is None else [change]
 
     @classmethod
     def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:

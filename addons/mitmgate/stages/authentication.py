@@ -1,13 +1,15 @@
 """Authentication: what a request proves with who asks, a bearer token or another credential, becomes a principal."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import ClassVar, Final
 
 from mitmgate.core import api_key
 from mitmgate.core.address import peer_address
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
 from mitmgate.core.browsers import NOTHING, Place, Shown, page_refusal, presented
+from mitmgate.core.claims import read_times
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import (
     ALGORITHMS,
@@ -28,7 +30,7 @@ from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
-from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.problem import Location
 from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
@@ -72,6 +74,31 @@ class Authentication(Stage):
     """
 
     name = "authentication"
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
+        Reason.CREDENTIAL_AMBIGUOUS: "a query without access_token: the token stands in Authorization alone",
+        Reason.SCHEME_UNSUPPORTED: "an Authorization field with the scheme Bearer",
+        Reason.TOKEN_MALFORMED: "a token that is one: three base64url parts, the first two JSON objects",
+        Reason.TOKEN_HEADER_INVALID: "a token without critical extensions, compression or nesting",
+        Reason.TOKEN_TOO_LARGE: "a smaller token",
+        Reason.TOKEN_TYPE_REFUSED: "a token of the type that the issuer's token_type asks for",
+        Reason.TOKEN_SIGNATURE_INVALID: "a token that is signed with the issuer's key",
+        Reason.TOKEN_KEY_UNKNOWN: "a token that is signed with a key that the issuer publishes",
+        Reason.TOKEN_PROOF_UNSUPPORTED: "a token whose `cnf` has `jkt` or `x5t#S256` and nothing else, or none",
+        Reason.TOKEN_PROOF_MISSING: "scheme DPoP with one DPoP field, or the certificate that the token is bound to",
+        Reason.TOKEN_PROOF_INVALID: "a proof for this request and token, by its key, and of now",
+        Reason.TOKEN_PROOF_REPLAYED: "a new proof for each request",
+        Reason.TOKEN_PROOF_NONCE: "a proof with the nonce of the DPoP-Nonce field",
+        Reason.TOKEN_UNBOUND: "a token that is bound to a key or a certificate (`cnf`)",
+        Reason.TOKEN_REVOKED: "a token that was issued after the revocation, or `revoke --lift`",
+        Reason.REVOCATIONS_UNKNOWN: "the list of revocations, or `on_failure: last-known`",
+        Reason.TOKEN_INACTIVE: "a token that its issuer calls active",
+        Reason.INTROSPECTION_UNAVAILABLE: (
+            "an answer of the issuer's introspection endpoint; offline it is in recordings"
+        ),
+        Reason.TOKEN_CLAIM_INVALID: "a token whose claims have the form that they must have",
+        Reason.KEYS_UNAVAILABLE: "the issuer's keys: --jwks NAME=FILE gives them, --assume-signed does without",
+    }
 
     def __init__(
         self,
@@ -119,6 +146,11 @@ class Authentication(Stage):
             names = dict.fromkeys(map(named, route.issuers or ()))
             of_route = [(*at, "auth"), *(("identity", "issuers", name) for name in names)]
         return [*of_route, ("identity", "default")]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
@@ -383,3 +415,64 @@ def _accepted_issuers(exchange: Exchange) -> tuple[str, ...] | None:
         return None
     default, kinds = exchange.snapshot.default_issuers, exchange.snapshot.credentials
     return () if default is None and kinds and kinds != TOKEN else default
+
+
+def _time_change(denial: Denial) -> list[str]:
+    if denial.token is None:
+        return ["the token needs to be valid at the time of the request"]
+    times = read_times(denial.token.unverified_claims)
+    if isinstance(times, Refusal):
+        return ["the token needs an expiry (exp) that is a number of seconds"]
+    now = denial.exchange.now
+    if denial.step.reason is Reason.TOKEN_EXPIRED:
+        return [f"a fresh token: this one expired {now - times.expires:.0f} s before the request"]
+    if denial.step.reason is Reason.TOKEN_NOT_YET_VALID:
+        begins = max(times.not_before or 0.0, times.issued or 0.0)
+        return [f"wait: the token is valid {begins - now:.0f} s after the request"]
+    issuer = next((i for i in denial.exchange.snapshot.issuers.values() if denial.token.issuer in i.urls), None)
+    place = "" if issuer is None else denial.place("identity", "issuers", named(issuer.name), "max_lifetime")
+    return [f"a token of a shorter life, or a longer max_lifetime: {place}"]
+
+
+def _issuer_change(denial: Denial) -> list[str]:
+    names = (
+        denial.exchange.snapshot.default_issuers if denial.exchange.route is None else denial.exchange.route.issuers
+    ) or ()
+    known = [f"{name} ({denial.exchange.snapshot.issuers[name].issuer})" for name in names]
+    lines = [f"a token of {' or '.join(known)}"]
+    if denial.token is not None:
+        lines.append(
+            f"this one is of {denial.token.issuer}; the route would have to accept it: {denial.member('auth')}"
+        )
+    return lines
+
+
+def _audience_change(denial: Denial) -> list[str]:
+    if denial.token is None:
+        return []
+    issuer = next((i for i in denial.exchange.snapshot.issuers.values() if denial.token.issuer in i.urls), None)
+    if issuer is None:
+        return []
+    audience = denial.token.unverified_claims.get("aud")
+    place = denial.place("identity", "issuers", named(issuer.name), "audience")
+    return [f"the token's audience is {audience!r} and needs to have one of {list(issuer.audience)}: {place}"]
+
+
+def _algorithm_change(denial: Denial) -> list[str]:
+    if denial.token is None:
+        return ["a signed token: `none` is never accepted"]
+    issuer = next((i for i in denial.exchange.snapshot.issuers.values() if denial.token.issuer in i.urls), None)
+    if issuer is None:
+        return []
+    place = denial.place("identity", "issuers", named(issuer.name), "algorithms")
+    return [f"the token is signed with {denial.token.algorithm}; accepted is {', '.join(issuer.algorithms)}: {place}"]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.TOKEN_EXPIRED: _time_change,
+    Reason.TOKEN_NOT_YET_VALID: _time_change,
+    Reason.TOKEN_LIFETIME_EXCEEDED: _time_change,
+    Reason.TOKEN_ISSUER_UNKNOWN: _issuer_change,
+    Reason.TOKEN_AUDIENCE_REFUSED: _audience_change,
+    Reason.TOKEN_ALGORITHM_REFUSED: _algorithm_change,
+}

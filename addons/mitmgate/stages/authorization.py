@@ -1,5 +1,8 @@
 """Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
 
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
+
 from mitmgate.core import pointer
 from mitmgate.core.authorize import authorize, facts_of
 from mitmgate.core.reason import Reason
@@ -7,7 +10,7 @@ from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
-from mitmgate.pipeline.stage import Stage, listed, route_at
+from mitmgate.pipeline.stage import Denial, Stage, listed, route_at
 from mitmgate.policy.problem import Location
 
 
@@ -23,6 +26,10 @@ class Authorization(Stage):
     """
 
     name = "authorization"
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
+        Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",
+    }
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
@@ -53,6 +60,11 @@ class Authorization(Stage):
         required = ("scopes_all", "roles_any", "claims", "acr_values", "max_age", "when")
         networks = [(*at, "networks", name) for name in ("deny", "allow")]
         return [*networks, *((*at, "require", name) for name in required)] if at else []
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step:
         """Admit, or deny with the first requirement that is not met."""
@@ -124,3 +136,97 @@ def _step_up_challenge(route: Route, detail: str) -> str:
     if require.max_age is not None:
         made += f', max_age="{int(require.max_age)}"'
     return made
+
+
+def _scope_change(denial: Denial) -> list[str]:
+    route, principal = denial.exchange.route, denial.exchange.principal
+    if route is None:
+        return []
+    missing = sorted(route.require.scopes_all - (frozenset() if principal is None else principal.scopes))
+    return [
+        f"the token needs the scope {' and '.join(missing)}",
+        f"or the route asks for less: {denial.member('require', 'scopes_all')}",
+    ]
+
+
+def _role_change(denial: Denial) -> list[str]:
+    route = denial.exchange.route
+    roles = [] if route is None else sorted(route.require.roles_any)
+    return [
+        f"the token needs one of the roles {', '.join(roles)}",
+        f"or the route takes another role: {denial.member('require', 'roles_any')}",
+    ]
+
+
+def _claim_change(denial: Denial) -> list[str]:
+    route, principal = denial.exchange.route, denial.exchange.principal
+    if route is None or principal is None:
+        return []
+    lines = []
+    for name, allowed in route.require.claims.items():
+        found = pointer.find(principal.claims, name)
+        values = found if isinstance(found, list) else [found]
+        if not any(value in allowed for value in values):
+            lines.append(
+                f"the claim {name} is {found!r} and needs to be one of {list(allowed)}: "
+                f"{denial.member('require', 'claims', name)}"
+            )
+    return lines
+
+
+def _step_up_change(denial: Denial) -> list[str]:
+    route, principal = denial.exchange.route, denial.exchange.principal
+    if route is None or principal is None:
+        return []
+    require, lines = route.require, []
+    if require.acr_values:
+        found = principal.claims.get("acr")
+        place = denial.member("require", "acr_values")
+        lines.append(f"the claim acr is {found!r} and needs to be one of {list(require.acr_values)}: {place}")
+    if require.max_age is not None:
+        found, place = principal.claims.get("auth_time"), denial.member("require", "max_age")
+        lines.append(f"the claim auth_time is {found!r} and needs to be {require.max_age:g} s ago at the most: {place}")
+    return lines
+
+
+def _condition_change(denial: Denial) -> list[str]:
+    return [f"the condition has to hold: {denial.member('require', 'when')}; see what of it does not"]
+
+
+def _network_change(denial: Denial) -> list[str]:
+    client, route = denial.exchange.client, denial.exchange.route
+    if client is None:
+        return []
+    networks, place = denial.exchange.snapshot.networks, denial.place("networks")
+    if route is not None and denial.step.stage == "authorization":
+        networks, place = route.networks, denial.member("networks")
+    lines = []
+    if networks.deny and client in networks.deny:
+        lines.append(f"{client} is in a network that is denied: {place}")
+    if networks.allow and client not in networks.allow:
+        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
+    return lines
+
+
+def _no_route_change(denial: Denial) -> list[str]:
+    head = denial.exchange.head
+    path = "" if head is None else head.path
+    return [f"a route whose match takes {path}: {denial.place('routes')}"]
+
+
+def _method_change(denial: Denial) -> list[str]:
+    missing = denial.exchange.no_route
+    return ["" if missing is None else f"one of the methods {', '.join(missing.allow)}"]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.SCOPE_MISSING: _scope_change,
+    Reason.ROLE_MISSING: _role_change,
+    Reason.CLAIM_MISMATCH: _claim_change,
+    Reason.AUTHENTICATION_INSUFFICIENT: _step_up_change,
+    Reason.CONDITION_FALSE: _condition_change,
+    Reason.CONDITION_ERROR: _condition_change,
+    Reason.ADDRESS_DENIED: _network_change,
+    Reason.NO_ROUTE: _no_route_change,
+    Reason.METHOD_NOT_ALLOWED: _method_change,
+}

@@ -13,7 +13,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Circuit, Endpoint, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of, reports
-from mitmgate.pipeline.stage import Stage
+from mitmgate.pipeline.stage import Denial, Stage
 from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
 
@@ -69,6 +69,11 @@ class CircuitBreaker(Stage):
         """Name the members of the policy."""
         route = exchange.route
         return [] if route is None else [("upstreams", route.upstream.name, name) for name in ("endpoints", "circuit")]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""
@@ -271,3 +276,20 @@ def opens_when(circuit: Circuit) -> str:
     """Say what opens a circuit; that an endpoint which only fails need not outweigh its successes is left out."""
     share = f", at least {circuit.share:.0%} of the requests," if circuit.share else ""
     return f"{circuit.failures} failures{share} in {circuit.window:g} s"
+
+
+def _circuit_change(denial: Denial) -> list[str]:
+    route = denial.exchange.route
+    if route is None:
+        return []
+    circuit, name = route.upstream.circuit, route.upstream.name
+    place = denial.place("upstreams", name, "circuit") or denial.place("upstreams", name)
+    return [
+        f"the endpoints of {name} would have to recover: {opens_when(circuit)} open the circuit for "
+        f"{circuit.open_for:g} s: {place}"
+    ]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.CIRCUIT_OPEN: _circuit_change,
+}

@@ -3,10 +3,12 @@
 from collections.abc import Awaitable
 from typing import ClassVar
 
+from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
+from mitmgate.pipeline.stage import Denial
 from mitmgate.policy.problem import Location
-from mitmgate.stages.quota import Quota, told
+from mitmgate.stages.quota import Quota, told, waiting
 
 
 class ClientQuota(Quota):
@@ -26,6 +28,10 @@ class ClientQuota(Quota):
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
         return [("client_limits",), *(("rate_limits", name) for name in exchange.snapshot.policy.client_limits)]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        return waiting(denial) if denial.step.reason is Reason.QUOTA_EXCEEDED else super().change(denial)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

@@ -1,13 +1,14 @@
 """Cors: answers preflights, refuses foreign origins, prepares the fields of the response."""
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from mitmgate.core.cors import allowed_origin, grant, is_same_origin, preflight
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Cors as Rule
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.pipeline.exchange import Answer, Exchange
-from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.problem import Location
 
 
@@ -44,6 +45,11 @@ class Cors(Stage):
             return []
         name = policy.routes[int(at[1])].cors
         return [(*at, "cors"), *([] if name is None else [("cors", name)])]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer a preflight; check the origin of anything else."""
@@ -94,3 +100,33 @@ class Cors(Stage):
 def _by_all_rules(exchange: Exchange) -> bool:
     """Tell whether it is a preflight that is answered by all CORS rules together, for every path that is not public."""
     return exchange.preflight and (exchange.route is None or exchange.route.issuers is not None)
+
+
+def _origin_change(denial: Denial) -> list[str]:
+    route, head = denial.exchange.route, denial.exchange.head
+    if head is None:
+        return []
+    rule, place = (None if route is None else route.cors), denial.member("cors")
+    origins = denial.exchange.snapshot.cors.origins if rule is None or denial.exchange.preflight else rule.origins
+    return [
+        f"the origin {head.headers.text('origin')} would have to be one of {', '.join(origins)}: "
+        f"{place or denial.place('cors')}"
+    ]
+
+
+def _preflight_change(denial: Denial) -> list[str]:
+    head, route = denial.exchange.head, denial.exchange.route
+    origin = None if head is None else head.headers.text("origin")
+    rule = None if origin is None else denial.exchange.snapshot.cors.rule(origin)
+    if route is not None and route.issuers is None:
+        rule = route.cors
+    if rule is None:
+        return []
+    place = denial.member("cors") or denial.place("cors")
+    return [f"{denial.step.detail.rstrip('.')}: {place} allows {', '.join(rule.methods)}"]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.ORIGIN_NOT_ALLOWED: _origin_change,
+    Reason.PREFLIGHT_REFUSED: _preflight_change,
+}

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from time import perf_counter
 from typing import ClassVar, Final, Protocol
 
@@ -60,6 +60,9 @@ class DecisionService(Stage):
     """
 
     name: ClassVar[str] = "decision-service"
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
+    }
 
     def __init__(self, answers: Answers) -> None:
         """answers: of the services, or of a recording."""

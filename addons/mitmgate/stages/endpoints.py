@@ -1,5 +1,6 @@
 """Endpoints: what the gateway answers itself: the health check, and the metadata of resources (RFC 9728)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from mitmgate.core.reason import Reason
@@ -26,6 +27,9 @@ class Endpoints(Stage):
 
     name: ClassVar[str] = "endpoints"
     reportable: ClassVar[bool] = False
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.HOST_INVALID: "exactly one valid Host",
+    }
 
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""

@@ -1,5 +1,6 @@
 """Hygiene: one reading of the head, without anything that a client must not be able to say."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from mitmgate.core.browsers import take
@@ -27,6 +28,15 @@ class Hygiene(Stage):
 
     name: ClassVar[str] = "hygiene"
     reportable: ClassVar[bool] = False
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.METHOD_INVALID: "a method that the gateway forwards",
+        Reason.HOST_INVALID: "exactly one valid Host",
+        Reason.HEADER_REPEATED: "the field once",
+        Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",
+        Reason.HEAD_TOO_LARGE: "a smaller head, or a larger limits.head",
+        Reason.LOOP_DETECTED: "an upstream that does not send the request back to the gateway",
+        Reason.UPGRADE_REFUSED: "`websocket: true` on the route, and a well-formed handshake",
+    }
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

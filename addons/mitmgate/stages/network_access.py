@@ -1,11 +1,12 @@
 """NetworkAccess: which client addresses may come in at all."""
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Stage, listed
+from mitmgate.pipeline.stage import Denial, Stage, listed
 from mitmgate.policy.problem import Location
 
 
@@ -17,6 +18,9 @@ class NetworkAccess(Stage):
     """
 
     name: ClassVar[str] = "network-access"
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.ADDRESS_UNKNOWN: "a client address: trusted_proxies and X-Forwarded-For do not give one",
+    }
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
@@ -25,6 +29,11 @@ class NetworkAccess(Stage):
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
         return [("networks", "deny"), ("networks", "allow")]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step:
         """Ask the deny list first, then the allow list."""
@@ -37,3 +46,23 @@ class NetworkAccess(Stage):
         if not networks.admit(client):
             return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed.")
         return self.admitted
+
+
+def _network_change(denial: Denial) -> list[str]:
+    client, route = denial.exchange.client, denial.exchange.route
+    if client is None:
+        return []
+    networks, place = denial.exchange.snapshot.networks, denial.place("networks")
+    if route is not None and denial.step.stage == "authorization":
+        networks, place = route.networks, denial.member("networks")
+    lines = []
+    if networks.deny and client in networks.deny:
+        lines.append(f"{client} is in a network that is denied: {place}")
+    if networks.allow and client not in networks.allow:
+        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
+    return lines
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.ADDRESS_DENIED: _network_change,
+}

@@ -1,6 +1,7 @@
 """OpenApi: whether a request is an operation of the document that its route names, and rightly made."""
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from mitmgate.core.path import CanonicalPath
 from mitmgate.core.reason import Reason
@@ -8,7 +9,7 @@ from mitmgate.core.rewrite import upstream_path
 from mitmgate.core.routing import allow_field
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Answer, Exchange
-from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.problem import Location
 
 
@@ -26,6 +27,9 @@ class OpenApi(Stage):
     """
 
     name: ClassVar[str] = "openapi"
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
+    }
 
     def __init__(self, *, decides: bool = False) -> None:
         """decides: requests are checks (core/check.py): the path is the client's, and nobody has the body to check."""
@@ -49,6 +53,11 @@ class OpenApi(Stage):
         """Name the members of the policy."""
         at = route_at(exchange)
         return [(*at, "openapi")] if at else []
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
 
     def decide(self, exchange: Exchange) -> Step:
         """Find the operation, and hold the head to it."""
@@ -78,3 +87,26 @@ class OpenApi(Stage):
         if allow:
             exchange.answer = Answer(405, fields=allow_field(allow))
         return self.deny(refusal.reason, refusal.detail)
+
+
+def _described_change(denial: Denial) -> list[str]:
+    route, operation = denial.exchange.route, denial.exchange.operation
+    if route is None or route.openapi is None:
+        return []
+    model = next(known for known in denial.exchange.snapshot.policy.routes if known.name == route.name)
+    document = "" if model.openapi is None else model.openapi.document
+    what = "a request" if operation is None else f"a request of {operation.name} (line {operation.line})"
+    return [f"{what} as {document} describes it: {denial.member('openapi')}"]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.OPERATION_UNKNOWN: _described_change,
+    Reason.OPERATION_NOT_ALLOWED: _described_change,
+    Reason.PARAMETER_MISSING: _described_change,
+    Reason.PARAMETER_INVALID: _described_change,
+    Reason.PARAMETER_UNKNOWN: _described_change,
+    Reason.CONTENT_TYPE_REFUSED: _described_change,
+    Reason.BODY_UNEXPECTED: _described_change,
+    Reason.BODY_INVALID: _described_change,
+    Reason.BODY_TOO_LARGE: _described_change,
+}

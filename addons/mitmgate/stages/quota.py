@@ -10,7 +10,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Grant, Take
 from mitmgate.pipeline.exchange import Answer, Exchange
-from mitmgate.pipeline.stage import Stage
+from mitmgate.pipeline.stage import Denial, Stage
 from mitmgate.stores.protocol import CounterStore
 
 ABSENT = "-"
@@ -138,3 +138,16 @@ def _part(part: str, limit: Limit, exchange: Exchange) -> str:
         text = exchange.own_keys.get(name)
         return ABSENT if text is None else f"={text}"
     raise ValueError(f"unknown key {part}")
+
+
+def waiting(denial: Denial) -> list[str]:
+    """Say how long to wait, or which limits to raise, for `explain`."""
+    lines = []
+    for grant in denial.exchange.grants:
+        if not grant.admitted:
+            place = denial.place("rate_limits", grant.limit.name)
+            lines.append(
+                f"wait {grant.retry_after:.3f} s, or raise {grant.limit.name} ({grant.limit.limit} in any "
+                f"{grant.limit.window:g} s): {place}"
+            )
+    return lines

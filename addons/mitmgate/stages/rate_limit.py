@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Sequence
 from typing import ClassVar
 
+from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
 from mitmgate.pipeline.exchange import Exchange, reports
-from mitmgate.pipeline.stage import route_at
+from mitmgate.pipeline.stage import Denial, route_at
 from mitmgate.policy.problem import Location
-from mitmgate.stages.quota import Quota, told
+from mitmgate.stages.quota import Quota, told, waiting
 
 
 class RateLimit(Quota):
@@ -35,6 +36,10 @@ class RateLimit(Quota):
         if route is None:
             return []
         return [(*at, "rate_limits"), *(("rate_limits", limit.name) for limit in route.limits)]
+
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        return waiting(denial) if denial.step.reason is Reason.QUOTA_EXCEEDED else super().change(denial)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

@@ -1,5 +1,6 @@
 """Rewrite: the request that the upstream gets."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from mitmgate.core import pointer
@@ -38,6 +39,10 @@ class Rewrite(Stage):
 
     name: ClassVar[str] = "rewrite"
     reportable: ClassVar[bool] = False
+    changes: ClassVar[Mapping[Reason, str]] = {
+        Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
+        Reason.UPGRADE_REFUSED: "`websocket: true` on the route, and a well-formed handshake",
+    }
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

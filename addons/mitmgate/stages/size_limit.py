@@ -1,11 +1,12 @@
 """SizeLimit: how large a request body may be."""
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.problem import Location
 
 
@@ -27,6 +28,11 @@ class SizeLimit(Stage):
         at = route_at(exchange)
         return [*([(*at, "max_body")] if at else []), ("limits", "body")]
 
+    def change(self, denial: Denial) -> list[str]:
+        """Say what would have to be otherwise for it to admit."""
+        made = _CHANGES.get(denial.step.reason)
+        return super().change(denial) if made is None else made(denial)
+
     def decide(self, exchange: Exchange) -> Step:
         """Compare, or hand the bound on."""
         route = exchange.route
@@ -37,3 +43,14 @@ class SizeLimit(Stage):
                 Reason.BODY_TOO_LARGE, f"The body is larger than the {exchange.max_body} bytes that are allowed."
             )
         return self.admitted
+
+
+def _size_change(denial: Denial) -> list[str]:
+    bound, declared = denial.exchange.max_body, denial.exchange.request.declared_body
+    place = denial.member("max_body") or denial.place("limits", "body")
+    return [f"the body has {declared} bytes and may have {bound}" + (f": {place}" if place else "")]
+
+
+_CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
+    Reason.BODY_TOO_LARGE: _size_change,
+}

@@ -18,7 +18,7 @@ from mitmgate.core.path import Ambiguous, canonical_path
 from mitmgate.core.reason import Reason
 from tests.command_line import command
 from tests.keys.proving import Holder
-from tests.live.asking import AskingProxy
+from tests.live.asking import AskingProxy, printed
 from tests.live.harness import ROOT, SECRET, WEB_PASSWORD, Gateway, mint, policy, write_policy
 from tests.live.harness_http import Answered, free_port, raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
@@ -239,6 +239,13 @@ def test_a_client_cannot_have_its_identity_removed(asking: Asking, front: Asking
             assert (seen.all("x-user-id"), seen.all("x-user-role")) == (["alice"], ["user"])
             assert seen.all("x-forwarded-for") == ["127.0.0.1"]
         assert asking.service.requests or "Upgrade: websocket" in lines
+
+
+def test_the_page_has_a_line_for_every_status_that_a_decision_may_have() -> None:
+    """Others are of the protocol layer, or of a service, or the proxy's own word for it."""
+    lines = set(map(int, re.findall(r"decided_status = (\d+)", printed("nginx")))) | {403}
+    of_others = {200, 408, 417, 499, 502, 504, 505}
+    assert {reason.status for reason in Reason} - of_others == lines
 
 
 FORGED = [

@@ -313,9 +313,23 @@ def test_a_path_is_found_where_a_template_takes_it(templates: list[list[str]], s
         assert segments not in templates or template == segments
 
 
+def test_a_list_has_a_bound() -> None:
+    assert said("/q?comma=" + "," * 30_000) == "parameter-invalid"
+    assert said("/p/" + ",".join(["1"] * 1001)) == "ok"
+    assert said("/p/" + ",".join(["1"] * 1002)) == "parameter-invalid"
+    assert said("/h", {"Cookie": "session=abc", "X-List": "1," * 8000}) == "parameter-invalid"
+
+
 def test_reading_a_media_type_takes_its_length() -> None:
     began = time.thread_time()
-    for text in ("a/b" + ";" * 30_000 + "=", "a/b" + ' ;a="\\' * 5_000, "a" * 30_000, "a/b;" + " " * 30_000 + "="):
+    for text in (
+        "a/b" + ";  " * 10_000 + "=",
+        "a/b" + ';a="' * 10_001,
+        "a/b" + ";" * 30_000 + "=",
+        "a/b" + ' ;a="\\' * 5_000,
+        "a" * 30_000,
+        "a/b;" + " " * 30_000 + "=",
+    ):
         assert read_media_type(text) is None
     assert time.thread_time() - began < 5
 

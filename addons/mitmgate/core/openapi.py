@@ -29,16 +29,16 @@ LONGEST_NUMBER: Final = 64
 DEEPEST: Final = 64
 """How deep a JSON text may be nested."""
 MOST_PARAMETERS: Final = 1000
-"""Parameters of a query that are looked at; no request needs more."""
+"""Parameters of a query, and parts of a list, that are looked at; no request needs more."""
 
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DEEP: Final = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
 _SHOWN: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,40}")
-_MEDIA_TYPE: Final = re.compile(  # RFC 9110, section 8.3.1
-    r"([!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+)"
-    r"((?:[ \t]*;[ \t]*(?:[!#$%&'*+.^_`|~0-9a-z-]+=(?:[!#$%&'*+.^_`|~0-9a-z-]+|\"(?:[^\"\\]|\\.)*\"))?)*)"
+_MEDIA_TYPE: Final = re.compile(  # RFC 9110, section 8.3.1; possessive, so that hostile text costs O(n)
+    r"([!#$%&'*+.^_`|~0-9a-z-]++/[!#$%&'*+.^_`|~0-9a-z-]++)"
+    r"((?:[ \t]*+;[ \t]*+(?:[!#$%&'*+.^_`|~0-9a-z-]++=(?:[!#$%&'*+.^_`|~0-9a-z-]++|\"(?:[^\"\\]|\\.)*+\"))?+)*+)"
 )
 _PARAMETER: Final = re.compile(r";[ \t]*([^=;\s]+)=(\"(?:[^\"\\]|\\.)*\"|[^\";\s]*)")
 _PLACES: Final[Mapping[Place, str]] = {
@@ -145,6 +145,8 @@ class Parameter:
         """Check a list in one value, as those read it who split before they decode, and as those who decode first."""
         if not text:
             return self._list_flaw([])
+        if len(text) > 2 * MOST_PARAMETERS and text.count(",") + text.count("|") + text.count("%") > MOST_PARAMETERS:
+            return f"has more than {MOST_PARAMETERS} parts"
         flaw = None
         if self.separator == ",":  # the others may not stand in a URL as they are
             flaw = self._list_flaw([self._decoded(part) for part in text.split(",")])

@@ -154,6 +154,7 @@ ELSEWHERE = {
     Reason.TOKEN_PROOF_NONCE: "live/test_proof",
     Reason.TOKEN_UNBOUND: "live/test_proof",
     Reason.TOKEN_REVOKED: "live/test_revocation",
+    Reason.CERTIFICATE_WITHDRAWN: "protocol/test_tls",
     Reason.TOKEN_INACTIVE: "live/test_introspection",
     Reason.INTROSPECTION_UNAVAILABLE: "live/test_introspection",
     Reason.REVOCATIONS_UNKNOWN: "live/test_revocation",

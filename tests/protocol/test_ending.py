@@ -4,6 +4,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import h2.events
 import pytest
@@ -11,14 +14,15 @@ import pytest
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.pipeline.exchange import Exchange, exchange_of
+from mitmgate.proxy.listener import SecuredConnection
 from tests.live.harness_http import status_of, wait_for
-from tests.live.harness_upstream import RecordingUpstream, Reply
+from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
 from tests.protocol.certificates import Authority
 from tests.protocol.harness import Gate, connect, receive, route
 from tests.protocol.test_http2 import GET as H2_GET
 from tests.protocol.test_http2 import Client
 from tests.protocol.test_streaming import Serving, read_head
-from tests.protocol.test_tls import listen
+from tests.protocol.test_tls import client_context, listen
 from tests.protocol.test_upgrade import HANDSHAKE, echo
 
 GET = b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -70,21 +74,30 @@ def test_retiring_http_2(tmp_path_factory: pytest.TempPathFactory, upstream: Rec
         wait_for(lambda: gate.layer.connected == 0, "all clients to be gone")
 
 
+def streaming(link: socket.socket) -> None:
+    read_head(link)
+    link.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while link.recv(4096):
+        pass
+
+
 @pytest.fixture
 def events() -> Iterator[Serving]:
-    def serve(link: socket.socket) -> None:
-        read_head(link)
-        link.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        while link.recv(4096):
-            pass
-
-    with Serving(serve) as serving:
+    with Serving(streaming) as serving:
         yield serving
 
 
 def lasting(gate: Gate) -> Exchange:
     wait_for(lambda: len(gate.layer.lasting) == 1, "the exchange to last")
     return gate.layer.lasting[0]
+
+
+def swallow(link: socket.socket) -> None:
+    while link.recv(4096):
+        pass
+
+
+SERVICES = {"events": streaming, "events over h2": streaming, "websocket": echo, "upload": swallow}
 
 
 def test_stream_is_cut(events: Serving) -> None:
@@ -120,6 +133,65 @@ def test_an_upload_ends_with_its_token(upstream: RecordingUpstream, stream: str,
         upstream.settle()
         assert upstream.requests == []
         assert b"rest" not in upstream.raw
+
+
+@pytest.mark.parametrize("ends", ["expires", "another authority", "one more authority"])
+@pytest.mark.parametrize("kind", ["events", "events over h2", "websocket", "upload"])
+def test_what_lasts_ends_with_the_certificate_of_its_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ends: str
+) -> None:
+    """Before: requests on the connection ended with it, what had been opened before went on."""
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(Path(authority.ca).read_bytes())
+    context = client_context(authority, "h2" if kind.endswith("h2") else "http/1.1")
+    context.load_cert_chain(*authority.issue("alice", client=True))
+    monkeypatch.setattr("tests.protocol.test_http2.client_context", lambda *given: context)
+    tls = listen(authority, client_ca=str(trusted))
+    reason, stays = Reason.CERTIFICATE_WITHDRAWN, ends == "one more authority"
+    with ExitStack() as stack:
+        service = stack.enter_context(Serving(SERVICES[kind]))
+        gate = stack.enter_context(Gate(route(service.url, websocket=kind == "websocket", stream="always"), tls=tls))
+        if kind.endswith("h2"):
+            client = Client(gate, authority)
+            stack.callback(client.link.close)
+            client.request(H2_GET)
+            link = client.link
+        else:
+            link = stack.enter_context(context.wrap_socket(connect(gate.port), server_hostname="gateway.test"))
+            upload = b"POST /p HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+            link.sendall({"websocket": HANDSHAKE, "upload": upload}.get(kind, GET))
+        if kind == "upload":
+            wait_for(lambda: bool(gate.hooks.seen), "the head")
+        else:
+            lasting(gate)
+        (transport,) = [client.transport for client in gate.layer.clients]
+        if ends == "expires":
+            assert isinstance(transport, SecuredConnection)
+            expiry: Any = transport._expiry  # what it does when the time has come
+            on_loop(gate, expiry._callback, *expiry._args)
+        else:
+            former = trusted.read_bytes() if stays else b""
+            trusted.write_bytes(Path(other.ca).read_bytes() + former)
+            gate.source.reload()
+            on_loop(gate, gate.layer.reloaded)
+        if stays:
+            done = threading.Event()
+            on_loop(gate, done.set)
+            assert done.wait(PATIENCE)
+            assert kind == "upload" or len(gate.layer.lasting) == 1
+            assert gate.hooks.ends == ([("response", Reason.OK)] if kind == "websocket" else [])
+        else:
+            exchange = exchange_of(gate.hooks.seen[0][1])
+            assert exchange is not None
+            wait_for(lambda: exchange.failure is reason, "the record")
+            assert gate.layer.lasting == []
+            got = b"" if kind.endswith("h2") else receive(link)
+            assert kind != "websocket" or got.endswith(b"\x88\x02\x03\xf0")  # 1008
+            assert kind != "upload" or status_of(got) == 403
+            if kind.startswith("events"):
+                assert not got.endswith(b"0\r\n\r\n")
+                wait_for(lambda: gate.layer.connected == 0, "the connection to end")
 
 
 def test_websocket_is_cut() -> None:

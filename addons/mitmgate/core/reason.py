@@ -129,6 +129,7 @@ class Reason(Enum):
     TOKEN_PROOF_NONCE = "token-proof-nonce", 401, "Proof of possession needs a nonce"
     TOKEN_UNBOUND = "token-unbound", 401, "Token not bound to a key"
     TOKEN_REVOKED = "token-revoked", 401, "Token revoked"
+    CERTIFICATE_WITHDRAWN = "certificate-withdrawn", 403, "Client certificate no longer accepted"
     REVOCATIONS_UNKNOWN = "revocations-unknown", 503, "Revocations unknown"
     TOKEN_INACTIVE = "token-inactive", 401, "Token not active"
     INTROSPECTION_UNAVAILABLE = "introspection-unavailable", 503, "Token introspection unavailable"

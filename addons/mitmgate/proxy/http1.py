@@ -393,6 +393,11 @@ class Http1Connection(asyncio.BufferedProtocol):
         return self._last_call is not None
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        """Return what it is on; None: it has ended, or was given away."""
+        return self._transport
+
+    @property
     def transactions(self) -> list[Transaction]:
         """The request that runs."""
         return [] if self.transaction is None else [self.transaction]

@@ -669,6 +669,11 @@ class Http2Connection(Http2Output):
         self.loop.call_later(seconds, self.retire)
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        """Return what it is on; None: it has ended, or was given away."""
+        return self._transport
+
+    @property
     def transactions(self) -> list[Transaction]:
         """Return what runs."""
         return [stream.transaction for stream in self._streams.values() if stream.transaction is not None]

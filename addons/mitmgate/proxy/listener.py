@@ -77,6 +77,11 @@ class Connection(Protocol):
         """The requests that run."""
         ...
 
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """What it is on; None: it has ended."""
+        ...
+
     def last_call(self, seconds: float) -> None:
         """Let the connection end: with its next response, which says so, or when it was idle for so long."""
         ...
@@ -261,12 +266,24 @@ class Listener:
     def reloaded(self) -> None:
         """End the connections whose clients' certificates other authorities have vouched for than those of the policy.
 
-        As connections to a service are of the files that they were made with.
+        As connections to a service are of the files that they were made with. What lasts goes on where the certificate
+        counts all the same.
         """
         former = self._tls.client_ca
-        self._tls.context()
+        context = self._tls.context()
         if self._tls.client_ca != former:
             for client in list(self.clients):
+                transport = client.transport
+                if isinstance(transport, TlsTransport) and context is not None and not transport.admitted_by(context):
+                    self.uncertified(transport)
+                client.retire()
+
+    def uncertified(self, transport: TlsTransport) -> None:
+        """End a connection whose client's certificate counts no more, with what lasts on it."""
+        for client in list(self.clients):
+            if client.transport is transport:
+                for transaction in client.transactions:
+                    transaction.outlived(Reason.CERTIFICATE_WITHDRAWN)
                 client.retire()
 
     @property
@@ -403,6 +420,10 @@ class Front:
         """The authorities of clients' certificates, as the listener has them now."""
         return self._listener.client_ca
 
+    def uncertified(self, transport: TlsTransport) -> None:
+        """Take the end of the time for which the client's certificate is valid."""
+        self._listener.uncertified(transport)
+
     def secure(self, peer: str) -> bool:
         """Count a TLS connection, before the handshake; False: close it without a word."""
         self._secured = True
@@ -489,7 +510,7 @@ class SecuredConnection(TlsTransport):
             left = (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds()
             if self._client_ca != self._front.client_ca:  # a reload came between
                 left = 0.0
-            self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), made.retire)
+            self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._front.uncertified, self)
         return made
 
 

@@ -27,7 +27,7 @@ from cryptography.x509 import Certificate, load_pem_x509_certificates
 from OpenSSL import SSL
 from OpenSSL._util import ffi
 from OpenSSL._util import lib as openssl
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509StoreContext, X509StoreContextError
 from OpenSSL.crypto import Error as CryptoError
 
 from mitmgate.core.rules import Endpoint, ListenTls, UpstreamTls
@@ -267,6 +267,19 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self.flaw = ""  # why what came is not TLS, or the peer wants no more of it
         self._again: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(deadline, self._expired)
+
+    def admitted_by(self, context: SSL.Context) -> bool:
+        """Tell whether a server's context, which may be another by now, would take the peer's certificate, or none."""
+        certificate, store = self.tls.get_peer_certificate(), context.get_cert_store()
+        if certificate is None:
+            return not context.get_verify_mode() & SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        if store is None:
+            return False
+        try:
+            X509StoreContext(store, certificate, self.tls.get_peer_cert_chain() or []).verify_certificate()
+        except X509StoreContextError:
+            return False
+        return True
 
     # The protocol of the socket.
 

@@ -303,6 +303,7 @@ class Transaction(Recipient):
         "_trailers",
         "_upgrade",
         "_upstream",
+        "_void",
         "_waiting",
         "exchange",
         "flow",
@@ -335,6 +336,7 @@ class Transaction(Recipient):
         self._sent = 0.0  # when the request was complete at the upstream
         self._delivered = 0
         self._retries = 0
+        self._void: Reason | None = None  # why what admitted it counts no longer
         self._forward: Forward | None = None  # what is sent, whatever becomes of the flow
         self._resent = 0  # how often it was sent anew to the same endpoint, which had done nothing with it
         self._expects = False  # the request holds `Expect: 100-continue`
@@ -588,12 +590,11 @@ class Transaction(Recipient):
 
     def _withdrawn(self) -> bool:
         """Answer in the service's place where what admitted a request no longer holds, while it is not yet sent."""
-        exchange = self.exchange
-        if exchange is None or exchange.principal is None:
-            return False
-        reason = self._engine.withdrawn(exchange)
-        if reason is None and seconds_left(exchange) == 0.0:
-            reason = Reason.TOKEN_EXPIRED
+        exchange, reason = self.exchange, self._void
+        if reason is None and exchange is not None and exchange.principal is not None:
+            reason = self._engine.withdrawn(exchange)
+            if reason is None and seconds_left(exchange) == 0.0:
+                reason = Reason.TOKEN_EXPIRED
         if reason is not None:
             self._fail(reason)
         return reason is not None
@@ -993,14 +994,18 @@ class Transaction(Recipient):
         if exchange is not None and exchange.principal is not None:
             withdrawn = self._engine.withdrawn(exchange)  # while the service was asked
             left, reason = (left, reason) if withdrawn is None else (0.0, withdrawn)
+        if self._void is not None:
+            left, reason = 0.0, self._void
         if left is not None:
-            self._lifetime = self._engine.loop.call_later(left, self._outlived, reason)
+            self._lifetime = self._engine.loop.call_later(left, self.outlived, reason)
 
     def _stream_timeout(self) -> float | None:
         exchange = self.exchange
         return None if exchange is None or exchange.route is None else exchange.route.stream_timeout
 
-    def _outlived(self, reason: Reason) -> None:
+    def outlived(self, reason: Reason) -> None:
+        """End what lasts, or will; a defect ends the client's connection."""
+        self._void = reason
         try:
             self.cut(reason)
         except Exception:
@@ -1026,7 +1031,7 @@ class Transaction(Recipient):
             return
         reason = self._engine.withdrawn(exchange)
         if reason is not None:
-            self._outlived(reason)
+            self.outlived(reason)
 
     @property
     def _uploads(self) -> bool:

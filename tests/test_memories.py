@@ -85,13 +85,15 @@ OTHERS: Final[dict[str, str]] = {
             proxy/pool:UpstreamPool._learned proxy/tls:_client_context proxy/transaction:FailureLog._seldom
             stages/circuit_breaker:CircuitBreaker._breakers stages/circuit_breaker:CircuitBreaker._names
             stages/circuit_breaker:CircuitBreaker._silent stages/circuit_breaker:CircuitBreaker._turns
+            stages/circuit_breaker:CircuitBreaker.turned admin/feed:Feed._latest
             policy/files:Files.stamps policy/watcher:PolicySource._stamps""",
         "names that the policy has, and what DNS says of them": """
             core/reason:_DECLARED policy/own_stages:_MODULES policy/own_stages:OwnStages.stages
             stages/own:_Counters.limits
             net/dialler:Dialler._avoided net/resolver:Resolver._names net/resolver:_HostsFile._names""",
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
-            admin/metrics:Metrics._unknown admin/workers:Workers._links audit/writer:AuditTrail._waiters
+            admin/metrics:Metrics._unknown admin/workers:Workers._links admin/workers:_Link._answers
+            admin/feed:Feed._seen audit/writer:AuditTrail._waiters
             core/circuit:Breaker._probing host/lifetime:Lifetime._reloads host/supervisor:Supervisor._living
             host/supervisor:Supervisor._tasks keys/ring:KeyRing._closing proxy/acceptor:_Acceptor._starting
             proxy/upstream_http2:Http2UpstreamConnection._streams
@@ -108,8 +110,11 @@ OTHERS: Final[dict[str, str]] = {
         "times within a window": "core/circuit:Breaker._failures core/circuit:Breaker._successes",
         "a number of records, of seconds, of texts": """
             audit/sink:SinkThread._queue audit/event:_second audit/ended:_TEXTS policy/history:History.rejections
-            stores/fallback:Fallback.returns
+            stores/fallback:Fallback.returns admin/feed:Feed._points admin/feed:Feed._rows admin/feed:Feed._totals
+            stages/circuit_breaker:CircuitBreaker.turns policy/history:History.accepted
             descriptors:SeldomEach._kinds""",
+        "the last of what was denied, by number, and by the octets of a head": """
+            admin/denials:Denials._kept admin/denials:Denials._at_limits""",
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
         "what operators have listed, by number": "stores/api_keys:ApiKeys._keys",
         "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",

@@ -238,6 +238,7 @@ class Gateway:
         self._decides = decides
         self.audit: Audit | None = None
         self.breaker: CircuitBreaker | None = None
+        self.stages: Mapping[str, Stage] = MappingProxyType({})
         self.approve: Approve | None = None
         """The host's last word on a changed policy: a policy that it refuses, or fails on, is not put in force."""
         self._failure: exceptions.OptionsError | None = None
@@ -294,10 +295,11 @@ class Gateway:
         except (PolicyError, UserError) as error:
             self._failure = exceptions.OptionsError(str(error))
             raise self._failure from error
+        self.stages = {stage.name: stage for stage in chain}
         self.breaker = breaker = next(stage for stage in chain if isinstance(stage, CircuitBreaker))
         self.audit = Audit(services.trail)
         self.policy.source, self.services = source, services
-        self.history.first(time.time())
+        self.history.first(time.time(), source.snapshot.digest)
         self.protocol = self._protocol(
             self.policy,
             breaker.fail_over,
@@ -432,7 +434,7 @@ class Gateway:
         services.ring.configure(result.issuers)
         if self.protocol is not None:
             self.protocol.reloaded()
-        self.history.accept(time.time())
+        self.history.accept(time.time(), result.digest)
         fixed = [name for name in OPENED_ONCE if getattr(before.policy, name) != getattr(result.policy, name)]
         if fixed:
             logger.warning("changes of %s take effect after a restart", ", ".join(fixed))

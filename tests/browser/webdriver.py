@@ -85,6 +85,16 @@ class Browser:
         body: dict[str, object] = {"cmd": "Emulation.setDeviceMetricsOverride", "params": command}
         request(f"{self._session}/goog/cdp/execute", body)
 
+    def scheme(self, name: str) -> None:
+        """Prefer a colour scheme: "light" or "dark"."""
+        features: list[dict[str, str]] = [{"name": "prefers-color-scheme", "value": name}]
+        body: dict[str, object] = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        request(f"{self._session}/goog/cdp/execute", body)
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait until the condition holds; what the page shows is said where it does not come to."""
+        wait(condition, what, self.page)
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(request(f"{self._session}/screenshot")))
 

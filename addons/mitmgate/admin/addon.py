@@ -1,5 +1,6 @@
 """Admin: the addon that brings the admin listener, or its worker's part, into a host. Without `admin` it rests."""
 
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +8,20 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from mitmproxy import exceptions
 
+from mitmgate.admin.console import Console
 from mitmgate.admin.metrics import Metrics
 from mitmgate.admin.readings import Held, Sources
 from mitmgate.admin.report import Report
-from mitmgate.admin.workers import Reporter
+from mitmgate.admin.workers import Answer, Inquire, Reporter
 from mitmgate.audit.writer import SinkState
 from mitmgate.chain import Gateway
 from mitmgate.core.circuit import State
 from mitmgate.keys.assertion import Jwk, signer_of
 from mitmgate.keys.ring import KeySetState
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.circuit_breaker import Turn
 from mitmgate.usage import UserError
 
 if TYPE_CHECKING:
@@ -72,13 +76,15 @@ class Admin:
                 link.close()
             return
         metrics = Metrics(sources)
+        console = Console(metrics.denials, sources)
         if link is not None:
-            self._reporter = Reporter(link, metrics.snapshot)
+            self._reporter = Reporter(link, metrics.snapshot, console.answer)
         else:
             from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - as above
 
             try:
-                self._listener = Listener(where.host, bind(where.host, where.port), self._report, snapshot)
+                bound = bind(where.host, where.port)
+                self._listener = Listener(where.host, bound, self._report, snapshot, alone(console.answer))
             except UserError as error:
                 raise exceptions.OptionsError(str(error)) from error
         self._metrics, self.addons = metrics, [metrics]
@@ -103,6 +109,16 @@ class Admin:
         if self._metrics is None:
             raise RuntimeError("the listener was started without metrics")
         return self._metrics.report()
+
+
+def alone(answer: Answer) -> Inquire:
+    """Ask the one process that there is."""
+
+    async def inquire(question: Mapping[str, object], process: int | None = None) -> Mapping[int, Mapping[str, object]]:
+        own = os.getpid()
+        return {own: answer(question)} if process in {None, own} else {}
+
+    return inquire
 
 
 def sources_of(
@@ -137,6 +153,15 @@ def sources_of(
     def audit_admits() -> bool:
         return gateway.services is not None and gateway.services.trail.admits
 
+    def loaded() -> Loaded | None:
+        return None if gateway.policy.source is None else gateway.policy.source.loaded
+
+    def turned() -> Mapping[str, Turn]:
+        return {} if gateway.breaker is None else gateway.breaker.turned
+
+    def turns() -> Sequence[Turn]:
+        return () if gateway.breaker is None else tuple(gateway.breaker.turns)
+
     published: deque[Jwk] = deque(maxlen=PUBLISHED)
 
     def keys() -> Sequence[Jwk]:
@@ -161,4 +186,8 @@ def sources_of(
         draining=draining,
         keys=keys,
         memory=memory,
+        loaded=loaded,
+        stages=lambda: gateway.stages,
+        turned=turned,
+        turns=turns,
     )

@@ -132,6 +132,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("mitmgate_audit_dropped", "counter", "Audit records that found no room in the queue.", ("sink",)),
     Family("mitmgate_audit_spilled", "counter", "Audit records that a sink's spill file took for it.", ("sink",)),
     Family("mitmgate_audit_sink_failures", "counter", "Attempts to write that a sink has refused.", ("sink",)),
+    Family(
+        "mitmgate_audit_sink_failing",
+        "gauge",
+        "1 while a sink takes no records; with several workers, for how many.",
+        ("sink",),
+    ),
     Family("mitmgate_policy_reloads", "counter", "Reloads of the policy: ok or rejected.", ("outcome",)),
     Family("mitmgate_policy", "info", "The digest of the policy in force.", ("digest",), merge="max"),
     Family(

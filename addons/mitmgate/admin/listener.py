@@ -9,8 +9,10 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from mitmgate.admin.feed import Feed
 from mitmgate.admin.pages import Ask, Page, application
 from mitmgate.admin.revoking import Events, Revocations, Revoker
+from mitmgate.admin.workers import Inquire
 from mitmgate.descriptors import Descriptors, raise_limit
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
@@ -39,14 +41,24 @@ def bind(host: str, port: int) -> list[socket.socket]:
 class Listener:
     """Serves the pages on sockets that are bound already. One for the gateway's process, or for the supervisor's."""
 
-    def __init__(self, host: str, sockets: list[socket.socket], ask: Ask, snapshot: Snapshot | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        sockets: list[socket.socket],
+        ask: Ask,
+        snapshot: Snapshot | None = None,
+        inquire: Inquire | None = None,
+    ) -> None:
         """host: `admin.host` of the policy: besides addresses and localhost, the only name that is answered to.
 
-        snapshot: says whether revocations are taken. Raises UserError where their list can't be opened.
+        snapshot: says whether revocations are taken, and for which secret the status page is shown. Raises UserError
+        where their list can't be opened. inquire: asks the processes for what is no figure.
         """
         self._sockets = sockets
+        pages = _pages(ask, frozenset({"localhost", host.lower()}), snapshot, inquire)
+        self._feed: Feed = pages.settings["feed"]
         self._server = _Server(
-            _pages(ask, frozenset({"localhost", host.lower()}), snapshot),
+            pages,
             idle_connection_timeout=_IDLE,
             body_timeout=_BODY,
             max_header_size=_HEAD,
@@ -67,17 +79,18 @@ class Listener:
     async def close(self) -> None:
         """Accept no more, and close what is open."""
         self._server.stop()
+        await self._feed.close()
         await self._server.close_all_connections()
 
 
-def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None) -> Application:
+def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None, inquire: Inquire | None) -> Application:
     rule = None if snapshot is None else snapshot.policy.revocation
     further: list[tuple[str, type[Page]]] = []
     if snapshot is not None and snapshot.revocation_token is not None:
         further.append(("/revocations", Revocations))
     if rule is not None and rule.events is not None:
         further.append(("/events", Events))
-    pages = application(ask, hosts, further)
+    pages = application(ask, hosts, further, inquire, None if snapshot is None else snapshot.admin_token)
     if snapshot is not None and further:
         pages.settings["revoker"] = Revoker(snapshot)
     return pages

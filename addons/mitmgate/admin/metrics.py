@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.admin.denials import Denials
 from mitmgate.admin.families import NONE, SECONDS, SHORT, Series
 from mitmgate.admin.readings import Sources, report_of
 from mitmgate.admin.report import Report
@@ -22,6 +23,8 @@ METHODS: Final = {method: method for method in ("GET", "HEAD", "POST", "PUT", "P
 OTHER: Final = "other"
 LAG_EVERY: Final = 0.5  # seconds
 
+_LOOKED_AT: Final = frozenset({"denied", "failed"})
+"""What became of the requests that the status page shows one by one."""
 _STATUSES: Final = {status.value: str(status.value) for status in HTTPStatus} | {499: "499"}
 
 
@@ -42,6 +45,7 @@ class Metrics:
     def __init__(self, sources: Sources) -> None:
         """sources: what else is exported; read when a report is made."""
         self._sources = sources
+        self.denials = Denials()
         self._requests: defaultdict[tuple[str, str, str, Reason], int] = defaultdict(int)
         self._decisions: defaultdict[tuple[object, ...], int] = defaultdict(int)
         self._grants: defaultdict[tuple[str, bool, bool, bool], int] = defaultdict(int)
@@ -108,7 +112,7 @@ class Metrics:
     def count(self, exchange: Exchange, status: int | None, aborted: bool) -> None:
         """Count an exchange that has ended. status: what the client got; None: nothing."""
         route, verdict = exchange.route, exchange.verdict
-        _, reason = fate_of(exchange, aborted)
+        fate, reason = fate_of(exchange, aborted)
         if status is None:
             status = reason.status
         name = NONE if route is None else route.name
@@ -120,7 +124,12 @@ class Metrics:
         for grant in exchange.grants:
             limit = grant.limit
             self._grants[limit.name, grant.admitted, limit.mode == "enforce", grant.degraded] += 1
-        _observe(self._durations[name], SECONDS, perf_counter() - exchange.started)
+            if not grant.remaining or not grant.admitted:
+                self.denials.at_limit(exchange, grant)
+        seconds = perf_counter() - exchange.started
+        _observe(self._durations[name], SECONDS, seconds)
+        if fate in _LOOKED_AT or verdict.observed:
+            self.denials.add(exchange, status, fate, reason, seconds)
         _observe(self._deciding[name], SHORT, verdict.seconds)
         if exchange.snapshot.own:
             for stage, seconds in verdict.times:
@@ -166,6 +175,7 @@ class Metrics:
             due = loop.time() + LAG_EVERY
             await asyncio.sleep(LAG_EVERY)
             _observe(self._lag, SHORT, max(0.0, loop.time() - due))
+            self.denials.settle()
 
 
 def _empty(bounds: tuple[float, ...]) -> list[float]:

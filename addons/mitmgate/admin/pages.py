@@ -1,27 +1,41 @@
 """The pages of the admin listener. All of these only read; whatever is wrong is a problem document (RFC 9457)."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
+from hmac import compare_digest
 from http import HTTPStatus
 from importlib.resources import files
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
 import orjson
+from tornado.iostream import StreamClosedError
 from tornado.template import Template
 from tornado.web import Application, HTTPError, RequestHandler
 
 from mitmgate.admin.exposition import MEDIA_TYPE, open_metrics
+from mitmgate.admin.feed import Feed
 from mitmgate.admin.report import Report
-from mitmgate.admin.status import duration, status_of
+from mitmgate.admin.status import concerns, duration, state_of, status_of
+from mitmgate.admin.workers import Inquire
 
 Ask = Callable[[], Awaitable[Report]]
 
 METHODS: Final = "GET, HEAD"
 PROBLEM: Final = "application/problem+json"
 
+STREAMS: Final = 20
+"""How many may watch the status page at once."""
+PATIENCE: Final = 10.0
+"""Seconds that one of them has to read what it is told; then it is dropped."""
+
+_STYLE, _SCRIPT = (files("mitmgate.admin").joinpath(name).read_text("utf-8") for name in ("status.css", "status.js"))
 _PAGE: Final = Template(files("mitmgate.admin").joinpath("status.html").read_text("utf-8"), autoescape="xhtml_escape")
+_NUMBER: Final = r"([0-9]{1,18})"
 _FIELDS: Final = (
     ("Cache-Control", "no-store"),
     ("X-Content-Type-Options", "nosniff"),
@@ -29,6 +43,18 @@ _FIELDS: Final = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 )
+
+
+def _hash(text: str) -> str:
+    """Name a script or a style that a page holds (CSP Level 3, section 2.3.1)."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+_STATUS_POLICY: Final = (
+    f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What a browser may do with the status page: run its one script, which asks the listener alone."""
 
 
 class Page(RequestHandler):
@@ -122,10 +148,16 @@ def answer_readiness(page: Page, report: Report) -> None:
     )
 
 
-class Root(Missing):
-    """/: nothing, but for `OPTIONS /` in HTTP/1.0, with which HAProxy's `option httpchk` asks for readiness."""
+class Root(Page):
+    """/: leads to the status page; `OPTIONS /` in HTTP/1.0 is how HAProxy's `option httpchk` asks for readiness."""
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = (*Page.SUPPORTED_METHODS, "OPTIONS")  # type: ignore[misc]  # as Page
+
+    def get(self) -> None:
+        """Lead to the page for people."""
+        self.redirect("/status")
+
+    head = get
 
     async def options(self) -> None:
         """Answer as /readyz does."""
@@ -156,27 +188,143 @@ class Keys(Page):
     head = get
 
 
-class Status(Page):
+class Guarded(Page):
+    """A page for operators: asked from this machine, or with the secret that `admin.token_env` names."""
+
+    def prepare(self) -> None:
+        """Refuse everybody else, and what another site has a browser ask."""
+        super().prepare()
+        headers = self.request.headers
+        opened = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+        if headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"} and not opened:
+            self.problem(HTTPStatus.FORBIDDEN, "Another site asks for this.")
+            return
+        token: bytes | None = self.settings["token"]
+        if token is None:
+            if not _is_this_machine(self.request.remote_ip):
+                detail = "Without admin.token_env in the policy this page is for the gateway's own machine."
+                self.problem(HTTPStatus.FORBIDDEN, detail)
+        elif not _holds(headers.get_list("Authorization"), token):
+            self.add_header("WWW-Authenticate", 'Basic realm="mitmgate", charset="UTF-8"')
+            self.add_header("WWW-Authenticate", "Bearer")
+            self.problem(HTTPStatus.UNAUTHORIZED, "This needs the secret that admin.token_env names, as a password.")
+
+    def problem(self, status: HTTPStatus, detail: str) -> None:
+        """Answer with a problem."""
+        self.set_status(status)
+        self.json({"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}, PROBLEM)
+
+    async def inquire(self, process: str, question: Mapping[str, object]) -> None:
+        """Answer with what a process says."""
+        inquire: Inquire = self.settings["inquire"]
+        told = (await inquire(question, int(process))).get(int(process))
+        if told is None:
+            self.problem(HTTPStatus.NOT_FOUND, "The process that has decided this has ended.")
+        elif "error" in told:
+            self.problem(HTTPStatus.CONFLICT, str(told["error"]))
+        else:
+            self.json(told)
+
+
+class Status(Guarded):
     """/status: for people, and as JSON for those who ask for it."""
 
     async def get(self) -> None:
         """Answer with the page, or its content."""
         self.set_header("Vary", "Accept")
         status = status_of(await self.report(), time.time())
+        found = concerns(status)
+        status |= {"state": state_of(found), "concerns": [one._asdict() for one in found]}
         if "application/json" in self.request.headers.get("Accept", ""):
             self.json(status)
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(_PAGE.generate(status=status, duration=duration, shown=_shown))
+        self.set_header("Content-Security-Policy", _STATUS_POLICY)
+        self.finish(_PAGE.generate(status=status, duration=duration, shown=_shown, style=_STYLE, script=_SCRIPT))
 
     head = get
 
 
-def application(ask: Ask, hosts: frozenset[str], further: Sequence[tuple[str, type[Page]]] = ()) -> Application:
+class Stream(Guarded):
+    """/status/stream: server-sent events, one a second (HTML, section 9.2)."""
+
+    SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("GET",)  # type: ignore[misc]  # as Page
+    allowed = "GET"
+    _gone = False
+
+    def on_connection_close(self) -> None:
+        """Stop: nobody reads any more."""
+        self._gone = True
+
+    async def get(self) -> None:
+        """Tell what happens, until the client leaves, or does not read."""
+        feed: Feed = self.settings["feed"]
+        if feed.looking >= STREAMS:
+            self.problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{STREAMS} watch already.")
+            return
+        self.set_header("Content-Type", "text/event-stream")
+        with feed.look():
+            number = 0
+            while not self._gone:
+                told = await feed.after(number)
+                if told is None:
+                    return
+                number, content = told
+                self.write(b"data: " + content + b"\n\n")
+                try:
+                    await asyncio.wait_for(self.flush(), PATIENCE)
+                except StreamClosedError:
+                    return
+                except TimeoutError:
+                    self.request.connection.close()  # type: ignore[union-attr]  # HTTP1Connection
+                    return
+
+
+class Detail(Guarded):
+    """/status/denials/PROCESS-NUMBER: everything that is kept of one request."""
+
+    async def get(self, process: str, number: str) -> None:
+        """Answer with it."""
+        await self.inquire(process, {"ask": "detail", "number": int(number)})
+
+    head = get
+
+
+class Explain(Guarded):
+    """/status/denials/PROCESS-NUMBER/explain: POST decides on an edited copy, and changes nothing."""
+
+    SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("POST",)  # type: ignore[misc]  # as Page
+    allowed = "POST"
+
+    async def post(self, process: str, number: str) -> None:
+        """Answer with what each stage says."""
+        if self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+            self.problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is JSON.")
+            return
+        try:
+            edit = orjson.loads(self.request.body)
+        except orjson.JSONDecodeError:
+            edit = None
+        if not isinstance(edit, dict):
+            self.problem(HTTPStatus.BAD_REQUEST, "The body is a JSON object: method, target, fields.")
+            return
+        asked = {name: edit.get(name) for name in ("method", "target", "fields", "claims")}
+        await self.inquire(process, {**asked, "ask": "explain", "number": int(number)})
+
+
+def application(
+    ask: Ask,
+    hosts: frozenset[str],
+    further: Sequence[tuple[str, type[Page]]] = (),
+    inquire: Inquire | None = None,
+    token: bytes | None = None,
+) -> Application:
     """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked.
 
-    further: pages that do more than read, by path.
+    further: pages that do more than read, by path. inquire: asks the processes for what is no figure. token: for which
+    pages of operators are shown; None: to this machine alone.
     """
+    asked = nobody if inquire is None else inquire
     return Application(
         [
             *further,
@@ -185,13 +333,47 @@ def application(ask: Ask, hosts: frozenset[str], further: Sequence[tuple[str, ty
             ("/readyz", Ready),
             ("/metrics", MetricsText),
             ("/status", Status),
+            ("/status/stream", Stream),
+            (rf"/status/denials/{_NUMBER}-{_NUMBER}", Detail),
+            (rf"/status/denials/{_NUMBER}-{_NUMBER}/explain", Explain),
             (r"/\.well-known/jwks\.json", Keys),
         ],
         default_handler_class=Missing,
         ask=ask,
         hosts=hosts,
+        inquire=asked,
+        feed=Feed(ask, asked),
+        token=token,
         log_function=_no_access_log,
     )
+
+
+async def nobody(question: Mapping[str, object], process: int | None = None) -> Mapping[int, Mapping[str, object]]:
+    """Ask no process."""
+    return {}
+
+
+def _is_this_machine(address: str | None) -> bool:
+    try:
+        peer = ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = peer.ipv4_mapped if isinstance(peer, IPv6Address) else None
+    return (peer if mapped is None else mapped).is_loopback
+
+
+def _holds(authorization: list[str], token: bytes) -> bool:
+    """Tell whether the one Authorization field has the secret. Takes as long for every wrong one."""
+    scheme, _, told = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+    secret = told.strip(" ").encode("utf-8", "surrogatepass")
+    if scheme.lower() == "basic":  # RFC 7617: whatever the name is
+        try:
+            secret = b64decode(secret, validate=True).partition(b":")[2]
+        except ValueError:
+            secret = b""
+    elif scheme.lower() != "bearer":
+        secret = b""
+    return compare_digest(secret, token)
 
 
 def _no_access_log(_: RequestHandler) -> None:

@@ -16,9 +16,12 @@ from mitmgate.audit.writer import SinkState
 from mitmgate.core.circuit import State
 from mitmgate.keys.assertion import Jwk
 from mitmgate.keys.ring import KeySetState
+from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.history import History
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.process_log import without_credentials
+from mitmgate.stages.circuit_breaker import Turn
 
 BUILD: Final = (__version__, version("mitmproxy"), platform.python_version())
 
@@ -39,7 +42,8 @@ class Sources:
     `states` and `failed_shares`. key_sets: `KeyRing.states`. sinks: `AuditTrail.states`. audit_admits:
     `AuditTrail.admits`. shadow:
     differences by (change, reason). draining: whether the process is on its way to its end. keys: the public keys of
-    identity assertions. memory: what is held for clients.
+    identity assertions. memory: what is held for clients. loaded: the file of the policy in force. stages: of the
+    chain, by name. turned, turns: `CircuitBreaker`'s.
     """
 
     policy: Callable[[], Snapshot | None]
@@ -56,6 +60,10 @@ class Sources:
     failed_shares: Callable[[], Mapping[str, float]] = dict
     keys: Callable[[], Sequence[Jwk]] = tuple
     memory: Callable[[], Held] = lambda: Held(0, 0, 0)
+    loaded: Callable[[], Loaded | None] = lambda: None
+    stages: Callable[[], Mapping[str, Stage]] = dict
+    turned: Callable[[], Mapping[str, Turn]] = dict
+    turns: Callable[[], Sequence[Turn]] = tuple
 
 
 def report_of(sources: Sources, counted: Mapping[str, Series]) -> Report:
@@ -129,6 +137,7 @@ def _audit(sinks: Sequence[SinkState]) -> dict[str, Series]:
         "mitmgate_audit_written": {(sink.name,): sink.written for sink in sinks},
         "mitmgate_audit_dropped": {(sink.name,): sink.dropped for sink in sinks},
         "mitmgate_audit_spilled": {(sink.name,): sink.spilled for sink in sinks},
+        "mitmgate_audit_sink_failing": {(sink.name,): int(sink.failing) for sink in sinks},
         "mitmgate_audit_sink_failures": {(sink.name,): sink.failures for sink in sinks},
     }
 

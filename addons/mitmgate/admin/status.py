@@ -1,8 +1,8 @@
 """The status page's content: what a report says, in plain values and in the order in which people ask."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from mitmgate.admin.families import Series
 from mitmgate.admin.report import Report
@@ -11,6 +11,7 @@ from mitmgate.core.circuit import State
 
 Row = dict[str, object]
 
+_FULL: Final = 0.8  # the part of the memory for clients from which on it is worth a word
 _WORST: Final = (State.OPEN, State.HALF_OPEN, State.CLOSED)
 
 
@@ -30,6 +31,8 @@ def status_of(report: Report, now: float) -> Row:
         "connections": _count(series, "mitmgate_connections"),
         "requests_in_flight": _count(series, "mitmgate_requests_in_flight"),
         "requests": sum(_numbers(series.get("mitmgate_requests", {})).values()),
+        "memory_held": _count(series, "mitmgate_memory_held_bytes"),
+        "memory_limit": _count(series, "mitmgate_memory_limit_bytes"),
         "store_available": bool(_number(series, "mitmgate_store_available")),
         "circuits": _circuits(
             series.get("mitmgate_circuit_state", {}), _numbers(series.get("mitmgate_circuit_failed_share", {}))
@@ -49,6 +52,7 @@ def status_of(report: Report, now: float) -> Row:
             dropped="mitmgate_audit_dropped",
             spilled="mitmgate_audit_spilled",
             failures="mitmgate_audit_sink_failures",
+            failing="mitmgate_audit_sink_failing",
         ),
         "rejections": [{"time": rfc3339(one.when), "problems": list(one.problems)} for one in report.rejections],
     }
@@ -85,7 +89,7 @@ def _rows(series: Mapping[str, Series], label: str, **columns: str) -> list[Row]
     for column, name in columns.items():
         for (value,), number in _numbers(series.get(name, {})).items():
             row = rows.setdefault(value, {label: value, **dict.fromkeys(columns)})
-            row[column] = bool(number) if column == "usable" else round(number, 3)
+            row[column] = bool(number) if column in {"usable", "failing"} else round(number, 3)
     return list(rows.values())
 
 
@@ -105,3 +109,67 @@ def _circuits(series: Series, shares: Mapping[tuple[str, ...], float]) -> list[R
         }
         for (upstream, endpoint), states in seen.items()
     ]
+
+
+class Concern(NamedTuple):
+    """Something that an operator should look at. severity: "bad", or "warn". section: of the page."""
+
+    severity: str
+    what: str
+    detail: str
+    section: str
+
+
+def concerns(status: Row) -> list[Concern]:
+    """Say what is wrong in a status, the worst first. Figures alone are nothing wrong."""
+    found = [Concern("bad", "Not ready", str(one["detail"]), "readiness") for one in _listed(status, "missing")]
+    for row in _listed(status, "circuits"):
+        where = f"{row['upstream']} {row['endpoint']}"
+        if row["state"] == State.OPEN.value:
+            found.append(Concern("bad", f"Circuit open: {row['upstream']}", f"No request goes to {where}.", "circuits"))
+        elif row["state"] == State.HALF_OPEN.value:
+            detail = f"A few requests try {where}."
+            found.append(Concern("warn", f"Circuit half-open: {row['upstream']}", detail, "circuits"))
+    if not status["store_available"] and status["policy"]:
+        found.append(Concern("bad", "Counter store away", "Limits count as the policy says for its absence.", "store"))
+    for row in _listed(status, "key_sets"):
+        if not row["usable"]:
+            detail = f"No token of {row['issuer']} can be verified."
+            found.append(Concern("bad", f"No keys: {row['issuer']}", detail, "keys"))
+    for row in _listed(status, "audit"):
+        if row["dropped"]:
+            detail = f"{row['dropped']:g} records found no room since the start ({row['sink']})."
+            found.append(Concern("bad", "Audit records lost", detail, "audit"))
+        elif row["failing"]:
+            detail = (
+                f"{row['sink']} takes nothing; {row['queued'] or 0:g} records wait, {row['spilled'] or 0:g} spilled."
+            )
+            found.append(Concern("bad", "Audit sink fails", detail, "audit"))
+    rejections, since = _listed(status, "rejections"), str(status["policy_since"])
+    if rejections and str(rejections[0]["time"]) > since:
+        detail = f"At {rejections[0]['time']}; the policy before it stays in force."
+        found.append(Concern("bad", "The last policy was refused", detail, "policy"))
+    if len(_listed_texts(status, "policy")) > 1:
+        found.append(
+            Concern("bad", "Workers decide by different policies", "A reload is under way, or failed.", "policy")
+        )
+    held, limit = status["memory_held"], status["memory_limit"]
+    if isinstance(held, int) and isinstance(limit, int) and limit and held > _FULL * limit:
+        found.append(Concern("warn", "Memory for clients runs out", f"{held / limit:.0%} is held.", "workers"))
+    return sorted(found, key=lambda one: one.severity)
+
+
+def _listed(status: Row, name: str) -> list[Row]:
+    rows = status[name]
+    return rows if isinstance(rows, list) else []
+
+
+def _listed_texts(status: Row, name: str) -> list[str]:
+    return [str(one) for one in _listed(status, name)]
+
+
+def state_of(found: Sequence[Concern]) -> str:
+    """Say it in a word: "ready", "degraded" or "not ready"."""
+    if any(one.section == "readiness" for one in found):
+        return "not ready"
+    return "degraded" if found else "ready"

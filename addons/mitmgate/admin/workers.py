@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import orjson
 
 from mitmgate.admin.readiness import Condition, Missing
 from mitmgate.admin.report import Report, decode, merge, retire
@@ -14,18 +16,37 @@ logger = logging.getLogger(__name__)
 ANSWER_WITHIN: Final = 1.0
 """Seconds that a worker has to answer. One that does not counts as not ready, with the figures that it last gave."""
 
+Answer = Callable[[Mapping[str, object]], Mapping[str, object]]
+"""Answers a question of the status page (console.Console.answer)."""
+
+
+class Inquire(Protocol):
+    """Asks processes for an answer to a question of the status page."""
+
+    async def __call__(
+        self, question: Mapping[str, object], process: int | None = None
+    ) -> Mapping[int, Mapping[str, object]]:
+        """Return the answers by process id. process: the only one to ask, {} where there is none such."""
+        ...
+
+
+_NO_ANSWER: Final[Mapping[str, object]] = {"error": "This worker does not answer."}
+_FIGURES: Final = b"?"
+_ANSWERED: Final = b'{"answer":'
+"""How an answer begins, which figures never do."""
 _LENGTH: Final = 4  # bytes before each snapshot, big-endian
 _LARGEST: Final = 64 << 20
 _SILENT: Final = (Missing(Condition.WORKERS, "A worker does not answer."),)
 
 
 class Reporter:
-    """The worker's end: answers bytes that come with a snapshot, and sends one more when it ends."""
+    """The worker's end: answers "?" with a snapshot, and sends one more when it ends; a line of JSON is a question."""
 
-    def __init__(self, link: socket.socket, snapshot: Callable[[], bytes]) -> None:
-        """link: one end of a socket pair (AF_UNIX, stream). snapshot: `Metrics.snapshot`."""
+    def __init__(self, link: socket.socket, snapshot: Callable[[], bytes], answer: Answer | None = None) -> None:
+        """link: one end of a socket pair (AF_UNIX, stream). snapshot: `Metrics.snapshot`. answer: to questions."""
         self._link = link
         self._snapshot = snapshot
+        self._question = answer
         self._answering: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -49,15 +70,42 @@ class Reporter:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await reader.read(64):
-                await self._send(writer)
+            asked = bytearray()
+            while chunk := await reader.read(1 << 16):
+                asked += chunk
+                for question in questions(asked):
+                    if question is None:
+                        await self._send(writer)
+                    elif self._question is not None:
+                        number, told = orjson.loads(question)
+                        await _write(writer, orjson.dumps({"answer": number, "told": self._question(told)}))
         except OSError as error:
             logger.warning("no figures can be sent any more: %s", error)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
-        snapshot = self._snapshot()
-        writer.write(len(snapshot).to_bytes(_LENGTH, "big") + snapshot)
-        await writer.drain()
+        await _write(writer, self._snapshot())
+
+
+async def _write(writer: asyncio.StreamWriter, content: bytes) -> None:
+    writer.write(len(content).to_bytes(_LENGTH, "big") + content)
+    await writer.drain()
+
+
+def questions(asked: bytearray) -> list[bytes | None]:
+    """Take what is whole off what was read: None where figures are asked for, once however often, and lines."""
+    found: list[bytes | None] = []
+    while asked:
+        if asked[:1] == _FIGURES:
+            del asked[0]
+            if None not in found:
+                found.append(None)
+            continue
+        line, end, rest = asked.partition(b"\n")
+        if not end:
+            break
+        found.append(bytes(line))
+        asked[:] = rest
+    return found
 
 
 class Workers:
@@ -92,6 +140,14 @@ class Workers:
         # Those that are left: who has gone meanwhile is among the retired.
         return merge([link.last for link in self._links.values() if link.last is not None], self._retired)
 
+    async def inquire(
+        self, question: Mapping[str, object], process: int | None = None
+    ) -> Mapping[int, Mapping[str, object]]:
+        """Ask all workers at once, or one. Takes at most ANSWER_WITHIN seconds; who says nothing is left out."""
+        links = {worker: link for worker, link in self._links.items() if process in {None, worker}}
+        answers = await asyncio.gather(*(link.inquire(question) for link in links.values()))
+        return {worker: _NO_ANSWER if told is None else told for worker, told in zip(links, answers, strict=True)}
+
 
 class _Link:
     """A worker's socket and the snapshot that came over it last."""
@@ -101,6 +157,9 @@ class _Link:
         self._writer = writer
         self._arrived = asyncio.Condition()
         self._count = 0
+        self._asked = 0
+        self._silent = False
+        self._answers: dict[int, asyncio.Future[Mapping[str, object]]] = {}
         self._ended = False
         self._reading = asyncio.create_task(self._read(reader), name="snapshots of a worker")
 
@@ -115,6 +174,24 @@ class _Link:
             pass
         if self._count == before and self.last is not None:
             self.last = decode(self.last)._replace(readiness=_SILENT).encode()
+
+    async def inquire(self, question: Mapping[str, object]) -> Mapping[str, object] | None:
+        """Get an answer; None: there was none in time."""
+        if self._ended or self._silent:
+            return None
+        self._asked += 1
+        number = self._asked
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.write(orjson.dumps([number, question]) + b"\n")
+            async with asyncio.timeout(ANSWER_WITHIN):
+                told: Mapping[str, object] = await answer
+                return told
+        except (TimeoutError, OSError):
+            self._silent = True  # nothing more is put into its queue until it says something
+            return None
+        finally:
+            del self._answers[number]
 
     async def close(self) -> None:
         """Read what is still there, and let go of the socket."""
@@ -132,6 +209,13 @@ class _Link:
                 if length > _LARGEST:
                     raise ValueError(f"a snapshot of {length} bytes")
                 snapshot = await reader.readexactly(length)
+                self._silent = False
+                if snapshot.startswith(_ANSWERED):
+                    told = orjson.loads(snapshot)
+                    waiting = self._answers.get(told["answer"])
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(told["told"])
+                    continue
                 decode(snapshot)  # what can't be read must not take the place of what can
                 self.last = snapshot
                 self._count += 1

@@ -136,7 +136,8 @@ async def supervise(loaded: Loaded, address: tuple[str, int], count: int, patien
     if where is not None:
         from mitmgate.admin.listener import Listener, bind  # noqa: PLC0415 - tornado takes 80 ms to import
 
-        admin = Listener(where.host, bind(where.host, where.port), figures.report, compile_policy(loaded))
+        bound = bind(where.host, where.port)
+        admin = Listener(where.host, bound, figures.report, compile_policy(loaded), figures.inquire)
     supervisor = Supervisor(
         address,
         count,

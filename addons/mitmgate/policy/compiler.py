@@ -95,6 +95,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         max_token=policy.limits.token,
         audit_key=material.audit_key,
         revocation_token=material.revocation_token,
+        admin_token=material.admin_token,
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,

@@ -14,10 +14,17 @@ class Rejected(NamedTuple):
     problems: tuple[str, ...]
 
 
+class Accepted(NamedTuple):
+    """A policy that was put in force. when: Unix seconds."""
+
+    when: float
+    digest: str
+
+
 class History:
     """Counts reloads, for metrics and the status page. Times are Unix seconds, given by the caller."""
 
-    __slots__ = ("rejected", "rejections", "reloaded", "since")
+    __slots__ = ("accepted", "rejected", "rejections", "reloaded", "since")
 
     def __init__(self) -> None:
         """Start without a policy."""
@@ -27,14 +34,17 @@ class History:
         self.rejected = 0
         self.rejections: deque[Rejected] = deque(maxlen=_REMEMBERED)
         """The last of them, the newest first."""
+        self.accepted: deque[Accepted] = deque(maxlen=_REMEMBERED)
+        """The policies that were put in force last, the newest first: that of the start among them."""
 
-    def first(self, now: float) -> None:
+    def first(self, now: float, digest: str) -> None:
         """Note the policy that the process starts with."""
         self.since = now
+        self.accepted.appendleft(Accepted(now, digest))
 
-    def accept(self, now: float) -> None:
+    def accept(self, now: float, digest: str) -> None:
         """Note that a reload put another policy in force."""
-        self.since = now
+        self.first(now, digest)
         self.reloaded += 1
 
     def reject(self, now: float, problems: Sequence[str]) -> None:

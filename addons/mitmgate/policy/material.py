@@ -25,7 +25,7 @@ from mitmgate.policy import model_identity
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
-from mitmgate.policy.model import ListenCertificate, ListenTls
+from mitmgate.policy.model import Admin, ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Chain
 from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
@@ -49,6 +49,7 @@ class Material:
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
+    admin_token: bytes | None = field(default=None, repr=False)
     nonce_secret: bytes | None = field(default=None, repr=False)
     decisions: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
@@ -84,6 +85,7 @@ class Reader:
         self._assertion(("identity", "forward", "assertion"))
         self._audit_key(("audit", "chain"))
         self._revocation_token(("revocation",))
+        self._admin_token(("admin",))
         self._nonce_secret(("identity", "proofs"))
         services = self.document.at(("decision_services",))
         for name in services if isinstance(services, dict) else ():
@@ -285,6 +287,11 @@ class Reader:
         revocation = self._section(Revocation, location)
         if revocation is not None and revocation.token_env is not None:
             self.material.revocation_token = self._secret(revocation.token_env, (*location, "token_env"))
+
+    def _admin_token(self, location: Location) -> None:
+        admin = self._section(Admin, location)
+        if admin is not None and admin.token_env is not None:
+            self.material.admin_token = self._secret(admin.token_env, (*location, "token_env"))
 
     def _nonce_secret(self, location: Location) -> None:
         proofs = self._section(Proofs, location)

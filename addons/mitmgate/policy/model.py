@@ -85,6 +85,9 @@ class Admin(Section):
     """The address to bind."""
     port: Port = 8090
     """The TCP port; 0 takes a free one."""
+    token_env: Text | None = None
+    """The environment variable with the secret (32 bytes or more) that who opens the status page gives as a password,
+    or programs as a bearer token; unset: the page is for this machine alone."""
 
 
 class Decide(Section):

@@ -38,7 +38,8 @@ class Snapshot:
     (listen, admin, audit, store). default_issuers: what a request without a route must authenticate with; None
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
     the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
-    revocations; None: it takes none. listen_tls: None: plain text. hidden_headers: fields, in
+    revocations; None: it takes none. admin_token: for which it shows its status page; None: to this machine alone.
+    listen_tls: None: plain text. hidden_headers: fields, in
     small letters, whose values the policy takes from the environment. own: the operator's stages, by name. key_field:
     the lower-case field of API keys; None: there are none. credentials: what a request without a route may prove with
     who asks: what some route takes; empty: it need not.
@@ -71,6 +72,7 @@ class Snapshot:
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
+    admin_token: bytes | None = field(default=None, repr=False)
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
     own: Mapping[str, Own] = field(default_factory=dict)

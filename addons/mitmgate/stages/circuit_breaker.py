@@ -1,9 +1,10 @@
 """CircuitBreaker: which endpoint a request goes to, and whether it may go at all."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from math import ceil
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
@@ -22,8 +23,24 @@ _UPSTREAM_FAILURES = frozenset(
 )
 SILENT: Final = 2.0
 """Seconds for which an endpoint that has let a connection wait in vain is passed over."""
+TURNS: Final = 50
+"""Openings and closings of circuits that are remembered, for people."""
 _UNREACHABLE: Final = Outcome.UNREACHABLE
 _ANSWERED: Final = frozenset({Outcome.SUCCESS, Outcome.FAILURE})
+
+
+class Turn(NamedTuple):
+    """A circuit that has opened or closed, and the request that was the last straw.
+
+    circuit: "UPSTREAM URL". at: Unix seconds. why: the reason of the failure, or the status of the response.
+    """
+
+    circuit: str
+    state: State
+    at: float
+    why: str
+    cause: str
+    request_id: str
 
 
 class CircuitBreaker(Stage):
@@ -52,6 +69,10 @@ class CircuitBreaker(Stage):
         self._silent: dict[Endpoint, float] = {}  # until when each is passed over
         self._names: dict[str, tuple[Upstream, tuple[str, ...]]] = {}
         self._policy: Snapshot | None = None
+        self.turned: dict[str, Turn] = {}
+        """How each circuit that ever opened came into its state."""
+        self.turns: deque[Turn] = deque(maxlen=TURNS)
+        """The last of them, of all circuits."""
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
@@ -151,7 +172,7 @@ class CircuitBreaker(Stage):
         """Settle the permit where the response's head already says it all."""
         now = self._ticks()
         outcome, permit = self._outcome(exchange, status, now), exchange.permit
-        self._settle(exchange, outcome, now)
+        self._settle(exchange, outcome, now, status)
         if outcome is Outcome.SUCCESS and permit is not None and not permit.probe:
             exchange.permit, exchange.judged = permit, True  # unless the end has something else to say
 
@@ -177,7 +198,7 @@ class CircuitBreaker(Stage):
             self._silence(exchange.endpoint, now)
         if exchange.judged and permit is not None and outcome in FAILED and permit.endpoint in self._breakers:
             self._breakers[permit.endpoint].withdraw(permit)
-        self._settle(exchange, outcome, now)
+        self._settle(exchange, outcome, now, status)
 
     def _outcome(self, exchange: Exchange, status: int | None, now: float) -> Outcome:
         route = exchange.route
@@ -197,7 +218,7 @@ class CircuitBreaker(Stage):
                 return Outcome.FAILURE
         return Outcome.FAILURE if status in rule.statuses else Outcome.SUCCESS
 
-    def _settle(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
+    def _settle(self, exchange: Exchange, outcome: Outcome, now: float, status: int | None = None) -> None:
         permit, route = exchange.permit, exchange.route
         exchange.permit = None
         if self._silent and exchange.endpoint is not None and outcome in _ANSWERED:
@@ -207,7 +228,23 @@ class CircuitBreaker(Stage):
                 exchange.settled = (*exchange.settled, exchange.now + now - exchange.started)
             breaker = self._breakers.get(permit.endpoint)
             if breaker is not None:
+                if outcome is Outcome.SUCCESS and not permit.probe:
+                    breaker.settle(route.upstream.circuit, permit, outcome, now)
+                    return
+                before = breaker.state
                 breaker.settle(route.upstream.circuit, permit, outcome, now)
+                if breaker.state is not before:
+                    self._turned(exchange, breaker, now, status)
+
+    def _turned(self, exchange: Exchange, breaker: Breaker, now: float, status: int | None) -> None:
+        """Remember what opened or closed a circuit."""
+        failure = exchange.failure or (exchange.failed_over[-1] if exchange.failed_over else None)
+        why = failure.code if failure is not None and status is None else "" if status is None else f"status {status}"
+        cause = "" if exchange.cause is None or status is not None else exchange.cause.value
+        at = exchange.now + now - exchange.started
+        turn = Turn(breaker.endpoint, breaker.state, at, why, cause, exchange.request_id)
+        self.turned[breaker.endpoint] = turn
+        self.turns.append(turn)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Keep the circuits of this policy, and of the one before it, whose requests may still be on their way."""
@@ -216,6 +253,7 @@ class CircuitBreaker(Stage):
         named = {key for upstream in upstreams for key in _keys_of(upstream)}
         self._names.clear()
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in named}
+        self.turned = {key: turn for key, turn in self.turned.items() if key in named}
         used = {endpoint for upstream in upstreams for endpoint in upstream.endpoints}
         self._silent = {endpoint: until for endpoint, until in self._silent.items() if endpoint in used}
 

@@ -11,6 +11,7 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.openapi import Api
 from mitmgate.core.path import CanonicalPath, canonical_path
 from mitmgate.policy.compiler import compile_policy
+from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
 from mitmgate.policy.openapi import METHODS
 from mitmgate.policy.problem import PolicyError
@@ -238,3 +239,34 @@ def test_a_denial_of_a_large_body_is_cheap(tmp_path: Path) -> None:
         began = time.thread_time()
         assert check.refusal(content) is not None
         assert time.thread_time() - began < 10 * parsed + 0.1, "no more than it takes to read it, some times"
+
+
+@pytest.mark.parametrize(
+    ("match", "more", "warned"),
+    [
+        ("prefix: /", "", False),
+        ("prefix: /v1", "", False),
+        ("prefix: /v1/a/7", "", False),
+        ("exact: /v1/a/7/b", "", False),
+        ("exact: /v1/a/7", "", True),
+        ("prefix: /api", "", True),
+        ("prefix: /api", "rewrite: {strip_prefix: true}, ", False),
+        ("prefix: /api", "rewrite: {replace_prefix: /v1}, ", False),
+        ("prefix: /api", "rewrite: {replace_prefix: /v2}, ", True),
+    ],
+)
+def test_a_document_of_other_paths_is_warned_of(tmp_path: Path, match: str, more: str, warned: bool) -> None:
+    parameter = "[{name: x, in: path, required: true, schema: {}}]"
+    text = f"{HEAD}servers: [{{url: /v1}}]\npaths: {{'/a/{{x}}/b': {{get: {{parameters: {parameter}}}}}}}\n"
+    policy = POLICY.replace("prefix: /", match).replace("openapi:", f"{more}openapi:")
+    found = [problem.message for problem in lint(load(written(tmp_path, text, policy), {}))]
+    assert any("the document has no operation at" in message for message in found) is warned
+
+
+def test_json_is_checked_where_every_type_is_taken(tmp_path: Path) -> None:
+    content = "{content: {'*/*': {schema: {type: object}}}}"
+    api = api_of(tmp_path, f"{HEAD}paths: {{/a: {{post: {{requestBody: {content}}}}}}}\n")
+    for kind, checked in ((b"application/json", True), (b"a/b+json", True), (b"text/plain", False)):
+        check = api.judge("POST", CanonicalPath("/a"), None, Headers([(b"Content-Type", kind)]), 2).body
+        assert (check is not None) is checked
+        assert check is None or check.refusal(b"[]") is not None

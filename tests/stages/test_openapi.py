@@ -109,3 +109,13 @@ def test_already_denied(snapshot: Snapshot) -> None:
 
 def test_raises(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_contains_exceptions(OpenApi, snapshot, routed(snapshot, "GET", "/pets"), monkeypatch)
+
+
+def test_where_a_proxy_only_asks_nobody_has_the_body(snapshot: Snapshot) -> None:
+    """Forward-auth: the path is the client's own, and what has to be checked can't be."""
+    stage = OpenApi(decides=True)
+    assert said(stage, routed(snapshot, "GET", "/pets/7")) == (Outcome.ADMIT, Reason.OK)
+    posted = routed(snapshot, "POST", "/pets", [JSON, (b"Content-Length", b"9")])
+    assert said(stage, posted) == (Outcome.DENY, Reason.BODY_INVALID)
+    assert said(stage, routed(snapshot, "POST", "/pets/7/photo.png")) == (Outcome.ADMIT, Reason.OK)
+    assert said(stage, routed(snapshot, "GET", "/lax/pets")) == (Outcome.DENY, Reason.OPERATION_UNKNOWN)

@@ -329,6 +329,19 @@ class Api:
         self.operations.setdefault(operation.name, operation)
         return True
 
+    def reaches(self, path: str, *, exact: bool) -> bool:
+        """Tell whether there is an operation at a path, or below it where it is not exact."""
+        if exact:
+            return self.find(path) is not None
+        nodes = [self._root]
+        for segment in path.strip("/").split("/") if path.strip("/") else ():
+            nodes = [
+                inner
+                for node in nodes
+                for inner in (*filter(None, [node.literal.get(segment)]), *(inner for _, _, inner in node.values))
+            ]
+        return bool(nodes)
+
     def find(self, path: str) -> tuple[Mapping[str, Operation], list[str]] | None:
         """Find what is at a path, and the path's segments; None where nothing is."""
         methods = self._plain.get(path)

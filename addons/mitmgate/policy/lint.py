@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from mitmgate.core import template
 from mitmgate.core.address import parse_address
 from mitmgate.core.client_fields import Disposition
+from mitmgate.core.rewrite import upstream_path
 from mitmgate.core.routing import RouteTable, host_matches
 from mitmgate.core.rules import Route, name_of
 from mitmgate.keys.discovery import needs_consent
@@ -65,6 +66,7 @@ def review(loaded: Loaded, snapshot: Snapshot | None = None) -> Review:
         found += rule(policy, document)
     found += _unreachable(snapshot.routes, policy, document)
     found += _removed_fields(snapshot, policy, document)
+    found += _undescribed(snapshot, policy, document)
     found += _files(snapshot, policy, document)
     for own in loaded.stages.values():
         found += _stage(own, document)
@@ -90,6 +92,20 @@ def review(loaded: Loaded, snapshot: Snapshot | None = None) -> Review:
             message = f"there is no warning {code} here that could be meant"
             warnings.append(document.warning(at, Code.NOTHING_TO_ACKNOWLEDGE, message, "leave it out", key=True))
     return Review(in_order(warnings), tuple(acknowledged))
+
+
+def _undescribed(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find routes whose OpenAPI document has nothing where their requests go: it denies them all."""
+    described = {route.name: route for route in snapshot.routes.routes if route.openapi is not None}
+    for index, model in enumerate(policy.routes):
+        route = described.get(model.name)
+        path = None if route is None else upstream_path(route, route.path)
+        if route is None or route.openapi is None or path is None:
+            continue
+        if not route.openapi.reaches(path, exact=route.exact):
+            message = f"the document has no operation at {path}, which is what the service gets: all is denied"
+            hint = "set base to the path that the document's paths are below"
+            yield document.warning(("routes", index, "openapi"), Code.NEVER_MATCHES, message, hint)
 
 
 def _stage(own: Own, document: Document) -> Iterator[Problem]:

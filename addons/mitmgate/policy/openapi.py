@@ -534,10 +534,9 @@ class _Compiler:
                 raise self.refuse((*place, name), "no media type", "like application/json")
             kind, parameters = read
             described, where = self.mapping((*place, name), "a media type")
-            checked = self.body and is_json(kind) and "schema" in described
-            schema = self.schema((*where, "schema")) if checked else None
-            if self.body and is_json(kind) and schema is None:
-                schema = _ANYTHING
+            schema = None
+            if self.body and (is_json(kind) or kind in {"*/*", "application/*"}):
+                schema = self.schema((*where, "schema")) if "schema" in described else _ANYTHING
             found.append(MediaType(kind, tuple(sorted(parameters.items())), schema))
         required = body.get("required", False)
         if not isinstance(required, bool):

@@ -80,7 +80,7 @@ def stages(
         Routing(),
         NetworkAccess(),
         ClientQuota(services.store),
-        Authentication(services.ring, services.revocations, services.proofs, services.api_keys),
+        Authentication(services.ring, services.revocations, services.proofs, services.api_keys, offline=offline),
         Cors(),
         SizeLimit(),
         Authorization(),

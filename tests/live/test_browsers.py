@@ -15,6 +15,7 @@ from mitmgate.cli import main
 from tests.live.harness import Gateway, audit_events, mint, policy, route, write_policy
 from tests.live.harness_http import Answered
 from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
+from tests.redis_server import RedisServer
 
 OWN, ALLOWED, EVIL = "http://gateway.test", "https://app.example", "https://evil.example"
 COOKIE = "__Host-token"
@@ -73,12 +74,12 @@ class Side:
         assert (answered.status, answered.reason) == (status, reason)
         self.saw_nothing()
 
-    def open(self, *fields: str) -> tuple[int, str]:
+    def open(self, *fields: str, path: str = "/ws") -> tuple[int, str]:
         """Open a WebSocket; return the status and the head of the answer."""
         self.upstream.settle()
         self.upstream.forget_requests()
         lines = [
-            *("GET /ws HTTP/1.1", "Host: gateway.test", "Connection: Upgrade", "Upgrade: websocket"),
+            *(f"GET {path} HTTP/1.1", "Host: gateway.test", "Connection: Upgrade", "Upgrade: websocket"),
             *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *fields),
         ]
         with socket.create_connection(("127.0.0.1", self.gateway.port), PATIENCE) as link:
@@ -264,3 +265,100 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     told = "".join(capsys.readouterr())
     assert "name it __Host-token" in told
     assert "no route takes it" in told
+
+
+TICKETS = "/.well-known/mitmgate-ticket"
+SEALS = "a secret that seals tickets, of 32 bytes or more"
+
+
+def with_tickets(directory: Path, upstream: RecordingUpstream, **members: Any) -> dict[str, Any]:
+    made = policy_with(directory, upstream) | members
+    made["identity"]["browsers"]["tickets"] = {"secret_env": "TICKETS", "lifetime": "60s"}
+    made["routes"].insert(0, {"name": "all", "match": {"prefix": "/"}, "upstream": "users", "auth": "none"})
+    made["routes"] += [
+        {
+            "name": name,
+            "match": {"exact": f"/{name}"},
+            "upstream": "users",
+            "credentials": ["header", "cookie", "ticket"],
+        }
+        for name in ("events", "other")
+    ]
+    route(made, "ws", credentials=["ticket"])
+    return made
+
+
+def ticket(gateway: Gateway, token: str, **fields: str) -> str:
+    answered = gateway.request("POST", TICKETS, token=token, headers=fields)
+    assert answered.status == 200, answered
+    assert answered.one("cache-control") == "no-store"
+    assert answered.json["expires_in"] == 60
+    assert token not in answered.body.decode()
+    return str(answered.json["ticket"])
+
+
+def test_a_ticket_is_good_once_in_whichever_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording, environment = tmp_path / "traffic.mitm", {"TICKETS": SEALS}
+    token, used = mint("alice"), []
+    with RecordingUpstream(service) as upstream, RedisServer(tmp_path) as redis:
+        made = with_tickets(tmp_path, upstream, store={"url": redis.url, "timeout": "5s"})
+        path = write_policy(tmp_path, made)
+        beside = write_policy(tmp_path, made | {"audit": {"sinks": []}}, "beside.yaml")
+        with (
+            Gateway(path, environment=environment, arguments=("--record", str(recording))) as one,
+            Gateway(beside, environment=environment) as other,
+        ):
+            first, second = Side(one, upstream), Side(other, upstream)
+            used.append(ticket(one, token))
+            assert second.ask("GET", f"/events?a=1&ticket={used[0]}&b=%20").status == 200
+            seen = upstream.last()
+            assert (seen.target, seen.one("x-user-id")) == ("/events?a=1&b=%20", "alice")
+            for side in (first, second):
+                side.refused(side.ask("GET", f"/events?ticket={used[0]}"), 401, "ticket-used")
+            used.append(ticket(other, token, Origin=ALLOWED))
+            assert first.ask("GET", f"/events?ticket={used[1]}").status == 200
+            assert upstream.last().target == "/events"
+            used.append(ticket(one, token))
+            assert first.open(path=f"/ws?ticket={used[2]}")[0] == 101
+            assert upstream.last().target == "/ws"
+            # What is no ticket, or not for here.
+            fresh = ticket(one, token)
+            used.append(fresh)
+            changed = fresh[:-8] + ("A" if fresh[-8] != "A" else "B") + fresh[-7:]
+            for query, status, reason in (
+                (f"ticket={changed}", 401, "ticket-invalid"),
+                ("ticket=", 401, "ticket-invalid"),
+                (f"ticket={token}", 401, "ticket-invalid"),
+                (f"ticket={fresh}%3D", 401, "ticket-invalid"),
+                (f"ticket={fresh}&ticket={fresh}", 400, "credential-ambiguous"),
+            ):
+                first.refused(first.ask("GET", f"/events?{query}"), status, reason)
+            first.refused(first.ask("GET", f"/api/v1/users?ticket={fresh}"), 401, "credential-missing")
+            both = first.ask("GET", f"/events?ticket={fresh}", Authorization=f"Bearer {token}")
+            first.refused(both, 400, "credential-ambiguous")
+            first.refused(first.ask("GET", f"/events?ticket={fresh}", Origin=EVIL), 403, "origin-not-allowed")
+            assert first.ask("GET", f"/public?ticket={fresh}").status == 200
+            assert upstream.last().target == "/public", "nobody else gets it"
+            assert first.ask("GET", f"/other?ticket={fresh}").status == 200, "what was refused has not used it up"
+            # Who gets one: who has a good token in Authorization, and no page of a stranger.
+            for fields, status, reason in (
+                ({}, 401, "credential-missing"),
+                ({"Authorization": f"Bearer {mint(key='x' * 64)}"}, 401, "token-signature-invalid"),
+                ({"Authorization": f"Bearer {mint(lifetime=-3600)}"}, 401, "token-expired"),
+                ({"Cookie": f"{COOKIE}={token}", "Origin": OWN}, 401, "credential-missing"),
+                ({"Authorization": f"Bearer {token}", "Origin": EVIL}, 403, "origin-not-allowed"),
+            ):
+                first.refused(first.ask("POST", TICKETS, **fields), status, reason)
+            first.refused(first.ask("GET", TICKETS, Authorization=f"Bearer {token}"), 404, "no-route")
+            log = one.log
+        content = recording.read_bytes() + (tmp_path / "audit.jsonl").read_bytes() + log.encode()
+        reasons = [json.loads(line).get("reason") for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        assert reasons.count("ticket") == 3
+        for text in (token, changed, *used):
+            assert text.encode() not in content
+        monkeypatch.setenv("MITMGATE_TEST_SECRET", "another secret, of somewhere else, that is long enough")
+        assert main(["replay", str(recording), "--policy", str(path), "--format", "json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["decided"] == report["same"] > 15

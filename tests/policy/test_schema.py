@@ -109,7 +109,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["revocation"]["events"] = {"audience": "https://gateway.example"}
     example["api_keys"] = {"file": "keys.jsonl"}
     example["decision_services"] = {"opa": {"protocol": "opa", "url": "http://127.0.0.1:8181/v1/data/gateway"}}
-    example["identity"]["browsers"] = {"cookie": "__Host-token"}
+    example["identity"]["browsers"] = {"cookie": "__Host-token", "tickets": {"secret_env": "TICKETS"}}
     example["identity"]["proofs"] = {"lifetime": "60s"}
     asked = {"url": "https://issuer.example/introspect", "client_id": "gateway", "client_secret_env": "CLIENT_SECRET"}
     example["identity"]["issuers"]["corp"]["introspection"] = asked

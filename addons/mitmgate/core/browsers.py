@@ -21,7 +21,7 @@ SUBPROTOCOL: Final = b"bearer."
 "/" and "=" of opaque ones (RFC 9110, section 5.6.2)."""
 
 AMBIGUOUS: Final = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds more than one credential.")
-_FOREIGN: Final = Refusal(Reason.ORIGIN_NOT_ALLOWED, "The page that asks is not of an origin that is allowed here.")
+FOREIGN: Final = Refusal(Reason.ORIGIN_NOT_ALLOWED, "The page that asks is not of an origin that is allowed here.")
 _UNSAID: Final = Refusal(
     Reason.ORIGIN_NOT_ALLOWED, "A cookie counts here only where the request says of which origin its page is."
 )
@@ -157,14 +157,14 @@ def page_refusal(place: Place, head: Head, allowed: Iterable[str], own: Iterable
     headers = head.headers
     if b"origin" in headers:
         origin = headers.text("origin") or ""
-        return None if origin in allowed or origin in own else _FOREIGN
+        return None if origin in allowed or origin in own else FOREIGN
     if place != "cookie":
         return None
     site = headers.text("sec-fetch-site")
     if site == "same-origin":
         return None
     if head.upgrade is not None or head.method not in _SAFE:
-        return _UNSAID if site is None else _FOREIGN
+        return _UNSAID if site is None else FOREIGN
     if site in {None, "none"}:
         return None
-    return None if headers.text("sec-fetch-mode") == "navigate" else _FOREIGN
+    return None if headers.text("sec-fetch-mode") == "navigate" else FOREIGN

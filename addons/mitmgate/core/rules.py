@@ -274,6 +274,16 @@ class Proofs:
 
 
 @dataclass(frozen=True, slots=True)
+class Tickets:
+    """How tickets are given and taken. path: where; parameter: of queries. lifetime: seconds; secret: seals them."""
+
+    path: str
+    parameter: str
+    lifetime: float = 30.0
+    secret: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class KeySource:
     """Where an issuer's keys come from. `material` was read when the policy was loaded; jwks_url has none.
 

@@ -309,6 +309,8 @@ def _credentials(document: Document) -> Iterator[Problem]:
         for place, kind in _named(document, (*location, "credentials")):
             if kind == "cookie" and cookie is None:
                 yield document.problem(place, "the cookie has no name", hint="add identity.browsers.cookie")
+            if kind == "ticket" and document.at(("identity", "browsers", "tickets")) is None:
+                yield document.problem(place, "there are no tickets", hint="add identity.browsers.tickets")
         if route.get("auth") == "none" and "credentials" in route:
             yield document.problem(
                 (*location, "credentials"), _NO_PRINCIPAL, found="", hint="leave out auth: none", key=True

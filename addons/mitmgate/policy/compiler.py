@@ -105,6 +105,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         checks=CidrSet(policy.decide.trusted),
         check_proxies=CidrSet((*policy.decide.trusted, *policy.trusted_proxies)),
         browsers=_places(policy),
+        tickets=_tickets(policy, material),
     )
 
 
@@ -333,10 +334,21 @@ def _proofs(proofs: Proofs, material: Material) -> rules.Proofs:
 def _places(policy: Policy) -> Places | None:
     """Say where credentials of browsers are: whatever one route looks for, is taken out on all."""
     accepted = {kind for route in policy.routes for kind in route.credentials} - {"header"}
-    cookie = policy.identity.browsers.cookie
-    if not accepted and cookie is None:
+    cookie, tickets = policy.identity.browsers.cookie, policy.identity.browsers.tickets
+    if not accepted and cookie is None and tickets is None:
         return None
-    return Places(None if cookie is None else cookie.encode("ascii"), "subprotocol" in accepted)
+    return Places(
+        None if cookie is None else cookie.encode("ascii"),
+        "subprotocol" in accepted,
+        None if tickets is None else tickets.parameter,
+    )
+
+
+def _tickets(policy: Policy, material: Material) -> rules.Tickets | None:
+    tickets = policy.identity.browsers.tickets
+    if tickets is None:
+        return None
+    return rules.Tickets(tickets.path, tickets.parameter, tickets.lifetime, material.ticket_secret or b"")
 
 
 ISSUER_HEADER = "X-User-Issuer"

@@ -51,6 +51,7 @@ class Material:
     revocation_token: bytes | None = field(default=None, repr=False)
     admin_token: bytes | None = field(default=None, repr=False)
     nonce_secret: bytes | None = field(default=None, repr=False)
+    ticket_secret: bytes | None = field(default=None, repr=False)
     decisions: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
     names: dict[Location, tuple[str, ...]] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class Reader:
         self._revocation_token(("revocation",))
         self._admin_token(("admin",))
         self._nonce_secret(("identity", "proofs"))
+        self._ticket_secret(("identity", "browsers", "tickets"))
         services = self.document.at(("decision_services",))
         for name in services if isinstance(services, dict) else ():
             service = self._section(DecisionService, ("decision_services", name))
@@ -308,6 +310,11 @@ class Reader:
         if service.url.lower().startswith("https://") and service.ca is None:
             self._system_authorities((*location, "url"))
         self.material.decisions[name] = token, ca
+
+    def _ticket_secret(self, location: Location) -> None:
+        tickets = self._section(model_identity.Tickets, location)
+        if tickets is not None:
+            self.material.ticket_secret = self._secret(tickets.secret_env, (*location, "secret_env"))
 
     def _secret(self, name: str, at: Location) -> bytes | None:
         content = self._variable(name, at)

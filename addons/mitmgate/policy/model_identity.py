@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, WithJsonSchema, model_validator
 
 from mitmgate.core.client_fields import ClientFields, Disposition, looks_like_identity, shape
+from mitmgate.core.credentials import is_secret_name
 from mitmgate.core.path import Ambiguous, canonical_path
 from mitmgate.core.proof import LONGEST_LIFETIME
 from mitmgate.core.revocation import LONGEST
@@ -25,6 +26,7 @@ from mitmgate.policy.scalars import (
     Role,
     Scope,
     Text,
+    UrlPath,
     duration,
     one_or_more,
     wrong,
@@ -34,6 +36,7 @@ from mitmgate.policy.section import Section
 HMAC = ("HS256", "HS384", "HS512")
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 SOURCES = ("secret_env", "secret_file", "public_key_file", "jwks_file", "jwks_url", "discovery")
+LONGEST_TICKET = 120.0  # seconds
 LONGEST_WAIT = 30.0  # seconds that a request may wait for an introspection
 FETCHED = ("jwks_url", "discovery")
 
@@ -455,12 +458,38 @@ def _cookie(text: str) -> str:
     return str(text)
 
 
+def _parameter(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) is None or not is_secret_name(text):
+        raise wrong("must be a parameter's name that is hidden wherever it stands", "write ticket, or x_ticket")
+    return str(text)
+
+
+class Tickets(Section):
+    """Tickets: who has a token gets a text that is good once, to be put in a URL."""
+
+    secret_env: Text
+    """The environment variable with the secret that seals tickets (32 bytes or more), the same in every process."""
+    path: UrlPath = "/.well-known/mitmgate-ticket"
+    """Where a POST with a token gets one; no route takes this path."""
+    parameter: Annotated[Text, AfterValidator(_parameter)] = "ticket"
+    """The parameter of a query that is a ticket, on every route: no service gets it."""
+    lifetime: Duration = duration("30s", "How long a ticket is good (seconds).")
+
+    @model_validator(mode="after")
+    def _short(self) -> Self:
+        if self.lifetime > LONGEST_TICKET:
+            raise wrong("must be at most 2m", at="lifetime")
+        return self
+
+
 class Browsers(Section):
     """Credentials of browsers, for routes whose `credentials` name them (docs/browsers.md)."""
 
     cookie: Annotated[Text, AfterValidator(_cookie)] | None = None
     """The name of the cookie whose value is a token. No service gets it. With __Host- before it, only this host can set
     it, over TLS alone."""
+    tickets: Tickets | None = None
+    """Unset: there are none."""
 
 
 class Identity(Section):

@@ -233,7 +233,7 @@ class OpenApi(Section):
     )
 
 
-CredentialPlace = Literal["header", "cookie", "subprotocol"]
+CredentialPlace = Literal["header", "cookie", "subprotocol", "ticket"]
 
 
 class Route(Section):
@@ -250,7 +250,7 @@ class Route(Section):
     of several kinds; none for a public route."""
     credentials: Annotated[tuple[CredentialPlace, ...], Field(min_length=1), one_or_more(CredentialPlace)] = ("header",)
     """Where a credential may be: the Authorization header, and for browsers, which can't always set one, the cookie of
-    identity.browsers or a subprotocol bearer.TOKEN of a WebSocket (docs/browsers.md)."""
+    identity.browsers, a subprotocol bearer.TOKEN of a WebSocket or a ticket (docs/browsers.md)."""
     require: Require = Require()
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""

@@ -22,6 +22,7 @@ from mitmgate.core.rules import (
     Networks,
     Proofs,
     ResponseHeaders,
+    Tickets,
     Upstream,
 )
 from mitmgate.core.via import Via
@@ -81,13 +82,15 @@ class Snapshot:
     credentials: tuple[Credential, ...] = ()
     checks: CidrSet = field(default_factory=CidrSet)
     check_proxies: CidrSet = field(default_factory=CidrSet)
+    tickets: Tickets | None = None
     browsers: Places | None = None  # where credentials are looked for beside Authorization; None: nowhere
 
     @property
     def redact(self) -> Redact:
         """What is not shown of requests and responses, beside what core.credentials knows."""
         own = self.policy.audit.redact
-        return Redact((*own.headers, *self.hidden_headers), own.query)
+        tickets = () if self.tickets is None else (self.tickets.parameter,)
+        return Redact((*own.headers, *self.hidden_headers), (*own.query, *tickets))
 
     def leeway(self, issuer: str) -> float:
         """Return the seconds by which the clock of a principal's issuer may differ; ours, that of keys, is right."""

@@ -99,6 +99,10 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
     if shown is None:
         return Skipped(identity, INTACT)
     fields, presented = shown
+    target = tokens.show_target(text(raw, ingress[b"target"]), key)
+    if target is None:
+        return Skipped(identity, INTACT)
+    presented = presented or target[1]
     if key is None:  # saved as it was, by mitmweb say: the token is a real one
         signature = found_signature(
             text_or_none(raw, gateway[b"reason"]), stage, is_of_token(value(raw, gateway[b"principal"]))
@@ -108,7 +112,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
             presented = replace(presented, refusal=None, known=_known(raw, gateway), partial=True)
     request = Request(
         method=text(raw, ingress[b"method"]),
-        target=text(raw, ingress[b"target"]),
+        target=target[0],
         version=text(raw, ingress[b"version"]),
         headers=Headers(fields),
         scheme=text(raw, ingress[b"scheme"]),

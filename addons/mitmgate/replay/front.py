@@ -88,13 +88,16 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
     if shown is None:
         return Skipped(front["id"], INTACT)
     fields, presented = shown
+    target = tokens.show_target(ingress["target"], note["key"])
+    if target is None:
+        return Skipped(front["id"], INTACT)
     decision, headers = _decision(front, stage), Headers(fields)
     return Recorded(
         id=front["id"],
         at=float(front["at"]),
         request=Request(
             method=ingress["method"],
-            target=ingress["target"],
+            target=target[0],
             version=ingress["version"],
             headers=headers,
             scheme=ingress["scheme"],
@@ -104,7 +107,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
             certificate=ingress["certificate"],
         ),
         request_id=front["request_id"],
-        presented=presented,
+        presented=presented or target[1],
         decision=decision,
         aftermath=_aftermath(note) if decision is not None and decision.outcome == ADMIT else None,
         policy=front["policy"],

@@ -10,6 +10,7 @@ from mitmgate.core.token import read_token
 from mitmgate.replay.resigned import MARK, read_resigned
 from mitmgate.replay.traffic import Presented, Signature
 
+_MARK = MARK.decode("ascii")
 _ELSEWHERE = (b"cookie", b"sec-websocket-protocol")
 _TOKEN = re.compile(re.escape(MARK) + rb"[A-Za-z0-9_.-]*")
 _SCHEMES = (b"bearer", b"dpop")
@@ -47,6 +48,16 @@ class PresentedTokens:
                     fields[at] = name, fields[at][1].replace(token, found.text)
                     presented = presented or found
         return tuple(fields), presented
+
+    def show_target(self, target: str, key: str | None) -> tuple[str, Presented | None] | None:
+        """Return the target as the chain is to see it, and the token that stands where a ticket was; as `show`."""
+        if key is None or _MARK not in target:
+            return target, None
+        found = _TOKEN.search(target.encode("latin-1"))
+        token = None if found is None else self._read(found[0], key)
+        if found is None or token is None:
+            return None
+        return target.replace(found[0].decode("ascii"), token.text.decode("ascii")), token
 
     def real(self, fields: list[tuple[bytes, bytes]], signature: Signature) -> Presented | None:
         """Take the real token of a saved request, whose verdict says what its signature was; None: it has none."""

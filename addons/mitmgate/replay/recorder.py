@@ -218,6 +218,7 @@ class Recorder:
             lambda token: self._signature(token, exchange),
             lambda token: introspected(token, exchange, self._ring),
             exchange.snapshot.browsers,
+            _ticket(exchange),
             settled=list(exchange.settled),
             moved=min(exchange.retries, len(exchange.settled)) if moves else 0,
             failed_over=[reason.code for reason in exchange.failed_over],
@@ -247,6 +248,16 @@ def of_token(exchange: Exchange) -> Principal | None:
     return next(
         (one for one in (exchange.principal, *exchange.beside) if one is not None and one.issuer in issuers), None
     )
+
+
+def _ticket(exchange: Exchange) -> bytes | Refusal | None:
+    """Return the token of the ticket that a request has shown, or why there was none to be had; None: no ticket."""
+    shown, final = exchange.shown, exchange.verdict.final
+    if not exchange.carried.tickets or (shown is not None and shown.place != "ticket"):
+        return None
+    if shown is not None and shown.text not in exchange.carried.tickets:
+        return shown.text
+    return UNAVAILABLE if final is None else Refusal(final.reason, final.detail)
 
 
 def _looked_at(token: bytes, exchange: Exchange) -> bool:

@@ -1,5 +1,6 @@
 """Redaction of flows: a flow's state as mitmproxy saves it, without any usable credential."""
 
+import re
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
@@ -73,6 +74,7 @@ class Redactor:
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
         self._places: Places | None = None
+        self._ticket: bytes | Refusal | None = None
         self._introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None
         self._hidden = Hidden({})
         self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(_ROOM, _octets)
@@ -84,16 +86,17 @@ class Redactor:
         signature: Callable[[bytes], Signature],
         introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None,
         places: Places | None = None,
+        ticket: bytes | Refusal | None = None,
         **facts: object,
     ) -> None:
         """Redact a flow's state in place, and note in its metadata how.
 
         signature: asked for each bearer token. introspected: asked for each opaque one, what its issuer has said;
         None: nobody knows any more. places: where tokens may be beside Authorization.
-        facts: plain values that are added to the note.
+        ticket: the token that was in one, or why it was refused. facts: plain values that are added to the note.
         """
         hidden: dict[str, str] = {}
-        self._introspected, self._places = introspected, places
+        self._introspected, self._places, self._ticket = introspected, places, ticket
         came: dict[tuple[bytes, bytes], bytes] = {}
         request = state["request"]
         saved = state["metadata"].get(METADATA)
@@ -110,7 +113,7 @@ class Redactor:
             redacted = self._fields(tuple(fields), signature, hidden)
             came = {(n.lower(), value): shown for (n, value), (_, shown) in zip(fields, redacted, strict=True)}
             ingress["headers"] = [[n.decode("latin-1"), v.decode("latin-1")] for n, v in redacted]
-            ingress["target"] = self._veil.url(str(ingress["target"]))
+            ingress["target"] = self._target(str(ingress["target"]), signature, hidden)
             ingress["authority"] = self._veil.authority(str(ingress["authority"]))
             ingress["method"] = self._veil.url(str(ingress["method"]))  # a client writes there what it likes
             saved = {**saved, "ingress": ingress}
@@ -124,7 +127,8 @@ class Redactor:
             request["headers"] = self._fields(tuple(request["headers"]), signature, hidden)
         if isinstance(saved.get("service_answer"), dict):
             saved["service_answer"] = _as_forwarded(saved, request["headers"])
-        request["path"] = self._veil.url(request["path"].decode("latin-1")).encode("latin-1")
+        path = self._target(request["path"].decode("latin-1"), signature, hidden)
+        request["path"] = path.encode("latin-1")
         request["method"] = self._veil.url(request["method"].decode("latin-1")).encode("latin-1")
         request["authority"] = self._veil.authority(request["authority"].decode("latin-1")).encode("latin-1")
         for message in (request, state.get("response")):
@@ -191,6 +195,20 @@ class Redactor:
             else:
                 redacted.append((name, self._elsewhere(name.lower(), value, signature, hidden)))
         return tuple(redacted)
+
+    def _target(self, target: str, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> str:
+        """Redact a request's target; in the place of a ticket stands what its token says."""
+        shown, places, ticket = self._veil.url(target), self._places, self._ticket
+        if places is None or places.ticket is None or ticket is None or MARK.decode("ascii") in target:
+            return shown
+        if isinstance(ticket, Refusal):
+            resigned = self.key.resign(ticket, 64, "unchecked", {})
+        else:
+            resigned, claims = self._resigned(ticket, signature(ticket))
+            hidden |= claims
+        return re.sub(
+            rf"(?<=[?&]){re.escape(places.ticket)}=[^&]*", f"{places.ticket}={resigned.decode('ascii')}", shown
+        )
 
     def _elsewhere(
         self, lower: bytes, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]

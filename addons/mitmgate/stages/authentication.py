@@ -1,5 +1,6 @@
 """Authentication: what a request proves with who asks, a bearer token or another credential, becomes a principal."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import ClassVar, Final
@@ -8,7 +9,7 @@ from mitmgate.core import api_key
 from mitmgate.core.address import peer_address
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
-from mitmgate.core.browsers import NOTHING, Place, Shown, page_refusal, presented
+from mitmgate.core.browsers import FOREIGN, NOTHING, Place, Shown, page_refusal, presented
 from mitmgate.core.claims import read_times
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import (
@@ -18,6 +19,7 @@ from mitmgate.core.proof import (
     CERTIFICATE_OTHER,
     NOT_BOUND,
     UNBOUND,
+    UNSUPPORTED,
     Asked,
     passed_thumbprint,
 )
@@ -35,6 +37,9 @@ from mitmgate.policy.problem import Location
 from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
 from mitmgate.stores.revocations import Revocations
+from mitmgate.stores.tickets import TicketCheck, issue
+
+_TICKET = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
 
 BARE_CHALLENGE = "Bearer"
 """Says that a token is needed, and nothing more, where none was given (RFC 6750, section 3.1)."""
@@ -92,6 +97,8 @@ class Authentication(Stage):
         Reason.TOKEN_UNBOUND: "a token that is bound to a key or a certificate (`cnf`)",
         Reason.TOKEN_REVOKED: "a token that was issued after the revocation, or `revoke --lift`",
         Reason.REVOCATIONS_UNKNOWN: "the list of revocations, or `on_failure: last-known`",
+        Reason.TICKET_INVALID: "a ticket of this gateway, within its lifetime",
+        Reason.TICKET_USED: "a new ticket for each request",
         Reason.TOKEN_INACTIVE: "a token that its issuer calls active",
         Reason.INTROSPECTION_UNAVAILABLE: (
             "an answer of the issuer's introspection endpoint; offline it is in recordings"
@@ -106,14 +113,19 @@ class Authentication(Stage):
         revocations: Revocations | None = None,
         proofs: UsedProofs | None = None,
         api_keys: ApiKeys | None = None,
+        *,
+        offline: bool = False,
     ) -> None:
         """ring: configured with the issuers of the snapshot in force. revocations: None: nothing can be revoked.
 
         proofs: remembers which proofs were used; None: this process does. api_keys: None: no key is good.
+        offline: what was found out then counts.
         """
         self._ring = ring
         self._revocations = Revocations() if revocations is None else revocations
-        self._proofs = ProofCheck(UsedProofs() if proofs is None else proofs)
+        used = UsedProofs() if proofs is None else proofs
+        self._proofs = ProofCheck(used)
+        self._tickets = TicketCheck(used, offline=offline)
         self._api_keys = ApiKeys() if api_keys is None else api_keys
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
@@ -145,7 +157,8 @@ class Authentication(Stage):
         if route is not None:
             names = dict.fromkeys(map(named, route.issuers or ()))
             of_route = [(*at, "auth"), *(("identity", "issuers", name) for name in names)]
-        return [*of_route, ("identity", "default")]
+        places: list[Location] = [] if exchange.shown is None else [(*at, "credentials"), ("identity", "browsers")]
+        return [*of_route, *places, ("identity", "default")]
 
     def change(self, denial: Denial) -> list[str]:
         """Say what would have to be otherwise for it to admit."""
@@ -160,6 +173,14 @@ class Authentication(Stage):
         head, route = exchange.head, exchange.route
         if head is None:
             raise LookupError("the head was not made")
+        tickets = exchange.snapshot.tickets
+        if tickets is not None and head.path == tickets.path and head.method == "POST":
+            step = self._token(exchange, head, tuple(exchange.snapshot.issuers))
+            return (
+                self._issued(exchange, head, step)
+                if isinstance(step, Step)
+                else self._issued_later(exchange, head, step)
+            )
         kinds = exchange.snapshot.credentials if route is None else route.credentials
         if kinds == TOKEN:
             return self._token(exchange, head, names)
@@ -256,6 +277,39 @@ class Authentication(Stage):
             return self._conclude(exchange, head, result, token, dpop)
         return self._later(exchange, head, result, token, dpop)
 
+    async def _issued_later(self, exchange: Exchange, head: Head, pending: Awaitable[Step]) -> Step:
+        return self._issued(exchange, head, await pending)
+
+    def _issued(self, exchange: Exchange, head: Head, step: Step) -> Step:
+        """Answer who has a good token with a ticket for it. What is bound to a key could not be proved by a ticket."""
+        principal, tickets, origin = exchange.principal, exchange.snapshot.tickets, head.headers.text("origin")
+        if step.outcome is not Outcome.ADMIT or principal is None or tickets is None:
+            return step
+        if _is_of_key(principal):
+            return self._refuse(exchange, UNSUPPORTED)
+        if origin is not None and origin not in _own_origins(exchange, head):
+            rule = exchange.snapshot.cors.rule(origin)
+            if rule is None or "*" in rule.origins:
+                return self._refuse(exchange, FOREIGN)
+        token = (head.headers.one(b"authorization") or b"").partition(b" ")[2].strip(b" ")
+        body = {"ticket": issue(tickets, token, exchange.now), "expires_in": int(tickets.lifetime)}
+        exchange.answer = Answer(Reason.TICKET.status, _TICKET, json.dumps(body).encode("ascii"))
+        return Step(self.name, Outcome.ANSWER, Reason.TICKET)
+
+    async def _opened_later(
+        self, exchange: Exchange, head: Head, pending: Awaitable[bytes | Refusal], names: tuple[str, ...]
+    ) -> Step:
+        step = self._opened(exchange, head, await pending, names)
+        return step if isinstance(step, Step) else await step
+
+    def _opened(
+        self, exchange: Exchange, head: Head, token: bytes | Refusal, names: tuple[str, ...]
+    ) -> Step | Awaitable[Step]:
+        if isinstance(token, Refusal):
+            return self._refuse(exchange, token)
+        exchange.shown = Shown("ticket", token)
+        return self._of_token(exchange, head, token, False, names)
+
     def _of_browser(self, exchange: Exchange, head: Head, names: tuple[str, ...]) -> Step | Awaitable[Step] | None:
         """Decide on a credential that the route accepts in another place; None: there is none."""
         route = exchange.route
@@ -270,6 +324,12 @@ class Authentication(Stage):
         if refusal is not None:
             return self._refuse(exchange, refusal)
         exchange.shown = found
+        snapshot = exchange.snapshot
+        if found.place == "ticket" and snapshot.tickets is not None:
+            opened = self._tickets.open(snapshot.tickets, snapshot.proofs, found.text, exchange.now, exchange.started)
+            if isinstance(opened, bytes | Refusal):
+                return self._opened(exchange, head, opened, names)
+            return self._opened_later(exchange, head, opened, names)
         return self._of_token(exchange, head, found.text, False, names)
 
     async def _later(

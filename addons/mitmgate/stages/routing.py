@@ -58,6 +58,9 @@ class Routing(Stage):
             rule = candidate.cors if isinstance(candidate, Route) and public else exchange.snapshot.cors
             if rule:
                 exchange.preflight, found = True, candidate
+        tickets = exchange.snapshot.tickets
+        if found is None and tickets is not None and head.path == tickets.path:
+            found = NoRoute()  # Authentication answers there, whatever routes there are
         if found is None:
             found = match(head.method, head.host, head.path)
         if isinstance(found, NoRoute):

@@ -9,7 +9,7 @@ beside them since when it does: one that has come back empty knows nothing of wh
 import time
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol
 
 from mitmgate.core.limit import Limit
 from mitmgate.core.proof import (
@@ -19,7 +19,6 @@ from mitmgate.core.proof import (
     PROOF_MISSING,
     REPLAYED,
     Asked,
-    UnverifiedProof,
     check_proof,
     read_proof,
 )
@@ -47,6 +46,25 @@ _SINCE: Final = Take(Limit("dpop-since", 1, _YEAR, (), 1, "deny", "report"), "dp
 """Spent once, and then found spent: so the store tells since when it has remembered proofs."""
 
 
+class Once(Protocol):
+    """What is good once: a proof, or what is remembered like one. issued: Unix seconds."""
+
+    @property
+    def thumbprint(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """What tells it from others of the same."""
+        ...
+
+    @property
+    def issued(self) -> float:
+        """When it was made."""
+        ...
+
+
 class UsedProofs:
     """Which proofs were used, as far as this process, and the store that it shares with others, can know."""
 
@@ -65,9 +83,7 @@ class UsedProofs:
             if not isinstance(grants, list):
                 await grants
 
-    def use(
-        self, proof: UnverifiedProof, rule: Proofs, now: float, at: float
-    ) -> Refusal | Awaitable[Refusal | None] | None:
+    def use(self, proof: Once, rule: Proofs, now: float, at: float) -> Refusal | Awaitable[Refusal | None] | None:
         """Use a proof up; None: it was not used before. now: Unix seconds. at: of a clock that nobody sets."""
         name = f"{proof.thumbprint}\0{proof.id}"
         digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -26,7 +26,7 @@ _INVALID: Final = Refusal(Reason.TICKET_INVALID, "The ticket is none of this gat
 _USED: Final = Refusal(Reason.TICKET_USED, "The ticket was used before.")
 _UNKNOWN: Final = Refusal(Reason.STORE_UNAVAILABLE, "Whether the ticket was used before can't be told.")
 
-_NONCE: Final = 12
+_NONCE: Final = 12  # octets, random in each ticket
 _MILLISECONDS: Final = struct.Struct(">Q")
 _PURPOSE: Final = b"mitmgate ticket"
 

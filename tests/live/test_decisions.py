@@ -329,6 +329,20 @@ def test_whatever_is_no_answer_denies(recorded: Running, name: str) -> None:
     recorded.upstream.assert_saw_nothing()
 
 
+def test_a_client_is_not_admitted_for_what_it_may_bring_about(recorded: Running) -> None:
+    """With `on_failure: admit` too: only a service that is away, or broken, is passed over."""
+    away = {"any: hangs up", "any: 500", "any: 503"}
+    admitted = set()
+    for lie, said in lies("any", "json"):
+        recorded.service.reply = said
+        answer = recorded.get("/lenient")
+        assert answer.status == 200 or answer.reason == "decision-unavailable", lie
+        if answer.status == 200:
+            admitted.add(lie)
+    assert admitted <= away and {"any: 500", "any: 503"} <= admitted
+    recorded.upstream.assert_saw_only(len(admitted))
+
+
 @pytest.mark.parametrize("status", [204, 301, 302, 307, 401, 403, 404, 429])
 def test_whatever_a_check_answers_but_200_denies(recorded: Running, status: int) -> None:
     recorded.service.reply = Reply(status, [("Location", "/elsewhere")], b"")

@@ -1,7 +1,9 @@
 """DecisionService: admits, denies, observes; what is kept, and for how long; and whatever its source does wrong."""
 
 import asyncio
+import errno
 import json
+import socket
 from collections.abc import Awaitable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -67,6 +69,8 @@ class Fixed:
         ("deny", "admit", (Outcome.DENY, Reason.DECISION_DENIED)),
         ("unavailable", "deny", (Outcome.DENY, Reason.DECISION_UNAVAILABLE)),
         ("unavailable", "admit", (Outcome.OBSERVE, Reason.DECISION_UNAVAILABLE)),
+        ("invalid", "deny", (Outcome.DENY, Reason.DECISION_UNAVAILABLE)),
+        ("invalid", "admit", (Outcome.DENY, Reason.DECISION_UNAVAILABLE)),
     ],
 )
 def test_what_comes_of_an_answer(
@@ -219,7 +223,32 @@ def test_questions_at_a_time_are_bounded(
         assert not isinstance(again, ServiceAnswer)
         return [*found, (await again).said]
 
-    assert asyncio.run(several()) == ["unavailable"] * 2 + ["allow"] * 4
+    assert asyncio.run(several()) == ["invalid"] * 2 + ["allow"] * 4
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        QUESTION._replace(fields=((b"Host", b"h"), (b"X", b"a\r\nb"))),
+        QUESTION._replace(target="/a b"),
+        QUESTION._replace(method="G\xe9T"),
+    ],
+    ids=["field", "target", "method"],
+)
+def test_what_can_not_be_asked_is_no_absence_of_the_service(
+    snapshot: Snapshot, server: RecordingUpstream, question: Question
+) -> None:
+    service = replace(ASKED, url=server.url, timeout=20.0)
+    assert [one.said for one in ask(LiveAnswers(Dialler()), asks(snapshot), service, question)] == ["invalid"]
+    server.assert_saw_nothing()
+
+
+def test_our_own_want_of_descriptors_is_no_absence_of_the_service(snapshot: Snapshot) -> None:
+    class Short(Dialler):
+        async def connect(self, host: str, port: int, *, in_turn: bool = False) -> socket.socket:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    assert [one.said for one in ask(LiveAnswers(Short()), asks(snapshot), ASKED, QUESTION)] == ["invalid"]
 
 
 def test_a_client_that_leaves_takes_no_others_answer_along(snapshot: Snapshot, server: RecordingUpstream) -> None:

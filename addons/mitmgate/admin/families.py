@@ -66,7 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "mitmgate_decision_service_answers",
         "counter",
-        "What decision services have said: allow, deny or unavailable; cached: of an earlier, equal question.",
+        "What decision services have said: allow, deny, unavailable or invalid; cached: of an earlier, equal question.",
         ("service", "said", "cached"),
     ),
     Family(

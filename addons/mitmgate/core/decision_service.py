@@ -20,7 +20,8 @@ from mitmgate.core.request import Head
 from mitmgate.core.rewrite import header_safe
 from mitmgate.core.rules import DecisionService
 
-Said = Literal["allow", "deny", "unavailable"]
+Said = Literal["allow", "deny", "unavailable", "invalid"]
+"""unavailable: there was no answer; invalid: there was one that is no decision, or the question could not be asked."""
 
 LONGEST_FIELD: Final = 1024
 """Characters of a field's value that a service may hand on."""
@@ -174,14 +175,19 @@ def _check(service: DecisionService, asked: Asked, fields: Fields) -> Question |
 
 
 def answer(service: DecisionService, status: int, fields: Fields, body: bytes) -> ServiceAnswer:
-    """Read a service's answer; whatever is not exactly of its protocol is no answer, but `unavailable`."""
+    """Read a service's answer; a server error is `unavailable`, all else that is not exactly of its protocol `invalid`.
+
+    A client may bring about what is invalid (a head that is too long for the service, say), so that nobody is admitted
+    for it, whatever `on_failure` says.
+    """
     if service.protocol == "ext_authz":
         return _checked(service, status, fields)
     if status != 200:  # of both protocols: an error, and no decision
-        return ServiceAnswer(service.name, "unavailable", why=f"it answered {status}")
+        said_so: Said = "unavailable" if status >= 500 else "invalid"
+        return ServiceAnswer(service.name, said_so, why=f"it answered {status}")
     said = parse_object(body)
     if said is None:
-        return ServiceAnswer(service.name, "unavailable", why="its answer is no JSON object")
+        return ServiceAnswer(service.name, "invalid", why="its answer is no JSON object")
     decision: object
     if service.protocol == "authzen":
         decision, member = said.get("decision"), "decision"
@@ -194,7 +200,7 @@ def answer(service: DecisionService, status: int, fields: Fields, body: bytes) -
         return ServiceAnswer(service.name, "allow")
     if decision is False:
         return ServiceAnswer(service.name, "deny", why=f"{member} is false")
-    return ServiceAnswer(service.name, "unavailable", why=f"its answer has no {member} that is true or false")
+    return ServiceAnswer(service.name, "invalid", why=f"its answer has no {member} that is true or false")
 
 
 def _checked(service: DecisionService, status: int, fields: Fields) -> ServiceAnswer:
@@ -211,7 +217,7 @@ def _checked(service: DecisionService, status: int, fields: Fields) -> ServiceAn
         safe = header_safe(values[0].decode("latin-1")) if len(values) == 1 else None
         if safe is None or len(safe) > LONGEST_FIELD:
             why = f"its {written.decode('ascii')} is no single value of a header field"
-            return ServiceAnswer(service.name, "unavailable", why=why)
+            return ServiceAnswer(service.name, "invalid", why=why)
         handed.append((written, safe))
     return ServiceAnswer(service.name, "allow", tuple(handed))
 
@@ -232,4 +238,4 @@ def recorded(written: object) -> ServiceAnswer | None:
     return ServiceAnswer(written["service"], said, fields, str(written.get("why", "")))
 
 
-_SAID: Final[tuple[Said, ...]] = ("allow", "deny", "unavailable")
+_SAID: Final[tuple[Said, ...]] = ("allow", "deny", "unavailable", "invalid")

@@ -5,6 +5,7 @@ client can't, and nothing of it blocks the loop, which urllib does. Redirects ar
 """
 
 import asyncio
+import errno
 import ssl
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -18,11 +19,19 @@ from mitmgate.net.dialler import Dialler
 
 MAX_HEAD: Final = 32 * 1024
 """Bytes of the head of an answer."""
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class HttpError(Exception):
     """There is no whole answer to be had."""
+
+
+class UnusableError(HttpError):
+    """The other side is not to blame, or said what is no answer: trying later would not help.
+
+    A request that can't be written, an answer that is malformed or too large, no descriptors or memory of our own.
+    """
 
 
 class Answer(NamedTuple):
@@ -58,9 +67,10 @@ async def ask(
     except TimeoutError as error:
         raise HttpError(f"no complete answer within {within:g} seconds") from error
     except OSError as error:
-        raise HttpError(f"{connect_cause(error)}: {error}") from error
+        kind = UnusableError if error.errno in _OURS else HttpError
+        raise kind(f"{connect_cause(error)}: {error}") from error
     except (ValueError, h11.ProtocolError) as error:
-        raise HttpError(str(error) or type(error).__name__) from error
+        raise UnusableError(str(error) or type(error).__name__) from error
 
 
 async def _ask(
@@ -105,7 +115,7 @@ async def _answer(connection: h11.Connection, reader: asyncio.StreamReader, most
         elif isinstance(event, h11.Data) and head is not None:
             body += event.data
             if len(body) > most:
-                raise HttpError(f"the answer has more than {most} bytes")
+                raise UnusableError(f"the answer has more than {most} bytes")
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             return Answer(head.status_code, tuple(head.headers), bytes(body))
         elif not isinstance(event, h11.InformationalResponse):

@@ -69,7 +69,8 @@ class DecisionService(Section):
     token_env: Text | None = None
     """The environment variable with the secret that it is shown (`Authorization: Bearer`)."""
     on_failure: Literal["deny", "admit"] = "deny"
-    """While it does not answer as it should. admit: the request goes on, and is on record."""
+    """While it can't be reached, is late, or has an error of its own (5xx). admit: the request goes on, on record. An
+    answer that is no decision, which a client may bring about, denies in either case."""
     cache: DurationOrZero = duration("0s", "How long an answer is good for the very same question (seconds).")
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import DecisionService as Service
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.net.dialler import Dialler
-from mitmgate.net.http import HttpError, ask
+from mitmgate.net.http import HttpError, UnusableError, ask
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial, Rule, Stage, route_at
 from mitmgate.policy.document import Document
@@ -54,8 +54,8 @@ class DecisionService(Stage):
     """Ask the decision service that the route names.
 
     Reads: head, route, scheme, client, principal. Writes: service_answer, own_fields. Denies: 403 decision-denied; 503
-    decision-unavailable, where there is no answer in time or none that is exactly of the protocol, which with
-    `on_failure: admit` is an observation. 403 rewrite-refused, where the identity fits in no header field. On failure:
+    decision-unavailable, where there is no answer in time, which with `on_failure: admit` is an observation, or none
+    that is exactly of the protocol. 403 rewrite-refused, where the identity fits in no header field. On failure:
     stage-error.
     """
 
@@ -105,7 +105,9 @@ class DecisionService(Stage):
     def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:
         """Count what each service has said."""
         for name in policy.decision_services:
-            yield Rule(("decision_services", name), f"decision service {name}", ("allow", "deny", "unavailable"))
+            yield Rule(
+                ("decision_services", name), f"decision service {name}", ("allow", "deny", "unavailable", "invalid")
+            )
 
     def covered(self, exchange: Exchange, step: Step) -> Iterator[tuple[Location, str]]:
         """Tell what this request has exercised."""
@@ -140,9 +142,9 @@ class DecisionService(Stage):
             return self.admitted
         if said.said == "deny":
             return self.deny(Reason.DECISION_DENIED, "The decision service does not allow this request.")
-        if said.said != "unavailable":
+        if said.said not in {"unavailable", "invalid"}:
             raise ValueError(f"the decision service said {said.said!r}")
-        if service.on_failure == "admit":
+        if said.said == "unavailable" and service.on_failure == "admit":
             detail = "The decision service gave no answer, and the policy admits without one."
             return Step(self.name, Outcome.OBSERVE, Reason.DECISION_UNAVAILABLE, detail)
         return self.deny(Reason.DECISION_UNAVAILABLE, "The decision service gave no answer.")
@@ -193,7 +195,7 @@ class LiveAnswers:
         task = self._asking.get(key)
         if task is None:
             if self._questions[service.name] >= MOST_QUESTIONS:
-                return self._failed(service, f"{MOST_QUESTIONS} other questions wait for an answer")
+                return self._failed(service, f"{MOST_QUESTIONS} other questions wait for an answer", "invalid")
             self._questions[service.name] += 1
             task = self._asking[key] = asyncio.create_task(self._ask(key, service, asked), name="decision service")
         return asyncio.shield(task)
@@ -217,15 +219,15 @@ class LiveAnswers:
                 authorities=service.authorities,
             )
         except HttpError as error:
-            return self._failed(service, str(error))
+            return self._failed(service, str(error), "invalid" if isinstance(error, UnusableError) else "unavailable")
         finally:
             self._asking.pop(key, None)
             self._questions[service.name] -= 1
             if not self._questions[service.name]:
                 del self._questions[service.name]
         said = answer(service, made.status, made.fields, made.body)
-        if said.said == "unavailable":
-            return self._failed(service, said.why)
+        if said.said in {"unavailable", "invalid"}:
+            return self._failed(service, said.why, said.said)
         if service.name in self._failing:
             self._failing.discard(service.name)
             logger.warning("the decision service %s answers again", service.name)
@@ -233,11 +235,11 @@ class LiveAnswers:
             self._kept[key] = said
         return said
 
-    def _failed(self, service: Service, why: str) -> ServiceAnswer:
+    def _failed(self, service: Service, why: str, said: Said) -> ServiceAnswer:
         if service.name not in self._failing:
             self._failing.add(service.name)
             logger.error("the decision service %s gives no answer (%s): %s", service.name, service.on_failure, why)
-        return ServiceAnswer(service.name, "unavailable", why=why)
+        return ServiceAnswer(service.name, said, why=why)
 
 
 class RecordedAnswers:

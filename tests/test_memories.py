@@ -74,7 +74,7 @@ OTHERS: Final[dict[str, str]] = {
             admin/metrics:Metrics._deciding admin/metrics:Metrics._decisions admin/metrics:Metrics._durations
             admin/metrics:Metrics._grants admin/metrics:Metrics._own
             admin/metrics:Metrics._answers admin/metrics:Metrics._asking
-            stages/decision_service:LiveAnswers._questions stages/decision_service:LiveAnswers._failing
+            stages/decision_service:LiveAnswers._questions
             admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
             core/openapi:Api.operations core/openapi:Api.methods core/openapi:Api._plain core/openapi:_Node.literal
             policy/openapi:OpenApis.apis policy/openapi:_Compiler._schemas policy/openapi:_Compiler._seen

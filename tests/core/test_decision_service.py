@@ -77,6 +77,13 @@ def test_nothing_of_a_request_is_told_that_nobody_names() -> None:
         assert "acme" not in written and "a=1" not in written and "page=2" not in written and "ops" not in written
 
 
+def test_a_check_has_each_field_once() -> None:
+    head = replace(HEAD, headers=Headers([(b"User-Agent", b"curl")]))
+    made = asked(replace(CHECK, headers=(b"user-agent",)), replace(ASKED, head=head))
+    names = [name.lower() for name, _ in made.fields]
+    assert len(names) == len(set(names)) and (b"user-agent", b"curl") in made.fields
+
+
 def test_an_identity_that_fits_in_no_field_is_not_asked_about() -> None:
     for principal in (
         replace(ALICE, subject="al\nice"),

@@ -107,6 +107,14 @@ CASES: list[Case] = [
             ),
         )
     ),
+    (
+        "upstreams:\n  users: {",
+        "decision_services: {s: {protocol: ext_authz, url: 'http://127.0.0.1/', forward: X-Tier}}\n"
+        "upstreams:\n  users: {trailers: [¦x-tier], ",
+        "upstreams.users.trailers[0]",
+        "the gateway alone writes it",
+        "",
+    ),
     # Paths that servers read differently.
     ("{prefix: /users}", "{prefix: ¦/users;v=1}", "routes[0].match.prefix", "the path holds a parameter (;)", ""),
     ("{prefix: /users}", "{prefix: ¦//users}", "routes[0].match.prefix", "the path holds an empty segment", ""),

@@ -158,6 +158,7 @@ def _check(service: DecisionService, asked: Asked, fields: Fields) -> Question |
     target = urlsplit(service.url).path.rstrip("/") + head.path
     if service.query and head.query is not None:
         target += f"?{head.query}"
+    fields = tuple([field for field in fields if field[0].lower() not in service.headers])
     made = [(b"Host", asked.host.encode("latin-1")), *fields]
     for name in service.headers:
         made += [(name, value) for value in head.headers.all(name)]

@@ -130,6 +130,8 @@ def _routes(document: Document) -> Iterator[Problem]:
 
 def _trailers(document: Document) -> Iterator[Problem]:
     identity = _identity_headers(document)
+    for service in _mapping(document.at(("decision_services",))):
+        identity |= {header.lower() for _, header in _named(document, ("decision_services", service, "forward"))}
     for name in _mapping(document.at(("upstreams",))):
         for location, header in _named(document, ("upstreams", name, "trailers")):
             lower = header.lower()

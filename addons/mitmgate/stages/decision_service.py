@@ -18,6 +18,7 @@ from mitmgate.core.decision_service import Asked, Question, Said, ServiceAnswer,
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import DecisionService as Service
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.descriptors import Seldom
 from mitmgate.net.dialler import Dialler
 from mitmgate.net.http import HttpError, UnusableError, ask
 from mitmgate.pipeline.exchange import Exchange
@@ -184,7 +185,7 @@ class LiveAnswers:
         )
         self._asking: dict[_Key, asyncio.Task[ServiceAnswer]] = {}
         self._questions: Counter[str] = Counter()
-        self._failing: set[str] = set()
+        self._seldom = Seldom(logger)  # clients may bring failures about
 
     def ask(self, exchange: Exchange, service: Service, asked: Question) -> ServiceAnswer | Awaitable[ServiceAnswer]:
         """Return what was said of the same question, or what to wait for."""
@@ -228,17 +229,12 @@ class LiveAnswers:
         said = answer(service, made.status, made.fields, made.body)
         if said.said in {"unavailable", "invalid"}:
             return self._failed(service, said.why, said.said)
-        if service.name in self._failing:
-            self._failing.discard(service.name)
-            logger.warning("the decision service %s answers again", service.name)
         if service.cache:
             self._kept[key] = said
         return said
 
     def _failed(self, service: Service, why: str, said: Said) -> ServiceAnswer:
-        if service.name not in self._failing:
-            self._failing.add(service.name)
-            logger.error("the decision service %s gives no answer (%s): %s", service.name, service.on_failure, why)
+        self._seldom.log(logging.ERROR, "the decision service %s gives no decision: %s", service.name, why)
         return ServiceAnswer(service.name, said, why=why)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -321,6 +322,26 @@ def test_broken_frames_end_the_connection_and_are_on_record(
             pass
     upstream.assert_saw_nothing()
     assert h2_gate.hooks.wait_ends(1) == [("response", Reason.HEAD_MALFORMED)]
+
+
+@pytest.mark.parametrize("name", ["headers-on-even", "reset-on-idle", "settings-value", "hpack-garbage"])
+def test_broken_frames_beside_a_request_are_on_record_too(
+    h2_gate: Gate, authority: Authority, upstream: RecordingUpstream, name: str
+) -> None:
+    """Before: nothing said why the connection, and the request, had ended."""
+    release = threading.Event()
+    upstream.reply = Reply(until=release)
+    frames = [HeadersFrame(3, b"\xff" * 5, flags=["END_HEADERS"])] if name == "hpack-garbage" else FRAMES[name]
+    with Client(h2_gate, authority) as client:
+        client.request(GET)
+        wait_for(lambda: len(upstream.requests) == 1, "the request")
+        with suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError):
+            client.send_frames(*frames)
+            client.read(client.terminated)
+        ends = h2_gate.hooks.wait_ends(2)
+    release.set()
+    assert sorted(ends) == [("error", Reason.CLIENT_CLOSED), ("response", Reason.HEAD_MALFORMED)]
+    assert len(upstream.requests) == 1
 
 
 def test_idle_connection_is_closed_with_a_goodbye(authority: Authority, upstream: RecordingUpstream) -> None:

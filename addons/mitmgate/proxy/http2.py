@@ -601,8 +601,12 @@ class Http2Connection(Http2Output):
         self._go_away(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
 
     def _broken_frames(self) -> None:
-        """End a connection whose frames can't be followed; libnghttp2 has its GOAWAY ready, or has said it."""
-        if not self._streams and not self._going:
+        """End a connection whose frames can't be followed; libnghttp2 has its GOAWAY ready, or has said it.
+
+        It is on record beside the requests that end with it, which are not to blame for it.
+        """
+        if not self._going:
+            self._going = True
             self._refuse(Refusal(Reason.HEAD_MALFORMED, "The HTTP/2 frames are malformed."))
         self._close()
 

@@ -62,9 +62,9 @@ def take(head: Head, places: Places) -> tuple[Head, Carried]:
     tickets: tuple[bytes, ...] = ()
     headers, query = head.headers, head.query
     if places.cookie is not None and b"cookie" in headers:
-        headers, cookies = headers.derive(_without_cookie, places.cookie)
+        headers, cookies = _without_cookie(headers, places.cookie)
     if places.subprotocol and b"sec-websocket-protocol" in headers:
-        headers, subprotocols = headers.derive(_without_subprotocols)
+        headers, subprotocols = _without_subprotocols(headers)
     if places.ticket is not None and query is not None and places.ticket in query:
         query, tickets = _without_parameter(query, places.ticket)
     if not (cookies or subprotocols or tickets):

@@ -62,6 +62,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: RecordingUpstrea
     made = policy(directory, upstream)
     made["rate_limits"]["per-user"]["limit"] = 3
     route(made, "orders", require={"when": 'request.headers["x-team"] == "blue"'})
+    made["api_keys"] = {"file": "keys.jsonl", "header": "X-Machine"}
+    made["routes"].append({"name": "jobs", "match": {"prefix": "/jobs"}, "upstream": "users", "auth": "api-key"})
     with AdminGateway(directory, made) as running:
         yield running
 
@@ -86,6 +88,7 @@ def test_a_denial_is_told_with_its_stages_and_lines_and_without_credentials(gate
     secret = {
         "Cookie": "id=s3cr3t",
         "X-Api-Key": "s3cr3t-key",
+        "X-Machine": "hunter2-machine",
         "X-Other": HOSTILE,
         "Proxy-Authorization": "Basic s3cr3t",
     }
@@ -158,6 +161,21 @@ def test_what_can_t_be_said_is_said(gateway: AdminGateway) -> None:
     edit = {"method": "GET", "target": "/api/v1/users/1", "fields": fields, "claims": claims}
     assert explained(gateway, third["id"], **edit).json["decision"] == "admit"
     assert row["outcome"] == "denied"
+
+
+def test_an_api_key_counts_for_what_was_found_out_of_it_then(gateway: AdminGateway) -> None:
+    answer = gateway.get("/jobs/1", headers={"X-Machine": "hunter2-machine"})
+    assert answer.reason == "api-keys-unavailable", "there is no list yet"
+    row = denied(gateway, answer.json["request_id"])
+    detail = gateway.ask(f"/status/denials/{row['id']}")
+    assert "hunter2" not in detail.body.decode()
+    assert ["X-Machine", "[redacted]"] in detail.json["fields"]
+    edit = {"method": "GET", "target": "/jobs/2", "fields": detail.json["fields"]}
+    copy = explained(gateway, row["id"], **edit).json
+    assert copy["decision"] == "deny api-keys-unavailable"
+    without = [pair for pair in detail.json["fields"] if pair[0] != "X-Machine"]
+    copy = explained(gateway, row["id"], **(edit | {"fields": without})).json
+    assert copy["decision"] == "deny credential-missing"
 
 
 BAD_COPIES: tuple[Mapping[str, Any], ...] = (

@@ -8,8 +8,11 @@ import pytest
 from mitmgate.admin.denials import AT_LIMITS, FIELDS, KEPT, Denials, row
 from mitmgate.admin.metrics import Metrics
 from mitmgate.audit.settings import Redact
+from mitmgate.core.browsers import Carried, Shown
+from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
+from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
 from tests.admin.test_metrics import sources
@@ -33,6 +36,11 @@ def with_secrets() -> Exchange:
     fields = [(b"Authorization", TOKEN), (b"Cookie", b"id=hunter2"), (b"X-Api-Key", b"hunter2"), (b"Accept", b"*/*")]
     headers = Headers([*fields, *((b"X-%d" % number, b"x" * 5000) for number in range(100))])
     made.request = replace(made.request, target="/users/7?token=hunter2&a=b", headers=headers)
+    made.carried = Carried((b"hunter2",), (b"hunter2",), (b"hunter2",))
+    made.shown = Shown("cookie", b"hunter2")
+    made.own_fields = ((b"X-Key", b"hunter2"),)
+    made.service_answer = ServiceAnswer("opa", "allow", ((b"X-Key", b"hunter2"),))
+    made.forward = Forward("GET", "/?token=hunter2", "h", ((b"Authorization", TOKEN),))
     if made.head is not None:
         made.head = replace(made.head, query="token=hunter2&a=b", headers=headers)
     return made

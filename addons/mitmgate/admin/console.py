@@ -170,6 +170,7 @@ class Console:
         from mitmgate.replay.deciding import Decider  # noqa: PLC0415
         from mitmgate.replay.explain import explain  # noqa: PLC0415
         from mitmgate.replay.offline import OfflinePolicy, unsigned  # noqa: PLC0415
+        from mitmgate.replay.shown_keys import found  # noqa: PLC0415
         from mitmgate.replay.traffic import Recorded  # noqa: PLC0415
 
         loaded, snapshot = self._sources.loaded(), self._sources.policy()
@@ -181,8 +182,19 @@ class Console:
         request = edited(exchange.request, edit, presented)
         ring = RememberedRing(exchange, HIDDEN)
         decider = Decider(unsigned(snapshot), ring)
-        recorded = Recorded("edited", exchange.now, request, presented=presented)
+        recorded = Recorded(
+            "edited",
+            exchange.now,
+            request,
+            presented=presented,
+            service_answer=exchange.service_answer,
+            key=found(exchange, None),
+        )
         decided = decider.decide(recorded)
+        final = decided.verdict.final
+        # A token in a cookie, a subprotocol or a ticket was taken out, and nothing stands in its place.
+        if exchange.shown is not None and presented is None and final is not None and final.stage == "authentication":
+            ring.unknown = True
         policy = OfflinePolicy(loaded, decider.snapshot, frozenset(), ())
         explanation = explain(policy, recorded, decided, decider.stages)
         notes = [_UNTOLD]

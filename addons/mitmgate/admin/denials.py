@@ -16,6 +16,7 @@ from mitmgate.audit.asked import add_asked
 from mitmgate.audit.event import Fate, rfc3339
 from mitmgate.audit.redact import REDACTED, Redaction
 from mitmgate.core.address import address_text
+from mitmgate.core.browsers import NOTHING
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Request
@@ -140,7 +141,7 @@ def who_of(exchange: Exchange, grant: Grant) -> str:
 def without_credentials(exchange: Exchange) -> Exchange:
     """Copy an exchange without what a client may have proved itself with, and without all but FIELDS fields."""
     redaction = Redaction(exchange.snapshot.redact)
-    request, head = exchange.request, exchange.head
+    request, head, shown, said = exchange.request, exchange.head, exchange.shown, exchange.service_answer
     return replace(
         exchange,
         request=replace(
@@ -157,9 +158,14 @@ def without_credentials(exchange: Exchange) -> Exchange:
             query=None if head.query is None else redaction.query(head.query),
             headers=_hidden(head.headers, redaction),
         ),
+        carried=NOTHING,
+        shown=None if shown is None else shown._replace(text=b""),
+        service_answer=None if said is None else said._replace(fields=tuple([(name, b"") for name, _ in said.fields])),
+        own_fields=(),
         forward=None,
         answer=None,
         permit=None,
+        body_check=None,
     )
 
 

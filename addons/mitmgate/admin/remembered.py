@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from mitmgate.core import api_key
 from mitmgate.core.claims import ISSUER_UNKNOWN
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -34,7 +35,8 @@ class RememberedRing(OfflineRing):
         """Say of the token that was taken out what was said then. Never waits."""
         if token != self._hidden:
             return super().authenticate(issuers, names, token, now)
-        principal = self._exchange.principal
+        known = (self._exchange.principal, *self._exchange.beside)
+        principal = next((one for one in known if one is not None and one.issuer != api_key.ISSUER), None)
         if principal is not None:
             self.remembered = True
             # What it is bound to was proved then.

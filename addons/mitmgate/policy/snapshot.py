@@ -90,7 +90,8 @@ class Snapshot:
         """What is not shown of requests and responses, beside what core.credentials knows."""
         own = self.policy.audit.redact
         tickets = () if self.tickets is None else (self.tickets.parameter,)
-        return Redact((*own.headers, *self.hidden_headers), (*own.query, *tickets))
+        keys = () if self.key_field is None else (self.key_field.decode("ascii"),)
+        return Redact((*own.headers, *self.hidden_headers, *keys), (*own.query, *tickets))
 
     def leeway(self, issuer: str) -> float:
         """Return the seconds by which the clock of a principal's issuer may differ; ours, that of keys, is right."""

@@ -154,7 +154,7 @@ ELSEWHERE = {
     Reason.TOKEN_PROOF_NONCE: "live/test_proof",
     Reason.TOKEN_UNBOUND: "live/test_proof",
     Reason.TOKEN_REVOKED: "live/test_revocation",
-    Reason.CERTIFICATE_WITHDRAWN: "protocol/test_tls",
+    Reason.CERTIFICATE_WITHDRAWN: "protocol/test_ending",
     Reason.TICKET: "live/test_browsers",
     Reason.TICKET_INVALID: "live/test_browsers",
     Reason.TICKET_USED: "live/test_browsers",

@@ -21,6 +21,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import LONGEST, Revocation, both, lasting_until, marks, read, written
+from mitmgate.core.rules import Issuer, KeySource
 from mitmgate.core.token import SignedClaims
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.stores import revocations
@@ -383,3 +384,19 @@ def test_a_stream_forgets_what_is_over(tmp_path: Path, monkeypatch: pytest.Monke
             await made.close()
 
         asyncio.run(run())
+
+
+def test_a_key_that_a_file_of_keys_does_not_have_is_not_revoked() -> None:
+    """Before: it was said to be revoked, and its tokens were accepted as before."""
+    for material, named in (
+        (b'{"keys":[{"kty":"EC"},{"kid":7}]}', "none of its keys has an id"),
+        (b'{"keys":[{"kid":"a"},{"kid":"b"}]}', "it has a, b"),
+        (b"[]", "none of its keys"),
+    ):
+        issuer = Issuer("corp", "https://corp.example", (), (), KeySource("jwks", material))
+        with pytest.raises(ValueError, match=named):
+            revocation.revocation_of(issuer, "kid", "k", NOW)
+        assert revocation.revocation_of(issuer, "kid", "k", NOW, lifted=True).lifted
+    assert revocation.revocation_of(issuer, "jti", "k", NOW).value == "k"
+    issuer = Issuer("corp", "https://corp.example", (), (), KeySource("jwks", b'{"keys":[{"kid":"a"}]}'))
+    assert revocation.revocation_of(issuer, "kid", "a", NOW).value == "a"

@@ -111,6 +111,9 @@ def revocation_of(
         raise ValueError(f"what is revoked must have 1 to {MAX_NAME} characters")
     if kind == "kid" and issuer.keys.kind in {"secret", "pem", "none"}:
         raise ValueError("this issuer's keys have no ids; revoke all that it has issued")
+    if kind == "kid" and issuer.keys.kind == "jwks" and not lifted and value not in (ids := _key_ids(issuer)):
+        named = f"it has {', '.join(ids)}" if ids else "none of its keys has an id; revoke all that it has issued"
+        raise ValueError(f"this issuer's file of keys has no key {value!r}: {named}")
     if before is not None and kind not in DATED:
         raise ValueError("a time goes with a subject and with an issuer: the others name what has no later tokens")
     if kind in DATED:
@@ -119,6 +122,13 @@ def revocation_of(
     if lasting is not None:
         until = now + min(lasting, LONGEST)
     return Revocation(kind, issuer.name, value, until, None if lifted else before, lifted, by)
+
+
+def _key_ids(issuer: Issuer) -> list[str]:
+    members: Json = json.loads(issuer.keys.material)  # as it was read when the policy was loaded
+    keys = members.get("keys") if isinstance(members, dict) else None
+    found = [key.get("kid") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+    return [one for one in found if isinstance(one, str)]
 
 
 def both(one: Revocation, other: Revocation) -> Revocation:

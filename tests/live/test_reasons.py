@@ -161,6 +161,8 @@ ELSEWHERE = {
     Reason.TOKEN_INACTIVE: "live/test_introspection",
     Reason.INTROSPECTION_UNAVAILABLE: "live/test_introspection",
     Reason.REVOCATIONS_UNKNOWN: "live/test_revocation",
+    Reason.CERTIFICATE_REFUSED: "live/test_certificates",
+    Reason.CERTIFICATE_EXPIRED: "core/test_certificate",
     Reason.API_KEY_MALFORMED: "live/test_api_keys",
     Reason.API_KEY_UNKNOWN: "live/test_api_keys",
     Reason.API_KEY_EXPIRED: "live/test_api_keys",

@@ -821,7 +821,7 @@ CASES: list[Case] = [
         "upstream: users",
         "upstream: users\n    auth: ¦nnoe",
         "routes[0].auth",
-        "must be none, jwt, api-key, {issuers: [...]} or",
+        "must be none, jwt, api-key, certificate, {issuers: [...]} or",
         "did you mean none?",
     ),
     (

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Final
 
 from mitmgate.audit.decided import Decided
+from mitmgate.core.certificate import ClientCertificate
 from mitmgate.core.decision_service import ServiceAnswer
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -69,6 +70,16 @@ def _ingress(request: Request) -> Plain:
         "peer": _shared(request.peer),
         "declared_body": request.declared_body,
         "certificate": None if request.certificate is None else _text(request.certificate),
+        **({} if request.names is None else {"names": _names(request.names)}),
+    }
+
+
+def _names(names: ClientCertificate) -> dict[str, Plain]:
+    texts = {"uris": names.uris, "dns": names.dns, "emails": names.emails}
+    return {
+        "subject": _text(names.subject),
+        **{kind: [_text(text) for text in of_kind] for kind, of_kind in texts.items()},
+        "until": names.until,
     }
 
 

@@ -142,6 +142,8 @@ class Reason(Enum):
     API_KEY_EXPIRED = "api-key-expired", 401, "API key expired"
     API_KEY_REVOKED = "api-key-revoked", 401, "API key revoked"
     API_KEYS_UNAVAILABLE = "api-keys-unavailable", 503, "API keys unavailable"
+    CERTIFICATE_REFUSED = "certificate-refused", 401, "Client certificate not acceptable"
+    CERTIFICATE_EXPIRED = "certificate-expired", 401, "Client certificate expired"
 
     # Authorization.
     AUTHENTICATION_INSUFFICIENT = "authentication-insufficient", 401, "Stronger or newer authentication required"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mitmgate.core.certificate import ClientCertificate
 from mitmgate.core.headers import Fields, Headers
 from mitmgate.core.path import Oddity
 from mitmgate.core.value import value
@@ -16,7 +17,7 @@ class Request:
     on HTTP/1. version is "HTTP/1.0", "HTTP/1.1" or "HTTP/2.0". scheme is that of the connection. peer is the
     address of the TCP peer, as text. declared_body is Content-Length in bytes, 0 where there is no body,
     None where the length is not known (chunked). certificate is the verified client certificate's subject,
-    thumbprint its SHA-256 in base64url (RFC 8705, section 3.1).
+    thumbprint its SHA-256 in base64url (RFC 8705, section 3.1), names its names.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Request:
     declared_body: int | None
     certificate: str | None = None
     thumbprint: str | None = None
+    names: ClientCertificate | None = None
 
 
 @value(frozen=True, slots=True)

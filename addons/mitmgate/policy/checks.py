@@ -28,6 +28,7 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _forwarded_decisions(document)
     yield from _issuers(document)
     yield from _api_keys(document)
+    yield from _certificates(document)
     yield from _resources(document)
     yield from _credentials(document)
     yield from _client_limits(document)
@@ -276,6 +277,25 @@ def _kinds(auth: object) -> list[object]:
     if not isinstance(auth, dict):
         return [auth]
     return [kind for member in ("any", "all") for kind in _items(auth.get(member))]
+
+
+def _certificates(document: Document) -> Iterator[Problem]:
+    """Find routes that take certificates where no certificate can come."""
+    rule = document.at(("identity", "certificates"))
+    tls = _mapping(_mapping(document.at(("listen",))).get("tls"))
+    for location, route in routes(document):
+        if "certificate" not in _kinds(route.get("auth")):
+            continue
+        at = (*location, "auth")
+        if not isinstance(rule, dict):
+            message = "no certificate is a principal"
+            yield document.problem(at, message, hint="add identity.certificates: {spiffe: DOMAIN}")
+        elif "client_ca" not in tls and rule.get("forwarded") is not True:
+            message = "no client is asked for a certificate, and no proxy passes one on"
+            yield document.problem(at, message, hint="add listen.tls.client_ca, or identity.certificates.forwarded")
+    if isinstance(rule, dict) and "certificate" in _mapping(document.at(("identity", "issuers"))):
+        message = "principals with a certificate are of the issuer certificate: name this one otherwise"
+        yield document.problem(("identity", "issuers", "certificate"), message, key=True)
 
 
 def _api_keys(document: Document) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
 
-from mitmgate.core import rules, template
+from mitmgate.core import certificate, rules, template
 from mitmgate.core.address import CidrSet
 from mitmgate.core.browsers import Places
 from mitmgate.core.client_fields import ClientFields
@@ -28,7 +28,7 @@ from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_decisions import DecisionService
-from mitmgate.policy.model_identity import Forward, Identity, Issuer, Proofs, Published, Revocation
+from mitmgate.policy.model_identity import Certificates, Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Credentials, Require, Rewrite, Route, accepted
 from mitmgate.policy.model_shared import Networks
@@ -101,6 +101,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         own=loaded.stages,
         proofs=proofs,
         key_field=key_field,
+        certificates=_certificates(policy.identity.certificates),
         credentials=_credentials(routes, default),
         checks=CidrSet(policy.decide.trusted),
         check_proxies=CidrSet((*policy.decide.trusted, *policy.trusted_proxies)),
@@ -446,6 +447,23 @@ def _issuers_of(rule: Credentials, policy: Policy, default: tuple[str, ...] | No
     if "jwt" not in rule.kinds:
         return ()
     return default if rule.issuers is None else _with_tenants(rule.issuers, policy)
+
+
+def _certificates(rule: Certificates | None) -> certificate.Certificates | None:
+    if rule is None:
+        return None
+    kinds: tuple[tuple[certificate.NameKind, tuple[str, ...]], ...] = (
+        ("uri", rule.uri),
+        ("dns", tuple(map(str.lower, rule.dns))),
+        ("email", rule.email),
+        ("subject", rule.subject),
+    )
+    return certificate.Certificates(
+        frozenset(rule.spiffe),
+        tuple((kind, tuple(map(certificate.pattern, texts))) for kind, texts in kinds if texts),
+        tuple((certificate.pattern(text), roles) for text, roles in rule.roles.items()),
+        rule.forwarded,
+    )
 
 
 def _credentials(routes: list[rules.Route], default: tuple[str, ...] | None) -> tuple[rules.Credential, ...]:

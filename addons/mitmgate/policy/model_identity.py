@@ -492,6 +492,55 @@ class Browsers(Section):
     """Unset: there are none."""
 
 
+def _name_pattern(text: str) -> str:
+    if len(text) > 255 or not text.isprintable() or text.strip("*@/. ") == "" or "**" in text:
+        raise wrong("must be a name of a certificate, or a pattern with *")
+    return text
+
+
+NamePattern = Annotated[Text, AfterValidator(_name_pattern)]
+Patterns = Annotated[tuple[NamePattern, ...], one_or_more(NamePattern)]
+
+
+def _trust_domain(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9._-]{1,255}", text) is None:
+        raise wrong("must be a trust domain", "write prod.example, without spiffe://")
+    return text
+
+
+TrustDomain = Annotated[Text, AfterValidator(_trust_domain)]
+
+
+class Certificates(Section):
+    """Names of client certificates that are principals, on routes that say `auth: certificate` (docs/certificates.md).
+
+    Of a certificate the first kind counts of which it has a name that is accepted, in the order of these members. In
+    patterns `*` stands for one or more characters other than / and @.
+    """
+
+    spiffe: Annotated[tuple[TrustDomain, ...], one_or_more(TrustDomain)] = ()
+    """Trust domains whose SPIFFE IDs count; a certificate of another one is refused, whatever other names it has."""
+    uri: Patterns = ()
+    """Patterns of alternative names that are URIs."""
+    dns: Patterns = ()
+    """Patterns of alternative names that are host names, in small letters."""
+    email: Patterns = ()
+    """Patterns of alternative names that are addresses."""
+    subject: Patterns = ()
+    """Patterns of the subject, as RFC 4514 writes it: CN=alice,O=Example."""
+    roles: dict[NamePattern, Annotated[tuple[Role, ...], Field(min_length=1), one_or_more(Role)]] = Field(default={})
+    """Roles by a pattern of the principal's name; of several that match all."""
+    forwarded: Boolean = False
+    """Whether trusted_proxies pass the certificate of their client on, in X-Forwarded-Client-Cert as Envoy writes it.
+    Such a proxy must set the field or remove a client's."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not (self.spiffe or self.uri or self.dns or self.email or self.subject):
+            raise wrong("accepts no name", "add spiffe, uri, dns, email or subject")
+        return self
+
+
 class Identity(Section):
     """Who may be a principal."""
 
@@ -502,6 +551,8 @@ class Identity(Section):
     resources: tuple[Published, ...] = ()
     """Protected resources that are published to clients without a token; none unless listed."""
     proofs: Proofs = Proofs()
+    certificates: Certificates | None = None
+    """Unset: no certificate is a principal."""
     browsers: Browsers = Browsers()
     forward: Forward = Forward()
     keep: tuple[Kept, ...] = ()

@@ -104,7 +104,7 @@ class Rewrite(Section):
         return self
 
 
-Kind = Literal["jwt", "api-key"]
+Kind = Literal["jwt", "api-key", "certificate"]
 
 
 class Credentials(Section):
@@ -140,17 +140,20 @@ class Credentials(Section):
         return self
 
 
+Word = Literal["none", "jwt", "api-key", "certificate"]
+
+
 def _auth_kind(value: Any) -> str:
     return "(credentials)" if isinstance(value, dict | Credentials) else "(word)"
 
 
 Auth = Annotated[
-    Annotated[Literal["none", "jwt", "api-key"], Tag("(word)")] | Annotated[Credentials, Tag("(credentials)")],
+    Annotated[Word, Tag("(word)")] | Annotated[Credentials, Tag("(credentials)")],
     Discriminator(_auth_kind),
 ]
 
 
-def accepted(auth: Literal["none", "jwt", "api-key"] | Credentials | None) -> Credentials | None:
+def accepted(auth: Word | Credentials | None) -> Credentials | None:
     """Return what a route's `auth` accepts, in full; None: it is public."""
     if auth == "none":
         return None
@@ -246,8 +249,8 @@ class Route(Section):
     """The name of the upstream."""
     rewrite: Rewrite = Rewrite()
     auth: Auth | None = None
-    """jwt: a token of identity.default, also where it is unset; api-key; {issuers: [...]}; {any: [...]} or {all: [...]}
-    of several kinds; none for a public route."""
+    """jwt: a token of identity.default, also where it is unset; api-key; certificate; {issuers: [...]}; {any: [...]} or
+    {all: [...]} of several kinds; none for a public route."""
     credentials: Annotated[tuple[CredentialPlace, ...], Field(min_length=1), one_or_more(CredentialPlace)] = ("header",)
     """Where a credential may be: the Authorization header, and for browsers, which can't always set one, the cookie of
     identity.browsers, a subprotocol bearer.TOKEN of a WebSocket or a ticket (docs/browsers.md)."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from mitmgate.audit.settings import Redact
 from mitmgate.core.address import CidrSet
 from mitmgate.core.browsers import Places
+from mitmgate.core.certificate import Certificates
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit
@@ -41,8 +42,9 @@ class Snapshot:
     the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
     revocations; None: it takes none. admin_token: for which it shows its status page; None: to this machine alone.
     listen_tls: None: plain text. hidden_headers: fields, in
-    small letters, whose values the policy takes from the environment. own: the operator's stages, by name. key_field:
-    the lower-case field of API keys; None: there are none. credentials: what a request without a route may prove with
+    small letters, whose values the policy takes from the environment. own: the operator's stages, by name.
+    key_field: the lower-case field of API keys; None: there are none. certificates: which count; None: none does.
+    credentials: what a request without a route may prove with
     who asks: what some route takes; empty: it need not.
     checks: peers whose checks are answered, where a process only decides; check_proxies: these and the trusted proxies,
     over whose entries X-Forwarded-For is walked then.
@@ -79,6 +81,7 @@ class Snapshot:
     own: Mapping[str, Own] = field(default_factory=dict)
     proofs: Proofs = field(default_factory=Proofs)
     key_field: bytes | None = None
+    certificates: Certificates | None = None
     credentials: tuple[Credential, ...] = ()
     checks: CidrSet = field(default_factory=CidrSet)
     check_proxies: CidrSet = field(default_factory=CidrSet)

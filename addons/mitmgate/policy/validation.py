@@ -27,7 +27,7 @@ _HINTS = {"tuple_type": "write [...]", "model_type": "write {...}, or leave it o
 _UNQUOTED = frozenset({"int_type", "bool_type"})
 _CHOICES = {
     "(memory)": "memory or {url: redis://...}",
-    "(word)": "none, jwt, api-key, {issuers: [...]} or {any: [...]}",
+    "(word)": "none, jwt, api-key, certificate, {issuers: [...]} or {any: [...]}",
 }
 
 

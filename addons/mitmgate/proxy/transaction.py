@@ -83,7 +83,7 @@ from mitmgate.proxy.memory import PAGE
 from mitmgate.proxy.pool import UNANSWERED, Unreachable, UpstreamPool
 from mitmgate.proxy.upstream import Phase, Recipient, UpstreamConnection, UpstreamSide
 from mitmgate.proxy.websocket import Pipe, Relay, accepts
-from mitmgate.stages.arrival import subject_of, thumbprint_of
+from mitmgate.stages.arrival import names_of, subject_of, thumbprint_of
 from mitmgate.stages.openapi import OpenApi
 from mitmgate.stages.response_headers import hidden_fields
 
@@ -1300,6 +1300,7 @@ def _ingress(client: Client, request: Request, head: RequestHead) -> Ingress:
         declared_body=head.body,
         certificate=subject_of(client) if client.certificate_list else None,
         thumbprint=thumbprint_of(client) if client.certificate_list else None,
+        names=names_of(client) if client.certificate_list else None,
     )
 
 

@@ -21,7 +21,7 @@ from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.front import INTACT, REFUSED, read_front, reasons_moved
 from mitmgate.replay.presented import PresentedTokens
 from mitmgate.replay.redaction import METADATA, RECORDING, found_signature
-from mitmgate.replay.shown_keys import NOTE, is_of_token, of_verdict, read_note
+from mitmgate.replay.shown_keys import NOTE, is_of_token, names_of, of_verdict, read_note
 from mitmgate.replay.tnetstring import DamagedError, Span, items, members, number, pairs, text, text_or_none, value
 from mitmgate.replay.traffic import Aftermath, Entry, KeyShown, Known, Recorded, Skipped
 
@@ -120,6 +120,7 @@ def _own(raw: bytes, flow: Spans, gateway: Spans, identity: str, tokens: Present
         peer=text(raw, ingress[b"peer"]),
         declared_body=declared if isinstance(declared, int) else None,
         certificate=None if certificate is None else text_or_none(raw, certificate),
+        names=names_of(value(raw, ingress[b"names"])) if b"names" in ingress else None,
     )
     decision = _decision(raw, flow, gateway, stage)
     at = number(raw, gateway[b"now"])

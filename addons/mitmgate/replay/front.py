@@ -17,7 +17,7 @@ from mitmgate.core.request import Request
 from mitmgate.replay import tnetstring
 from mitmgate.replay.decision import ADMIT, NO_RULE, Decision, reason_of
 from mitmgate.replay.presented import PresentedTokens
-from mitmgate.replay.shown_keys import NOTE, read_note
+from mitmgate.replay.shown_keys import NOTE, names_of, read_note
 from mitmgate.replay.tnetstring import DamagedError
 from mitmgate.replay.traffic import Aftermath, Entry, Recorded, Skipped
 
@@ -105,6 +105,7 @@ def _entry(front: Mapping[str, Any], tokens: PresentedTokens) -> Entry:
             peer=ingress["peer"],
             declared_body=ingress["declared_body"],
             certificate=ingress["certificate"],
+            names=names_of(ingress.get("names")),
         ),
         request_id=front["request_id"],
         presented=presented or target[1],

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mitmgate.core.api_key import EXPIRED, ISSUER, SEVERAL, UNAVAILABLE, ApiKey, check, id_of
+from mitmgate.core.certificate import ISSUER as CERTIFICATE
+from mitmgate.core.certificate import ClientCertificate
 from mitmgate.core.headers import Headers
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
@@ -85,9 +87,18 @@ def read_note(headers: Headers, note: Mapping[str, Any] | None) -> KeyShown | No
     return KeyShown(field, shown, principal)
 
 
+def names_of(saved: object) -> ClientCertificate | None:
+    """Read the names of a recorded client's certificate."""
+    if not isinstance(saved, Mapping):
+        return None
+    uris, dns, emails = [tuple(map(str, saved[kind])) for kind in ("uris", "dns", "emails")]
+    until = None if saved["until"] is None else float(saved["until"])
+    return ClientCertificate(str(saved["subject"]), uris, dns, emails, until)
+
+
 def is_of_token(who: object) -> bool:
     """Tell whether a verdict's principal is that of a token."""
-    return isinstance(who, Mapping) and who.get("issuer") != ISSUER
+    return isinstance(who, Mapping) and who.get("issuer") not in {ISSUER, CERTIFICATE}
 
 
 def of_verdict(headers: Headers, code: str | None, who: object) -> KeyShown | None:

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import ClassVar
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy.connection import Client, Connection
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.writer import Denial
 from mitmgate.core.address import peer_address
+from mitmgate.core.certificate import ClientCertificate
 from mitmgate.core.check import Check, Kind, kind_of, original_request, without_description
 from mitmgate.core.forwarding import told_by
 from mitmgate.core.headers import Headers
@@ -188,6 +190,34 @@ def thumbprint_of(client: Client) -> str | None:
     return digest_of(client.certificate_list[0].to_cryptography().public_bytes(Encoding.DER))
 
 
+_NAMES = "mitmgate_names"
+
+
+def names_of(client: Client) -> ClientCertificate | None:
+    """Return the names of the client's certificate, which are read once for a connection."""
+    if not client.certificate_list:
+        return None
+    certificate = client.certificate_list[0]
+    known: ClientCertificate | None = client.__dict__.get(_NAMES)
+    if known is None:
+        known = client.__dict__[_NAMES] = _names(certificate.to_cryptography())
+    return known
+
+
+def _names(certificate: x509.Certificate) -> ClientCertificate:
+    """Read a certificate's names. One whose names can't be read has none."""
+    subject, until = certificate.subject.rfc4514_string(), certificate.not_valid_after_utc.timestamp()
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = tuple(san.get_values_for_type(x509.UniformResourceIdentifier))
+        dns = tuple(san.get_values_for_type(x509.DNSName))
+        return ClientCertificate(subject, uris, dns, tuple(san.get_values_for_type(x509.RFC822Name)), until)
+    except x509.ExtensionNotFound:
+        return ClientCertificate(subject, until=until)
+    except ValueError:
+        return ClientCertificate("", until=until)
+
+
 def _peer(connection: Connection) -> str:
     """Return its address, "" where it is gone: `Client` is annotated as if it always had one."""
     return connection.peername[0] if connection.peername else ""
@@ -217,4 +247,5 @@ def ingress(flow: HTTPFlow) -> Request:
         declared_body=declared,
         certificate=subject_of(client),
         thumbprint=thumbprint_of(client),
+        names=names_of(client),
     )

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import ClassVar, Final
 
-from mitmgate.core import api_key
+from mitmgate.core import api_key, certificate
 from mitmgate.core.address import peer_address
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.bearer import holds_token
@@ -52,7 +52,11 @@ _TWO_KINDS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds credentials
 _OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the schemes Bearer and DPoP are accepted.")
 
 
-_MISSING: Mapping[Credential, Refusal] = {"jwt": _NO_CREDENTIAL, "api-key": api_key.MISSING}
+_MISSING: Mapping[Credential, Refusal] = {
+    "jwt": _NO_CREDENTIAL,
+    "api-key": api_key.MISSING,
+    "certificate": certificate.MISSING,
+}
 _KEY = api_key.PREFIX.encode("ascii")
 _ALGORITHMS = " ".join(ALGORITHMS)
 _ERRORS = {
@@ -197,6 +201,8 @@ class Authentication(Stage):
             if kind == "api-key":
                 keys = exchange.request.headers.all(exchange.snapshot.key_field or b"")
                 result = self._api_keys.authenticate(keys, exchange.now, exchange.started) if keys else None
+            elif kind == "certificate":
+                result = _of_certificate(exchange)
             if isinstance(result, Refusal):
                 return self._refuse_kind(exchange, kind, result)
             if there or result is not None:
@@ -243,6 +249,8 @@ class Authentication(Stage):
         """Make the challenge of a kind. RFC 9110, section 11.6.1: there is one with every 401."""
         if kind == "jwt":
             return told_challenge(exchange, BARE_CHALLENGE)
+        if kind == "certificate":
+            return "Certificate"
         text = f'ApiKey name="{(exchange.snapshot.key_field or b"").decode("ascii")}"'
         wrong = refusal is not None and refusal.reason is not Reason.CREDENTIAL_MISSING
         return f'{text}, error="invalid_key", error_description="{refusal.detail}"' if refusal and wrong else text
@@ -450,6 +458,23 @@ def _certificate(exchange: Exchange) -> str | None:
         return request.thumbprint
     passed = request.headers.one(name)
     return None if passed is None else passed_thumbprint(passed)
+
+
+def _of_certificate(exchange: Exchange) -> Principal | Refusal | None:
+    """Find out whose certificate the client has shown, to us or to a trusted proxy; None: it has shown none.
+
+    The certificate of such a proxy itself is nobody else's; what others say in its field was dropped.
+    """
+    snapshot, request = exchange.snapshot, exchange.request
+    rule, peer = snapshot.certificates, peer_address(request.peer)
+    if rule is None or peer is None or exchange.check is not None:
+        return None
+    shown: certificate.ClientCertificate | Refusal | None = request.names
+    if snapshot.trusted_proxies.networks and peer in snapshot.trusted_proxies:
+        shown = certificate.names_in(request.headers.all(certificate.FIELD)) if rule.forwarded else None
+    if shown is None or isinstance(shown, Refusal):
+        return shown
+    return certificate.principal_of(shown, rule, exchange.now)
 
 
 def _asked(exchange: Exchange, head: Head) -> Asked:

@@ -1,0 +1,45 @@
+"""Certificates: which names count, and how a proxy's field is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmgate.core.certificate import Certificates, ClientCertificate, names_in, pattern, principal_of
+from mitmgate.core.principal import Principal
+from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
+
+RULE = Certificates(frozenset({"prod.example"}), (("dns", (pattern("*.jobs.example"),)),), ())
+ID = "spiffe://prod.example/api"
+
+
+def test_it_ends_when_the_certificate_does() -> None:
+    shown = ClientCertificate("CN=x", (ID,), until=100.0)
+    principal = principal_of(shown, RULE, 99.9)
+    assert isinstance(principal, Principal)
+    assert (principal.subject, principal.expires) == (ID, 100.0)
+    late = principal_of(shown, RULE, 100.0)
+    assert isinstance(late, Refusal)
+    assert late.reason is Reason.CERTIFICATE_EXPIRED
+    undated = principal_of(ClientCertificate("", (ID,)), RULE, 100.0)
+    assert isinstance(undated, Principal)
+    assert undated.expires == 100.0 + 86_400
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_whatever_a_field_holds_is_read_or_refused(values: list[bytes]) -> None:
+    assert isinstance(names_in(values), ClientCertificate | Refusal | None)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
+def test_quoted_values_come_back(subject: str) -> None:
+    quoted = subject.replace("\\", "\\\\").replace('"', '\\"')
+    read = names_in([f'Hash=ab;Subject="{quoted}";URI={ID}'.encode()])
+    assert read == ClientCertificate(subject, (ID,))
+
+
+@pytest.mark.parametrize("text", ["*", "a*", "*.example", "spiffe://prod.example/*"])
+def test_a_star_is_no_slash_and_no_at(text: str) -> None:
+    assert pattern(text).fullmatch(text.replace("*", "abc.d"))
+    for wild in ("", "a/b", "a@b"):
+        assert not pattern(text).fullmatch(text.replace("*", wild))

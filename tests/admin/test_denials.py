@@ -50,6 +50,8 @@ def test_credentials_are_taken_out_and_the_request_itself_is_left_alone() -> Non
     denials, made = Denials(), with_secrets()
     denials.add(made, 401, "denied", Reason.TOKEN_EXPIRED, 0.001)
     denials.settle()
+    denials.settle()
+    assert "hunter2" not in repr(denials._kept), "also where nobody asks"
     (denial,) = denials.after(0)
     shown = repr(denial)
     assert "hunter2" not in shown
@@ -70,6 +72,17 @@ def test_only_the_last_are_kept() -> None:
     assert [denial.number for denial in denials.after(KEPT + 49)] == [KEPT + 50]
     assert denials.find(50) is None
     assert denials.find(51) is not None
+
+
+def test_one_that_can_t_be_rid_of_its_credentials_is_not_kept() -> None:
+    denials = Denials()
+    for _ in range(3):
+        denials.add(exchange(DENIED), 401, "denied", Reason.TOKEN_EXPIRED, 0.001)
+    vars(denials._kept[1].exchange.snapshot).pop("redact")
+    assert [denial.number for denial in denials.after(0)] == [1, 3]
+    for _ in range(KEPT + 1):
+        denials.add(exchange(DENIED), 401, "denied", Reason.TOKEN_EXPIRED, 0.001)
+    assert len(denials.after(0)) == KEPT
 
 
 def test_who_is_at_a_limit_is_bounded_and_the_last_comes_first() -> None:

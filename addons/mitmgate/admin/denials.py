@@ -1,9 +1,9 @@
 """What was not let through, and who is at a limit: the last of both, kept for whoever opens the status page.
 
 Theory of operation. An exchange that ends costs one append here, and only where it was denied, observed or failed. Its
-credentials are taken out soon after (`settle`, by the timer of Metrics, twice a second), and only of those that are
-still among the last KEPT: so a flood of denials costs no more than a quiet day. What a person reads is made when one
-asks for it.
+credentials are taken out soon after (`settle`, by the timer of Metrics, twice a second: within seconds), and only of
+those that are still among the last KEPT: a flood of denials costs next to nothing. What a person reads is
+made when one asks for it.
 """
 
 import logging
@@ -31,6 +31,7 @@ FIELDS: Final = 64
 """Header fields that are kept of each of them."""
 AT_LIMITS: Final = 100
 """Who is at a limit: those that were seen so last."""
+_AT_ONCE: Final = 50  # requests whose credentials are taken out without a pause, 4 ms
 _CUT: Final = 256  # characters of what stands in a row
 
 Row = dict[str, object]
@@ -61,7 +62,7 @@ class Denials:
     def __init__(self) -> None:
         """Start without any."""
         self._kept: deque[Denial] = deque(maxlen=KEPT)
-        self._number = self._settled = 0
+        self._number = self._settled = self._ripe = 0
         self._at_limits: OrderedDict[tuple[str, str], AtLimit] = OrderedDict()
 
     def add(self, exchange: Exchange, status: int, fate: Fate, reason: Reason, seconds: float) -> None:
@@ -82,26 +83,36 @@ class Denials:
             self._at_limits.popitem(last=False)
 
     def settle(self) -> None:
-        """Take the credentials out of what came since the last time."""
-        for place in range(len(self._kept) - 1, -1, -1):
-            denial = self._kept[place]
+        """Take the credentials out of what was there the last time, and still is: of a flood hardly anything is."""
+        self._hide(self._ripe, _AT_ONCE)
+        self._ripe = self._number
+
+    def _hide(self, number: int, most: int = KEPT) -> None:
+        """Take the credentials out of all up to this number, the oldest first. most: of so many."""
+        failed = set()
+        for place, denial in enumerate(self._kept):
             if denial.number <= self._settled:
+                continue
+            if denial.number > number or not most:
                 break
+            most -= 1
+            self._settled = denial.number
             try:
                 self._kept[place] = denial._replace(exchange=without_credentials(denial.exchange))
             except Exception:
                 logger.exception("a request can't be shown on the status page")
-                del self._kept[place]
-        self._settled = self._number
+                failed.add(denial.number)
+        if failed:
+            self._kept = deque([denial for denial in self._kept if denial.number not in failed], KEPT)
 
     def after(self, number: int) -> Sequence[Denial]:
         """Return those that came after this number, the oldest first."""
-        self.settle()
+        self._hide(self._number)
         return [denial for denial in self._kept if denial.number > number]
 
     def find(self, number: int) -> Denial | None:
         """Return one of them; None: it has made room for later ones."""
-        self.settle()
+        self._hide(self._number)
         return next((denial for denial in self._kept if denial.number == number), None)
 
     def limits(self) -> list[Row]:

@@ -7,15 +7,18 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 from mitmgate.audit.redis_stream import StreamAppender
 from mitmgate.audit.settings import RedisStreamSink
 from mitmgate.audit.sink import Health, SinkError
+from mitmgate.net.dialler import Dialler
+from mitmgate.stores.redis import _DialledTls
 from tests.live.harness_http import wait_for
 from tests.protocol.certificates import Authority
 from tests.redis_server import RedisServer
@@ -130,6 +133,31 @@ def test_counters_follow_a_rotated_authority(world: World) -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(body())
+
+
+def test_files_that_are_read_slowly_take_nothing_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that was given up goes on in its thread, beside the next one, which finds nothing to read."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **named: Any) -> ssl.SSLContext:
+        started.set()
+        assert go_on.wait(60)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    link = _DialledTls(ssl_ca_certs=str(world.ca), dialler=Dialler())
+    link._read_files()
+    used = link.ssl_context.context
+    assert used is not None
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+        patched.setattr(ssl, "create_default_context", slow)
+        given_up = pool.submit(link._read_files)
+        assert started.wait(60)
+        world.drop()
+        link._read_files()
+        assert link.ssl_context.context is used
+        world.rotate()
+        go_on.set()
+        given_up.result(60)
 
 
 def test_a_stream_follows_a_rotated_authority(world: World) -> None:

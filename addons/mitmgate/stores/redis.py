@@ -12,6 +12,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Sequence
+from copy import copy
 from hashlib import blake2b, sha1
 from importlib.resources import files
 from itertools import repeat
@@ -224,16 +225,19 @@ class _DialledTls(SSLConnection, _Dialled):
         await super()._connect()
 
     def _read_files(self) -> None:
-        """Have TLS made of what the files say now. What can't be used leaves what was, where there was something."""
+        """Have TLS made of what the files say now. What can't be used leaves what was, where there was something.
+
+        One that was given up, as it took too long, may still run beside another: what was is never taken away.
+        """
         tls = self.ssl_context
-        former, tls.context = tls.context, None
+        fresh = copy(tls)
+        fresh.context = None
         try:
             require_files(tls.ca_certs, tls.certfile, tls.keyfile)
-            tls.get()
+            tls.context = fresh.get()
         except (OSError, ValueError) as error:
-            if former is None:
+            if tls.context is None:
                 raise
-            tls.context = former
             logger.warning("the TLS files of the counter store can't be used, those before stay in use: %s", error)
 
     def _connection_arguments(self) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A wheel for one platform, in which what runs on every request is compiled with mypyc; the source is the pure wheel's.
 
     .venv/bin/python -m pip install setuptools
-    .venv/bin/python deploy/compiled.py wheel DIRECTORY   # some ten minutes
+    .venv/bin/python deploy/compiled.py wheel DIRECTORY   # some three minutes of CPU
     .venv/bin/python deploy/compiled.py test DIRECTORY [PYTEST'S ARGUMENTS]
+
+It is a trial: docs/bars.md says which tests fail on it.
 
 Modules call one another without the interpreter only where they are compiled together; so all of them are, as one
 group. Their .py files stay in the wheel, and Python takes the extension beside them. `test` runs the suite of this

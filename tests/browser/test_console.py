@@ -15,6 +15,8 @@ from tests.redis_server import RedisServer
 SCREENSHOTS = "MITMGATE_SCREENSHOTS"
 """Names the folder that the pictures of docs/ are written to."""
 HOSTILE = "<img src=x onerror=document.title='owned'>"
+DENIALS = 30
+"""Of each of three kinds: more than what is admitted in the ten seconds before."""
 SECRETS = ("hunter2", "s3cr3t-cookie", "eyJ")
 
 
@@ -89,7 +91,7 @@ def test_all_is_well(gateway: AdminGateway, page: Browser, picture: Callable[[st
 
 def test_denials_rise(gateway: AdminGateway, page: Browser, picture: Callable[[str], None]) -> None:
     token = mint("mallory", scope="orders.read")
-    for number in range(6):
+    for number in range(DENIALS):
         assert gateway.get(f"/api/v1/users/{number}?password=hunter2", token=token).status == 403
         assert gateway.get("/api/v1/orders/7", token=mint("bob"), headers={"X-Team": "red"}).status == 403
         assert gateway.get(f"/api/v1/users/{number}", token=mint("carol", lifetime=-300)).status == 401
@@ -108,7 +110,7 @@ def test_denials_rise(gateway: AdminGateway, page: Browser, picture: Callable[[s
 def test_a_denial_is_found_and_read(page: Browser, picture: Callable[[str], None]) -> None:
     page.type("#filter", "mallory scope")
     shown = "return [...document.querySelectorAll('#denial-rows tr')].filter(row => !row.hidden).length"
-    assert page.run(shown) == 6
+    assert page.run(shown) == DENIALS
     page.click("#denial-rows tr:not([hidden]) button")
     page.find("#detail-title", "403 scope-missing")
     page.find("#detail li.decided.deny", "What would have to change")

@@ -351,6 +351,9 @@ def test_a_ticket_is_good_once_in_whichever_process(
                 ({"Authorization": f"Bearer {token}", "Origin": EVIL}, 403, "origin-not-allowed"),
             ):
                 first.refused(first.ask("POST", TICKETS, **fields), status, reason)
+            asked = {"Origin": ALLOWED, "Access-Control-Request-Method": "POST"}
+            preflight = one.request("OPTIONS", TICKETS, headers=asked)
+            assert (preflight.status, preflight.one("access-control-allow-origin")) == (204, ALLOWED)
             first.refused(first.ask("GET", TICKETS, Authorization=f"Bearer {token}"), 404, "no-route")
             log = one.log
         content = recording.read_bytes() + (tmp_path / "audit.jsonl").read_bytes() + log.encode()

@@ -1,11 +1,13 @@
 """Opaque tokens: which they are, and what their issuer's answer means that was asked about one (RFC 7662)."""
 
 import re
+from binascii import a2b_base64
 from collections.abc import Mapping
 from typing import Final
 
+from mitmgate.core.api_key import in_text
 from mitmgate.core.claims import VerifiedClaims, verify_claims
-from mitmgate.core.jose import Json, decode_base64url, parse_object
+from mitmgate.core.jose import Json, parse_object
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.rules import Issuer
@@ -17,6 +19,7 @@ INTROSPECTED: Final = "introspected"
 UNAVAILABLE: Final = Refusal(Reason.INTROSPECTION_UNAVAILABLE, "The token's issuer can't be asked about it.")
 _INACTIVE: Final = Refusal(Reason.TOKEN_INACTIVE, "The token's issuer says that it is not active.")
 
+_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _KINDS: Final = {
     "token_type": frozenset({"bearer", "dpop", "access_token"}),
@@ -30,13 +33,16 @@ def is_opaque(token: bytes) -> bool:
     """Tell whether a token is for its issuer alone to read: well-formed (RFC 6750, section 2.1), and no JWT or JWE.
 
     A JWT is verified, or refused; that its issuer could be asked about it is no way around its signature. It is known
-    by its first part, which is a JSON object (RFC 7519, section 5).
+    by its first part, which is a JSON object (RFC 7519, section 5), in good base64url or not. An API key is no token.
     """
-    if _TOKEN.fullmatch(token) is None:
+    if _TOKEN.fullmatch(token) is None or in_text(token.decode("ascii")):
         return False
     first, dot, _ = token.partition(b".")
-    header = decode_base64url(first) if dot else None
-    return header is None or not header.lstrip(b" \t\r\n").startswith(b"{")
+    if not dot:
+        return True
+    start = first.translate(_TO_STANDARD, b"~=")[:64]
+    start = start[: len(start) - 1] if len(start) % 4 == 1 else start
+    return not a2b_base64(start + b"=" * (-len(start) % 4)).lstrip(b" \t\r\n").startswith(b"{")
 
 
 def read_answer(document: bytes, issuer: Issuer, now: float) -> VerifiedClaims | Refusal:

@@ -49,6 +49,9 @@ class Routing(Stage):
         if head is None:
             raise ValueError("no head")
         match = self._odd(exchange, head) if head.odd else exchange.snapshot.routes.match
+        tickets = exchange.snapshot.tickets
+        if tickets is not None and head.path == tickets.path:
+            match = _nothing  # Authentication answers there, whatever routes there are
         found: Route | NoRoute | None = None
         if head.method == "OPTIONS" and is_preflight(head.method, head.headers):
             asked = head.headers.text("access-control-request-method") or ""
@@ -58,9 +61,6 @@ class Routing(Stage):
             rule = candidate.cors if isinstance(candidate, Route) and public else exchange.snapshot.cors
             if rule:
                 exchange.preflight, found = True, candidate
-        tickets = exchange.snapshot.tickets
-        if found is None and tickets is not None and head.path == tickets.path:
-            found = NoRoute()  # Authentication answers there, whatever routes there are
         if found is None:
             found = match(head.method, head.host, head.path)
         if isinstance(found, NoRoute):
@@ -73,3 +73,7 @@ class Routing(Stage):
     def _odd(exchange: Exchange, head: Head) -> Callable[[str, str, str], Route | NoRoute]:
         table, odd = exchange.snapshot.routes, head.odd
         return lambda method, host, path: table.match_odd(method, host, CanonicalPath(path, odd))
+
+
+def _nothing(method: str, host: str, path: str) -> NoRoute:
+    return NoRoute()

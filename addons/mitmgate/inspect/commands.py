@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 from mitmproxy import command, ctx, exceptions, flow
 from mitmproxy.addons.view import View
 
+from mitmgate.core.rules import Route
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.inspect.report import report
 from mitmgate.policy.snapshot import Snapshot
@@ -81,6 +82,12 @@ class GatewayCommands:
             methods = ",".join(sorted(route.methods)) or "any method"
             hosts = ",".join(route.hosts) or "any host"
             path = route.path if route.exact else f"{route.path.rstrip('/')}/…"
-            who = "public" if route.issuers is None else f"issuers {','.join(route.issuers)}"
+            who = "public" if route.issuers is None else _accepted(route)
             lines.append(f"{route.name}: {methods} {hosts} {path} → {route.upstream.name} ({who}, {route.mode})")
         return "\n".join(lines)
+
+
+def _accepted(route: Route) -> str:
+    """Say what a route takes that is not public."""
+    kinds = [f"issuers {','.join(route.issuers or ())}" if kind == "jwt" else kind for kind in route.credentials]
+    return (" and " if route.every else " or ").join(kinds)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mitmgate.admin.denials import AT_LIMITS, FIELDS, KEPT, Denials, row
+from mitmgate.admin.denials import AT_LIMITS, FIELDS, KEPT, POLICIES, Denials, row
 from mitmgate.admin.metrics import Metrics
 from mitmgate.audit.settings import Redact
 from mitmgate.core.browsers import Carried, Shown
@@ -72,6 +72,14 @@ def test_only_the_last_are_kept() -> None:
     assert [denial.number for denial in denials.after(KEPT + 49)] == [KEPT + 50]
     assert denials.find(50) is None
     assert denials.find(51) is not None
+
+
+def test_former_policies_are_not_kept_for_long() -> None:
+    denials = Denials()
+    for _ in range(POLICIES + 2):  # each exchange has a policy of its own here
+        denials.add(exchange(DENIED), 401, "denied", Reason.TOKEN_EXPIRED, 0.001)
+    denials.settle()
+    assert [denial.number for denial in denials.after(0)] == [3, 4, 5]
 
 
 def test_one_that_can_t_be_rid_of_its_credentials_is_not_kept() -> None:

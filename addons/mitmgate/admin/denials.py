@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 KEPT: Final = 200
 """Requests that are kept: the last that were denied, observed or failed."""
+POLICIES: Final = 3
+"""Policies that may be kept for them: what earlier ones have decided is forgotten."""
 FIELDS: Final = 64
 """Header fields that are kept of each of them."""
 AT_LIMITS: Final = 100
@@ -86,6 +88,10 @@ class Denials:
         """Take the credentials out of what was there the last time, and still is: of a flood hardly anything is."""
         self._hide(self._ripe, _AT_ONCE)
         self._ripe = self._number
+        policies: dict[int, None] = dict.fromkeys(id(denial.exchange.snapshot) for denial in reversed(self._kept))
+        if len(policies) > POLICIES:
+            last = {*policies} - {*[*policies][POLICIES:]}
+            self._kept = deque([one for one in self._kept if id(one.exchange.snapshot) in last], KEPT)
 
     def _hide(self, number: int, most: int = KEPT) -> None:
         """Take the credentials out of all up to this number, the oldest first. most: of so many."""

@@ -30,7 +30,7 @@ def streaming(port: int, **fields: str) -> Iterator[Iterator[dict[str, Any]]]:
     """Watch the stream: yields its events as they come."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
-        link.sendall(f"GET /status/stream HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
+        link.sendall(f"GET /status/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n".encode())
         reader = link.makefile("rb")
 
         def events() -> Iterator[dict[str, Any]]:

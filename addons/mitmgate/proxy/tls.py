@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import Certificate, load_pem_x509_certificates
+from mypy_extensions import mypyc_attr
 from OpenSSL import SSL
 from OpenSSL._util import ffi
 from OpenSSL._util import lib as openssl
@@ -232,6 +233,7 @@ class HandshakeError(Exception):
         self.code = code
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     """One TLS connection, of either side.
 

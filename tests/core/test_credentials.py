@@ -116,6 +116,9 @@ def test_a_field_that_says_who_asks_stays(text: str) -> None:
         ("redis://:a/b@c@h:6379/0 refused", "redis://[redacted]@h:6379/0 refused"),
         ("https://u:p@h/x?key=1", "https://[redacted]@h/x?key=[redacted]"),
         ("password: hunter2", "password: [redacted]"),
+        ("apikeys.yaml:12:5: warning: audit: none", "apikeys.yaml:12:5: warning: audit: none"),
+        ("api-keys.jsonl: s3cret", "api-keys.jsonl: [redacted]"),
+        ("api-key: 12:5", "api-key: [redacted]"),
     ],
 )
 def test_a_credential_in_text(text: str, shown: str) -> None:

@@ -239,6 +239,28 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
                 'principal.claims["Mixed.Case"] == "get"',
             )
         ),
+        # Credentials of machines and browsers.
+        ("version: 1", "version: 1\n¦api_keys: {file: k.jsonl}", "api_keys: no route takes API keys"),
+        (
+            "identity:",
+            "identity:\n  ¦certificates: {dns: a.example}",
+            "identity.certificates: no route takes certificates",
+        ),
+        (
+            "identity:",
+            "identity:\n  browsers: {¦tickets: {secret_env: S}}",
+            "identity.browsers.tickets: no route takes",
+        ),
+        (
+            "identity:",
+            "identity:\n  certificates: {dns: a.example, forwarded: ¦true}",
+            "identity.certificates.forwarded: no proxy is trusted",
+        ),
+        (
+            "identity:",
+            "identity:\n  certificates: {spiffe: a.example, roles: {¦spiffe://b.example/x: [r]}, forwarded: true}",
+            "identity.certificates.roles.spiffe://b.example/x: b.example is no trust domain of spiffe",
+        ),
         # Resources that are published.
         *(
             ("identity:", f"identity:\n  resources: [{{resource: {url}}}]", told)
@@ -259,6 +281,10 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
 def test_one_warning(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in CLEAN
     marked = CLEAN.replace(old, new, 1)
+    if "forwarded: " in new:
+        marked = marked.replace("    upstream: users", "    upstream: users\n    auth: {any: [jwt, certificate]}")
+    if "roles: {" in new:
+        marked = marked.replace("version: 1", "version: 1\ntrusted_proxies: [10.0.0.1]")
     found = warnings(tmp_path, marked.replace("¦", ""))
     if not message:
         assert found == []
@@ -473,3 +499,13 @@ def test_what_depends_on_the_machine_may_be_acknowledged_in_vain(tmp_path: Path)
 def test_the_page_has_every_code() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "warnings.md").read_text(), re.MULTILINE)
     assert rows == list(Code)
+
+
+def test_a_condition_may_ask_whether_a_key_or_a_certificate_is_who_asks(tmp_path: Path) -> None:
+    both = "    auth: {any: [jwt, api-key, certificate]}\n    require: {when: 'principal.issuer in [%s]'}\n"
+    text = CLEAN.replace("version: 1", "version: 1\ntrusted_proxies: [10.0.0.1]\napi_keys: {file: k.jsonl}")
+    text = text.replace("identity:", "identity:\n  certificates: {dns: a.example, forwarded: true}")
+    text = text.replace("    rate_limits: per-user\n", f"    rate_limits: per-user\n{both}")
+    assert warnings(tmp_path, text % '"api-key", "certificate"') == []
+    (found,) = warnings(tmp_path, text % '"api-keys"')
+    assert "principal.issuer is the name" in found[2]

@@ -108,6 +108,8 @@ _PAIR: Final = re.compile(
     r"(\"(?:[^\"\\]|\\.)++|'[^']++|[^\s&;?#,\"'<>(){}]++)",
     re.ASCII,
 )
+_FILE: Final = re.compile(r"\.(?:ya?ml|jsonl?)$")  # api-keys.yaml:12:5: is a place in a file of ours
+_PLACE: Final = re.compile(r"[0-9]{1,6}:[0-9]{1,6}:?")
 _PARAMETER: Final = re.compile(r"([&;?#])")
 _BLANK: Final = re.compile(r"(\s+)")
 
@@ -293,7 +295,7 @@ def _hide_scheme(found: re.Match[str], put: Put) -> str:
 def _hide_pairs(text: str, put: Put) -> str:
     def hide(pair: re.Match[str]) -> str:
         name, equals, value = pair.groups()
-        if not is_secret_name(name):
+        if not is_secret_name(name) or (_FILE.search(name) and _PLACE.fullmatch(value)):
             return pair[0]
         quote = value[0] if value[0] in "\"'" else ""
         return f"{name}{equals}{quote}{put(value[len(quote) :])}"

@@ -23,7 +23,7 @@ from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_audit import FileSink
 from mitmgate.policy.model_decisions import warnings as of_decision_services
-from mitmgate.policy.model_routes import Credentials
+from mitmgate.policy.model_routes import Credentials, accepted
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import parse_endpoint
 from mitmgate.policy.own_stages import Own
@@ -163,10 +163,10 @@ def _unlimited(policy: Policy, document: Document) -> Iterator[Problem]:
 
 def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
     routes = policy.routes
-    accepted = set(policy.identity.default or (policy.identity.issuers if len(policy.identity.issuers) == 1 else ()))
+    trusted = set(policy.identity.default or (policy.identity.issuers if len(policy.identity.issuers) == 1 else ()))
     for route in routes:
         if isinstance(route.auth, Credentials):
-            accepted |= set(route.auth.issuers or ())
+            trusted |= set(route.auth.issuers or ())
     asked = {name for route in routes if (name := route.decision or policy.decision) is not None}
     tables: list[tuple[Location, set[str], set[str]]] = [
         (("upstreams",), set(policy.upstreams), {route.upstream for route in routes}),
@@ -177,7 +177,7 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
         ),
         (("cors",), set(policy.cors), {route.cors for route in routes if route.cors is not None}),
         (("decision_services",), set(policy.decision_services), asked),
-        (("identity", "issuers"), set(policy.identity.issuers), accepted),
+        (("identity", "issuers"), set(policy.identity.issuers), trusted),
     ]
     for location, defined, used in tables:
         for name in defined - used:
@@ -186,6 +186,11 @@ def _unused(policy: Policy, document: Document) -> Iterator[Problem]:
 
 def _browsers(policy: Policy, document: Document) -> Iterator[Problem]:
     """A cookie that others can set makes users act as somebody else."""
+    if policy.identity.browsers.tickets is not None and not any(
+        "ticket" in route.credentials for route in policy.routes
+    ):
+        place = ("identity", "browsers", "tickets")
+        yield document.warning(place, Code.UNUSED, "no route takes them", "add credentials: [header, ticket]", key=True)
     cookie, at = policy.identity.browsers.cookie, ("identity", "browsers", "cookie")
     if cookie is None:
         return
@@ -194,6 +199,30 @@ def _browsers(policy: Policy, document: Document) -> Iterator[Problem]:
         yield document.warning(at, Code.COOKIE_OF_OTHERS, message, f"name it __Host-{cookie.removeprefix('__Secure-')}")
     if not any("cookie" in route.credentials for route in policy.routes):
         yield document.warning(at, Code.UNUSED, "no route takes it", "add credentials: [header, cookie]")
+
+
+def _of_machines(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find API keys and certificates that no route takes, and names of certificates that none can have."""
+    rules = [accepted(route.auth) for route in policy.routes]
+    taken = {kind for rule in rules if rule is not None for kind in rule.kinds}
+    if policy.api_keys is not None and "api-key" not in taken:
+        yield document.warning(("api_keys",), Code.UNUSED, "no route takes API keys", "add auth: api-key", key=True)
+    certificates, at = policy.identity.certificates, ("identity", "certificates")
+    if certificates is None:
+        return
+    if "certificate" not in taken:
+        yield document.warning(at, Code.UNUSED, "no route takes certificates", "add auth: certificate", key=True)
+    if certificates.forwarded and not policy.trusted_proxies:
+        message = "no proxy is trusted, so that no certificate which one passes on counts"
+        yield document.warning((*at, "forwarded"), Code.UNUSED, message, "add trusted_proxies")
+    for pattern in certificates.roles:
+        scheme, slashes, rest = pattern.partition("://")
+        domain = rest.partition("/")[0]
+        if scheme == "spiffe" and slashes and "*" not in domain and domain not in certificates.spiffe:
+            message = f"{domain} is no trust domain of spiffe, so that no principal has such a name"
+            yield document.warning(
+                (*at, "roles", pattern), Code.NEVER_MATCHES, message, nearest(domain, certificates.spiffe), key=True
+            )
 
 
 def _resources(policy: Policy, document: Document) -> Iterator[Problem]:
@@ -526,6 +555,8 @@ def _redacted(policy: Policy, document: Document) -> Iterator[Problem]:
 def _conditions(policy: Policy, document: Document) -> Iterator[Problem]:
     """Find comparisons of a condition that never hold: with a method in lower case, with another route's name."""
     issuers = [name for issuer in policy.identity.issuers for name in _issuer_names(policy, issuer)]
+    issuers += ["api-key"] if policy.api_keys is not None else []
+    issuers += ["certificate"] if policy.identity.certificates is not None else []
     for index, route in enumerate(policy.routes):
         if route.require.when is None:
             continue
@@ -567,6 +598,7 @@ RULES: tuple[Callable[[Policy, Document], Iterator[Problem]], ...] = (
     _issuers,
     _resources,
     _browsers,
+    _of_machines,
     _two_issuers,
     _networks,
     _limits,

@@ -25,6 +25,7 @@ _MESSAGES = {
 }
 _HINTS = {"tuple_type": "write [...]", "model_type": "write {...}, or leave it out", "dict_type": "write {...}"}
 _UNQUOTED = frozenset({"int_type", "bool_type"})
+_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}  # of YAML 1.1; texts in YAML 1.2
 _CHOICES = {
     "(memory)": "memory or {url: redis://...}",
     "(word)": "none, jwt, api-key, certificate, {issuers: [...]} or {any: [...]}",
@@ -98,6 +99,8 @@ def _usual(document: Document, location: Location, detail: ErrorDetails) -> tupl
         return said or "is not what the stage takes", ""
     message = _MESSAGES[kind].format(**context) if kind in _MESSAGES else detail["msg"]
     quoted = isinstance(found, str) and not isinstance(found, FromEnvironment) and kind in _UNQUOTED
+    if quoted and kind == "bool_type" and found.lower() in _BOOLEANS:
+        return message, f"write {_BOOLEANS[found.lower()]}"
     return message, "write it without quotes" if quoted else _HINTS.get(kind, "")
 
 

@@ -30,8 +30,10 @@ from mitmgate.policy.scalars import TOKEN
 MOST_PROBLEMS: Final = 50
 """Errors of a document that are listed."""
 MOST_OPERATIONS: Final = 20_000
-MOST_TOLD: Final = 100
-"""Parts of a value that is told what it does not meet, where a schema has alternatives."""
+MOST_TOLD: Final = 20
+"""Parts of a value, of one level, that is told what it does not meet, where a schema has alternatives."""
+DEEPEST_TOLD: Final = 3
+"""Levels of a value that is told what it does not meet, where no schema has."""
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _KINDS: Final = ("integer", "number", "boolean", "null", "string")
 _TYPES: Final = frozenset({*_KINDS, "array", "object"})
@@ -643,12 +645,14 @@ _ANYTHING: Final = Schema(lambda value: True, lambda value: "")
 def _flaw_of(validator: Any, branches: bool) -> Callable[[object], str]:
     """Return what says of a value what it does not meet: where in the schema, and what stands there.
 
-    branches: the document has alternatives, of which the library lists all that is wrong with all of a value: in words
-    of a large one it would take a second.
+    The library remembers nothing while it looks for words: where a schema leads to itself by two ways (allOf of two, a
+    oneOf of filters that hold filters), each level of a value doubles the time at least. branches: the document has
+    alternatives, of which it lists all that is wrong with each.
     """
+    deepest, most = (1, MOST_TOLD) if branches else (DEEPEST_TOLD, None)
 
     def flaw(value: object) -> str:
-        if branches and _is_large(value):
+        if not _is_small(value, deepest, most):
             return ""
         try:
             validator.validate(value)
@@ -677,18 +681,20 @@ def _asked(kind: Any) -> str:
     return ""
 
 
-def _is_large(value: object) -> bool:
-    """Tell whether a value has more parts than MOST_TOLD."""
-    level, count = [value], 0
-    while level and count <= MOST_TOLD:
-        count += len(level)
+def _is_small(value: object, deepest: int, most: int | None) -> bool:
+    """Tell whether a value has no more levels of lists and objects, and no more parts; most None: any number."""
+    level, count = [value], 1
+    for _ in range(deepest + 1):
         level = [
             inner
             for outer in level
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-    return count > MOST_TOLD
+        count += len(level)
+        if not level:
+            return most is None or count <= most
+    return False
 
 
 def _has_branches(value: object) -> bool:

@@ -156,6 +156,12 @@ def test_a_pattern_that_would_backtrack_is_quick() -> None:
         ({"Cookie": "session=abc", "X-One": "1"}, "ok"),
         ({"Cookie": "session=abc", "X-One": "1, 2"}, "parameter-invalid"),
         ({"Cookie": "session=abc", "X-One": "1", "x-one": "1"}, "parameter-invalid"),
+        ({"Cookie": "session =ab"}, "parameter-invalid"),
+        ({"Cookie": "session=abc; session =def"}, "parameter-invalid"),
+        ({"Cookie": "session=abc; session\xa0=def"}, "parameter-invalid"),
+        ({"Cookie": "session=abc", "X_One": "x"}, "parameter-invalid"),
+        ({"Cookie": "session=abc", "X-One": "1", "x.one": "x"}, "parameter-invalid"),
+        ({"Cookie": "session=abc", "X_List": "1,2,3,4"}, "parameter-invalid"),
     ],
 )
 def test_fields_and_cookies(fields: dict[str, str], reason: str) -> None:

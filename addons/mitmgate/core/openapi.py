@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from mitmgate.core.client_fields import shape
 from mitmgate.core.credentials import hide_in_text, is_secret_name
 from mitmgate.core.headers import Headers
 from mitmgate.core.path import CanonicalPath, readings
@@ -520,6 +521,9 @@ def _others_refusal(operation: Operation, headers: Headers, written: Iterable[fr
             name = parameter.name.lower().encode("ascii")
             if any(name in names for names in written):
                 continue
+            shaped = shape(name)
+            if any(other.lower() != name and shape(other.lower()) == shaped for other, _ in headers.fields):
+                return _invalid(parameter, "comes by another name, too, that some services take for this one")
             texts = [value.decode("latin-1") for value in headers.all(name)]
             if parameter.form == "separated" and texts:  # RFC 9110, section 5.3: a list in several lines is one
                 texts = [",".join(part.strip(" \t") for text in texts for part in text.split(","))]
@@ -538,12 +542,12 @@ def _others_refusal(operation: Operation, headers: Headers, written: Iterable[fr
 
 
 def _cookies(headers: Headers) -> dict[str, list[str]]:
-    """Read the cookies (RFC 6265, section 4.2.1)."""
+    """Read the cookies (RFC 6265, section 4.2.1). Blanks around a name are no part of it to most services."""
     found: dict[str, list[str]] = {}
     for value in headers.all(b"cookie"):
         for pair in value.decode("latin-1").split(";"):
             name, _, text = pair.strip(" \t").partition("=")
-            found.setdefault(name, []).append(text.strip('"'))
+            found.setdefault(name.strip(), []).append(text.strip('"'))
     return found
 
 

@@ -116,7 +116,7 @@ OTHERS: Final[dict[str, str]] = {
         "the last of what was denied, by number, and by the octets of a head": """
             admin/denials:Denials._kept admin/denials:Denials._at_limits""",
         "what operators and issuers have revoked, by number": "stores/revocations:Revocations._held",
-        "what operators have listed, by number": "stores/api_keys:ApiKeys._keys",
+        "what operators have listed, by number": "stores/api_keys:ApiKeys._keys stores/api_keys:ApiKeys._revoked",
         "keys that tokens of an issuer are bound to, by number": "keys/proof:ProofKeys._parsed",
         "tokens that an issuer has signed, by their octets": "keys/ring:KeyRing._cache",
         "an issuer's answers, by their octets, and questions that are on their way, by number": """

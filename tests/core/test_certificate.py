@@ -32,14 +32,23 @@ def test_whatever_a_field_holds_is_read_or_refused(values: list[bytes]) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
-def test_quoted_values_come_back(subject: str) -> None:
-    quoted = subject.replace("\\", "\\\\").replace('"', '\\"')
-    read = names_in([f'Hash=ab;Subject="{quoted}";URI={ID}'.encode()])
+def test_subjects_come_as_they_are_written(name: str) -> None:
+    subject = "CN=" + "".join("\\" + one if one in '\\",+;<>' else one for one in name)  # RFC 4514, section 2.4
+    read = names_in([f'Hash=ab;Subject="{subject}";URI={ID}'.encode()])
     assert read == ClientCertificate(subject, (ID,))
+
+
+@pytest.mark.parametrize("accepted", ["CN=admin,O=Corp", "CN=*,O=Corp"])
+def test_a_comma_in_a_name_ends_none(accepted: str) -> None:
+    rule = Certificates(frozenset(), (("subject", (pattern(accepted),)),), ())
+    for subject, taken in (("CN=admin,O=Corp", True), (r"CN=admin\,O=Corp", False), (r"CN=admin\\,O=Corp", False)):
+        for shown in (ClientCertificate(subject), names_in([f'Hash=ab;Subject="{subject}"'.encode()])):
+            assert isinstance(shown, ClientCertificate)
+            assert isinstance(principal_of(shown, rule, 0.0), Principal) is taken
 
 
 @pytest.mark.parametrize("text", ["*", "a*", "*.example", "spiffe://prod.example/*"])
 def test_a_star_is_no_slash_and_no_at(text: str) -> None:
     assert pattern(text).fullmatch(text.replace("*", "abc.d"))
-    for wild in ("", "a/b", "a@b"):
+    for wild in ("", "a/b", "a@b", "a\\"):
         assert not pattern(text).fullmatch(text.replace("*", wild))

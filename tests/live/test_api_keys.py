@@ -373,6 +373,13 @@ def test_a_list_that_is_gone_or_damaged_admits_nobody(tmp_path: Path, capsys: py
             beside.rename(list_)
             wait_for(lambda: running.ask("/key", over).reason == "api-key-expired", "the older list")
             assert running.ask("/key", key).reason == "api-key-revoked"
+            # Or over it, as cp does, which makes it empty first.
+            content = list_.read_bytes()
+            list_.write_bytes(b"")
+            wait_for(lambda: running.ask("/key", over).reason == "api-key-unknown", "the empty list")
+            list_.write_bytes(content)
+            wait_for(lambda: running.ask("/key", over).reason == "api-key-expired", "the older list")
+            assert running.ask("/key", key).reason == "api-key-revoked"
         assert {event["decides"] for event in running.said("api-keys-unknown")} == {"deny"}
         assert running.said("api-keys-known")[-1]["seconds"] > 0
     assert key not in running.gateway.log

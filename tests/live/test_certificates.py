@@ -69,7 +69,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "spiffe": "prod.example",
             "dns": "*.jobs.example",
             "email": "*@example.com",
-            "subject": "CN=legacy",
+            "subject": ["CN=legacy", "CN=*,O=Corp"],
             "forwarded": True,
             "roles": {"spiffe://prod.example/ns/orders/*/*": ["orders"], "*.jobs.example": ["job"]},
         }
@@ -138,6 +138,8 @@ def test_of_the_connection(running: Running) -> None:
         pair = issue("stranger", client=True, names=names(*alternatives))
         for target in ("/certificate", "/either"):
             assert running.ask(target, pair, bearer) == (401, "certificate-refused"), alternatives
+    comma = issue("x,O=Corp", client=True, names=[])  # a common name, and no organization
+    assert running.ask("/certificate", comma) == (401, "certificate-refused")
     running.upstream.assert_saw_nothing()
 
 
@@ -162,6 +164,7 @@ def test_what_a_trusted_proxy_passes_on(running: Running) -> None:
         ([good], SPIFFE),
         ([f'Hash={HASH};Subject="";URI=;DNS=night.jobs.example;DNS=x.example'], "night.jobs.example"),
         ([f'Hash={HASH};Subject="CN=legacy"'], "CN=legacy"),
+        ([f'Hash={HASH};Subject="CN=x,O=Corp"'], "CN=x,O=Corp"),
         ([f"{other},{good}"], SPIFFE),  # the proxy's own word comes last
         ([other, good], SPIFFE),
         ([f"{other}, {good}"], SPIFFE),
@@ -178,7 +181,7 @@ def test_what_a_trusted_proxy_passes_on(running: Running) -> None:
         *(f'Hash={HASH};Subject="CN=legacy', f'Hash={HASH};Subject="CN=legacy"x', f"Hash={HASH};URI={SPIFFE}\xff"),
         *(f'Hash={HASH};Subject="CN=legacy";Subject="CN=x"', f"{good};URI=spiffe://prod.example/second"),
         *(f"Hash={HASH};URI=spiffe://evil.example/x", f"Hash={HASH};{'DNS=x;' * 4000}DNS=y"),
-        f'{good},Hash={HASH};Subject="URI={SPIFFE}"',
+        *(f'{good},Hash={HASH};Subject="URI={SPIFFE}"', f'Hash={HASH};Subject="CN=x\\,O=Corp"'),
     ):
         assert passed(value.encode("latin-1").decode("latin-1")) in {
             (401, "certificate-refused"),

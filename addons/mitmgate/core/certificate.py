@@ -63,8 +63,12 @@ class Certificates:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """Compile a pattern: `*` stands for one or more characters other than `/` and `@`, all else for itself."""
-    return re.compile("[^/@]+".join(map(re.escape, text.split("*"))))
+    r"""Compile a pattern: `*` stands for one or more characters other than `/`, `@` and `\`, all else for itself.
+
+    In a subject `\` takes from the next character what it would mean (RFC 4514, section 2.4): with it `CN=*,O=Corp`
+    would be the common name `x,O=Corp` as well.
+    """
+    return re.compile(r"[^/@\\]+".join(map(re.escape, text.split("*"))))
 
 
 def principal_of(certificate: ClientCertificate, rule: Certificates, now: float) -> Principal | Refusal:
@@ -120,7 +124,8 @@ def names_in(values: Sequence[bytes]) -> ClientCertificate | Refusal | None:
         if found is None:
             return _UNREADABLE
         name, raw, end = found[1].lower().decode("ascii"), found[2], found[3]
-        value = re.sub(rb"\\(.)", rb"\1", raw[1:-1]) if raw[:1] == b'"' else raw
+        # Envoy puts quotation marks about a subject and escapes nothing: what is escaped is so in the subject itself.
+        value = raw[1:-1] if raw[:1] == b'"' else raw
         try:
             pairs.append((name, value.decode("utf-8")))
         except UnicodeDecodeError:

@@ -515,7 +515,7 @@ class Certificates(Section):
     """Names of client certificates that are principals, on routes that say `auth: certificate` (docs/certificates.md).
 
     Of a certificate the first kind counts of which it has a name that is accepted, in the order of these members. In
-    patterns `*` stands for one or more characters other than / and @.
+    patterns `*` stands for one or more characters other than /, @ and a backslash.
     """
 
     spiffe: Annotated[tuple[TrustDomain, ...], one_or_more(TrustDomain)] = ()

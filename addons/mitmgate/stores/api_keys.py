@@ -7,7 +7,8 @@ for FRESH seconds from when it began; beyond that nobody knows which keys are go
 `deny`, or with `last-known` what was known counts on. A list that can't be understood is as one that can't be read.
 Before the list was read once, nothing is known, and all is denied.
 
-A key that this process knew to be revoked stays so, also where an older list takes the place of the list.
+A key that this process knew to be revoked stays so, also where an older list takes the place of the list, whatever was
+there meanwhile: whoever copies over a file makes it empty first.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from typing import Literal, Protocol
 
 from mitmgate.audit.event import api_key_ended, api_key_learnt, api_keys_known, api_keys_unknown
 from mitmgate.audit.record import Event
-from mitmgate.core.api_key import SEVERAL, UNAVAILABLE, ApiKey, check, read
+from mitmgate.core.api_key import MOST, SEVERAL, UNAVAILABLE, ApiKey, check, read
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
@@ -67,6 +68,7 @@ class ApiKeys:
         self._on_failure = on_failure
         self._emit = emit
         self._keys: Mapping[str, ApiKey] = {}
+        self._revoked: dict[str, float] = {}  # by id: since when; the MOST that were found out last
         self._until = -math.inf  # perf_counter: for what arrives later nothing is known
         self._next = 0.0  # Unix seconds: when the next key ends
         self._lost = 0.0  # perf_counter: since when the list is not known, where it is not
@@ -134,9 +136,13 @@ class ApiKeys:
     def _take(self, keys: dict[str, ApiKey]) -> None:
         """Let a list take the place of what was known."""
         before, now = self._keys, time.time()
-        for identifier, key in before.items():
-            if key.revoked is not None and identifier in keys and keys[identifier].revoked is None:
-                keys[identifier] = replace(keys[identifier], revoked=key.revoked)
+        for identifier, key in keys.items():
+            if key.revoked is not None:
+                self._revoked.setdefault(identifier, key.revoked)
+            elif identifier in self._revoked:
+                keys[identifier] = replace(key, revoked=self._revoked[identifier])
+        for identifier in [one for one in self._revoked if one not in keys][: max(0, len(self._revoked) - MOST)]:
+            del self._revoked[identifier]
         self._keys = keys
         for identifier, key in before.items():
             listed = keys.get(identifier)

@@ -86,9 +86,9 @@ def cells(line: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in line.strip("|").split(" |"))
 
 
-def test_the_readme_lists_the_reasons_that_there_are() -> None:
+def test_the_page_of_reasons_lists_those_that_there_are() -> None:
     """Each once, with its status and title, in the order of the enum; and no other."""
-    assert table(text_of("README.md"), "code", "status", "title") == [
+    assert table(text_of("docs/reasons.md"), "code", "status", "title") == [
         (reason.code, str(reason.status), reason.title) for reason in Reason
     ]
 

@@ -197,11 +197,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, s
     return {name + suffix.get(kind, ""): (kind, labels[name]) for name, kind in kinds.items()}
 
 
-def test_the_readme_names_every_metric_that_is_exported_and_no_other(
+def test_the_page_names_every_metric_that_is_exported_and_no_other(
     exported: dict[str, tuple[str, set[str]]],
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| `((?:mitmgate|process)_\w+)` \| (\w+) \| ([^|]*) \|", readme, re.MULTILINE)
+    page = (ROOT / "docs" / "admin.md").read_text()
+    rows = re.findall(r"^\| `((?:mitmgate|process)_\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE)
     told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert len(told) == len(rows)
     assert told == exported

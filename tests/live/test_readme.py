@@ -22,7 +22,7 @@ from tests.live.harness_http import free_port, request, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 from tests.workers.processes import children
 
-README = (ROOT / "README.md").read_text()
+README = "".join((ROOT / name).read_text() for name in ("README.md", "docs/replay.md"))
 SECRET = "a-development-secret-of-more-than-256-bits"
 
 

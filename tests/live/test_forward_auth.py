@@ -230,6 +230,16 @@ def test_the_service_is_told_who_asks_by_the_gateway_alone(asking: Asking, front
     assert [value for value in folded if value] == []
 
 
+def test_a_client_cannot_make_another_request_of_it(asking: Asking, front: AskingProxy) -> None:
+    """A service that reads these would run another method, or another path, than was decided on."""
+    names = ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Rewrite-URL", "X-Forwarded-Prefix"]
+    names += ["Forwarded", *(["X-Original-URL"] if front.kind == "nginx" else [])]
+    other = [(name, "host=x" if name == "Forwarded" else "/admin") for name in names]
+    assert request(front.port, "GET", "/public", headers=other, host="api.example").status == 200
+    (seen,) = asking.service.requests
+    assert [name for name in names if seen.all(name)] == []
+
+
 @pytest.mark.parametrize("value", ["close, X-User-ID, X-User-Role", "upgrade", "x-forwarded-for, x-original-method"])
 def test_a_client_cannot_have_its_identity_removed(asking: Asking, front: AskingProxy, value: str) -> None:
     for lines in ([f"Connection: {value}"], ["Connection: Upgrade", f"Connection: {value}", "Upgrade: websocket"]):

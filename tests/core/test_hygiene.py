@@ -57,7 +57,7 @@ def test_what_is_the_clients_own_stays(name: str) -> None:
 
 def test_connection_strips_what_it_names_but_never_what_the_request_hangs_on() -> None:
     assert kept(("Connection", "close, X-Foo"), ("X-Foo", "1"), ("X-Bar", "2")) == {"x-bar"}
-    for name in ("Host", "Authorization", "Content-Length", "Transfer-Encoding", "Cookie"):
+    for name in ("Host", "Authorization", "Content-Length", "Transfer-Encoding", "Cookie", "Origin", "Sec-Fetch-Site"):
         refused = read(request(("Connection", name)))
         assert isinstance(refused, Refusal)
         assert refused.reason is Reason.HEADER_INVALID

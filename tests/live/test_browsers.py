@@ -333,6 +333,7 @@ def test_a_ticket_is_good_once_in_whichever_process(
                 (f"ticket={token}", 401, "ticket-invalid"),
                 (f"ticket={fresh}%3D", 401, "ticket-invalid"),
                 (f"ticket={fresh}&ticket={fresh}", 400, "credential-ambiguous"),
+                (f"%74icket={fresh}&ticket={fresh}", 400, "credential-ambiguous"),
             ):
                 first.refused(first.ask("GET", f"/events?{query}"), status, reason)
             first.refused(first.ask("GET", f"/api/v1/users?ticket={fresh}"), 401, "credential-missing")
@@ -341,6 +342,8 @@ def test_a_ticket_is_good_once_in_whichever_process(
             first.refused(first.ask("GET", f"/events?ticket={fresh}", Origin=EVIL), 403, "origin-not-allowed")
             assert first.ask("GET", f"/public?ticket={fresh}").status == 200
             assert upstream.last().target == "/public", "nobody else gets it"
+            assert first.ask("GET", f"/public?a=%20&tic%6Bet={fresh}").status == 200
+            assert upstream.last().target == "/public?a=%20"
             assert first.ask("GET", f"/other?ticket={fresh}").status == 200, "what was refused has not used it up"
             # Who gets one: who has a good token in Authorization, and no page of a stranger.
             for fields, status, reason in (

@@ -8,6 +8,7 @@ has come, the page counts as well (RFC 6455, section 10.2; Fetch Metadata Reques
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
+from urllib.parse import unquote
 
 from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
@@ -65,7 +66,7 @@ def take(head: Head, places: Places) -> tuple[Head, Carried]:
         headers, cookies = _without_cookie(headers, places.cookie)
     if places.subprotocol and b"sec-websocket-protocol" in headers:
         headers, subprotocols = _without_subprotocols(headers)
-    if places.ticket is not None and query is not None and places.ticket in query:
+    if places.ticket is not None and query is not None and (places.ticket in query or "%" in query):
         query, tickets = _without_parameter(query, places.ticket)
     if not (cookies or subprotocols or tickets):
         return head, NOTHING
@@ -82,6 +83,11 @@ def subprotocol_of(name: bytes) -> bytes | None:
     """Return the token of a subprotocol that is one."""
     name = name.strip(b" \t")
     return name[len(SUBPROTOCOL) :] if name.lower().startswith(SUBPROTOCOL) else None
+
+
+def is_parameter(written: str, name: str) -> bool:
+    """Tell whether a parameter of a query, as it is written, has this name."""
+    return written == name or ("%" in written and unquote(written) == name)
 
 
 def _without_cookie(headers: Headers, name: bytes) -> tuple[Headers, tuple[bytes, ...]]:
@@ -116,11 +122,16 @@ def _without_subprotocols(headers: Headers) -> tuple[Headers, tuple[bytes, ...]]
 
 
 def _without_parameter(query: str, name: str) -> tuple[str | None, tuple[bytes, ...]]:
-    pairs = query.split("&")
-    found = [pair.partition("=") for pair in pairs]
-    others = [pair for pair, (parameter, _, _) in zip(pairs, found, strict=True) if parameter != name]
-    tickets = tuple([text.encode("latin-1") for parameter, _, text in found if parameter == name])
-    return "&".join(others) if others else None, tickets
+    """Take a parameter out of a query, whichever way its name is written: a service would read it all the same."""
+    others: list[str] = []
+    tickets: list[bytes] = []
+    for pair in query.split("&"):
+        parameter, _, text = pair.partition("=")
+        if is_parameter(parameter, name):
+            tickets.append(text.encode("latin-1"))
+        else:
+            others.append(pair)
+    return "&".join(others) if others else None, tuple(tickets)
 
 
 def presented(

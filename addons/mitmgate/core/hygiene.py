@@ -25,7 +25,9 @@ _SINGLE = frozenset(
     b"sec-websocket-version access-control-request-method traceparent content-encoding".split()
 )
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
-_NEVER_NOMINATED = FRAMING | {b"host", b"authorization", b"cookie", b"content-type", b"content-encoding", b"expect"}
+_NEVER_NOMINATED = FRAMING | frozenset(
+    b"host authorization cookie content-type content-encoding expect origin sec-fetch-site sec-fetch-mode".split()
+)
 
 
 _NOTHING_ODD: frozenset[Oddity] = frozenset()

@@ -1,13 +1,12 @@
 """Redaction of flows: a flow's state as mitmproxy saves it, without any usable credential."""
 
-import re
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
 from cachetools import LRUCache
 
-from mitmgate.core.browsers import Places, cookie_of, subprotocol_of
+from mitmgate.core.browsers import Places, cookie_of, is_parameter, subprotocol_of
 from mitmgate.core.headers import Fields
 from mitmgate.core.introspection import UNAVAILABLE, is_opaque
 from mitmgate.core.refusal import Refusal
@@ -206,9 +205,14 @@ class Redactor:
         else:
             resigned, claims = self._resigned(ticket, signature(ticket))
             hidden |= claims
-        return re.sub(
-            rf"(?<=[?&]){re.escape(places.ticket)}=[^&]*", f"{places.ticket}={resigned.decode('ascii')}", shown
-        )
+        (path, mark, query), asked = shown.partition("?"), target.partition("?")[2].split("&")
+        pairs = query.split("&")
+        if len(pairs) != len(asked):  # too many to look at, and hidden as a whole
+            return shown
+        for at, pair in enumerate(asked):  # the names as they were asked for, as odd ones are hidden, too
+            if is_parameter(pair.partition("=")[0], places.ticket):
+                pairs[at] = f"{places.ticket}={resigned.decode('ascii')}"
+        return f"{path}{mark}{'&'.join(pairs)}"
 
     def _elsewhere(
         self, lower: bytes, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]

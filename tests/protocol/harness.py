@@ -94,6 +94,7 @@ class Source:
             listen_tls=None if self.tls is None else listen_tls(self.tls),
             path="policy.yaml",
             trusted_proxies=CidrSet(),
+            checks=CidrSet(),
             client_fields=ClientFields({b"x-user-id"}),
             issuers={"dev": SimpleNamespace(leeway=0.0)},
             leeway=lambda issuer: 0.0,

@@ -1,5 +1,6 @@
 """Enforcer: positive evidence or a problem; what goes on is exactly what Rewrite made, to an endpoint of the policy."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from mitmproxy.test.tflow import tclient_conn
 
 from mitmgate.chain import REQUIRED
 from mitmgate.core.check import Check, Kind
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.verdict import Outcome, Step, Verdict
@@ -189,6 +191,22 @@ def test_a_challenge_goes_with_what_a_credential_could_change(
     response = problem_response(made, reason)
     assert ("WWW-Authenticate" in response.headers) is challenged
     assert response.headers["Content-Length"] == str(len(response.content or b""))
+
+
+@pytest.mark.parametrize(
+    ("issuer", "challenge"),
+    [
+        ("dev", 'Bearer error="invalid_token"'),
+        ("api-key", 'ApiKey name="x-machine", error="invalid_key"'),
+        ("certificate", "Certificate"),
+    ],
+)
+def test_what_had_admitted_a_request_and_has_ended_is_challenged_again(
+    snapshot: Snapshot, issuer: str, challenge: str
+) -> None:
+    made = ready(replace(snapshot, key_field=b"x-machine"))
+    made.principal = Principal("alice", issuer, (), frozenset(), {}, 0.0)
+    assert problem_response(made, Reason.TOKEN_EXPIRED).headers["www-authenticate"] == challenge
 
 
 def test_a_failure_after_admission_has_no_fields_of_a_denial(snapshot: Snapshot) -> None:

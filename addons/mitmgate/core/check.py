@@ -113,6 +113,7 @@ def original_request(check: Request, kind: Kind, trusted: CidrSet) -> Request:
         declared_body=int(length) if length else 0,
         certificate=None,
         thumbprint=None,
+        names=None,
     )
 
 

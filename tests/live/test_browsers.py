@@ -92,7 +92,7 @@ class Side:
         return int(got[9:12]), got.decode("latin-1").lower()
 
 
-@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+@pytest.fixture(scope="module", params=["serve", "stock"])
 def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
     directory = tmp_path_factory.mktemp("browsers")
     with (

@@ -114,7 +114,7 @@ class Running:
         return found[0]
 
 
-@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+@pytest.fixture(scope="module", params=["serve", "stock"])
 def everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     yield from run(tmp_path_factory.mktemp("decisions"), request.param)
 

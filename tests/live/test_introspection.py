@@ -67,7 +67,7 @@ class Side:
         self.upstream.assert_saw_nothing()
 
 
-@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+@pytest.fixture(scope="module", params=["serve", "web"])
 def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
     directory, front = tmp_path_factory.mktemp("introspection"), request.param
     with RecordingUpstream() as upstream, IntrospectionServer() as server:

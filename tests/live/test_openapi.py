@@ -117,7 +117,7 @@ class Running:
         return answered.status, None if method == "HEAD" else answered.reason
 
 
-@pytest.fixture(scope="module", params=["serve", "web", "stock"])
+@pytest.fixture(scope="module", params=["serve", "web"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     front: Front = request.param
     directory = tmp_path_factory.mktemp(front)

@@ -5,8 +5,9 @@ route says which of them it accepts. A browser sends cookies with requests that 
 has come, the page counts as well (RFC 6455, section 10.2; Fetch Metadata Request Headers, section 2.4).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -63,9 +64,9 @@ def take(head: Head, places: Places) -> tuple[Head, Carried]:
     tickets: tuple[bytes, ...] = ()
     headers, query = head.headers, head.query
     if places.cookie is not None and b"cookie" in headers:
-        headers, cookies = _without_cookie(headers, places.cookie)
+        headers, cookies = _without(headers, b"cookie", b";", partial(cookie_of, name=places.cookie))
     if places.subprotocol and b"sec-websocket-protocol" in headers:
-        headers, subprotocols = _without_subprotocols(headers)
+        headers, subprotocols = _without(headers, b"sec-websocket-protocol", b",", subprotocol_of)
     if places.ticket is not None and query is not None and (places.ticket in query or "%" in query):
         query, tickets = _without_parameter(query, places.ticket)
     if not (cookies or subprotocols or tickets):
@@ -90,34 +91,26 @@ def is_parameter(written: str, name: str) -> bool:
     return written == name or ("%" in written and unquote(written) == name)
 
 
-def _without_cookie(headers: Headers, name: bytes) -> tuple[Headers, tuple[bytes, ...]]:
+def _without(
+    headers: Headers, field: bytes, separator: bytes, credential: Callable[[bytes], bytes | None]
+) -> tuple[Headers, tuple[bytes, ...]]:
+    """Take the parts of a field that are credentials out of it."""
     found: list[bytes] = []
     fields: list[tuple[bytes, bytes]] = []
-    for field, value in headers.fields:
-        if field.lower() != b"cookie":
-            fields.append((field, value))
+    for name, value in headers.fields:
+        if name.lower() != field:
+            fields.append((name, value))
             continue
-        pairs = value.split(b";")
-        others = [pair for pair in pairs if cookie_of(pair, name) is None]
-        found += [text for pair in pairs if (text := cookie_of(pair, name)) is not None]
-        rest = value if len(others) == len(pairs) else b";".join(others).strip(b" \t")
+        others: list[bytes] = []
+        for part in value.split(separator):
+            text = credential(part)
+            if text is None:
+                others.append(part)
+            else:
+                found.append(text)
+        rest = separator.join(others).strip(b" \t")
         if rest:
-            fields.append((field, rest))
-    return Headers(fields), tuple(found)
-
-
-def _without_subprotocols(headers: Headers) -> tuple[Headers, tuple[bytes, ...]]:
-    found: list[bytes] = []
-    fields: list[tuple[bytes, bytes]] = []
-    for field, value in headers.fields:
-        if field.lower() != b"sec-websocket-protocol":
-            fields.append((field, value))
-            continue
-        names = value.split(b",")
-        others = [name.strip(b" \t") for name in names if subprotocol_of(name) is None]
-        found += [text for name in names if (text := subprotocol_of(name)) is not None]
-        if others:
-            fields.append((field, value if len(others) == len(names) else b", ".join(others)))
+            fields.append((name, rest))
     return Headers(fields), tuple(found)
 
 

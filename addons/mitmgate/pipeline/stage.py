@@ -255,6 +255,17 @@ def route_at(exchange: Exchange) -> Location:
     return () if route is None else ("routes", names.index(route.name))
 
 
+def networks_change(denial: Denial, networks: Networks, place: str) -> list[str]:
+    """Say what would have to be otherwise where networks have refused a client. place: theirs, in the policy."""
+    client = denial.exchange.client
+    lines = []
+    if client is not None and networks.deny and client in networks.deny:
+        lines.append(f"{client} is in a network that is denied: {place}")
+    if client is not None and networks.allow and client not in networks.allow:
+        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
+    return lines
+
+
 def listed(exchange: Exchange, networks: Networks) -> dict[str, object]:
     """Return what is looked at where a client's address is asked for in networks."""
     return {

@@ -10,7 +10,7 @@ from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
-from mitmgate.pipeline.stage import Denial, Stage, listed, route_at
+from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change, route_at
 from mitmgate.policy.problem import Location
 
 
@@ -194,18 +194,8 @@ def _condition_change(denial: Denial) -> list[str]:
 
 
 def _network_change(denial: Denial) -> list[str]:
-    client, route = denial.exchange.client, denial.exchange.route
-    if client is None:
-        return []
-    networks, place = denial.exchange.snapshot.networks, denial.place("networks")
-    if route is not None and denial.step.stage == "authorization":
-        networks, place = route.networks, denial.member("networks")
-    lines = []
-    if networks.deny and client in networks.deny:
-        lines.append(f"{client} is in a network that is denied: {place}")
-    if networks.allow and client not in networks.allow:
-        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
-    return lines
+    route = denial.exchange.route
+    return [] if route is None else networks_change(denial, route.networks, denial.member("networks"))
 
 
 def _no_route_change(denial: Denial) -> list[str]:

@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Denial, Stage, listed
+from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change
 from mitmgate.policy.problem import Location
 
 
@@ -49,18 +49,7 @@ class NetworkAccess(Stage):
 
 
 def _network_change(denial: Denial) -> list[str]:
-    client, route = denial.exchange.client, denial.exchange.route
-    if client is None:
-        return []
-    networks, place = denial.exchange.snapshot.networks, denial.place("networks")
-    if route is not None and denial.step.stage == "authorization":
-        networks, place = route.networks, denial.member("networks")
-    lines = []
-    if networks.deny and client in networks.deny:
-        lines.append(f"{client} is in a network that is denied: {place}")
-    if networks.allow and client not in networks.allow:
-        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
-    return lines
+    return networks_change(denial, denial.exchange.snapshot.networks, denial.place("networks"))
 
 
 _CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {

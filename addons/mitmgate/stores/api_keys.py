@@ -17,10 +17,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import ClassVar, Protocol
 
 from mitmgate.audit.event import api_key_ended, api_key_learnt, api_keys_known, api_keys_unknown
 from mitmgate.audit.record import Event
@@ -29,11 +28,10 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.stores.list_file import ListFile, read_part
-from mitmgate.stores.revocations import EVERY, FRESH, START
+from mitmgate.stores.revocations import EVERY
+from mitmgate.stores.shared_list import OnFailure, SharedList
 
 logger = logging.getLogger(__name__)
-
-OnFailure = Literal["deny", "last-known"]
 
 
 class Source(Protocol):
@@ -52,8 +50,10 @@ class Source(Protocol):
         ...
 
 
-class ApiKeys:
+class ApiKeys(SharedList):
     """The keys. Without a source none is known, and all is denied."""
+
+    subject: ClassVar[str] = "which API keys are good"
 
     def __init__(
         self,
@@ -62,19 +62,11 @@ class ApiKeys:
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """emit: takes audit events."""
+        super().__init__(on_failure, emit, followed=source is not None)
         self.source = source
-        self.changed: Callable[[], None] = lambda: None
-        """Called when a key has ended, for what goes on that was admitted before."""
-        self._on_failure = on_failure
-        self._emit = emit
         self._keys: Mapping[str, ApiKey] = {}
         self._revoked: dict[str, float] = {}  # by id: since when; the MOST that were found out last
-        self._until = -math.inf  # perf_counter: for what arrives later nothing is known
         self._next = 0.0  # Unix seconds: when the next key ends
-        self._lost = 0.0  # perf_counter: since when the list is not known, where it is not
-        self._told: bool | None = None  # whether the audit says that the list is known; None: nothing yet
-        self._first = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         """Return how many there are, ended ones included."""
@@ -96,25 +88,15 @@ class ApiKeys:
             return Reason.API_KEY_REVOKED
         return None if time.time() < key.expires else Reason.API_KEY_EXPIRED
 
-    async def start(self) -> None:
-        """Begin to follow the list; returns when it is known, or after START seconds."""
-        if self.source is not None and self._task is None:
-            self._task = asyncio.create_task(self._follow(self.source), name="API keys")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(START):
-                    await self._first.wait()
-
     async def close(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await super().close()
         if self.source is not None:
             await self.source.close()
 
-    async def _follow(self, source: Source) -> None:
-        version: object = None
-        while True:
+    async def _follow(self) -> None:
+        source, version = self.source, None
+        while source is not None:
             asked = perf_counter()
             try:
                 news = await source.news(version)
@@ -123,7 +105,7 @@ class ApiKeys:
                     version = news[0]
                 if time.time() >= self._next:
                     self._ended()
-                self._until = asked + FRESH if self._on_failure == "deny" else math.inf
+                self._fresh(asked)
                 self._known(asked)
                 self._first.set()
             except Exception as error:  # whatever it is: nobody knows which keys are good
@@ -159,24 +141,11 @@ class ApiKeys:
         self._next = min([key.expires for key in self._keys.values() if key.expires > now], default=math.inf)
         self.changed()
 
-    def _unknown(self, why: str) -> None:
-        if self._told is not False:
-            self._told, self._lost = False, perf_counter()
-            logger.error("which API keys are good is not known (%s): %s", self._decides, why)
-            self._emit(api_keys_unknown(time.time(), self._decides, why))
+    def _event(self, seconds: float | None) -> Event:
+        return api_keys_known(time.time(), seconds, len(self._keys))
 
-    @property
-    def _decides(self) -> str:
-        """What decides while the list is not known."""
-        return "deny" if self._until < math.inf else self._on_failure
-
-    def _known(self, asked: float) -> None:
-        if self._told is False:
-            logger.warning("which API keys are good is known again")
-        if self._told is not True:
-            seconds = None if self._told is None else max(0.0, asked - self._lost)
-            self._emit(api_keys_known(time.time(), seconds, len(self._keys)))
-        self._told = True
+    def _event_unknown(self, why: str) -> Event:
+        return api_keys_unknown(time.time(), self._decides, why)
 
 
 class KeyFile(ListFile):

@@ -8,7 +8,7 @@ from redis.asyncio import Connection
 
 from mitmgate.net.dialler import Dialler
 from mitmgate.stores.redis_link import RedisLink
-from mitmgate.stores.revocations import FRESH
+from mitmgate.stores.shared_list import FRESH
 
 LIST: Final = "mitmgate:{api-keys}"
 

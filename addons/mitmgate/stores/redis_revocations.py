@@ -11,7 +11,8 @@ from redis.asyncio import Connection
 from mitmgate.core.revocation import Revocation, written
 from mitmgate.net.dialler import Dialler
 from mitmgate.stores.redis_link import RedisLink
-from mitmgate.stores.revocations import EVERY, FRESH, MOST, Learner, ListFullError, missing
+from mitmgate.stores.revocations import EVERY, MOST, Learner, ListFullError, missing
+from mitmgate.stores.shared_list import FRESH
 
 STREAM: Final = "mitmgate:{revocations}"
 PART: Final = 1000

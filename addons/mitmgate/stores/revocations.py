@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import Final, Literal, Protocol
+from typing import ClassVar, Final, Protocol
 
 from mitmgate.audit.event import revocation_learnt, revocations_known, revocations_unknown
 from mitmgate.audit.record import Event
@@ -24,23 +24,18 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.revocation import REVOKED, UNKNOWN, Revocation, both, read, written
 from mitmgate.stores.list_file import ListFile, read_part
+from mitmgate.stores.shared_list import OnFailure, SharedList
 
 logger = logging.getLogger(__name__)
 
 EVERY: Final = 0.2
 """Seconds between two looks at a file, and at the most for which a stream is waited for."""
-FRESH: Final = 1.0
-"""Seconds for which the list's answer is the newest that need be."""
-START: Final = 2.0
-"""Seconds that a start waits for the list."""
 PAUSE: Final = 0.2
 """Seconds after which a list that can't be read is tried again."""
 MOST: Final = 100_000
 """Revocations that hold at the same time. More are not taken; a process that finds more denies everything."""
 TIDY: Final = 1 << 20
 """Bytes of a file from which on it is written anew, without what is over, where that is half of it."""
-
-OnFailure = Literal["deny", "last-known"]
 
 
 class ListFullError(Exception):
@@ -78,8 +73,10 @@ class Source(Protocol):
         ...
 
 
-class Revocations:
+class Revocations(SharedList):
     """What is revoked. Without a source nothing can be, and nothing is asked."""
+
+    subject: ClassVar[str] = "what is revoked"
 
     def __init__(
         self,
@@ -88,19 +85,13 @@ class Revocations:
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """emit: takes audit events."""
+        super().__init__(on_failure, emit, followed=source is not None)
         self.source = source
-        self.changed: Callable[[], None] = lambda: None
-        """Called when something was revoked, for what goes on that was admitted before."""
-        self._on_failure = on_failure
-        self._emit = emit
+        if source is None:
+            self._until = math.inf
         self._held: dict[str, Revocation] = {}
         self._ends: list[tuple[float, str]] = []  # a heap: until, mark
-        self._until = math.inf if source is None else -math.inf  # perf_counter: for what arrives later nothing is known
         self._unreadable: str | None = None
-        self._lost = 0.0  # perf_counter: since when the list is not known, where it is not
-        self._told: bool | None = None  # whether the audit says that the list is known; None: nothing yet
-        self._first = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         """Return how many hold."""
@@ -128,22 +119,9 @@ class Revocations:
             for revocation in map(self._held.get, principal.marks)
         )
 
-    async def start(self) -> None:
-        """Begin to follow the list; returns when it is known, or after START seconds."""
-        if self.source is not None and self._task is None:
-            self._task = asyncio.create_task(self._follow(self.source), name="revocations")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(START):
-                    await self._first.wait()
-
-    async def close(self) -> None:
-        """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _follow(self, source: Source) -> None:
-        while True:
+    async def _follow(self) -> None:
+        source = self.source
+        while source is not None:
             try:
                 await source.follow(self)
             except Exception as error:  # whatever it is: nobody knows what is revoked meanwhile
@@ -173,7 +151,7 @@ class Revocations:
             self._until = -math.inf
             self._unknown(self._unreadable)
         else:
-            self._until = asked + FRESH if self._on_failure == "deny" else math.inf
+            self._fresh(asked)
             if self._unreadable is not None:
                 self._unknown(self._unreadable)
             else:
@@ -214,24 +192,11 @@ class Revocations:
             self._ends = [(one.until, mark) for mark, one in self._held.items()]
             heapq.heapify(self._ends)
 
-    def _unknown(self, why: str) -> None:
-        if self._told is not False:
-            self._told, self._lost = False, perf_counter()
-            logger.error("what is revoked is not known (%s): %s", self._on_failure, why)
-            self._emit(revocations_unknown(time.time(), self._decides, why))
+    def _event(self, seconds: float | None) -> Event:
+        return revocations_known(time.time(), seconds, len(self._held))
 
-    @property
-    def _decides(self) -> str:
-        """What decides while the list is not known."""
-        return "deny" if self._until < math.inf else self._on_failure
-
-    def _known(self, asked: float) -> None:
-        if self._told is False:
-            logger.warning("what is revoked is known again")
-        if self._told is not True:
-            seconds = None if self._told is None else max(0.0, asked - self._lost)
-            self._emit(revocations_known(time.time(), seconds, len(self._held)))
-        self._told = True
+    def _event_unknown(self, why: str) -> Event:
+        return revocations_unknown(time.time(), self._decides, why)
 
 
 class RevocationFile(ListFile):

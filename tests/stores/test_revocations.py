@@ -240,7 +240,7 @@ def test_a_file_is_followed_also_where_a_line_is_torn_or_the_file_another(tmp_pa
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("harm", ["deleted and written anew", "another", "empty", "cut"])
+@pytest.mark.parametrize("harm", ["deleted and written anew", "another", "written over", "empty", "cut"])
 def test_a_file_that_lacks_what_is_known_is_told_of_it(tmp_path: Path, harm: str) -> None:
     """Who deletes the list, or puts an older one back, makes no token good again; who lifts a revocation does."""
     path = tmp_path / "revoked.jsonl"
@@ -265,6 +265,8 @@ def test_a_file_that_lacks_what_is_known_is_told_of_it(tmp_path: Path, harm: str
         elif harm == "another":
             path.with_suffix(".new").write_bytes(written(one(4)) + b"\n" + lift)
             path.with_suffix(".new").replace(path)
+        elif harm == "written over":  # by a longer one; as a new file is that is given the inode of the deleted one
+            path.write_bytes(lift + (written(one(4)) + b"\n") * 3)
         elif harm == "empty":
             path.write_bytes(b"")
             await until(lambda: path.read_bytes().count(b"\n") >= 3)

@@ -159,7 +159,7 @@ class KeyFile(ListFile):
         descriptor = self.open(os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
-            now = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            now = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
             if now == version:
                 return None
             content = read_part(descriptor, 0, status.st_size)

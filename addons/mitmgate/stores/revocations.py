@@ -203,8 +203,8 @@ class RevocationFile(ListFile):
     """A list in a file, one JSON object a line, that processes of one machine share.
 
     Lines are only appended, under a lock; what has no end yet is not read, and goes with the next line. A file that
-    takes another's place is read anew, and so is one that became shorter; processes that run tell it what it lacks.
-    Only a line that lifts a revocation takes it back.
+    takes another's place is read anew, and so is one in which the last line that was read does not stand where it
+    stood; processes that run tell it what it lacks. Only a line that lifts a revocation takes it back.
     """
 
     def __init__(self, path: str) -> None:
@@ -212,6 +212,7 @@ class RevocationFile(ListFile):
         super().__init__(path)
         self._file: tuple[int, int] | None = None  # device and inode of what was read
         self._offset = 0
+        self._last = b""  # the line that ends there
 
     async def follow(self, learner: Learner) -> None:
         """Look at the file again and again."""
@@ -248,13 +249,17 @@ class RevocationFile(ListFile):
         try:
             status = os.fstat(descriptor)
             file, anew = (status.st_dev, status.st_ino), False
-            if file != self._file or status.st_size < self._offset:
-                self._offset, anew = 0, True
+            # A file that was deleted leaves its inode to the next one; one that is written over keeps it.
+            last = os.pread(descriptor, len(self._last), self._offset - len(self._last))
+            if file != self._file or last != self._last:
+                self._offset, self._last, anew = 0, b"", True
             content = read_part(descriptor, self._offset, status.st_size)
         finally:
             os.close(descriptor)
         whole = content[: content.rfind(b"\n") + 1]
         self._file, self._offset = file, self._offset + len(whole)
+        if whole:
+            self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
         return [line for line in whole.split(b"\n") if line], anew
 
     def _tidy(self, descriptor: int, size: int, line: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mitmgate.cli import main
+from mitmgate.core.proof import ALGORITHMS
 from tests.live.harness import ISSUER, SECRET, Gateway, Host, mint, policy, write_policy
 from tests.live.harness_upstream import RecordingUpstream
 
@@ -52,6 +53,7 @@ def test_metadata_is_published(running: tuple[Gateway, RecordingUpstream]) -> No
         "bearer_methods_supported": ["header"],
         "scopes_supported": ["users.read"],
         "resource_name": "Orders",
+        "dpop_signing_alg_values_supported": list(ALGORITHMS),
     }
     assert gateway.request("HEAD", f"{METADATA}/api/v1", host="API.example:8443").status == 200
     assert json.loads(gateway.get(METADATA, host="other.example").body)["resource"] == "https://other.example"

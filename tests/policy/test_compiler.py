@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mitmgate.core.proof import ALGORITHMS
 from mitmgate.core.rules import Circuit, Requirement, Rewrite
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.model_audit import FileSink
@@ -184,3 +185,52 @@ def test_hosts_are_canonical_and_headers_are_compared_without_case(tmp_path: Pat
     (route,) = load_snapshot(write(tmp_path, text), {}).routes.routes
     assert route.hosts == ("api.example", "*.example")
     assert route.rewrite.remove == {b"x-debug", b"x-ip"}
+
+
+PROVED = """\
+version: 1
+upstreams: {{users: {{endpoints: ["http://127.0.0.1:9001"]}}}}
+identity:
+  default: [one, two]
+  proofs: {{certificate_header: {header}}}
+  resources: [{{resource: "https://api.example/orders"}}]
+  issuers:
+    one:
+      {{issuer: "https://one.example", audience: a, algorithms: ES256, bound: {one}, keys: {{jwks_url: "https://a"}}}}
+    two:
+      {{issuer: "https://two.example", audience: a, algorithms: ES256, keys: {{jwks_url: "https://b"}}}}
+routes:
+  - name: orders
+    match: {{prefix: /orders, hosts: api.example}}
+    upstream: users
+    auth: {{issuers: [one, two], bound: {bound}}}
+  - {{name: more, match: {{prefix: /orders/more, hosts: "*.example"}}, upstream: users, auth: {{issuers: [{more}]}}}}
+  - {{name: around, match: {{prefix: /}}, upstream: users, auth: {around}}}
+  - {{name: exact, match: {{exact: /}}, upstream: users, auth: jwt}}
+  - {{name: elsewhere, match: {{prefix: /ordersX}}, upstream: users, auth: jwt}}
+  - {{name: other, match: {{prefix: /orders, hosts: other.example}}, upstream: users, auth: jwt}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "required", "certificates"),
+    [
+        ({}, True, False),
+        ({"bound": "optional"}, False, False),
+        ({"one": "optional"}, False, False),
+        ({"more": "one, two"}, False, False),
+        ({"around": "jwt"}, False, False),
+        ({"header": "X-Client-Cert"}, False, True),
+        ({"header": "X-Client-Cert", "bound": "optional"}, False, True),
+    ],
+)
+def test_the_metadata_of_a_resource_says_which_proofs_are_asked_for(
+    tmp_path: Path, changes: dict[str, str], required: bool, certificates: bool
+) -> None:
+    """RFC 9728, section 2: what is left out is false. A certificate does as well as DPoP, where there may be one."""
+    members = {"header": "null", "one": "required", "bound": "required", "more": "one", "around": "none"}
+    snapshot = load_snapshot(write(tmp_path, PROVED.format(**members | changes)), {})
+    told = json.loads(snapshot.resources.metadata("api.example", "/.well-known/oauth-protected-resource/orders") or b"")
+    assert told["dpop_signing_alg_values_supported"] == list(ALGORITHMS)
+    assert told.get("dpop_bound_access_tokens_required", False) is required
+    assert told.get("tls_client_certificate_bound_access_tokens", False) is certificates

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -16,6 +16,7 @@ from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit, Tiers
 from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
+from mitmgate.core.proof import ALGORITHMS
 from mitmgate.core.resource import Resource, Resources
 from mitmgate.core.revocation import LONGEST
 from mitmgate.core.routing import RouteTable
@@ -58,7 +59,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     }
     proofs = _proofs(policy.identity.proofs, material)
     key_field = None if policy.api_keys is None else _field(policy.api_keys.header)
-    resources = Resources(_resource(resource, policy, issuers) for resource in policy.identity.resources)
+    resources = Resources(_resource(resource, policy, issuers, routes) for resource in policy.identity.resources)
     return Snapshot(
         digest=digest(loaded),
         policy=policy,
@@ -252,11 +253,21 @@ def _cors(cors: Cors) -> rules.Cors:
     return rules.Cors(cors.origins, cors.methods, cors.headers, cors.credentials, cors.expose, cors.max_age)
 
 
-def _resource(resource: Published, policy: Policy, issuers: Mapping[str, rules.Issuer]) -> Resource:
+def _resource(
+    resource: Published, policy: Policy, issuers: Mapping[str, rules.Issuer], routes: Iterable[rules.Route]
+) -> Resource:
     """Make the metadata of a protected resource (RFC 9728, section 2)."""
     parts = urlsplit(resource.resource)
+    host, path = parts.hostname or "", parts.path or "/"
     names = _with_tenants(resource.issuers or default_issuers(policy.identity), policy) or ()
     servers = [issuers[name].issuer for name in names]
+    tls = policy.listen.tls
+    certificates = (tls is not None and tls.client_ca is not None) or policy.identity.proofs.certificate_header
+    ways = [
+        route.bound or all(issuers[name].bound for name in route.issuers or ())
+        for route in routes
+        if "jwt" in route.credentials and _may_serve(route, host, path)
+    ]
     members: dict[str, object] = {
         "resource": resource.resource,
         "authorization_servers": [url for url in servers if url.startswith(("https://", "http://"))],
@@ -264,10 +275,22 @@ def _resource(resource: Published, policy: Policy, issuers: Mapping[str, rules.I
         "scopes_supported": list(resource.scopes),
         "resource_name": resource.name,
         "resource_documentation": resource.documentation,
+        "tls_client_certificate_bound_access_tokens": bool(certificates),
+        "dpop_signing_alg_values_supported": ALGORITHMS,
+        # Where a certificate would do as well, it is not always DPoP that is required.
+        "dpop_bound_access_tokens_required": bool(ways) and all(ways) and not certificates,
     }
     document = json.dumps({name: value for name, value in members.items() if value}, separators=(",", ":"))
-    host = parts.hostname or ""
-    return Resource(f"{parts.scheme}://{parts.netloc}", host, parts.path or "/", document.encode("ascii"))
+    return Resource(f"{parts.scheme}://{parts.netloc}", host, path, document.encode("ascii"))
+
+
+def _may_serve(route: rules.Route, host: str, path: str) -> bool:
+    """Tell whether a route that is not public may take a request at a path of a host, or below it."""
+    named = any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in route.hosts)
+    if route.issuers is None or (route.hosts and not named):
+        return False
+    below, own = f"{path.rstrip('/')}/", f"{route.path.rstrip('/')}/"
+    return own.startswith(below) or (not route.exact and below.startswith(own))
 
 
 def _with_tenants(names: tuple[str, ...] | None, policy: Policy) -> tuple[str, ...] | None:

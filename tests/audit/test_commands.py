@@ -1,5 +1,13 @@
 """`mitmgate audit`: exit statuses, places, and nothing that a terminal would obey."""
 
+import contextlib
+import csv
+import gzip
+import io
+import os
+import pty
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmgate.audit.commands import audit
-from mitmgate.audit.reading import events, follow, printable
+from mitmgate.audit.reading import events, follow, printable, size
 from mitmgate.audit.trail import AuditSettings, ChainSettings, FileSink
+from mitmgate.audit.verification import verify as verify_log
 from mitmgate.usage import UserError
 from tests.audit.conftest import Open
 from tests.audit.facts import admitted, denied, event_of, unread
@@ -280,3 +289,48 @@ def test_the_cause_of_a_failure_is_shown_with_its_reason(tmp_path: Path) -> None
     event = {"event": "request", "outcome": "failed", "reason": "upstream-unreachable", "cause": "certificate-expired"}
     path.write_bytes(orjson.dumps(event) + b"\n")
     assert "upstream-unreachable (certificate-expired)" in run("tail", path).output
+
+
+def test_verify_tells_how_far_it_has_come(log: Path) -> None:
+    packed = Path(f"{log}.2.gz")
+    packed.write_bytes(gzip.compress(Path(f"{log}.1").read_bytes()))
+    Path(f"{log}.1").unlink()
+    told: list[int] = []
+    report = verify_log(str(log), [KEY.encode()], read=told.append)
+    assert (report.broken, report.records, report.files) == (False, 5, 2)
+    assert sum(told) == size(str(log)) == packed.stat().st_size + log.stat().st_size
+
+
+def test_long_commands_show_a_bar_on_a_terminal(log: Path) -> None:
+    own, other = pty.openpty()
+    environment = {"K": KEY, "TERM": "xterm", "COLUMNS": "100", "PATH": "/usr/bin:/bin"}
+    with open(log, "ab") as file:
+        file.write(b" " * (51 << 20) + b"\n")  # enough to be worth a bar; no event
+    command = [sys.executable, "-m", "mitmgate", "audit", "verify", str(log), "--key-env", "K"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=other) as process:
+        os.close(other)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(own, 65536):
+                shown += chunk
+        output = b"" if process.stdout is None else process.stdout.read()
+    os.close(own)
+    assert process.wait(60) == 1
+    assert b"BROKEN (unchained 1)" in output
+    assert b"verifying" in shown and b"MB" in shown
+
+
+def test_an_event_is_found_by_its_id_and_a_user_as_a_principal(log: Path) -> None:
+    (found,) = [event for event in events(str(log)) if event.get("user") == "alice"]
+    by_id = run("show", log, "--id", found["id"], "--format", "json").output.splitlines()
+    assert [orjson.loads(line) for line in by_id] == [found]
+    assert run("show", log, "--principal", "alice", "--format", "json").output.splitlines() == by_id
+    assert run("tail", log, "--user", "alice", "--format", "json").output.splitlines() == by_id
+
+
+def test_stats_as_csv(log: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("stats", log, "--format", "csv").output)))
+    figures = {(row["figure"], row["name"]): row["value"] for row in rows}
+    assert figures["", "requests"] == "3"
+    assert figures["outcome top", "denied"] == "2"
+    assert figures["user top", "alice"] == "1"

@@ -101,6 +101,12 @@ def _unsealed(line: bytes) -> tuple[bytes, dict[str, object]] | None:
 
 def read(line: bytes) -> ChainedRecord | None:
     """Read a line without its end; None where it is no chained record."""
+    found = read_event(line)
+    return None if found is None else found[0]
+
+
+def read_event(line: bytes) -> tuple[ChainedRecord, dict[str, object]] | None:
+    """Read a line without its end, and the event's members; None where it is no chained record."""
     unsealed = _unsealed(line)
     if unsealed is None:
         return None
@@ -108,7 +114,7 @@ def read(line: bytes) -> ChainedRecord | None:
     seq, prev, mac = members.get("seq"), members.get("prev"), members.get("mac")
     if not (isinstance(seq, int) and isinstance(prev, str) and isinstance(mac, str)):
         return None
-    return ChainedRecord(seq, prev, mac, covered)
+    return ChainedRecord(seq, prev, mac, covered), members
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -75,9 +75,10 @@ def verify(
         with _reading(name):
             marked |= marks_in(Path(name).read_text(encoding="utf-8", errors="replace"), os.path.basename(path))
     beside = refused_log(path)
-    reports = [verify_log(path, keys or [None], with_head=not without_head, marks=marked)]
-    if os.path.exists(beside):
-        reports.append(verify_log(beside, keys or [None], with_head=not without_head))
+    with _progress(path, "verifying") as read:
+        reports = [verify_log(path, keys or [None], with_head=not without_head, marks=marked, read=read)]
+        if os.path.exists(beside):
+            reports.append(verify_log(beside, keys or [None], with_head=not without_head, read=read))
     for name, report in zip((path, beside), reports, strict=False):
         _tell(name if len(reports) > 1 else "", report, keys)
     wrong = {kind.value for report in reports for kind in report.counts} - set(accept)
@@ -113,8 +114,10 @@ def _files(report: Report) -> str:
 
 def _asked[**P, R](command: Callable[P, R]) -> Callable[P, R]:
     """Add the options that say which events are meant."""
-    for name, (members, what) in reversed(_MEMBERS.items()):
-        command = click.option(f"--{name}", members, multiple=True, metavar=name.upper(), help=what)(command)
+    for names, (members, what) in reversed(_MEMBERS.items()):
+        first, *others = names.split()
+        flags = [f"--{name}" for name in (first, *others)]
+        command = click.option(*flags, members, multiple=True, metavar=first.upper(), help=what)(command)
     options = (
         click.option("--since", callback=_moment, metavar="TIME", help="From then on: 2026-01-31, 10:30, 15m (ago) …"),
         click.option("--until", callback=_moment, metavar="TIME", help="Before then."),
@@ -131,7 +134,7 @@ def _asked[**P, R](command: Callable[P, R]) -> Callable[P, R]:
 
 
 _MEMBERS: Final = {
-    "user": ("user", "Of this user."),
+    "user principal": ("user", "Of this user."),
     "issuer": ("issuer", "Of users of this issuer."),
     "route": ("route", "To this route."),
     "reason": ("reason", "With this reason."),
@@ -139,6 +142,7 @@ _MEMBERS: Final = {
     "stage": ("stage", "Decided by this stage."),
     "method": ("method", "With this method."),
     "request-id": ("request_id", "The event of this request."),
+    "id": ("id", "The event with this id."),
     "event": ("event", "Of this kind: request, policy-reloaded …"),
 }
 
@@ -182,17 +186,26 @@ def _selection(
 @_PATH
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=20, show_default=True, help="Events to begin with.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @_asked
-def tail(path: str, following: bool, lines: int, **asked: Any) -> None:
+def tail(path: str, following: bool, lines: int, form: str, **asked: Any) -> None:
     """Print the last events of FILE, one a line."""
     console = Console(highlight=False, soft_wrap=True)
     wanted = _selection(**asked)
-    with _reading(path):
-        for event in deque(wanted.of(events(path)), maxlen=lines):
-            console.print(_line(event))
-        if following:
-            for event in wanted.of(follow(path, _wait)):
+
+    def write(found: Iterable[Members]) -> None:
+        if form == "json":
+            _write_json(found)
+        else:
+            for event in found:
                 console.print(_line(event))
+
+    with _reading(path):
+        with _progress(path) as read:
+            last = deque(wanted.of(events(path, read)), maxlen=lines)
+        write(last)
+        if following:
+            write(wanted.of(follow(path, _wait)))
 
 
 @audit.command()
@@ -231,7 +244,7 @@ def show(path: str, last: int | None, form: str, **asked: Any) -> None:
 @_PATH
 @_asked
 @click.option("--top", type=click.IntRange(min=1, max=1000), default=10, show_default=True, help="So many of each.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def stats(path: str, top: int, form: str, **asked: Any) -> None:
     """Count the events of FILE and its rotated files: outcomes, reasons, routes, users, clients, durations.
 
@@ -245,6 +258,9 @@ def stats(path: str, top: int, form: str, **asked: Any) -> None:
     if form == "json":
         click.echo(json.dumps(statistics.report(top), indent=2))
         return
+    if form == "csv":
+        _write_rows(("figure", "name", "value"), _rows(statistics.report(top)))
+        return
     console = Console(highlight=False)
     for part in _figures(statistics, top):
         console.print(part)
@@ -256,12 +272,25 @@ def _write_json(found: Iterable[Members]) -> None:
 
 
 def _write_csv(found: Iterable[Members]) -> None:
+    _write_rows(_COLUMNS, ([event.get(name, "") for name in _COLUMNS] for event in found))
+
+
+def _write_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table that a spreadsheet reads, and takes no cell of for a formula (OWASP, CSV injection)."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for event in found:
-        cells = [printable(event.get(name, "")) for name in _COLUMNS]
+    writer.writerow(columns)
+    for row in rows:
+        cells = [printable(value) for value in row]
         writer.writerow([f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells])
+
+
+def _rows(figures: Mapping[str, object], *names: str) -> Iterator[tuple[str, str, object]]:
+    """Yield each figure of a report: the path to it, its own name, the value."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _rows(value, *names, name)
+        else:
+            yield " ".join(names), name, value
 
 
 _COLUMNS: Final = (
@@ -316,7 +345,7 @@ def _routes(statistics: Statistics, top: int) -> Table:
 
 
 @contextmanager
-def _progress(path: str) -> Iterator[Callable[[int], object]]:
+def _progress(path: str, doing: str = "reading") -> Iterator[Callable[[int], object]]:
     """Show a bar on stderr, where it is a terminal and there is much to read."""
     total = size(path)
     if not sys.stderr.isatty() or total < _MUCH:
@@ -324,7 +353,7 @@ def _progress(path: str) -> Iterator[Callable[[int], object]]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=total)
+        task = bar.add_task(doing, total=total)
         yield lambda count: bar.advance(task, count)
 
 

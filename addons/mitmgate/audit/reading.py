@@ -15,7 +15,7 @@ from mitmgate.audit.rotation import segments
 
 Members = dict[str, object]
 
-_TELL: Final = 5000
+TELL: Final = 5000
 """Lines after which is told how far reading has come."""
 
 
@@ -71,7 +71,7 @@ def _events(path: str, read: Callable[[int], object]) -> Iterator[Members]:
                 event = parse(line)
                 if event is not None:
                     yield event
-                if number % _TELL == 0:
+                if number % TELL == 0:
                     now = raw.tell()
                     read(now - at)
                     at = now

@@ -13,17 +13,16 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic, sleep
 from typing import BinaryIO, NamedTuple, cast
 
-import orjson
-
 from mitmgate.audit import chain
 from mitmgate.audit.chain import GENESIS, ChainedRecord, Head, Link
+from mitmgate.audit.reading import TELL
 from mitmgate.audit.rotation import segments
 from mitmgate.usage import UserError
 
@@ -100,10 +99,11 @@ class _Walk:
     gaps: list[tuple[int, int, str]] = field(default_factory=list)  # first, last, place; not declared so far
 
     def step(self, line: bytes, place: str) -> None:
-        record = chain.read(line)
-        if record is None:
+        found = chain.read_event(line)
+        if found is None:
             self.report.add(Kind.UNCHAINED, place, "is no chained record: it was put in or changed")
             return
+        record, event = found
         sound = chain.matches(self.keys, record.covered, record.mac)
         if not sound:
             self.report.add(Kind.CHANGED, place, "was changed, or chained with another key")
@@ -111,7 +111,7 @@ class _Walk:
             self.at = Link(record.seq, record.mac)
         if sound:
             self.report.records += 1
-            self._read(orjson.loads(line), record, place)
+            self._read(event, record, place)
 
     def _in_order(self, record: ChainedRecord, place: str) -> bool:
         """Look at a record's place; False where the chain is not taken up behind it."""
@@ -196,13 +196,19 @@ def _span(first: int, last: int) -> str:
 
 
 def verify(
-    path: str, keys: Sequence[bytes | None], *, with_head: bool = True, marks: dict[int, str] | None = None
+    path: str,
+    keys: Sequence[bytes | None],
+    *,
+    with_head: bool = True,
+    marks: dict[int, str] | None = None,
+    read: Callable[[int], object] = lambda count: None,
 ) -> Report:
     """Verify a log with its rotated files. keys: those that may have chained it, None: no key.
 
     with_head=False is for a copy without its head file: a cut beginning or end is then not detected. marks: the macs of
-    records that something else than the log remembers. A log that is being written may be verified. Raises UserError
-    where there is nothing to verify, or a key is needed.
+    records that something else than the log remembers. read: told now and then how many bytes of the files were read
+    since. A log that is being written may be verified. Raises UserError where there is nothing to verify, or a key is
+    needed.
     """
     report = Report()
     head_path = f"{path}.head"
@@ -212,9 +218,12 @@ def verify(
         walk = _Walk(keys, head, report, dict(marks or {}))
         for name, file, size in files:
             try:
-                _walk_file(walk, name, _lines(file, size), last=name == path)
+                lines = _lines(file, size) if size == _ALL else _telling(_lines(file, size), read)
+                _walk_file(walk, name, lines, last=name == path)
             except (OSError, EOFError, zlib.error) as error:
                 report.add(Kind.CHANGED, name, f"can't be read to its end: {error}")
+            if size == _ALL:
+                read(os.path.getsize(name) if os.path.exists(name) else 0)
         if not walk.begun and head is None and not report.counts[Kind.HEAD]:
             raise UserError(f"{path} has no chained records: nothing can be verified")
         if with_head and head is None and not report.counts[Kind.HEAD]:
@@ -255,6 +264,18 @@ def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
             return
         left -= len(line)
         yield line
+
+
+def _telling(lines: Iterator[bytes], read: Callable[[int], object]) -> Iterator[bytes]:
+    """Yield the lines; tell how many bytes they have."""
+    count = 0
+    for number, line in enumerate(lines, 1):
+        yield line
+        count += len(line)
+        if number % TELL == 0:
+            read(count)
+            count = 0
+    read(count)
 
 
 def _open(

@@ -140,6 +140,7 @@ def test_what_a_key_admits(running: Running, make_key: Made) -> None:
     running.upstream.forget_requests()
     refused = running.ask("/scoped/1", poor)
     assert (refused.status, refused.reason) == (403, "scope-missing")
+    assert refused.one("www-authenticate") is None, "no other token would do"
     running.upstream.assert_saw_nothing()
     # A route of tokens takes no key, and a route of keys no token.
     assert running.ask("/token", key).reason == "credential-missing"

@@ -146,6 +146,10 @@ def test_without_the_holder_the_service_sees_nothing(pair: Pair) -> None:
     challenge = ask(pair.one, token, scheme="Bearer").one("www-authenticate") or ""
     assert challenge.startswith('DPoP error="invalid_token"')
     assert 'algs="ES256 ' in challenge
+    poor = mint("alice", cnf=HOLDER.cnf, scope="none")
+    refused = ask(pair.one, poor, HOLDER.prove(poor, URL))
+    assert (refused.status, refused.reason) == (403, "scope-missing")
+    assert (refused.one("www-authenticate") or "").startswith('DPoP error="insufficient_scope", scope="')
     pair.upstream.assert_saw_nothing()
     assert ask(pair.one, token, good).status == 200, "what was refused has used no proof up"
     assert ask(pair.one, token, HOLDER.prove(token, "http://gateway.test/bound"), target="/bound").status == 200

@@ -109,9 +109,17 @@ def test_frames_that_are_none_end_the_connection() -> None:
         assert link.recv(4096) == b""
 
 
-def test_connections_end_with_the_token_that_opened_them() -> None:
+@pytest.mark.parametrize(
+    ("issuer", "reason"),
+    [
+        ("dev", Reason.TOKEN_EXPIRED),
+        ("api-key", Reason.API_KEY_EXPIRED),
+        ("certificate", Reason.CERTIFICATE_EXPIRED),
+    ],
+)
+def test_connections_end_with_what_opened_them(issuer: str, reason: Reason) -> None:
     def principal(seconds: float) -> Principal:
-        return Principal("alice", "dev", (), frozenset(), {}, time.time() + seconds)
+        return Principal("alice", issuer, (), frozenset(), {}, time.time() + seconds)
 
     with Serving(echo) as serving, Gate(route(serving.url, websocket=True)) as gate, connect(gate.port) as link:
         gate.decide.principal = principal(0.5)
@@ -134,7 +142,7 @@ def test_connections_end_with_the_token_that_opened_them() -> None:
         got = raw_request(gate.port, b"GET /p HTTP/1.1\r\nHost: x\r\n\r\n", until_close=True)
         assert status_of(got) == 200
         assert not got.endswith(b"0\r\n\r\n")
-        assert gate.hooks.wait_ends(1) == [("error", Reason.TOKEN_EXPIRED)]
+        assert gate.hooks.wait_ends(1) == [("error", reason)]
 
 
 def test_upgrade_on_another_route_is_refused(upstream: RecordingUpstream) -> None:

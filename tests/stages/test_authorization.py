@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute
-from mitmgate.core.rules import Requirement
+from mitmgate.core.rules import Credential, Requirement
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Exchange
@@ -55,6 +56,41 @@ def test_requirements(snapshot: Snapshot, method: str, claims: dict[str, Any], r
     if reason is not Reason.OK:
         assert reason.status == 403
         assert step.detail
+
+
+@pytest.mark.parametrize(
+    ("issuer", "claims", "credentials", "scope", "step_up"),
+    [
+        ("dev", {}, ("jwt",), "Bearer", "Bearer"),
+        ("dev", {"cnf": {"jkt": "x"}}, ("jwt",), "DPoP", "DPoP"),
+        ("dev", {"cnf": {"x5t#S256": "x"}}, ("jwt",), "Bearer", "Bearer"),
+        ("api-key", {}, ("api-key",), None, 'ApiKey name="x-machine"'),
+        ("api-key", {}, ("jwt", "api-key"), None, "Bearer"),
+        ("certificate", {}, ("certificate",), None, "Certificate"),
+    ],
+)
+def test_a_challenge_is_of_the_credential_that_was_shown(
+    snapshot: Snapshot,
+    issuer: str,
+    claims: dict[str, Any],
+    credentials: tuple[Credential, ...],
+    scope: str | None,
+    step_up: str,
+) -> None:
+    """RFC 9449, section 7.1; RFC 9470, section 3. A 401 has to have one (RFC 9110, section 11.6.1), a 403 has not."""
+    for require, begins in (
+        (Requirement(scopes_all=frozenset({"a"})), scope),
+        (Requirement(acr_values=("mfa",)), step_up),
+    ):
+        made = exchange(replace(snapshot, key_field=b"x-machine"), "GET", "/plain")
+        assert made.route is not None
+        made.principal = Principal("alice", issuer, (), frozenset(), claims, 0.0)
+        made.route = replace(made.route, require=require, credentials=credentials)
+        decided(Authorization(), made)
+        challenge = made.challenge
+        assert challenge is begins is None or (begins and (challenge or "").startswith(begins)), challenge
+        assert ("insufficient_" in (challenge or "")) is (begins in {"Bearer", "DPoP"})
+        assert ('algs="ES256 ' in (challenge or "")) is (begins == "DPoP")
 
 
 def test_a_condition_that_fails_denies(snapshot: Snapshot) -> None:

@@ -194,19 +194,21 @@ def test_a_challenge_goes_with_what_a_credential_could_change(
 
 
 @pytest.mark.parametrize(
-    ("issuer", "challenge"),
+    ("reason", "challenge"),
     [
-        ("dev", 'Bearer error="invalid_token"'),
-        ("api-key", 'ApiKey name="x-machine", error="invalid_key"'),
-        ("certificate", "Certificate"),
+        (Reason.TOKEN_EXPIRED, 'Bearer error="invalid_token"'),
+        (Reason.TOKEN_REVOKED, 'Bearer error="invalid_token"'),
+        (Reason.API_KEY_EXPIRED, 'ApiKey name="x-machine", error="invalid_key", error_description="API key expired"'),
+        (Reason.API_KEY_REVOKED, 'ApiKey name="x-machine", error="invalid_key", error_description="API key revoked"'),
+        (Reason.CERTIFICATE_EXPIRED, "Certificate"),
     ],
 )
 def test_what_had_admitted_a_request_and_has_ended_is_challenged_again(
-    snapshot: Snapshot, issuer: str, challenge: str
+    snapshot: Snapshot, reason: Reason, challenge: str
 ) -> None:
     made = ready(replace(snapshot, key_field=b"x-machine"))
-    made.principal = Principal("alice", issuer, (), frozenset(), {}, 0.0)
-    assert problem_response(made, Reason.TOKEN_EXPIRED).headers["www-authenticate"] == challenge
+    made.principal = Principal("alice", "dev", (), frozenset(), {}, 0.0)
+    assert problem_response(made, reason).headers["www-authenticate"] == challenge
 
 
 def test_a_failure_after_admission_has_no_fields_of_a_denial(snapshot: Snapshot) -> None:

@@ -7,7 +7,8 @@ from time import perf_counter
 import pytest
 
 from mitmgate.core.principal import Principal
-from mitmgate.pipeline.exchange import seconds_left
+from mitmgate.core.reason import Reason
+from mitmgate.pipeline.exchange import expired, seconds_left
 from mitmgate.pipeline.message import date_field, headers_of, make_response
 from mitmgate.policy.snapshot import Snapshot
 from tests.stages.identity import NOW, exchange, snapshot_of
@@ -32,6 +33,28 @@ def test_an_admitted_token_lasts_its_leeway_longer(snapshot: Snapshot, expires: 
     assert seconds_left(made) == 0.0
     made.snapshot = replace(snapshot, mode="report")
     assert seconds_left(made) is None, "it is only observed"
+
+
+@pytest.mark.parametrize(
+    ("ends", "left", "reason"),
+    [
+        ({"dev": 60.0}, 90.0, Reason.TOKEN_EXPIRED),
+        ({"api-key": 60.0}, 60.0, Reason.API_KEY_EXPIRED),
+        ({"certificate": 60.0}, 60.0, Reason.CERTIFICATE_EXPIRED),
+        ({"dev": 60.0, "api-key": 70.0}, 70.0, Reason.API_KEY_EXPIRED),  # a key has no leeway
+        ({"api-key": 100.0, "dev": 60.0}, 90.0, Reason.TOKEN_EXPIRED),
+        ({"certificate": 500.0, "dev": 400.0, "api-key": 300.0}, 300.0, Reason.API_KEY_EXPIRED),
+    ],
+)
+def test_what_ends_first_says_when_and_why(
+    snapshot: Snapshot, ends: dict[str, float], left: float, reason: Reason
+) -> None:
+    made = exchange(snapshot, "GET", "/users/7")
+    made.started = perf_counter()
+    made.principal, *beside = (Principal("a", name, (), frozenset(), {}, NOW + end) for name, end in ends.items())
+    made.beside = tuple(beside)
+    assert seconds_left(made) == pytest.approx(left, abs=5.0)
+    assert expired(made) is reason
 
 
 def test_a_date_is_that_of_its_second() -> None:

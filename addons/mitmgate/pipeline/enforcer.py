@@ -12,7 +12,6 @@ from typing import ClassVar
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from mitmgate.core import api_key, certificate
 from mitmgate.core.check import Kind
 from mitmgate.core.grpc import is_call, status_fields
 from mitmgate.core.problem import MEDIA_TYPE, problem_body
@@ -20,6 +19,7 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Endpoint
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import Seldom
+from mitmgate.pipeline.challenges import of_ended
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
 from mitmgate.pipeline.message import headers_of, make_response
 from mitmgate.policy.snapshot import SnapshotSource
@@ -163,21 +163,11 @@ def problem_response(exchange: Exchange, reason: Reason, detail: str = "") -> Re
         if exchange.challenge is not None and (reason.status in {401, 403} or reason is Reason.CREDENTIAL_AMBIGUOUS):
             extra = (*extra, (b"WWW-Authenticate", exchange.challenge.encode("latin-1")))
     elif reason.status == 401:  # what had admitted it has ended meanwhile
-        extra = ((b"WWW-Authenticate", _challenge_again(exchange)),)
+        extra = ((b"WWW-Authenticate", of_ended(exchange, reason).encode("latin-1")),)
     if exchange.check is None and is_call(exchange.request):
         fields = status_fields(reason, detail, exchange.request.headers.one(b"content-type") or b"")
         return _make(HTTPStatus.OK, (*fields, _PROBLEM_FIELDS[1], *extra), b"")
     return _for_check(exchange, _response(reason, detail, exchange.request_id, extra))
-
-
-def _challenge_again(exchange: Exchange) -> bytes:
-    """Make the challenge for a client that was admitted by what has ended since."""
-    issuer = "" if exchange.principal is None else exchange.principal.issuer
-    if issuer == certificate.ISSUER:
-        return b"Certificate"
-    if issuer == api_key.ISSUER:
-        return b'ApiKey name="%s", error="invalid_key"' % (exchange.snapshot.key_field or b"")
-    return b'Bearer error="invalid_token"'
 
 
 def _allowed(exchange: Exchange) -> Response:

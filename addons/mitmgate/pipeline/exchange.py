@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.core import api_key, certificate
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.browsers import NOTHING, Carried, Shown
 from mitmgate.core.cause import Cause
@@ -171,15 +172,38 @@ def reports(exchange: Exchange) -> bool:
 
 
 def seconds_left(exchange: Exchange) -> float | None:
-    """Return how long the token holds that the request was admitted with, its leeway included.
+    """Return how long all credentials hold that the request was admitted with, a token's leeway included.
 
     None: it needed none, or denials are only observed.
     """
     principal = exchange.principal
     if principal is None or reports(exchange):
         return None
-    until = principal.expires + exchange.snapshot.leeway(principal.issuer)
+    leeway = exchange.snapshot.leeway
+    until = principal.expires + leeway(principal.issuer)
+    for other in exchange.beside:
+        until = min(until, other.expires + leeway(other.issuer))
     return max(0.0, until - exchange.now - (time.perf_counter() - exchange.started))
+
+
+def first_to_end(exchange: Exchange) -> Principal | None:
+    """Return whose credential ends first, or has ended, of those that the request was admitted with."""
+    principal, leeway = exchange.principal, exchange.snapshot.leeway
+    if principal is None:
+        return None
+    return min((principal, *exchange.beside), key=lambda one: one.expires + leeway(one.issuer))
+
+
+_EXPIRED: Final[Mapping[str, Reason]] = {
+    api_key.ISSUER: Reason.API_KEY_EXPIRED,
+    certificate.ISSUER: Reason.CERTIFICATE_EXPIRED,
+}
+
+
+def expired(exchange: Exchange) -> Reason:
+    """Say why what a request was admitted with no longer holds, once no seconds are left."""
+    principal = first_to_end(exchange)
+    return _EXPIRED.get("" if principal is None else principal.issuer, Reason.TOKEN_EXPIRED)
 
 
 def reject(flow: HTTPFlow, reason: Reason, detail: str) -> None:

@@ -76,7 +76,16 @@ from mitmgate.core.trailers import RequestTrailers, announcing, permitted
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import Seldom
 from mitmgate.pipeline.enforcer import BLACK_HOLE, point_at, problem_response
-from mitmgate.pipeline.exchange import Exchange, WebSocketEnd, exchange_of, received, reject, reports, seconds_left
+from mitmgate.pipeline.exchange import (
+    Exchange,
+    WebSocketEnd,
+    exchange_of,
+    expired,
+    received,
+    reject,
+    reports,
+    seconds_left,
+)
 from mitmgate.pipeline.message import headers_of, make_flow, make_request, make_response
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.proxy.memory import PAGE
@@ -594,7 +603,7 @@ class Transaction(Recipient):
         if reason is None and exchange is not None and exchange.principal is not None:
             reason = self._engine.withdrawn(exchange)
             if reason is None and seconds_left(exchange) == 0.0:
-                reason = Reason.TOKEN_EXPIRED
+                reason = expired(exchange)
         if reason is not None:
             self._fail(reason)
         return reason is not None
@@ -983,12 +992,14 @@ class Transaction(Recipient):
             self._fail(Reason.UPSTREAM_TIMEOUT)
 
     def _limit_lifetime(self, bound: float | None) -> None:
-        """End what lasts when the token that opened it expires, or after `bound` seconds."""
+        """End what lasts when a credential that opened it expires, or after `bound` seconds."""
         if self._lifetime is not None:
             self._lifetime.cancel()
             self._lifetime = None
         exchange = self.exchange
-        left, reason = None if exchange is None else seconds_left(exchange), Reason.TOKEN_EXPIRED
+        left, reason = None if exchange is None else seconds_left(exchange), Reason.STREAM_TIMEOUT
+        if exchange is not None and left is not None:
+            reason = expired(exchange)
         if bound is not None and self._relay is None and (left is None or bound < left):
             left, reason = bound, Reason.STREAM_TIMEOUT
         if exchange is not None and exchange.principal is not None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import ClassVar, Final
 
 from mitmgate.core import api_key, certificate
@@ -13,7 +12,6 @@ from mitmgate.core.browsers import FOREIGN, NOTHING, Place, Shown, page_refusal,
 from mitmgate.core.claims import read_times
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import (
-    ALGORITHMS,
     AS_BEARER,
     CERTIFICATE_MISSING,
     CERTIFICATE_OTHER,
@@ -31,6 +29,7 @@ from mitmgate.core.token import TOO_LARGE
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
+from mitmgate.pipeline import challenges
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
 from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.problem import Location
@@ -40,9 +39,6 @@ from mitmgate.stores.revocations import Revocations
 from mitmgate.stores.tickets import TicketCheck, issue
 
 _TICKET = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
-
-BARE_CHALLENGE = "Bearer"
-"""Says that a token is needed, and nothing more, where none was given (RFC 6750, section 3.1)."""
 
 _NO_CREDENTIAL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
 _TWO_CREDENTIALS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds an access token in its query as well.")
@@ -58,7 +54,6 @@ _MISSING: Mapping[Credential, Refusal] = {
     "certificate": certificate.MISSING,
 }
 _KEY = api_key.PREFIX.encode("ascii")
-_ALGORITHMS = " ".join(ALGORITHMS)
 _ERRORS = {
     Reason.CREDENTIAL_AMBIGUOUS: "invalid_request",
     Reason.TOKEN_PROOF_NONCE: "use_dpop_nonce",
@@ -210,7 +205,7 @@ class Authentication(Stage):
             elif every:
                 return self._refuse_kind(exchange, kind, _NOT_ALL if len(kinds) > 1 else _MISSING[kind])
         if not found:
-            exchange.challenge = ", ".join([self._challenge(exchange, kind) for kind in kinds])
+            exchange.challenge = ", ".join([challenges.of_kind(exchange, kind) for kind in kinds])
             missing = _MISSING[kinds[0]] if len(kinds) == 1 else _NO_CREDENTIALS
             return self.deny(missing.reason, missing.detail)
         if not every and {"jwt", "api-key"} <= found.keys():
@@ -230,30 +225,19 @@ class Authentication(Stage):
         return self._together(exchange, found, await pending)
 
     def _together(self, exchange: Exchange, found: Mapping[Credential, Principal | None], step: Step) -> Step:
-        """Say who asks, once every credential is good. It counts as long as each of them does."""
+        """Say who asks, once every credential is good."""
         if step.outcome is not Outcome.ADMIT:
             return step
         principals = [exchange.principal if kind == "jwt" else principal for kind, principal in found.items()]
         first, *others = [principal for principal in principals if principal is not None]
-        if others:
-            first = replace(first, expires=min(principal.expires for principal in (first, *others)))
         exchange.principal, exchange.beside = first, tuple(others)
         return step
 
     def _refuse_kind(self, exchange: Exchange, kind: Credential, refusal: Refusal) -> Step:
         if refusal.reason.status == 401:
-            exchange.challenge = self._challenge(exchange, kind, refusal)
+            wrong = refusal.detail if refusal.reason is not Reason.CREDENTIAL_MISSING else ""
+            exchange.challenge = challenges.of_kind(exchange, kind, wrong)
         return self.deny(refusal.reason, refusal.detail)
-
-    def _challenge(self, exchange: Exchange, kind: Credential, refusal: Refusal | None = None) -> str:
-        """Make the challenge of a kind. RFC 9110, section 11.6.1: there is one with every 401."""
-        if kind == "jwt":
-            return told_challenge(exchange, BARE_CHALLENGE)
-        if kind == "certificate":
-            return "Certificate"
-        text = f'ApiKey name="{(exchange.snapshot.key_field or b"").decode("ascii")}"'
-        wrong = refusal is not None and refusal.reason is not Reason.CREDENTIAL_MISSING
-        return f'{text}, error="invalid_key", error_description="{refusal.detail}"' if refusal and wrong else text
 
     def _token(self, exchange: Exchange, head: Head, names: tuple[str, ...]) -> Step | Awaitable[Step]:
         """Admit with the principal of the token, or deny."""
@@ -293,7 +277,7 @@ class Authentication(Stage):
         principal, tickets, origin = exchange.principal, exchange.snapshot.tickets, head.headers.text("origin")
         if step.outcome is not Outcome.ADMIT or principal is None or tickets is None:
             return step
-        if _is_of_key(principal):
+        if challenges.is_of_key(principal):
             return self._refuse(exchange, UNSUPPORTED)
         if origin is not None and origin not in _own_origins(exchange, head):
             rule = exchange.snapshot.cors.rule(origin)
@@ -366,7 +350,7 @@ class Authentication(Stage):
         self, exchange: Exchange, head: Head, principal: Principal, token: bytes, dpop: bool
     ) -> Refusal | Awaitable[Refusal | None] | None:
         """Check what the token is bound to; None: whoever brings it is its holder."""
-        if dpop and not _is_of_key(principal):
+        if dpop and not challenges.is_of_key(principal):
             return NOT_BOUND
         confirmation = principal.confirmation
         if confirmation is None:
@@ -409,7 +393,7 @@ class Authentication(Stage):
         """
         reason = refusal.reason
         if refusal is _NO_CREDENTIAL or refusal is _OTHER_SCHEME:
-            exchange.challenge = told_challenge(exchange, BARE_CHALLENGE)
+            exchange.challenge = told_challenge(exchange, challenges.BARE)
         elif reason.status == 401 or reason is Reason.CREDENTIAL_AMBIGUOUS:
             two = reason is Reason.CREDENTIAL_AMBIGUOUS
             error = _ERRORS.get(reason, "invalid_token") if dpop or two else "invalid_token"
@@ -417,7 +401,7 @@ class Authentication(Stage):
                 error = "invalid_token"
             dpop = dpop or refusal is AS_BEARER
             text = f'{"DPoP" if dpop else "Bearer"} error="{error}", error_description="{refusal.detail}"'
-            exchange.challenge = told_challenge(exchange, f'{text}, algs="{_ALGORITHMS}"' if dpop else text)
+            exchange.challenge = told_challenge(exchange, f'{text}, algs="{challenges.ALGS}"' if dpop else text)
         if reason is Reason.TOKEN_PROOF_NONCE:
             rule = exchange.snapshot.proofs
             nonce = nonce_at(rule.nonce or b"", exchange.now, rule.lifetime)
@@ -438,12 +422,6 @@ def _own_origins(exchange: Exchange, head: Head) -> frozenset[str]:
     host = exchange.public_host or head.headers.text("host") or exchange.request.authority
     hosts = [host] if exchange.public_port is None else [host, f"{host}:{exchange.public_port}"]
     return frozenset(f"{scheme}://{name}" for name in hosts for scheme in (exchange.scheme, "https"))
-
-
-def _is_of_key(principal: Principal) -> bool:
-    """Tell whether a token says that it is bound to a key, which may have been proved already."""
-    confirmation = principal.claims.get("cnf")
-    return isinstance(confirmation, dict) and "jkt" in confirmation
 
 
 def _certificate(exchange: Exchange) -> str | None:

@@ -9,7 +9,8 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Step
-from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
+from mitmgate.pipeline import challenges
+from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change, route_at
 from mitmgate.policy.problem import Location
 
@@ -78,7 +79,7 @@ class Authorization(Stage):
             raise LookupError("the head was not made")
         principal, client = exchange.principal, exchange.client
         if principal is None and route.issuers is not None:
-            exchange.challenge = exchange.challenge or told_challenge(exchange, "Bearer")
+            exchange.challenge = exchange.challenge or challenges.of_kind(exchange, route.credentials[0])
             return self.deny(Reason.CREDENTIAL_MISSING, "This request needs an access token.")
         if route.networks and (client is None or not route.networks.admit(client)):
             return self.deny(Reason.ADDRESS_DENIED, "The client address is not allowed here.")
@@ -99,10 +100,13 @@ class Authorization(Stage):
         )
         if refusal is None:
             return self.admitted
-        if refusal.reason is Reason.SCOPE_MISSING:
-            exchange.challenge = told_challenge(exchange, _scope_challenge(route))
-        elif refusal.reason is Reason.AUTHENTICATION_INSUFFICIENT:
-            exchange.challenge = told_challenge(exchange, _step_up_challenge(route, refusal.detail))
+        kind = challenges.kind_of(principal)
+        if refusal.reason is Reason.SCOPE_MISSING and kind == "jwt":
+            exchange.challenge = challenges.of_token(exchange, _scope_parameters(route))
+        elif refusal.reason is Reason.AUTHENTICATION_INSUFFICIENT and (kind == "jwt" or "jwt" in route.credentials):
+            exchange.challenge = challenges.of_token(exchange, _step_up_parameters(route, refusal.detail))
+        elif refusal.reason.status == 401:
+            exchange.challenge = challenges.of_kind(exchange, kind)
         return self.deny(refusal.reason, refusal.detail)
 
     def _no_route(self, exchange: Exchange, missing: NoRoute) -> Step:
@@ -122,15 +126,15 @@ def _leeway(exchange: Exchange) -> float:
     return exchange.snapshot.leeway(principal.issuer)
 
 
-def _scope_challenge(route: Route) -> str:
-    """Make the challenge that names the scopes a request needs (RFC 6750, section 3.1)."""
-    return f'Bearer error="insufficient_scope", scope="{" ".join(sorted(route.require.scopes_all))}"'
+def _scope_parameters(route: Route) -> str:
+    """Name the scopes that a request needs, for a challenge (RFC 6750, section 3.1)."""
+    return f'error="insufficient_scope", scope="{" ".join(sorted(route.require.scopes_all))}"'
 
 
-def _step_up_challenge(route: Route, detail: str) -> str:
-    """Make the challenge that says which authentication a request needs (RFC 9470, section 3)."""
+def _step_up_parameters(route: Route, detail: str) -> str:
+    """Say which authentication a request needs, for a challenge (RFC 9470, section 3)."""
     require = route.require
-    made = f'Bearer error="insufficient_user_authentication", error_description="{detail}"'
+    made = f'error="insufficient_user_authentication", error_description="{detail}"'
     if require.acr_values:
         made += f', acr_values="{" ".join(require.acr_values)}"'
     if require.max_age is not None:

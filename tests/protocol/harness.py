@@ -113,6 +113,7 @@ class Decide(Stage):
     """Stand-in for everything between Hygiene and Enforcer: /deny is denied, the rest goes to the route."""
 
     name: ClassVar[str] = "decide"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.CREDENTIAL_MISSING, Reason.PATH_AMBIGUOUS, Reason.BODY_TOO_LARGE)
 
     def __init__(self, chosen: Route) -> None:
         self.route = chosen

@@ -1,5 +1,6 @@
 """Stage: what every stage inherits. Whatever is no step of its own is a denial, and nothing escapes the hook."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mitmproxy.test import taddons
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.descriptors import SeldomEach
 from mitmgate.pipeline.exchange import Answer, Exchange, begin
 from mitmgate.pipeline.stage import Row, Stage, fused
 from mitmgate.policy.snapshot import Snapshot
@@ -28,6 +30,10 @@ class Probe(Stage):
     """Says what it is given: a step, something else, an exception to raise, or an awaitable of any of them."""
 
     name = "probe"
+    reasons = (
+        *(Reason.ROLE_MISSING, Reason.NO_ROUTE, Reason.METHOD_NOT_ALLOWED, Reason.QUOTA_EXCEEDED),
+        *(Reason.REWRITE_REFUSED, Reason.HEALTH, Reason.PREFLIGHT),
+    )
 
     def __init__(self, word: Any, later: bool) -> None:
         self.word = word
@@ -128,6 +134,39 @@ def test_report_mode_leaves_an_answer_what_it_is(
     assert said(Probe(Step("probe", Outcome.ANSWER, reason), later), made) == (Outcome.ANSWER, reason)
     assert made.verdict.final is not None
     assert made.answer is answer
+
+
+@LATER
+@pytest.mark.parametrize("mode", ["enforce", "report"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        *(Step("probe", outcome, Reason.SCOPE_MISSING, "No.") for outcome in Outcome),
+        Step("probe", Outcome.DENY, Reason.declare("probe-odd", 403, "Odd")),
+        Step("probe", Outcome.ADMIT, "ok"),  # type: ignore[arg-type]  # what a stage must not say
+        Step("probe", Outcome.DENY, []),  # type: ignore[arg-type]  # the same, and it has no hash
+    ],
+    ids=str,
+)
+def test_a_reason_that_it_does_not_declare_is_a_stage_error(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    step: Step,
+    later: bool,
+) -> None:
+    """Whatever it would have meant: what goes with it is not sent either, and the log names the stage and the code."""
+    monkeypatch.setattr("mitmgate.pipeline.stage._seldom", SeldomEach(logging.getLogger("seldom")))
+    snapshot = snapshot_of(tmp_path, mode)
+    made = routed(snapshot)
+    made.answer, made.challenge = Answer(401, ((b"Retry-After", b"9"),)), "Bearer"
+    assert said(Probe(step, later), made) == (Outcome.DENY, Reason.STAGE_ERROR)
+    flow = assert_refused(snapshot, made, Reason.STAGE_ERROR)
+    assert flow.response is not None and "Retry-After" not in flow.response.headers
+    code = step.reason.code if isinstance(step.reason, Reason) else repr(step.reason)
+    assert "stage probe failed: " in caplog.text
+    assert f"probe gives the reason {code}, which it does not declare" in caplog.text
 
 
 def test_an_observed_denial_leaves_nothing_for_a_later_one(tmp_path: Path) -> None:

@@ -187,5 +187,50 @@ class Reason(Enum):
     CLIENT_CLOSED = "client-closed", 499, "Client closed the connection"
 
 
+EVERY_STAGE: Final = (Reason.OK, Reason.NOT_APPLICABLE, Reason.STAGE_ERROR)
+"""What any stage may say, beside the reasons that it declares."""
+
+PROTOCOL: Final = (
+    Reason.HEAD_MALFORMED,
+    Reason.FRAMING_AMBIGUOUS,
+    Reason.LENGTH_MISMATCH,
+    Reason.BODY_MALFORMED,
+    Reason.VERSION_UNSUPPORTED,
+    Reason.HEAD_TOO_LARGE,
+    Reason.HEAD_TIMEOUT,
+    Reason.BODY_TIMEOUT,
+    Reason.UPGRADE_REFUSED,
+    Reason.EXPECTATION_REFUSED,
+    Reason.CONNECTIONS_EXHAUSTED,
+    Reason.FRAMES_EXCESSIVE,
+    Reason.CHECK_UNTRUSTED,
+    Reason.CHECK_UNCLEAR,
+    Reason.METHOD_INVALID,
+    Reason.TARGET_INVALID,
+    Reason.TARGET_TOO_LONG,
+    Reason.BODY_TOO_LARGE,
+    Reason.TOKEN_EXPIRED,
+    Reason.TOKEN_REVOKED,
+    Reason.CERTIFICATE_WITHDRAWN,
+    Reason.API_KEY_EXPIRED,
+    Reason.API_KEY_REVOKED,
+    Reason.CERTIFICATE_EXPIRED,
+    Reason.BODY_INVALID,
+    Reason.REWRITE_REFUSED,
+    Reason.UPSTREAM_UNREACHABLE,
+    Reason.UPSTREAM_MALFORMED,
+    Reason.UPSTREAM_CLOSED,
+    Reason.STREAM_TIMEOUT,
+    Reason.UPSTREAM_TIMEOUT,
+    Reason.STAGE_ERROR,
+    Reason.POLICY_UNAVAILABLE,
+    Reason.GATEWAY_STOPPING,
+    Reason.MEMORY_EXHAUSTED,
+    Reason.DESCRIPTORS_EXHAUSTED,
+    Reason.CLIENT_CLOSED,
+)
+"""What events have beside the stage `protocol`: why there was no request to decide on, and what became of admitted ones
+that ended otherwise."""
+
 _DECLARED: Final[dict[str, Reason]] = {}
 """By code. Filled where policies are loaded, so bounded by what they name."""

@@ -44,6 +44,7 @@ class Enforcer:
     """
 
     name: ClassVar[str] = "mitmgate-enforcer"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.STAGE_ERROR, Reason.POLICY_UNAVAILABLE)
 
     def __init__(self, source: SnapshotSource, required: tuple[str, ...]) -> None:
         """required: the names of the stages that must have signed, in order."""

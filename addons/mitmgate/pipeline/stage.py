@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from mitmproxy.http import HTTPFlow
 from mypy_extensions import mypyc_attr
 
-from mitmgate.core.reason import Reason
+from mitmgate.core.reason import EVERY_STAGE, Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
@@ -73,24 +73,28 @@ class Stage:
     """One policy point, a mitmproxy addon whose `requestheaders` hook runs `decide`.
 
     mitmproxy logs an addon's exception and lets the request go on (`addonmanager.safecall`), so a stage never
-    lets one out: whatever `decide` raises, and whatever it returns that is no Step of its own, is a denial with
-    the reason `stage-error`. Denials are written to the flow by Enforcer alone.
+    lets one out: whatever `decide` raises, and whatever it returns that is no Step of its own with a reason that it
+    declares, is a denial with the reason `stage-error`. Denials are written to the flow by Enforcer alone.
     """
 
     name: ClassVar[str]
     reportable: ClassVar[bool] = True  # whether report mode turns this stage's denials into observations
+    reasons: ClassVar[tuple[Reason, ...]] = ()
+    """Why it may deny, answer or observe, beside core.reason.EVERY_STAGE; any other reason makes a `stage-error`."""
     changes: ClassVar[Mapping[Reason, str]] = {}
     """What would have to be otherwise, by the reason of a denial, where no more can be said of it; for `explain`."""
 
     def __init_subclass__(cls) -> None:
         """Make the steps that a stage says most often, once."""
         super().__init_subclass__()
+        cls._may_give = frozenset((*EVERY_STAGE, *cls.reasons))
         if hasattr(cls, "name"):
             cls.admitted = Step(cls.name, Outcome.ADMIT, Reason.OK)
             cls.skipped = Step(cls.name, Outcome.SKIP, Reason.NOT_APPLICABLE)
 
     admitted: ClassVar[Step]
     skipped: ClassVar[Step]
+    _may_give: ClassVar[frozenset[Reason]] = frozenset(EVERY_STAGE)
     _row: "Row | None" = None
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
@@ -159,11 +163,16 @@ class Stage:
             step = self.failed(ValueError(f"{self.name} spoke as {step.stage}"))
         elif type(step.outcome) is not Outcome:
             step = self.failed(ValueError(f"{self.name} has no outcome {step.outcome!r}"))
+        elif type(step.reason) is not Reason or step.reason not in self._may_give:
+            code = step.reason.code if type(step.reason) is Reason else repr(step.reason)
+            step = self.failed(ValueError(f"{self.name} gives the reason {code}, which it does not declare"))
         elif (
             step.outcome is Outcome.DENY and self.reportable and step.reason not in NEVER_OBSERVED and reports(exchange)
         ):
             step = step._replace(outcome=Outcome.OBSERVE)
             # What goes with a denial (Allow, Retry-After, a challenge) must not go with a later one.
+            exchange.answer = exchange.challenge = None
+        if step.reason is Reason.STAGE_ERROR:  # nor with one in the place of what the stage was about to say
             exchange.answer = exchange.challenge = None
         exchange.verdict.record(step, perf_counter() - started)
 

@@ -46,6 +46,7 @@ class Arrival(Stage):
 
     name: ClassVar[str] = "arrival"
     reportable: ClassVar[bool] = False
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.AUDIT_UNAVAILABLE,)
 
     def __init__(
         self,

@@ -27,6 +27,20 @@ class Authorization(Stage):
     """
 
     name = "authorization"
+    reasons: ClassVar[tuple[Reason, ...]] = (
+        Reason.NO_ROUTE,
+        Reason.METHOD_NOT_ALLOWED,
+        Reason.PATH_AMBIGUOUS,
+        Reason.ADDRESS_DENIED,
+        Reason.CREDENTIAL_MISSING,
+        Reason.AUTHENTICATION_INSUFFICIENT,
+        Reason.SCOPE_MISSING,
+        Reason.ROLE_MISSING,
+        Reason.CLAIM_MISMATCH,
+        Reason.CONDITION_FALSE,
+        Reason.CONDITION_ERROR,
+        Reason.CONDITION_TIMEOUT,
+    )
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
         Reason.PATH_AMBIGUOUS: "a path that every server reads alike: no empty or dot segments, no encoded slash",

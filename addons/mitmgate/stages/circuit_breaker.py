@@ -60,6 +60,7 @@ class CircuitBreaker(Stage):
     """
 
     name: ClassVar[str] = "circuit-breaker"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.CIRCUIT_OPEN,)
 
     def __init__(self, ticks: Callable[[], float] = time.perf_counter) -> None:
         """ticks: the clock of `Exchange.started`, for the time at which an outcome is known."""

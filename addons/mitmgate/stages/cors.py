@@ -23,6 +23,7 @@ class Cors(Stage):
     """
 
     name: ClassVar[str] = "cors"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.ORIGIN_NOT_ALLOWED, Reason.PREFLIGHT_REFUSED, Reason.PREFLIGHT)
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

@@ -61,6 +61,11 @@ class DecisionService(Stage):
     """
 
     name: ClassVar[str] = "decision-service"
+    reasons: ClassVar[tuple[Reason, ...]] = (
+        Reason.DECISION_DENIED,
+        Reason.DECISION_UNAVAILABLE,
+        Reason.REWRITE_REFUSED,
+    )
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
     }

@@ -27,6 +27,7 @@ class Endpoints(Stage):
 
     name: ClassVar[str] = "endpoints"
     reportable: ClassVar[bool] = False
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.HEALTH, Reason.RESOURCE_METADATA, Reason.HOST_INVALID)
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.HOST_INVALID: "exactly one valid Host",
     }

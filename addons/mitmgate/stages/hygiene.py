@@ -28,6 +28,18 @@ class Hygiene(Stage):
 
     name: ClassVar[str] = "hygiene"
     reportable: ClassVar[bool] = False
+    reasons: ClassVar[tuple[Reason, ...]] = (
+        Reason.METHOD_INVALID,
+        Reason.TARGET_INVALID,
+        Reason.TARGET_TOO_LONG,
+        Reason.PATH_AMBIGUOUS,
+        Reason.HOST_INVALID,
+        Reason.HEADER_INVALID,
+        Reason.HEADER_REPEATED,
+        Reason.UPGRADE_REFUSED,
+        Reason.HEAD_TOO_LARGE,
+        Reason.LOOP_DETECTED,
+    )
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.METHOD_INVALID: "a method that the gateway forwards",
         Reason.HOST_INVALID: "exactly one valid Host",

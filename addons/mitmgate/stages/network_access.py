@@ -18,6 +18,7 @@ class NetworkAccess(Stage):
     """
 
     name: ClassVar[str] = "network-access"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.ADDRESS_DENIED, Reason.ADDRESS_UNKNOWN)
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.ADDRESS_UNKNOWN: "a client address: trusted_proxies and X-Forwarded-For do not give one",
     }

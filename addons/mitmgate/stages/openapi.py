@@ -27,6 +27,18 @@ class OpenApi(Stage):
     """
 
     name: ClassVar[str] = "openapi"
+    reasons: ClassVar[tuple[Reason, ...]] = (
+        Reason.OPERATION_UNKNOWN,
+        Reason.OPERATION_NOT_ALLOWED,
+        Reason.PARAMETER_MISSING,
+        Reason.PARAMETER_INVALID,
+        Reason.PARAMETER_UNKNOWN,
+        Reason.CONTENT_TYPE_REFUSED,
+        Reason.BODY_UNEXPECTED,
+        Reason.BODY_INVALID,
+        Reason.BODY_TOO_LARGE,
+        Reason.REWRITE_REFUSED,
+    )
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
     }

@@ -301,7 +301,7 @@ def _limit(name: str, counter: stage.Counter) -> Limit:
 
 def own_stage(own: Own, store: CounterStore, emit: Callable[[Event], object], offline: bool = False) -> OwnStage:
     """Make the place of a stage. Each is a class of its own: a stage's name belongs to its class, and so do hooks."""
-    members: dict[str, object] = {"name": own.name}
+    members: dict[str, object] = {"name": own.name, "reasons": tuple(own.reasons.values())}
     if own.code.made_of.respond is not stage.Stage.respond:
         members["responseheaders"] = OwnStage.respond
     made: type[OwnStage] = type("OwnStage", (OwnStage,), members)

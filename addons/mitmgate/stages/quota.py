@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
+from typing import ClassVar
 
 from mitmgate.core import pointer
 from mitmgate.core.limit import Limit
@@ -24,6 +25,8 @@ _BY_PRINCIPAL = ("principal",)
 
 class Quota(Stage):
     """Take from the store, and say what it said."""
+
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.QUOTA_EXCEEDED, Reason.STORE_UNAVAILABLE)
 
     def __init__(self, store: CounterStore) -> None:
         """store: where the counters are."""

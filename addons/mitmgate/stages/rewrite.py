@@ -39,6 +39,7 @@ class Rewrite(Stage):
 
     name: ClassVar[str] = "rewrite"
     reportable: ClassVar[bool] = False
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.REWRITE_REFUSED, Reason.UPGRADE_REFUSED, Reason.MAX_FORWARDS)
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.REWRITE_REFUSED: "values that a header field can hold: visible ASCII",
         Reason.UPGRADE_REFUSED: "`websocket: true` on the route, and a well-formed handshake",

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.path import CanonicalPath
+from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head
 from mitmgate.core.routing import NoRoute
 from mitmgate.core.rules import Route
@@ -25,6 +26,7 @@ class Routing(Stage):
 
     name: ClassVar[str] = "routing"
     reportable: ClassVar[bool] = False
+    reasons: ClassVar[tuple[Reason, ...]] = ()
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

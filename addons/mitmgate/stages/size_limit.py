@@ -18,6 +18,7 @@ class SizeLimit(Stage):
     """
 
     name: ClassVar[str] = "size-limit"
+    reasons: ClassVar[tuple[Reason, ...]] = (Reason.BODY_TOO_LARGE,)
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""

@@ -47,6 +47,33 @@ def test_a_comma_in_a_name_ends_none(accepted: str) -> None:
             assert isinstance(principal_of(shown, rule, 0.0), Principal) is taken
 
 
+@pytest.mark.parametrize(
+    ("text", "taken", "others"),
+    [
+        (
+            "CN=*,O=Corp",
+            ["CN=x,O=Corp", "CN=a b-c=d,O=Corp"],
+            ["CN=x,OU=y,O=Corp", "CN=x+OU=y,O=Corp", "CN=x,O=Corp,C=X"],
+        ),
+        (
+            "CN=*,OU=*,O=Corp",
+            ["CN=x,OU=y,O=Corp"],
+            ["CN=x,OU=y,OU=z,O=Corp", "CN=x,L=z,OU=y,O=Corp", "CN=x,OU=y+L=z,O=Corp"],
+        ),
+        ("CN=admin,*", ["CN=admin,O=Corp"], ["CN=admin,OU=guests,O=Corp", "CN=admin,O=a+O=b"]),
+        ("*,O=Corp", ["CN=x,O=Corp"], ["CN=x,OU=y,O=Corp", "UID=7+CN=x,O=Corp"]),
+        ("*@corp.example", ["a+b@corp.example"], ["a,b@corp.example"]),
+    ],
+)
+def test_a_star_is_no_other_attribute(text: str, taken: list[str], others: list[str]) -> None:
+    """RFC 4514, sections 2.1 and 2.2; roles are given by the same patterns."""
+    assert [name for name in (*taken, *others) if pattern(text).fullmatch(name)] == taken
+    rule = Certificates(frozenset(), (("subject", (pattern("CN=a,OU=b,O=Corp"),)),), ((pattern(text), ("role",)),))
+    principal = principal_of(ClientCertificate("CN=a,OU=b,O=Corp"), rule, 0.0)
+    assert isinstance(principal, Principal)
+    assert principal.roles == (("role",) if text == "CN=*,OU=*,O=Corp" else ())
+
+
 @pytest.mark.parametrize("text", ["*", "a*", "*.example", "spiffe://prod.example/*"])
 def test_a_star_is_no_slash_and_no_at(text: str) -> None:
     assert pattern(text).fullmatch(text.replace("*", "abc.d"))

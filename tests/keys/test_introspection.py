@@ -63,6 +63,14 @@ def test_opaque(token: str) -> None:
         "eyJh~bGciOiJub25lIn0.e30.x",
         f"mgk_{'a' * 10}_{'b' * 49}",  # an API key
         "eyJlbmMiOiJBMjU2R0NNIn0.a.b.c.d",
+        *(
+            f"{before}{mint()}" for before in (".", "-", "a.", "--", "x~y", "ab.cd.", "eyJ.")
+        ),  # a whole one behind something
+        *(mint()[lost:] for lost in (1, 2, 3, 4, 9)),
+        f"{mint()}.",
+        f"{mint()}=",
+        f"{mint()}.{mint()}",
+        *(f"{before}eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0.a.b.c.d" for before in ("-", "--", "a/+", "....")),
     ],
 )
 def test_not_opaque(token: str) -> None:

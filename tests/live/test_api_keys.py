@@ -185,10 +185,36 @@ def test_what_is_no_good_key(running: Running, make_key: Made) -> None:
     assert running.gateway.get("/key", token=key).reason == "credential-missing"
     assert running.gateway.get("/token", token=key).reason == "token-malformed"
     assert running.gateway.get("/key", headers={"Cookie": f"{FIELD}={key}"}).reason == "credential-missing"
-    for target in (f"/key?{FIELD}={key}", f"/key?api_key={key}", f"/key/{key}"):
+    for target in (f"/key?{FIELD}={key}", f"/key?api_key={key}", f"/key/{key}", f"/key?a=%6d{key[1:]}"):
         assert running.ask(target).reason == "credential-missing"
         answered = running.ask(target, key)
         assert (answered.status, answered.reason) == (400, "credential-ambiguous")
+    # On routes that take no keys it would go on to whoever logs addresses.
+    for route, token in (("/public", None), ("/token", mint()), ("/either", mint())):
+        path = "" if route == "/public" else f"/%6dgk%5f{key[4:]}"
+        for target in (f"{route}?a={key}", f"{route}?a=%6Dgk%5f{key[4:]}", f"{route}{path}?{key}"):
+            answered = running.ask(target, token=token)
+            assert (answered.status, answered.reason) == (400, "credential-ambiguous"), target
+    running.upstream.assert_saw_nothing()
+
+
+def test_in_another_field_it_goes_no_further(running: Running, make_key: Made) -> None:
+    """As where clients still use the field of before a reload, or a page with one in its address is left."""
+    key = make_key(principal="lost")
+    fields = {
+        "X-Old-Key": key,
+        "Referer": f"https://a.example/?k={key}",
+        "X-Both": f"{key};{key}",
+        "Other": "mgk_ and _",
+    }
+    for route, token in (("/public", None), ("/token", mint())):
+        running.upstream.forget_requests()
+        assert running.gateway.get(route, token=token, headers=fields).status == 200
+        seen = running.upstream.last()
+        assert key.encode() not in seen.raw
+        assert seen.one("other") == "mgk_ and _"
+    running.upstream.forget_requests()
+    assert running.gateway.get("/public", headers={"Host": key}).status == 400
     running.upstream.assert_saw_nothing()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from mitmgate.cli import main
+from tests.keys.introspection_server import CLIENT, IntrospectionServer
+from tests.keys.introspection_server import SECRET as INTROSPECTION
 from tests.live.harness import Gateway, audit_events, mint, policy, route, write_policy
 from tests.live.harness_http import Answered
 from tests.live.harness_upstream import PATIENCE, Raw, Recorded, RecordingUpstream, Reply
@@ -368,3 +370,43 @@ def test_a_ticket_is_good_once_in_whichever_process(
         assert main(["replay", str(recording), "--policy", str(path), "--format", "json"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report["decided"] == report["same"] > 15
+
+
+def test_a_ticket_is_shown_to_no_issuer_of_opaque_tokens(tmp_path: Path) -> None:
+    """For its lifetime that issuer could use it, as a user of another issuer; nor is a token of another kind shown."""
+    token, opaque = mint("alice"), "an-opaque-token"
+    environment = {"TICKETS": SEALS, "INTROSPECTION_SECRET": INTROSPECTION}
+    with RecordingUpstream(service) as upstream, IntrospectionServer() as server:
+        made = with_tickets(tmp_path, upstream)
+        made["identity"]["issuers"]["opaque"] = {
+            "issuer": "https://opaque.example",
+            "introspection": {"url": server.url, "client_id": CLIENT, "client_secret_env": "INTROSPECTION_SECRET"},
+        }
+        made["identity"]["default"] = ["dev", "opaque"]
+        server.active(opaque, role="user", scope="users.read", aud=None)
+        with Gateway(write_policy(tmp_path, made), environment=environment) as gateway:
+            side = Side(gateway, upstream)
+            fresh = ticket(gateway, token)
+            for text in (
+                fresh,
+                f"{fresh}=",
+                f".{fresh}",
+                f"a.{fresh}",
+                f"{fresh}.b",
+                f"a~{fresh}/b",
+                f".{token}",
+                f"-{token}",
+            ):
+                for fields in (
+                    {"Authorization": f"Bearer {text}"},
+                    {"Authorization": f"DPoP {text}"},
+                    {"Cookie": f"{COOKIE}={text}"},
+                ):
+                    side.refused(side.ask("GET", "/events", **fields), 401, "token-malformed")
+                side.refused(side.ask("POST", TICKETS, Authorization=f"Bearer {text}"), 401, "token-malformed")
+            assert server.asked == []
+            assert side.ask("GET", f"/events?ticket={fresh}").status == 200, "what was refused has not used it up"
+            assert side.ask("GET", "/events", Authorization=f"Bearer {opaque}").status == 200
+            assert server.asked == [opaque]
+            sealed = ticket(gateway, opaque)
+            assert side.ask("GET", f"/events?ticket={sealed}").status == 200

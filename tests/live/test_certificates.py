@@ -182,6 +182,7 @@ def test_what_a_trusted_proxy_passes_on(running: Running) -> None:
         *(f'Hash={HASH};Subject="CN=legacy";Subject="CN=x"', f"{good};URI=spiffe://prod.example/second"),
         *(f"Hash={HASH};URI=spiffe://evil.example/x", f"Hash={HASH};{'DNS=x;' * 4000}DNS=y"),
         *(f'{good},Hash={HASH};Subject="URI={SPIFFE}"', f'Hash={HASH};Subject="CN=x\\,O=Corp"'),
+        *(f'Hash={HASH};Subject="{subject}"' for subject in ("CN=x,OU=y,O=Corp", "CN=x+OU=y,O=Corp")),
     ):
         assert passed(value.encode("latin-1").decode("latin-1")) in {
             (401, "certificate-refused"),

@@ -28,6 +28,7 @@ NameKind = Literal["spiffe", "uri", "dns", "email", "subject"]
 
 _SPIFFE: Final = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/[A-Za-z0-9._-]+)+")
 _PAIR: Final = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*+"|[^",;]*+)([;,]|$)')
+_STAR: Final = r"(?:[^/@\\,+]|\+(?![^,+=]*=))+"
 _LONGEST_NAME: Final = 2_048
 
 MISSING: Final = Refusal(Reason.CREDENTIAL_MISSING, "This request needs a client certificate.")
@@ -63,12 +64,13 @@ class Certificates:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    r"""Compile a pattern: `*` stands for one or more characters other than `/`, `@` and `\`, all else for itself.
+    r"""Compile a pattern: `*` stands for one or more characters other than `/`, `@`, `\` and `,`, all else for itself.
 
-    In a subject `\` takes from the next character what it would mean (RFC 4514, section 2.4): with it `CN=*,O=Corp`
-    would be the common name `x,O=Corp` as well.
+    In a subject `,` and `+` begin another attribute (RFC 4514, sections 2.1 and 2.2), and `\` takes from the next
+    character what it would mean (section 2.4): with them `CN=*,O=Corp` would be `CN=x,OU=y,O=Corp`, or the common name
+    `x,O=Corp`, as well. A `+` that begins none, as in an address, is a character.
     """
-    return re.compile(r"[^/@\\]+".join(map(re.escape, text.split("*"))))
+    return re.compile(_STAR.join(map(re.escape, text.split("*"))))
 
 
 def principal_of(certificate: ClientCertificate, rule: Certificates, now: float) -> Principal | Refusal:

@@ -87,18 +87,21 @@ def looks_like_identity(shaped: bytes) -> bool:
 class ClientFields:
     """The fields of clients under one policy."""
 
-    __slots__ = ("_identity", "_keep", "_known", "identity")
+    __slots__ = ("_identity", "_keep", "_known", "hides_keys", "identity")
 
     identity: frozenset[bytes]
 
-    def __init__(self, identity: Iterable[bytes], keep: Iterable[bytes] = ()) -> None:
+    def __init__(self, identity: Iterable[bytes], keep: Iterable[bytes] = (), *, hides_keys: bool = False) -> None:
         """identity: lower-case names by which this policy tells services who asks. keep: those that go on all the same.
 
+        hides_keys: whether a field with an API key in it is removed, whatever its name: the one that keys were sent in
+        before a reload has an ordinary name now.
         A name of `keep` that is in `identity` is removed: the gateway's own word is never a client's.
         """
         self.identity = frozenset(identity)
         self._identity = frozenset(map(shape, self.identity))
         self._keep = frozenset(keep)
+        self.hides_keys = hides_keys
         self._known: dict[bytes, Disposition] = {}
 
     def disposition(self, name: bytes) -> Disposition:

@@ -7,6 +7,7 @@ client_fields.py): hop-by-hop fields, identity and forwarding fields, and those 
 import re
 from typing import NamedTuple
 
+from mitmgate.core.api_key import in_text
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.client_fields import FRAMING, ClientFields, Disposition
 from mitmgate.core.headers import Headers
@@ -124,6 +125,7 @@ def _kept_fields(headers: Headers, rules: ClientFields) -> Headers | Refusal:
     if isinstance(nominated, Refusal):
         return nominated
     kept: list[tuple[bytes, bytes]] = []
+    hides_keys = rules.hides_keys
     index: dict[bytes, list[bytes]] = {}
     for name, value in headers.fields:
         lower = name.lower()
@@ -135,6 +137,10 @@ def _kept_fields(headers: Headers, rules: ClientFields) -> Headers | Refusal:
         if lower in _SINGLE and len(headers.all(lower)) > 1:
             return Refusal(Reason.HEADER_REPEATED, "A field that may occur once is repeated.")
         if decided is Disposition.KEEP and lower not in nominated:
+            if hides_keys and b"mgk_" in value and lower != b"authorization" and in_text(value.decode("latin-1")):
+                if lower == b"host":
+                    return _INVALID_HOST
+                continue
             kept.append((name, value))
             if lower in index:
                 index[lower].append(value)

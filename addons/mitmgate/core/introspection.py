@@ -20,6 +20,9 @@ UNAVAILABLE: Final = Refusal(Reason.INTROSPECTION_UNAVAILABLE, "The token's issu
 _INACTIVE: Final = Refusal(Reason.TOKEN_INACTIVE, "The token's issuer says that it is not active.")
 
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+_JSON: Final = re.compile(rb"\.(?:ey[A-DI-L]|e3[0-3]|ew[k-r0-3])")
+"""A part behind a dot that is a JSON object in base64url: `{`, and a quotation mark, `}` or a blank."""
+_HEADER: Final = (b'"alg"', b'"enc"')
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _KINDS: Final = {
     "token_type": frozenset({"bearer", "dpop", "access_token"}),
@@ -33,16 +36,25 @@ def is_opaque(token: bytes) -> bool:
     """Tell whether a token is for its issuer alone to read: well-formed (RFC 6750, section 2.1), and no JWT or JWE.
 
     A JWT is verified, or refused; that its issuer could be asked about it is no way around its signature. It is known
-    by its first part, which is a JSON object (RFC 7519, section 5), in good base64url or not. An API key is no token.
+    by its first part, which is a JSON object (RFC 7519, section 5), in good base64url or not. One that something stands
+    before, or that has lost its beginning, would tell another's issuer a good token: it is known by its claims, or by
+    the members of its header. An API key is no token.
     """
     if _TOKEN.fullmatch(token) is None or in_text(token.decode("ascii")):
         return False
     first, dot, _ = token.partition(b".")
     if not dot:
         return True
-    start = first.translate(_TO_STANDARD, b"~=")[:64]
-    start = start[: len(start) - 1] if len(start) % 4 == 1 else start
-    return not a2b_base64(start + b"=" * (-len(start) % 4)).lstrip(b" \t\r\n").startswith(b"{")
+    if _JSON.search(token) is not None or _decoded(first[:64]).lstrip(b" \t\r\n").startswith(b"{"):
+        return False
+    return not any(name in _decoded(first[shift:]) for shift in range(4) for name in _HEADER)
+
+
+def _decoded(part: bytes) -> bytes:
+    """Decode base64url, in a good form or not."""
+    part = part.translate(_TO_STANDARD, b"~=")
+    part = part[: len(part) - 1] if len(part) % 4 == 1 else part
+    return a2b_base64(part + b"=" * (-len(part) % 4))
 
 
 def read_answer(document: bytes, issuer: Issuer, now: float) -> VerifiedClaims | Refusal:

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable
 from typing import Final
 
+from mitmgate.core.api_key import in_text
 from mitmgate.core.client_fields import ClientFields, Disposition
 from mitmgate.core.headers import Fields
 from mitmgate.core.http1.names import LOWER
@@ -57,7 +58,12 @@ class RequestTrailers:
 
     def permitted(self, trailers: Fields) -> Fields:
         """Return the trailers that go on."""
-        return tuple((name, value) for name, value in trailers if self._goes_on(LOWER[name]))
+        hides_keys = self._client_fields.hides_keys
+        return tuple(
+            (name, value)
+            for name, value in trailers
+            if self._goes_on(LOWER[name]) and not (hides_keys and in_text(value.decode("latin-1")))
+        )
 
     def announced(self, values: Iterable[bytes]) -> bytes:
         """Return the Trailer field to send (RFC 9110, section 6.6.2), of a client's own; empty: none."""

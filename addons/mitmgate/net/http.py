@@ -8,6 +8,7 @@ import asyncio
 import errno
 import ssl
 from functools import lru_cache
+from itertools import count
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from mitmgate.net.dialler import Dialler
 
 MAX_HEAD: Final = 32 * 1024
 """Bytes of the head of an answer."""
+_EVENTS_A_TURN: Final = 64
+"""Events of h11 behind which the loop gets a turn: what has come already is read without waiting for anything."""
 _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -104,7 +107,9 @@ async def _ask(
 async def _answer(connection: h11.Connection, reader: asyncio.StreamReader, most: int) -> Answer:
     head: h11.Response | None = None
     body = bytearray()
-    while True:
+    for number in count(1):
+        if number % _EVENTS_A_TURN == 0:
+            await asyncio.sleep(0)  # others run, and the timeout is looked at
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(await reader.read(65536))
@@ -119,7 +124,8 @@ async def _answer(connection: h11.Connection, reader: asyncio.StreamReader, most
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             return Answer(head.status_code, tuple(head.headers), bytes(body))
         elif not isinstance(event, h11.InformationalResponse):
-            raise HttpError("the connection was closed")
+            break
+    raise HttpError("the connection was closed")
 
 
 @lru_cache(maxsize=16)

@@ -78,6 +78,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
                 *(map(_field, service.forward) for service in policy.decision_services.values()),
             ),
             map(_field, policy.identity.keep),
+            hides_keys=key_field is not None,
         ),
         trusted_proxies=CidrSet(policy.trusted_proxies),
         networks=_networks(policy.networks),

@@ -515,7 +515,8 @@ class Certificates(Section):
     """Names of client certificates that are principals, on routes that say `auth: certificate` (docs/certificates.md).
 
     Of a certificate the first kind counts of which it has a name that is accepted, in the order of these members. In
-    patterns `*` stands for one or more characters other than /, @ and a backslash.
+    patterns `*` stands for one or more characters other than /, @, a comma and a backslash, of one attribute of a
+    subject.
     """
 
     spiffe: Annotated[tuple[TrustDomain, ...], one_or_more(TrustDomain)] = ()

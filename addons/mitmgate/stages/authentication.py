@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
+from urllib.parse import unquote
 
 from mitmgate.core import api_key, certificate
 from mitmgate.core.address import peer_address
@@ -36,7 +37,7 @@ from mitmgate.policy.problem import Location
 from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
 from mitmgate.stores.revocations import Revocations
-from mitmgate.stores.tickets import TicketCheck, issue
+from mitmgate.stores.tickets import TicketCheck, holds_ticket, issue
 
 _TICKET = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
 
@@ -47,6 +48,8 @@ _NOT_ALL = Refusal(Reason.CREDENTIAL_MISSING, "This request needs further creden
 _TWO_KINDS = Refusal(Reason.CREDENTIAL_AMBIGUOUS, "The request holds credentials of two kinds, where one is enough.")
 _OTHER_SCHEME = Refusal(Reason.SCHEME_UNSUPPORTED, "Only the schemes Bearer and DPoP are accepted.")
 
+
+_NO_TICKET = Refusal(Reason.TOKEN_MALFORMED, "A ticket is no access token.")
 
 _MISSING: Mapping[Credential, Refusal] = {
     "jwt": _NO_CREDENTIAL,
@@ -121,7 +124,7 @@ class Authentication(Stage):
     )
     changes: ClassVar[Mapping[Reason, str]] = {
         Reason.CREDENTIAL_MISSING: "an Authorization field with a bearer token",
-        Reason.CREDENTIAL_AMBIGUOUS: "a query without access_token: the token stands in Authorization alone",
+        Reason.CREDENTIAL_AMBIGUOUS: "a target without access_token or an API key: each has a field of its own",
         Reason.SCHEME_UNSUPPORTED: "an Authorization field with the scheme Bearer",
         Reason.TOKEN_MALFORMED: "a token that is one: three base64url parts, the first two JSON objects",
         Reason.TOKEN_HEADER_INVALID: "a token without critical extensions, compression or nesting",
@@ -208,8 +211,10 @@ class Authentication(Stage):
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
         names = _accepted_issuers(exchange)
-        if names is None or exchange.preflight:  # which has no credential, and which Cors ends
+        if exchange.preflight:  # which has no credential, and which Cors ends
             return self.skipped
+        if names is None:
+            return self._refuse(exchange, api_key.IN_TARGET) if _key_in_target(exchange) else self.skipped
         head, route = exchange.head, exchange.route
         if head is None:
             raise LookupError("the head was not made")
@@ -251,7 +256,7 @@ class Authentication(Stage):
             return self.deny(missing.reason, missing.detail)
         if not every and {"jwt", "api-key"} <= found.keys():
             return self._refuse_kind(exchange, "api-key", _TWO_KINDS)
-        if "api-key" in kinds and api_key.in_text(exchange.request.target):
+        if _key_in_target(exchange):
             return self._refuse_kind(exchange, "api-key", api_key.IN_TARGET)
         if "jwt" not in found:
             return self._together(exchange, found, self.admitted)
@@ -305,6 +310,9 @@ class Authentication(Stage):
             return self._refuse(exchange, TOO_LARGE, dpop)
         if token.startswith(_KEY) and api_key.id_of(token) is not None:
             return self._refuse(exchange, api_key.NO_TOKEN, dpop)  # no issuer is to be shown it
+        tickets, is_jwt = snapshot.tickets, token.startswith(b"ey") and b"." in token
+        if tickets is not None and not is_jwt and holds_ticket(tickets, token):
+            return self._refuse(exchange, _NO_TICKET, dpop)  # nor a token of another one, within a ticket
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
         if isinstance(result, Principal | Refusal):
             return self._conclude(exchange, head, result, token, dpop)
@@ -425,6 +433,8 @@ class Authentication(Stage):
         if head.query is not None and holds_token(head.query):
             # RFC 6750, section 2: one method in a request. The other token would go on, to whoever logs addresses.
             return self._refuse(exchange, _TWO_CREDENTIALS, dpop)
+        if _key_in_target(exchange):
+            return self._refuse(exchange, api_key.IN_TARGET, dpop)
         return self.admitted
 
     def _refuse(self, exchange: Exchange, refusal: Refusal, dpop: bool = False) -> Step:
@@ -448,6 +458,14 @@ class Authentication(Stage):
             nonce = nonce_at(rule.nonce or b"", exchange.now, rule.lifetime)
             exchange.answer = Answer(reason.status, ((b"DPoP-Nonce", nonce.encode("ascii")),))
         return self.deny(reason, refusal.detail)
+
+
+def _key_in_target(exchange: Exchange) -> bool:
+    """Tell whether an API key would go on in the target, percent-encoded or not, to whoever logs addresses."""
+    target = exchange.request.target
+    return exchange.snapshot.key_field is not None and (
+        api_key.in_text(target) or ("%" in target and api_key.in_text(unquote(target)))
+    )
 
 
 def _presented(exchange: Exchange, head: Head) -> Shown | Refusal | None:

@@ -6,6 +6,7 @@ were used, as it does with DPoP proofs.
 """
 
 import os
+import re
 import struct
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable
@@ -29,6 +30,7 @@ _UNKNOWN: Final = Refusal(Reason.STORE_UNAVAILABLE, "Whether the ticket was used
 _NONCE: Final = 12  # octets, random in each ticket
 _MILLISECONDS: Final = struct.Struct(">Q")
 _PURPOSE: Final = b"mitmgate ticket"
+_PARTS: Final = re.compile(rb"[A-Za-z0-9_-]{48,}")  # 36 octets beside the token itself
 
 
 class _Used(NamedTuple):
@@ -44,6 +46,22 @@ def issue(rule: Tickets, token: bytes, now: float) -> str:
     nonce = os.urandom(_NONCE)
     sealed = _cipher(rule).encrypt(nonce, _MILLISECONDS.pack(int(now * 1000)) + token, _PURPOSE)
     return urlsafe_b64encode(nonce + sealed).rstrip(b"=").decode("ascii")
+
+
+def holds_ticket(rule: Tickets, text: bytes) -> bool:
+    """Tell whether a text holds a ticket of this gateway, used or not, as a whole or between other characters."""
+    return any(_unsealed(rule, part) is not None for part in _PARTS.findall(text))
+
+
+def _unsealed(rule: Tickets, text: bytes) -> tuple[bytes, bytes] | None:
+    """Return the nonce of a ticket and what it seals; None: it is none."""
+    sealed = decode_base64url(text)
+    if sealed is None or len(sealed) <= _NONCE:
+        return None
+    try:
+        return sealed[:_NONCE], _cipher(rule).decrypt(sealed[:_NONCE], sealed[_NONCE:], _PURPOSE)
+    except InvalidTag:
+        return None
 
 
 class TicketCheck:
@@ -63,18 +81,15 @@ class TicketCheck:
         """
         if self._offline:
             return text
-        sealed = decode_base64url(text)
-        if sealed is None or len(sealed) <= _NONCE:
+        unsealed = _unsealed(rule, text)
+        if unsealed is None:
             return _INVALID
-        try:
-            opened = _cipher(rule).decrypt(sealed[:_NONCE], sealed[_NONCE:], _PURPOSE)
-        except InvalidTag:
-            return _INVALID
+        nonce, opened = unsealed
         issued, token = _MILLISECONDS.unpack_from(opened)[0] / 1000, opened[_MILLISECONDS.size :]
         if not issued - AHEAD <= now < issued + rule.lifetime:
             return _INVALID
         # Proofs may be made with a clock that is ahead; tickets are made by gateways that share the store.
-        used = self._used.use(_Used(sealed[:_NONCE].hex(), issued + AHEAD), proofs, now, at)
+        used = self._used.use(_Used(nonce.hex(), issued + AHEAD), proofs, now, at)
         return _opened(used, token) if used is None or isinstance(used, Refusal) else _later(used, token)
 
 

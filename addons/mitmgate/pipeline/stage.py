@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from inspect import isawaitable
 from time import perf_counter
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 from mitmproxy.http import HTTPFlow
 from mypy_extensions import mypyc_attr
@@ -14,9 +14,9 @@ from mitmgate.core.rules import Networks
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import SeldomEach
+from mitmgate.pipeline.coverage import Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
-from mitmgate.policy.document import Document
-from mitmgate.policy.model import Policy
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 _seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
@@ -31,14 +31,6 @@ NEVER_OBSERVED = frozenset(
     }
 )
 """Denials that stay final in report mode: nothing was decided, there is no upstream to go to, or no client to name."""
-
-
-class Rule(NamedTuple):
-    """One rule of a policy, for `--coverage`. branches: what can come of it; each is exercised, or never was."""
-
-    location: Location
-    what: str
-    branches: tuple[str, ...]
 
 
 class Denial(Protocol):
@@ -115,13 +107,20 @@ class Stage:
         return [] if change is None else [change]
 
     @classmethod
-    def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
         """Yield the rules that the stage goes by and that traffic can exercise, for `--coverage`."""
         return iter(())
 
-    def covered(self, exchange: Exchange, step: Step) -> Iterator[tuple[Location, str]]:
-        """Yield what a request has exercised: a rule's place and the branch. step: what the stage has said of it."""
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Yield what a request has exercised of the rules. step: what the stage has said of it.
+
+        token: what the request's token says, believed or not.
+        """
         return iter(())
+
+    def outside(self, exchange: Exchange, step: Step) -> Outside | None:
+        """Say what a request was that the route's document does not describe; None: it does, or there is none."""
+        return None
 
     def deny(self, reason: Reason, detail: str = "") -> Step:
         """Make a denial. detail is shown to the client: no internals, no upstream address, no credential."""

@@ -1,6 +1,5 @@
 """Evidence: what the successful requests of a recording had in common, by host, path template and method."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from mitmgate.core.jose import Json
 from mitmgate.core.limit import ticks
 from mitmgate.core.path import Ambiguous, Oddity, canonical_path
 from mitmgate.core.pointer import find
+from mitmgate.core.shape import VALUE, VALUED
 from mitmgate.core.sliding import SlidingLog
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import ADMIT
@@ -21,17 +21,10 @@ from mitmgate.replay.traffic import Entry, Recorded
 WINDOW: Final = 60.0
 """Seconds of the limits that are proposed."""
 
-VALUE: Final = "{}"
-"""Stands for a segment that is a value in a template."""
-
 ROLES: Final = ("role", "roles", "groups", "cognito:groups", "/realm_access/roles")
 SCOPES: Final = ("scope", "scp", "permissions")
 """Claims in which providers put roles and scopes (docs/providers.md)."""
 
-VALUED: Final = re.compile(
-    r"[0-9]+|[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25}"
-    r"|(?=[\w-]*[0-9])(?=[\w-]*[A-Za-z])[\w-]{16,}|[^/]*[@%][^/]*"
-)
 _MOST_SEGMENTS = 12  # different segments at one place of a path, beyond which they are taken for values
 _MOST_TARGETS = 8
 

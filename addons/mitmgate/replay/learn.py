@@ -9,8 +9,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mitmgate.core.routing import covers
+from mitmgate.core.shape import VALUE
 from mitmgate.policy.scalars import TOKEN
-from mitmgate.replay.evidence import ROLES, SCOPES, VALUE, Evidence, Seen, Template, TokenEvidence, room, templates
+from mitmgate.replay.evidence import ROLES, SCOPES, Evidence, Seen, Template, TokenEvidence, room, templates
 from mitmgate.replay.what_if import moment
 
 _HMAC: Final = ("HS256", "HS384", "HS512")

@@ -13,8 +13,9 @@ from mitmgate.core.credentials import is_secret_name
 from mitmgate.core.http1.target import split_target
 from mitmgate.core.openapi import read_media_type
 from mitmgate.core.path import CanonicalPath, canonical_path
+from mitmgate.core.shape import VALUE, VALUED
 from mitmgate.policy.openapi import METHODS
-from mitmgate.replay.evidence import VALUE, VALUED, Place, Template, succeeded, templates
+from mitmgate.replay.evidence import Place, Template, succeeded, templates
 from mitmgate.replay.traffic import Entry, Recorded
 
 MOST_NAMES: Final = 100

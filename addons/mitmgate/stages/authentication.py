@@ -1,7 +1,7 @@
 """Authentication: what a request proves with who asks, a bearer token or another credential, becomes a principal."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import ClassVar, Final
 from urllib.parse import unquote
 
@@ -26,13 +26,15 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
 from mitmgate.core.rules import TOKEN, Credential, named
-from mitmgate.core.token import TOO_LARGE
+from mitmgate.core.token import TOO_LARGE, UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline import challenges
+from mitmgate.pipeline.coverage import ACCEPTED, REFUSED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
@@ -207,6 +209,23 @@ class Authentication(Stage):
         """Say what would have to be otherwise for it to admit."""
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count issuers."""
+        for name in loaded.policy.identity.issuers:
+            yield Rule(("identity", "issuers", name), f"issuer {name}", (ACCEPTED, REFUSED))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        if exchange.principal is not None:
+            if exchange.principal.issuer != api_key.ISSUER:
+                yield ("identity", "issuers", named(exchange.principal.issuer)), ACCEPTED
+        elif step.outcome is Outcome.DENY and token is not None:
+            for issuer in exchange.snapshot.issuers.values():
+                if token.issuer in issuer.urls:
+                    yield ("identity", "issuers", named(issuer.name)), REFUSED
+                    return
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""

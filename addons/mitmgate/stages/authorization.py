@@ -1,17 +1,23 @@
 """Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from mitmgate.core import pointer
-from mitmgate.core.authorize import authorize, facts_of
+from mitmgate.core.authorize import authorize, facts_of, same
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
 from mitmgate.pipeline import challenges
+from mitmgate.pipeline.coverage import FAILED, HELD, MATCHED, Branch, Rule, by_networks, of_networks
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change, route_at
+from mitmgate.policy.document import Document
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.model_routes import Require
 from mitmgate.policy.problem import Location
 
 
@@ -81,6 +87,24 @@ class Authorization(Stage):
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
 
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count networks, and what is required."""
+        for index, route in enumerate(loaded.policy.routes):
+            yield from of_networks(route.networks, ("routes", index, "networks"))
+            yield from _requirements(route.require, ("routes", index, "require"), loaded.document)
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at, principal = route_at(exchange), exchange.principal
+        if not at:
+            return
+        model = exchange.snapshot.policy.routes[int(at[1])]
+        if exchange.client is not None:
+            yield from by_networks(exchange.client, model.networks, (*at, "networks"))
+        if principal is not None:
+            yield from _met(model.require, principal, step.reason, (*at, "require"))
+
     def decide(self, exchange: Exchange) -> Step:
         """Admit, or deny with the first requirement that is not met."""
         route = exchange.route
@@ -130,6 +154,59 @@ class Authorization(Stage):
             return self.deny(Reason.NO_ROUTE, "There is nothing at this path.")
         exchange.answer = Answer(405, fields=allow_field(missing.allow))
         return self.deny(Reason.METHOD_NOT_ALLOWED, "This path does not take this method.")
+
+
+def _requirements(require: Require, at: Location, document: Document) -> Iterator[Rule]:
+    """Yield the rules of `require`. What is the only one of its list is the list's rule."""
+    for index, scope in enumerate(require.scopes_all):
+        yield Rule((*at, "scopes_all", index), f"scope {scope}", (HELD, FAILED))
+    if require.roles_any:
+        yield Rule((*at, "roles_any"), "the roles", (HELD, FAILED))
+        if isinstance(document.at((*at, "roles_any")), list):
+            for index, role in enumerate(require.roles_any):
+                yield Rule((*at, "roles_any", index), f"role {role}", (MATCHED,))
+    for name, values in require.claims.items():
+        yield Rule((*at, "claims", name), f"claim {name}", (HELD, FAILED))
+        if isinstance(document.at((*at, "claims", name)), list):
+            for index, value in enumerate(values):
+                yield Rule((*at, "claims", name, index), f"claim {name} = {value}", (MATCHED,))
+    if require.acr_values:
+        yield Rule((*at, "acr_values"), "the authentication's class", (HELD, FAILED))
+    if require.max_age is not None:
+        yield Rule((*at, "max_age"), "the authentication's age", (HELD, FAILED))
+    if require.when is not None:
+        yield Rule((*at, "when"), "the condition", (HELD, FAILED))
+
+
+def _met(require: Require, principal: Principal, reason: Reason, at: Location) -> Iterator[Branch]:
+    """Yield what a request exercised, in the order of core.authorize: the first that fails ends it."""
+    for index, scope in enumerate(require.scopes_all):
+        yield (*at, "scopes_all", index), HELD if scope in principal.scopes else FAILED
+    if reason is Reason.SCOPE_MISSING:
+        return
+    if require.roles_any:
+        yield (*at, "roles_any"), FAILED if reason is Reason.ROLE_MISSING else HELD
+        for index, role in enumerate(require.roles_any):
+            if role in principal.roles:
+                yield (*at, "roles_any", index), MATCHED
+        if reason is Reason.ROLE_MISSING:
+            return
+    for name, allowed in require.claims.items():
+        found = pointer.find(principal.claims, name)
+        values = found if isinstance(found, list) else [found]
+        met = [index for index, value in enumerate(allowed) if any(same(value, each) for each in values)]
+        yield (*at, "claims", name), HELD if met else FAILED
+        for index in met:
+            yield (*at, "claims", name, index), MATCHED
+        if not met:
+            return
+    weak = bool(require.acr_values) and principal.claims.get("acr") not in require.acr_values
+    if require.acr_values:
+        yield (*at, "acr_values"), FAILED if weak else HELD
+    if require.max_age is not None and not weak:
+        yield (*at, "max_age"), FAILED if reason is Reason.AUTHENTICATION_INSUFFICIENT else HELD
+    if reason is not Reason.AUTHENTICATION_INSUFFICIENT and require.when is not None:
+        yield (*at, "when"), FAILED if reason in {Reason.CONDITION_FALSE, Reason.CONDITION_ERROR} else HELD
 
 
 def _leeway(exchange: Exchange) -> float:

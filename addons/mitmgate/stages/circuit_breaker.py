@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from typing import ClassVar, Final, NamedTuple
 
@@ -12,9 +12,12 @@ from mitmgate.core.cause import UNCONNECTED
 from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Circuit, Endpoint, Upstream
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of, reports
 from mitmgate.pipeline.stage import Denial, Stage
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 from mitmgate.policy.snapshot import Snapshot
 
@@ -96,6 +99,26 @@ class CircuitBreaker(Stage):
         """Say what would have to be otherwise for it to admit."""
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count circuits that the file has, and endpoints."""
+        for name, upstream in loaded.policy.upstreams.items():
+            at: Location = ("upstreams", name)
+            if loaded.document.at((*at, "circuit")) is not None:
+                yield Rule((*at, "circuit"), f"circuit of {name}", ("closed", "open"))
+            for index, endpoint in enumerate(upstream.endpoints):
+                yield Rule((*at, "endpoints", index), f"endpoint {endpoint}", (REACHED,))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        route, endpoint = exchange.route, exchange.endpoint
+        if route is None:
+            return
+        at: Location = ("upstreams", route.upstream.name)
+        yield (*at, "circuit"), "open" if endpoint is None else "closed"
+        if endpoint is not None:
+            yield (*at, "endpoints", route.upstream.endpoints.index(endpoint)), REACHED
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""

@@ -1,14 +1,17 @@
 """ClientQuota: the limits that are taken before any signature is verified."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import ClassVar
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import GRANTED, LIMITED, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
-from mitmgate.stages.quota import Quota, told, waiting
+from mitmgate.stages.quota import Quota, taken, told, waiting
 
 
 class ClientQuota(Quota):
@@ -32,6 +35,16 @@ class ClientQuota(Quota):
     def change(self, denial: Denial) -> list[str]:
         """Say what would have to be otherwise for it to admit."""
         return waiting(denial) if denial.step.reason is Reason.QUOTA_EXCEEDED else super().change(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count what each limit has said."""
+        for index, limit in enumerate(loaded.policy.client_limits):
+            yield Rule(("client_limits", index), f"client limit {limit}", (GRANTED, LIMITED))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        return taken(exchange.grants[: len(exchange.snapshot.client_limits)], ("client_limits",))
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

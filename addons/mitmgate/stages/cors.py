@@ -1,14 +1,17 @@
 """Cors: answers preflights, refuses foreign origins, prepares the fields of the response."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from mitmgate.core.cors import allowed_origin, grant, is_same_origin, preflight
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Cors as Rule
+from mitmgate.core.rules import Cors as CorsRule
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.coverage import ACCEPTED, MATCHED, REFUSED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -52,6 +55,28 @@ class Cors(Stage):
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
 
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count origins, and what became of requests with one."""
+        for name, cors in loaded.policy.cors.items():
+            for index, origin in enumerate(cors.origins):
+                yield Rule(("cors", name, "origins", index), f"origin {origin}", (MATCHED,))
+        for index, route in enumerate(loaded.policy.routes):
+            if route.cors is not None:
+                yield Rule(("routes", index, "cors"), f"CORS of {route.name}", (ACCEPTED, REFUSED))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at, policy = route_at(exchange), exchange.snapshot.policy
+        origin = None if exchange.head is None else exchange.head.headers.text("origin")
+        name = policy.routes[int(at[1])].cors if at else None
+        if exchange.cors is None or origin is None or name is None:
+            return
+        yield (*at, "cors"), REFUSED if step.outcome is Outcome.DENY else ACCEPTED
+        for index, known in enumerate(policy.cors[name].origins):
+            if known in {origin, "*"}:
+                yield ("cors", name, "origins", index), MATCHED
+
     def decide(self, exchange: Exchange) -> Step:
         """Answer a preflight; check the origin of anything else."""
         head, route = exchange.head, exchange.route
@@ -78,7 +103,7 @@ class Cors(Stage):
         if head is None:
             raise ValueError("no head")
         origin = head.headers.text("origin") or ""
-        rule: Rule | None
+        rule: CorsRule | None
         if route is not None and route.issuers is None and route.cors is not None:
             rule = route.cors
             exchange.cors = grant(rule, origin)

@@ -17,14 +17,15 @@ from cachetools import TLRUCache
 from mitmgate.core.decision_service import Asked, Question, Said, ServiceAnswer, answer, question
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import DecisionService as Service
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import Seldom
 from mitmgate.net.dialler import Dialler
 from mitmgate.net.http import HttpError, UnusableError, ask
+from mitmgate.pipeline.coverage import Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Denial, Rule, Stage, route_at
-from mitmgate.policy.document import Document
-from mitmgate.policy.model import Policy
+from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 logger = logging.getLogger(__name__)
@@ -108,14 +109,14 @@ class DecisionService(Stage):
         return []
 
     @classmethod
-    def rules(cls, policy: Policy, document: Document) -> Iterator[Rule]:
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
         """Count what each service has said."""
-        for name in policy.decision_services:
+        for name in loaded.policy.decision_services:
             yield Rule(
                 ("decision_services", name), f"decision service {name}", ("allow", "deny", "unavailable", "invalid")
             )
 
-    def covered(self, exchange: Exchange, step: Step) -> Iterator[tuple[Location, str]]:
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
         """Tell what this request has exercised."""
         said = exchange.service_answer
         if said is not None and step is not self.skipped:

@@ -1,12 +1,15 @@
 """NetworkAccess: which client addresses may come in at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import Branch, Rule, by_networks, of_networks
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -35,6 +38,16 @@ class NetworkAccess(Stage):
         """Say what would have to be otherwise for it to admit."""
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count networks."""
+        yield from of_networks(loaded.policy.networks, ("networks",))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        if exchange.client is not None:
+            yield from by_networks(exchange.client, exchange.snapshot.policy.networks, ("networks",))
 
     def decide(self, exchange: Exchange) -> Step:
         """Ask the deny list first, then the allow list."""

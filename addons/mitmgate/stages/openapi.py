@@ -1,15 +1,19 @@
 """OpenApi: whether a request is an operation of the document that its route names, and rightly made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from mitmgate.core.path import CanonicalPath
 from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import upstream_path
 from mitmgate.core.routing import allow_field
-from mitmgate.core.verdict import Step
+from mitmgate.core.shape import shape
+from mitmgate.core.token import UnverifiedToken
+from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline.coverage import REACHED, Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -70,6 +74,32 @@ class OpenApi(Stage):
         """Say what would have to be otherwise for it to admit."""
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count operations: each is a line of the document."""
+        for index, route in enumerate(loaded.policy.routes):
+            for name in loaded.apis[index].operations if index in loaded.apis else ():
+                yield Rule(
+                    ("routes", index, "openapi", "document", name), f"operation {name} of {route.name}", (REACHED,)
+                )
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        if step.outcome is Outcome.ADMIT and exchange.operation is not None:
+            yield (*route_at(exchange), "openapi", "document", exchange.operation.name), REACHED
+
+    def outside(self, exchange: Exchange, step: Step) -> Outside | None:
+        """Say what a request was that is no operation of the document, or none that is rightly made."""
+        head, route = exchange.head, exchange.route
+        if step.outcome in {Outcome.ADMIT, Outcome.SKIP} or head is None or route is None:
+            return None
+        if exchange.operation is not None:
+            asked = exchange.operation.name
+        else:
+            path = upstream_path(route, head.path) or head.path
+            asked = f"{head.method} {shape(path)}"
+        return Outside(route.name, step.reason.code, asked, step.detail)
 
     def decide(self, exchange: Exchange) -> Step:
         """Find the operation, and hold the head to it."""

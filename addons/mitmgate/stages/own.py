@@ -7,7 +7,7 @@ not exactly what a stage may say is an exception here, which the chain's runner 
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from hashlib import blake2b
 from inspect import isawaitable
 from time import perf_counter, time
@@ -22,11 +22,14 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.limit import Limit
 from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import header_safe
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Take
 from mitmgate.descriptors import Seldom, SeldomEach
+from mitmgate.pipeline.coverage import WENT_ON, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
 from mitmgate.pipeline.stage import Stage
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own
 from mitmgate.policy.problem import Location
 from mitmgate.policy.scalars import FRAMING, TOKEN
@@ -82,6 +85,20 @@ class OwnStage(Stage):
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
         return [("stages", self.name)]
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count how often it let a request go on, and each of its reasons."""
+        own = loaded.stages[cls.name]
+        yield Rule(("stages", own.name), f"stage {own.name}", (WENT_ON, *own.reasons))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        own = exchange.snapshot.own[self.name]
+        if step.reason.code in own.reasons:
+            yield ("stages", self.name), step.reason.code
+        elif step.outcome is not Outcome.DENY:  # not a failure
+            yield ("stages", self.name), WENT_ON
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Ask the stage, and hold what it says to what it may say."""

@@ -1,6 +1,6 @@
 """What ClientQuota and RateLimit share: the key of a limit, and the step that grants make."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from hashlib import blake2b
 from typing import ClassVar
 
@@ -10,8 +10,10 @@ from mitmgate.core.ratelimit_fields import retry_after
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.core.window import Grant, Take
+from mitmgate.pipeline.coverage import GRANTED, LIMITED, MATCHED, Branch
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage
+from mitmgate.policy.problem import Location
 from mitmgate.stores.protocol import CounterStore
 
 ABSENT = "-"
@@ -141,6 +143,15 @@ def _part(part: str, limit: Limit, exchange: Exchange) -> str:
         text = exchange.own_keys.get(name)
         return ABSENT if text is None else f"={text}"
     raise ValueError(f"unknown key {part}")
+
+
+def taken(grants: Sequence[Grant], location: Location) -> Iterator[Branch]:
+    """Yield what requests to the store have exercised, for `--coverage`. location: of the list of limits."""
+    for index, grant in enumerate(grants):
+        if grant.limit.tier is not None:
+            tier = ("default",) if grant.limit.tiers is not None else ("values", grant.limit.tier)
+            yield ("rate_limits", grant.limit.name, "tiers", *tier), MATCHED
+        yield (*location, index), GRANTED if grant.admitted else LIMITED
 
 
 def waiting(denial: Denial) -> list[str]:

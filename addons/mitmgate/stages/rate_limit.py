@@ -1,15 +1,18 @@
 """RateLimit: the limits of the route, counted for who is known by now."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import ClassVar
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
+from mitmgate.pipeline.coverage import GRANTED, LIMITED, MATCHED, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange, reports
 from mitmgate.pipeline.stage import Denial, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
-from mitmgate.stages.quota import Quota, told, waiting
+from mitmgate.stages.quota import Quota, taken, told, waiting
 
 
 class RateLimit(Quota):
@@ -40,6 +43,25 @@ class RateLimit(Quota):
     def change(self, denial: Denial) -> list[str]:
         """Say what would have to be otherwise for it to admit."""
         return waiting(denial) if denial.step.reason is Reason.QUOTA_EXCEEDED else super().change(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count tiers, and what each limit of a route has said."""
+        for name, limited in loaded.policy.rate_limits.items():
+            if limited.tiers is not None:
+                at: Location = ("rate_limits", name, "tiers")
+                for value in limited.tiers.values:
+                    yield Rule((*at, "values", value), f"tier {value} of {name}", (MATCHED,))
+                yield Rule((*at, "default"), f"other tiers of {name}", (MATCHED,))
+        for index, route in enumerate(loaded.policy.routes):
+            for number, limit in enumerate(route.rate_limits):
+                at = ("routes", index, "rate_limits", number)
+                yield Rule(at, f"limit {limit} on {route.name}", (GRANTED, LIMITED))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        grants = exchange.grants[len(exchange.snapshot.client_limits) :]
+        return taken(grants, (*route_at(exchange), "rate_limits"))
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

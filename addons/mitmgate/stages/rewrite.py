@@ -1,6 +1,6 @@
 """Rewrite: the request that the upstream gets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from mitmgate.core import pointer
@@ -19,10 +19,13 @@ from mitmgate.core.rewrite import (
 )
 from mitmgate.core.routing import allow_field
 from mitmgate.core.rules import Route
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.assertion import signer_of
+from mitmgate.pipeline.coverage import REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -60,6 +63,23 @@ class Rewrite(Stage):
         if route is None:
             return []
         return [(*at, "rewrite"), ("identity", "forward"), ("upstreams", route.upstream.name, "host")]
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count the header fields that routes set."""
+        for index, route in enumerate(loaded.policy.routes):
+            for name in route.rewrite.set:
+                yield Rule(("routes", index, "rewrite", "set", name), f"header {name}", (REACHED,))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at, forward = route_at(exchange), exchange.forward
+        if not at or forward is None:
+            return
+        sent = {name.lower() for name, _ in forward.fields}
+        for name in exchange.snapshot.policy.routes[int(at[1])].rewrite.set:
+            if name.lower().encode("latin-1") in sent:
+                yield (*at, "rewrite", "set", name), REACHED
 
     def decide(self, exchange: Exchange) -> Step:
         """Put the upstream's request together."""

@@ -1,17 +1,20 @@
 """Routing: which route a request takes. Recorded here; the 404 is given after authentication."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from mitmgate.core.cors import is_preflight
 from mitmgate.core.path import CanonicalPath
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head
-from mitmgate.core.routing import NoRoute
+from mitmgate.core.routing import NoRoute, host_matches
 from mitmgate.core.rules import Route
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import MATCHED, REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -44,6 +47,31 @@ class Routing(Stage):
         """Name the members of the policy."""
         at = route_at(exchange)
         return [(*at, "match")] if at else []
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count routes, and the methods and hosts that they name."""
+        for index, route in enumerate(loaded.policy.routes):
+            at: Location = ("routes", index)
+            yield Rule(at, f"route {route.name}", (REACHED,))
+            for number, method in enumerate(route.match.methods):
+                yield Rule((*at, "match", "methods", number), f"method {method}", (MATCHED,))
+            for number, host in enumerate(route.match.hosts):
+                yield Rule((*at, "match", "hosts", number), f"host {host}", (MATCHED,))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at, head = route_at(exchange), exchange.head
+        if not at or head is None:
+            return
+        yield at, REACHED
+        match = exchange.snapshot.policy.routes[int(at[1])].match
+        if head.method in match.methods:
+            yield (*at, "match", "methods", match.methods.index(head.method)), MATCHED
+        for number, pattern in enumerate(match.hosts):
+            if host_matches(pattern, head.host):
+                yield (*at, "match", "hosts", number), MATCHED
+                break
 
     def decide(self, exchange: Exchange) -> Step:
         """Find the route."""

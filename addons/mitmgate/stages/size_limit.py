@@ -1,12 +1,15 @@
 """SizeLimit: how large a request body may be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import FAILED, HELD, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
 
 
@@ -33,6 +36,19 @@ class SizeLimit(Stage):
         """Say what would have to be otherwise for it to admit."""
         made = _CHANGES.get(denial.step.reason)
         return super().change(denial) if made is None else made(denial)
+
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count the bounds of routes."""
+        for index, route in enumerate(loaded.policy.routes):
+            if route.max_body is not None:
+                yield Rule(("routes", index, "max_body"), "the body's bound", (HELD, FAILED))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at = route_at(exchange)
+        if at:
+            yield (*at, "max_body"), FAILED if step.reason is Reason.BODY_TOO_LARGE else HELD
 
     def decide(self, exchange: Exchange) -> Step:
         """Compare, or hand the bound on."""

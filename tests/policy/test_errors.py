@@ -757,6 +757,13 @@ CASES: list[Case] = [
     ),
     (
         "upstream: users",
+        "upstream: users\n    rewrite: {¦set: {X-User.ID: a}}",  # the same to services that fold what is no letter
+        "routes[0].rewrite.set",
+        "X-User.ID carries identity",
+        "",
+    ),
+    (
+        "upstream: users",
         "upstream: users\n    rewrite: {¦remove: [X-User-Role]}",
         "routes[0].rewrite.remove",
         "carries identity",

@@ -94,6 +94,7 @@ def _references(document: Document) -> Iterator[Problem]:
 
 def _routes(document: Document) -> Iterator[Problem]:
     identity = _identity_headers(document)
+    shapes = {shape(name.encode("ascii", "replace")) for name in identity}
     names: dict[str, Location] = {}
     matches: dict[object, tuple[Location, str]] = {}
     for location, route in routes(document):
@@ -116,7 +117,10 @@ def _routes(document: Document) -> Iterator[Problem]:
         for member in ("set", "remove"):
             headers = _mapping(route.get("rewrite")).get(member)
             for header in _items(list(headers) if isinstance(headers, dict) else headers):
-                if isinstance(header, str) and header.lower() in identity:
+                if not isinstance(header, str):
+                    continue
+                alike = member == "set" and shape(header.lower().encode("ascii", "replace")) in shapes
+                if alike or header.lower() in identity:
                     at = (*location, "rewrite", member)
                     message = f"{as_written(header)} carries identity; the gateway alone writes it"
                     yield document.problem(at, message, found="", key=True)

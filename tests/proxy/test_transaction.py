@@ -5,6 +5,7 @@ one without somewhere to go, a flow that an addon killed. So it is seen what the
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mitmproxy.test.tflow import tclient_conn
 from mitmgate.core.cause import Failure
 from mitmgate.core.headers import Headers as Received
 from mitmgate.core.http1 import Bounds, RequestHead
+from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Forward, Request
@@ -99,8 +101,14 @@ class Bench:
         self.moved: list[Reason] = []
         self.connections: list[Upstream] = []
         self.takes = True
+        self.withdrawn: Reason | None = None
         engine = Engine(
-            self.loop, cast(Any, self), cast(UpstreamPool, self), self.fail_over, unanswered=lambda exchange: None
+            self.loop,
+            cast(Any, self),
+            cast(UpstreamPool, self),
+            self.fail_over,
+            unanswered=lambda exchange: None,
+            withdrawn=lambda exchange: self.withdrawn,
         )
         self.transaction = Transaction(engine, cast(Any, self), Bounds(), cast(Any, self))
 
@@ -166,11 +174,17 @@ class Bench:
     takes_trailers = False
 
     def begin(
-        self, length: int | None = 0, *, expects: bool = False, more: bool = False, version: str = "HTTP/1.1"
+        self,
+        length: int | None = 0,
+        *,
+        expects: bool = False,
+        more: bool = False,
+        whole: bool = False,
+        version: str = "HTTP/1.1",
     ) -> "Bench":
         request = new_request(b"POST", b"/users/7", version.encode(), Headers(), b"http")
         head = RequestHead(b"POST", b"/users/7", version, Received(()), length, True, expects)
-        self.transaction.begin(request, head, None, more=more)
+        self.transaction.begin(request, head, None, more=more, whole=whole)
         return self
 
     def turn(self) -> None:
@@ -288,6 +302,50 @@ def test_a_connection_that_is_there_is_taken(bench: Bench) -> None:
     assert bench.sent == [(FORWARD, 0, b"")]
     assert bench.dialled == []
     assert bench.flow.server_conn is bench.connections[0].server
+
+
+@pytest.mark.parametrize("waits", ["", "requestheaders", "request", "body", "dial", "dial again"])
+def test_what_admitted_a_request_is_asked_for_again_where_anything_can_have_come_between(
+    bench: Bench, waits: str
+) -> None:
+    """Only a request that is sent in the turn of the loop in which it was admitted goes on without."""
+    made = exchange_in(bench)
+    assert made.endpoint is not None
+    made.principal = Principal("alice", "dev", (), frozenset(), {}, time.time() + 3600)
+    bench.withdrawn = Reason.TOKEN_REVOKED
+    if not waits.startswith("dial"):
+        bench.connections = [Upstream(made.endpoint)]
+        bench.idle = [*bench.connections]
+    if waits in {"requestheaders", "request"}:
+        bench.acts[waits] = lambda flow: asyncio.sleep(0)
+    if waits == "dial again":
+        bench.unreachable, bench.next = [Reason.UPSTREAM_UNREACHABLE], [OTHER]
+        change(bench, upstream_retries=1)
+    bench.begin(5 if waits == "body" else 0, whole=waits != "body")
+    if waits == "body":
+        bench.transaction.body(b"12345")
+    bench.transaction.body_end()
+    bench.turn()
+    assert bench.sent == ([] if waits else [(FORWARD, 0, b"")])
+    assert [status for status, _ in bench.answers] == ([401] if waits else [])
+
+
+def test_nor_is_it_sent_a_second_time_without(bench: Bench) -> None:
+    made = exchange_in(bench)
+    assert made.endpoint is not None
+    made.principal = Principal("alice", "dev", (), frozenset(), {}, time.time() + 3600)
+    made.forward = replace(FORWARD, method="PUT")
+    bench.idle = [Upstream(made.endpoint), Upstream(made.endpoint)]
+    bench.connections = [*bench.idle]
+    change(bench, upstream_retries=1)
+    bench.begin(whole=True).transaction.body_end()
+    assert len(bench.sent) == 1
+    bench.withdrawn, bench.next = Reason.TOKEN_REVOKED, [OTHER]
+    closed = Failure(Reason.UPSTREAM_CLOSED, None)
+    bench.transaction.upstream_failed(closed, untouched=True, stale=False, undelivered=False)
+    bench.turn()
+    assert len(bench.sent) == 1
+    assert [status for status, _ in bench.answers] == [401]
 
 
 @pytest.mark.parametrize("length", [0, 5, None, 1 << 20])

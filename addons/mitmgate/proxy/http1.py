@@ -318,7 +318,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         fields = headers_of(head.headers.fields)
         request = new_request(head.method, target, head.version.encode("ascii"), fields, self._scheme, authority)
         self.transaction = transaction = Transaction(self._front.engine, self, self._bounds, self._deadline)
-        transaction.begin(request, head, None, more=more)
+        transaction.begin(request, head, None, more=more, whole=head.body == 0)
 
     def _speak_http2(self) -> None:
         """Give the connection away: the client has known before that HTTP/2 is spoken here (RFC 9113, section 3.3)."""

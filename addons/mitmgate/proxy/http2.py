@@ -426,8 +426,9 @@ class Http2Connection(Http2Output):
         )
         self._due = inf
         stream.transaction = transaction = Transaction(self._front.engine, stream, self._bounds, stream.deadline)
-        transaction.begin(request, head, None)
-        if ended and read.length == 0:
+        whole = ended and read.length == 0
+        transaction.begin(request, head, None, whole=whole)
+        if whole:
             transaction.body_end()
 
     def _refuse(self, refusal: Refusal, stream_id: int = -1, *, ended: bool = True) -> None:

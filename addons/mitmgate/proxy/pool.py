@@ -117,7 +117,7 @@ class UpstreamPool:
 
     def _kept(self, connection: UpstreamConnection) -> float:
         kept = _kept(connection)
-        learned = self._learned.get(connection.key)
+        learned = self._learned.get(connection.key) if self._learned else None
         if learned is None:
             return kept
         if learned[1] < time.monotonic():

@@ -288,6 +288,7 @@ class Transaction(Recipient):
         "_events",
         "_expects",
         "_forward",
+        "_fresh",
         "_gone",
         "_head_sent",
         "_held",
@@ -354,6 +355,7 @@ class Transaction(Recipient):
         self._gone = False  # the client's connection has ended
         self._defect = False  # because of a defect of ours
         self._waiting = False  # for a hook, or for a connection
+        self._fresh = False  # the loop has done nothing else since the chain was asked
         self._upgrade = False  # the request asks for a WebSocket, and may
         self._relay: Relay | None = None
         self._dialling: asyncio.Task[Callable[[], None]] | None = None
@@ -393,13 +395,22 @@ class Transaction(Recipient):
 
     # The request: decided before its body is read, and sent to an endpoint that can be reached.
 
-    def begin(self, request: Request, head: RequestHead | None, refusal: Refusal | None, *, more: bool = False) -> None:
+    def begin(
+        self,
+        request: Request,
+        head: RequestHead | None,
+        refusal: Refusal | None,
+        *,
+        more: bool = False,
+        whole: bool = False,
+    ) -> None:
         """Have the chain decide.
 
         head: None where the bytes never became a request, and `refusal` says why. more: a part of the body is there, so
-        that no client waits to be asked for it.
+        that no client waits to be asked for it. whole: `body_end` is called next, in the same turn of the loop.
         """
         connection = self._client.client
+        self._fresh = whole
         self.flow = flow = make_flow(connection, _NOWHERE)
         flow.request = request
         if head is not None:
@@ -598,9 +609,13 @@ class Transaction(Recipient):
         self._send_request(upstream, self._content)
 
     def _withdrawn(self) -> bool:
-        """Answer in the service's place where what admitted a request no longer holds, while it is not yet sent."""
-        exchange, reason = self.exchange, self._void
-        if reason is None and exchange is not None and exchange.principal is not None:
+        """Answer in the service's place where what admitted a request no longer holds, while it is not yet sent.
+
+        In the turn of the loop in which the chain was asked nothing else can have come, and it is not asked again.
+        """
+        exchange, reason, fresh = self.exchange, self._void, self._fresh
+        self._fresh = False  # it may be sent once more, later
+        if reason is None and not fresh and exchange is not None and exchange.principal is not None:
             reason = self._engine.withdrawn(exchange)
             if reason is None and seconds_left(exchange) == 0.0:
                 reason = expired(exchange)
@@ -1239,7 +1254,7 @@ class Transaction(Recipient):
 
     def _wait(self, pending: Coroutine[Any, Any, Callable[[], None]], *, dial: bool = False) -> None:
         """Suspend until something is done. dial: it is given up where the client leaves meanwhile."""
-        self._waiting = True
+        self._waiting, self._fresh = True, False
         task = self._engine.loop.create_task(pending)
         if dial:
             self._dialling = task

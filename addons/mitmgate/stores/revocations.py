@@ -114,7 +114,7 @@ class Revocations(SharedList):
 
     def revoked(self, principal: Principal) -> bool:
         """Tell whether what is known says that a principal is revoked."""
-        return any(
+        return bool(self._held) and any(
             revocation is not None and revocation.holds(principal.issued)
             for revocation in map(self._held.get, principal.marks)
         )

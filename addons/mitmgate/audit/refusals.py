@@ -25,7 +25,7 @@ def room(size: int, whole: int, small: int = _SMALL) -> int:
 
 def is_refusal(record: bytes) -> bool:
     """Tell whether a record is of a request that was not admitted. What a client writes has no plain quotes in it."""
-    return b'"decision":"' in record and b'"decision":"admit"' not in record
+    return b'"decision":"admit"' not in record and b'"decision":"' in record  # most are found admitted at once
 
 
 def refused_log(path: str) -> str:

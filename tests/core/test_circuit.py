@@ -427,3 +427,26 @@ def test_a_reload_that_asks_for_fewer_probes_can_close_it() -> None:
     breaker.settle(RULE, probes[1], Outcome.ABANDONED, NOW + 30)
     assert not permit_of(breaker, NOW + 30, replace(RULE, probes=1)).probe
     assert state_of(breaker) is State.CLOSED
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_reset_closes_whatever_the_state_and_earlier_permits_change_nothing(state: State) -> None:
+    rule, breaker = Circuit(failures=1, share=0.0, window=10.0, open_for=5.0, probes=1), Breaker("a")
+    before = breaker.acquire(rule, 0.0)
+    assert isinstance(before, Permit)
+    if state is not State.CLOSED:
+        breaker.settle(rule, before, Outcome.FAILURE, 0.0)
+    if state is State.HALF_OPEN:
+        probe = breaker.acquire(rule, 5.0)
+        assert isinstance(probe, Permit)
+        before = probe
+    assert breaker.state is state
+    breaker.reset()
+    assert breaker.state is State.CLOSED
+    breaker.settle(rule, before, Outcome.FAILURE, 6.0)
+    assert breaker.state is State.CLOSED
+    after = breaker.acquire(rule, 6.0)
+    assert isinstance(after, Permit)
+    assert not after.probe
+    breaker.settle(rule, after, Outcome.FAILURE, 6.0)
+    assert breaker.state is State.OPEN

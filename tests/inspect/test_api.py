@@ -9,9 +9,11 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mitmgate.replay.policy_case import PolicyCase
 from tests.inspect.webapi import WebApi
 from tests.live.harness import WEB_PASSWORD, Gateway, mint, policy, policy_file, route, write_policy
 from tests.live.harness_http import wait_for
@@ -162,6 +164,99 @@ def test_commands(web: WebApi, gateway: Gateway) -> None:
     assert web.command("mitmgate.denied", "scope-missing")["value"].startswith("0 of 1 flows")
     assert web.flows == []
     assert web.command("mitmgate.all")["value"] == "1 flows"
+
+
+def test_the_chosen_flow_is_the_one_that_was_shown_last(web: WebApi, gateway: Gateway) -> None:
+    gateway.get("/api/v1/users/7")
+    gateway.get("/api/v1/users/7", token=mint(scope="orders.read"))
+    for flow, reason in reversed(list(zip(web.flows, ("credential-missing", "scope-missing"), strict=True))):
+        web.content(flow, "request")
+        for arguments in ((), ("@focus",)):
+            assert f" {reason} at " in web.command("mitmgate.explain", *arguments)["value"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_a_denial_is_first_on_both_panes_with_its_why(web: WebApi, gateway: Gateway, body: bytes) -> None:
+    assert gateway.request("POST", "/api/v1/users", token=mint(scope="orders.read"), body=body).status == 403
+    (flow,) = web.flows
+    for message in ("request", "response"):
+        shown = web.content(flow, message)
+        assert shown["view_name"] == "Gateway", shown
+        why = shown["text"].partition("why: |-\n")[2].partition("\nstages:")[0]
+        assert "change   the token needs the scope users.read" in why
+        assert re.search(r"^  rule +routes\[\d\]\.require\.scopes_all +policy\.yaml:\d+:\d+$", why, re.MULTILINE), why
+
+
+def test_an_edited_flow_is_decided_again_and_written_as_a_case(
+    web: WebApi, gateway: Gateway, upstream: RecordingUpstream
+) -> None:
+    gateway.get("/api/v1/users/7", token=mint("carol", scope="orders.read"))
+    gateway.get("/api/v1/users/7", token=mint())
+    wait_for(lambda: " 200 in " in web.comments[1], "the response")
+    denied, admitted = web.flows
+    asked = len(upstream.requests)
+
+    def decided(flow: dict[str, Any]) -> str:
+        return str(web.command("mitmgate.decide", f"@{flow['id']}")["value"]).partition(":")[0]
+
+    def case(flow: dict[str, Any]) -> str:
+        """Write a case, and run it."""
+        text = str(web.command("mitmgate.case", f"@{flow['id']}")["value"])
+        names: dict[str, Any] = {}
+        exec(text, names)
+        (run,) = [value for name, value in names.items() if name.startswith("test_")]
+        run(lambda name: PolicyCase(gateway.policy_path.with_name(name)))
+        return text
+
+    assert decided(denied) == "deny scope-missing (403)"
+    assert "request.is_denied('scope-missing')" in case(denied)
+    assert decided(admitted) == "admit (200)"
+    # mitmweb's page sends all fields back when one is edited, the hidden ones as they were shown.
+    fields = [*denied["request"]["headers"], ["X-Team", "blue"]]
+    assert ["Authorization", "[redacted]"] in fields
+    edit = {"request": {"path": "/api/v1/orders/7", "headers": fields}}
+    assert web.call("PUT", f"/flows/{denied['id']}", edit)[0] == 200
+    assert web.flows[0]["request"]["path"] == "/api/v1/orders/7"
+    assert decided(denied) == "admit (200)"
+    text = case(denied)
+    assert "request.is_admitted(route='orders')" in text
+    assert ".header('X-Team', 'blue')" in text
+    assert "# was scope-missing" in text
+    assert web.call("PUT", f"/flows/{admitted['id']}", {"request": {"path": "/nowhere"}})[0] == 200
+    assert decided(admitted) == "deny no-route (404)"
+    without = [field for field in denied["request"]["headers"] if field[0] != "Authorization"]
+    assert web.call("PUT", f"/flows/{denied['id']}", {"request": {"headers": without}})[0] == 200
+    assert decided(denied) == "deny credential-missing (401)"
+    assert len(upstream.requests) == asked, "nothing is sent"
+
+
+def test_limits_and_circuits_are_reset_and_the_policy_is_read_again(
+    web: WebApi, gateway: Gateway, upstream: RecordingUpstream
+) -> None:
+    def left() -> str | None:
+        return gateway.get("/api/v1/users/7", token=mint("dora")).one("x-ratelimit-remaining")
+
+    assert [left(), left()] == ["99", "98"]
+    assert web.command("mitmgate.reset.limits")["value"].startswith("forgotten: what ")
+    assert left() == "99"
+    upstream.reply = HANG_UP
+    for _ in range(100):
+        if gateway.request("POST", "/api/v1/users", token=mint("erin"), body=b"x").reason == "circuit-open":
+            break
+    upstream.reply = Reply()
+    assert gateway.get("/api/v1/users/7", token=mint("erin")).reason == "circuit-open"
+    assert web.command("mitmgate.reset.circuits")["value"] == f"closed: users {upstream.url}"
+    assert gateway.get("/api/v1/users/7", token=mint("erin")).status == 200
+    assert web.command("mitmgate.reset.circuits")["value"] == "no circuit was open"
+    before = web.command("mitmgate.policy")["value"].split()[1]
+    text = gateway.policy_path.read_text()
+    gateway.policy_path.write_text(text.replace('"limit": 100', '"limit": 101'))
+    assert "read again" in web.command("mitmgate.reload")["value"]
+    wait_for(lambda: web.command("mitmgate.policy")["value"].split()[1] != before, "the other policy")
+    assert left() == "99", "of 101, one was used before"
+    gateway.policy_path.write_text(text)
+    assert "read again" in web.command("mitmgate.reload")["value"]
+    wait_for(lambda: web.command("mitmgate.policy")["value"].split()[1] == before, "the policy of before")
 
 
 @pytest.mark.parametrize(

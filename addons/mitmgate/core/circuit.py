@@ -47,6 +47,7 @@ class Event(StrEnum):
     WAITED = "waited"
     PROBES_SUCCEEDED = "probes-succeeded"
     PROBE_FAILED = "probe-failed"
+    RESET = "reset"
 
 
 class Outcome(StrEnum):
@@ -66,6 +67,7 @@ TRANSITIONS = {
     (State.OPEN, Event.WAITED): State.HALF_OPEN,
     (State.HALF_OPEN, Event.PROBES_SUCCEEDED): State.CLOSED,
     (State.HALF_OPEN, Event.PROBE_FAILED): State.OPEN,
+    **{(state, Event.RESET): State.CLOSED for state in State},
 }
 
 
@@ -160,6 +162,10 @@ class Breaker:
             if self._opens(rule, now):
                 self._opened = now
                 self._move(Event.FAILURES_REACHED)
+
+    def reset(self) -> None:
+        """Close, and forget what was seen: a person says so. Permits that are out change nothing any more."""
+        self._move(Event.RESET)
 
     def withdraw(self, permit: Permit) -> None:
         """Take back the last success: its response broke off behind its head."""

@@ -22,19 +22,20 @@ from mitmgate.inspect.guard import OptionGuard
 from mitmgate.inspect.printed import Printed
 from mitmgate.inspect.shown import Shown
 from mitmgate.inspect.view import GatewayView
+from mitmgate.inspect.why import Why
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.snapshot import Snapshot
 
 
-def addons(view: View, policy: Callable[[], Snapshot]) -> list[object]:
+def addons(view: View, policy: Callable[[], Snapshot], gateway: chain.Gateway | None = None) -> list[object]:
     """Make the addons that show decisions in a host that has a view of flows, in the order they are added.
 
-    view: the host's. policy: returns the policy in force, or raises LookupError.
+    view: the host's. policy: returns the policy in force, or raises LookupError. gateway: what decides.
     """
     return [
-        Annotate(),
+        Annotate(Why(gateway)),
         GatewayView(),
-        GatewayCommands(view, policy),
+        GatewayCommands(view, policy, gateway),
         BoundedView(view),
         Shown(policy),
         OptionGuard(),
@@ -52,6 +53,7 @@ class Inspection:
     def __init__(self) -> None:
         """Wait for the host to be configured."""
         self.policy: Callable[[], Snapshot] = _no_policy
+        self.gateway: chain.Gateway | None = None
         self._added: list[object] = []
 
     def configure(self, updated: set[str]) -> None:
@@ -61,7 +63,7 @@ class Inspection:
             self._added = [Printed(dumper, self.policy)]
             ctx.master.addons.add(*self._added)
         if not self._added and isinstance(view, View):
-            self._added = addons(view, self.policy)
+            self._added = addons(view, self.policy, self.gateway)
             for addon in self._added:
                 ctx.master.addons.add(addon)
                 # The host is past the hook that would have told a new addon of the options it was started with.
@@ -89,6 +91,7 @@ def gateway(policy: Loaded | str | None = None, *, decides: bool = False) -> cha
     inspection = Inspection()
     made = proxying_gateway(policy, (inspection,), Admin(), decides=decides)
     inspection.policy = lambda: made.policy.snapshot
+    inspection.gateway = made
     return made
 
 

@@ -9,13 +9,14 @@ from mitmproxy.http import HTTPFlow
 from mitmgate.audit.mirror import mirror
 from mitmgate.inspect.kept import close
 from mitmgate.inspect.summary import summarise
+from mitmgate.inspect.why import METADATA_WHY, Why
 from mitmgate.pipeline.exchange import exchange_of
 
 METADATA = "mitmgate"
 
 
 class Annotate:
-    """Set flow.comment, flow.marked and flow.metadata["mitmgate"].
+    """Set flow.comment, flow.marked and flow.metadata["mitmgate"]; why it was denied, too.
 
     Stands behind Enforcer, so that `requestheaders` shows the decision that was enforced; the later hooks add what
     became of it. mitmproxy tells the view after every hook, and the view tells the browser. A comment that a person
@@ -28,8 +29,9 @@ class Annotate:
 
     name: ClassVar[str] = "mitmgate-annotate"
 
-    def __init__(self) -> None:
-        """Remember what was written, to tell it from a person's words."""
+    def __init__(self, why: Why | None = None) -> None:
+        """Remember what was written, to tell it from a person's words. why: explains denials."""
+        self._why = why or Why()
         self._written: weakref.WeakKeyDictionary[HTTPFlow, str] = weakref.WeakKeyDictionary()
         self._ending: list[HTTPFlow] = []  # past their last hook but one: some are still live
 
@@ -79,3 +81,5 @@ class Annotate:
             flow.marked = summary.marker
         if exchange is not None:
             flow.metadata[METADATA] = mirror(exchange)
+            if METADATA_WHY not in flow.metadata and (why := self._why(exchange)):
+                flow.metadata[METADATA_WHY] = why

@@ -1,8 +1,10 @@
-"""mitmproxy commands about decisions: explain one, count them, show only the denied ones, show the policy."""
+"""mitmproxy commands about decisions: explain one, decide it again, count them, show them, reload, reset."""
 
 # mitmproxy's options, addon manager and view are untyped.
 # mypy: allow-untyped-calls
 
+import asyncio
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,11 +12,21 @@ from typing import ClassVar, cast
 
 from mitmproxy import command, ctx, exceptions, flow
 from mitmproxy.addons.view import View
+from mitmproxy.http import HTTPFlow
 
+from mitmgate.chain import Gateway
 from mitmgate.core.rules import Route
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.inspect.report import report
+from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stores.memory import MemoryStore
+from mitmgate.usage import UserError
+
+logger = logging.getLogger(__name__)
+
+CHOSEN: Sequence[flow.Flow] = ()
+"""Stands for no argument: the flow that a person has chosen. A filter that finds nothing is an empty list."""
 
 
 def _command[F: Callable[..., object]](name: str) -> Callable[[F], F]:
@@ -25,23 +37,95 @@ def _command[F: Callable[..., object]](name: str) -> Callable[[F], F]:
 class GatewayCommands:
     """Commands for mitmweb's command bar and `POST /commands/…`.
 
-    mitmweb's browser has a focus of its own, which mitmproxy does not know: there, name a flow by its id as
-    `@<id>`, or by a filter, such as `mitmgate.explain "~comment token-expired"`.
+    A flow is named as `@focus`, which in mitmweb is the one that was shown last, as `@<id>`, or by a filter, such as
+    `mitmgate.explain "~comment token-expired"`. Without a name it is `@focus`.
     """
 
     name: ClassVar[str] = "mitmgate-commands"
 
-    def __init__(self, view: View, policy: Callable[[], Snapshot]) -> None:
-        """policy: returns the policy in force, or raises LookupError."""
+    def __init__(self, view: View, policy: Callable[[], Snapshot], gateway: Gateway | None = None) -> None:
+        """policy: returns the policy in force, or raises LookupError. gateway: what decides here."""
         self._view = view
         self._policy = policy
+        self._gateway = gateway
+        self._reloads: set[asyncio.Task[bool]] = set()
 
     @_command("mitmgate.explain")
-    def explain(self, flows: Sequence[flow.Flow]) -> str:
+    def explain(self, flows: Sequence[flow.Flow] = CHOSEN) -> str:
         """Explain the decision on flows: each stage, what it said and why."""
-        if not flows:
+        return "\n---\n".join(report(each) for each in self._named(flows))
+
+    @_command("mitmgate.decide")
+    def decide(self, flows: Sequence[flow.Flow] = CHOSEN) -> str:
+        """Decide again on flows, as they are after an edit, by the policy in force. Nothing is sent, nothing spent."""
+        from mitmgate.inspect.again import decide_again  # noqa: PLC0415 - what nobody asks for is not loaded
+
+        loaded, snapshot = self._decides_by()
+        try:
+            return "\n---\n".join(decide_again(each, loaded, snapshot).text for each in self._requests(flows))
+        except UserError as error:
+            raise exceptions.CommandError(str(error)) from error
+
+    @_command("mitmgate.case")
+    def case(self, flows: Sequence[flow.Flow] = CHOSEN) -> str:
+        """Write flows as cases for pytest, with what is decided on them now."""
+        from mitmgate.inspect.again import as_test_case  # noqa: PLC0415 - as above
+
+        loaded, snapshot = self._decides_by()
+        try:
+            return "\n\n\n".join(as_test_case(each, loaded, snapshot) for each in self._requests(flows))
+        except UserError as error:
+            raise exceptions.CommandError(str(error)) from error
+
+    @_command("mitmgate.reload")
+    def reload(self) -> str:
+        """Read the policy file again."""
+        task = asyncio.get_running_loop().create_task(self._running().reload(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return "the policy file is read again; mitmgate.policy shows what is in force, and the log why one is refused"
+
+    @_command("mitmgate.reset.circuits")
+    def reset_circuits(self) -> str:
+        """Close every circuit."""
+        breaker = self._running().breaker
+        closed = [] if breaker is None else breaker.reset()
+        logger.warning("circuits were reset in mitmweb: %s", ", ".join(closed) or "none was open")
+        return f"closed: {', '.join(closed)}" if closed else "no circuit was open"
+
+    @_command("mitmgate.reset.limits")
+    def reset_limits(self) -> str:
+        """Forget what limits have counted in this process's memory."""
+        services = self._running().services
+        if services is None or not isinstance(services.store, MemoryStore):
+            raise exceptions.CommandError("the limits are counted in Redis, for other gateways too: reset them there")
+        count = services.store.clear()
+        logger.warning("limits were reset in mitmweb: %d keys", count)
+        return f"forgotten: what {count} keys had spent"
+
+    def _named(self, flows: Sequence[flow.Flow]) -> Sequence[flow.Flow]:
+        chosen = self._view.focus.flow
+        named = flows if flows is not CHOSEN else [] if chosen is None else [chosen]
+        if not named:
             raise exceptions.CommandError("no such flow")
-        return "\n---\n".join(report(each) for each in flows)
+        return named
+
+    def _requests(self, flows: Sequence[flow.Flow]) -> list[HTTPFlow]:
+        named = [each for each in self._named(flows) if isinstance(each, HTTPFlow)]
+        if not named:
+            raise exceptions.CommandError("no HTTP request: the gateway decides on nothing else")
+        return named
+
+    def _running(self) -> Gateway:
+        if self._gateway is None or self._gateway.policy.source is None:
+            raise exceptions.CommandError("no policy is in force")
+        return self._gateway
+
+    def _decides_by(self) -> tuple[Loaded, Snapshot]:
+        source = self._running().policy.source
+        if source is None:
+            raise exceptions.CommandError("no policy is in force")
+        return source.loaded, source.snapshot
 
     @_command("mitmgate.denied")
     def denied(self, reason: str = "") -> str:

@@ -15,6 +15,7 @@ from mitmgate.audit.settings import Redact
 from mitmgate.core.reason import Reason
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.inspect.kept import Kept, kept, kept_of
+from mitmgate.inspect.why import METADATA_WHY
 from mitmgate.pipeline.exchange import exchange_of
 
 Decision = Mapping[str, Plain]
@@ -24,6 +25,12 @@ Members = dict[str, object]
 def has_decision(flow: Flow | None) -> bool:
     """Tell whether there is anything to report of a flow: it was decided on here, or saved with its verdict."""
     return isinstance(flow, HTTPFlow) and (exchange_of(flow) is not None or METADATA in flow.metadata)
+
+
+def was_admitted(flow: Flow | None) -> bool:
+    """Tell whether a request that was decided on went to a service, or would have."""
+    saved = None if flow is None else flow.metadata.get(METADATA)
+    return not isinstance(saved, dict) or saved.get("decision") == "admit"
 
 
 def report(flow: Flow | None) -> str:
@@ -36,23 +43,29 @@ def report(flow: Flow | None) -> str:
         return "Not an HTTP request: the gateway decides on nothing else."
     exchange = exchange_of(flow)
     if exchange is not None:
-        return _yaml(_whole(kept(exchange, flow), mirror(exchange)))
+        return _yaml(_whole(kept(exchange, flow), mirror(exchange), _why(flow)))
     if METADATA not in flow.metadata:
         return "The gateway has not decided on this flow."
     try:
         saved = flow.metadata[METADATA]
         finished = kept_of(flow)
         if finished is not None:
-            return _yaml(_whole(finished, saved))
-        return _yaml({"decision": flow.comment, **_decision(saved), "received": _received(saved, Redaction(Redact()))})
+            return _yaml(_whole(finished, saved, _why(flow)))
+        received = _received(saved, Redaction(Redact()))
+        return _yaml({"decision": flow.comment, **_decision(saved, _why(flow)), "received": received})
     except (AttributeError, KeyError, TypeError, ValueError):
         return "The verdict that was saved with this flow can't be read."
 
 
-def _whole(exchange: Kept, decision: Decision) -> Members:
+def _why(flow: HTTPFlow) -> str:
+    """Return the reasons that `Annotate` has noted, as far as a saved flow can be believed: they are text."""
+    return "\n".join(map(_printable, str(flow.metadata.get(METADATA_WHY, "")).split("\n")))
+
+
+def _whole(exchange: Kept, decision: Decision, why: str) -> Members:
     snapshot = exchange.snapshot
     redaction = Redaction(snapshot.redact)
-    made: Members = {"decision": exchange.comment, **_decision(decision)}
+    made: Members = {"decision": exchange.comment, **_decision(decision, why)}
     if exchange.grants:
         made["limits"] = {
             grant.limit.name: f"{grant.remaining} of {grant.limit.limit} left in any {grant.limit.window:g} s"
@@ -75,11 +88,13 @@ def _whole(exchange: Kept, decision: Decision) -> Members:
     return made
 
 
-def _decision(saved: Decision) -> Members:
+def _decision(saved: Decision, why: str) -> Members:
     """Describe what `mirror` made, in the order of interest. Raises KeyError or TypeError for what it never makes."""
     made: Members = {}
     if saved["detail"]:
         made["detail"] = saved["detail"]
+    if why:
+        made["why"] = _block(why.split("\n"))
     if saved["failure"]:
         made["failure"] = saved["failure"]
         made["failure_detail"] = saved["failure_detail"]

@@ -1,7 +1,8 @@
-"""What mitmweb shows of a flow: no credential, and of a request that was refused the URL that was asked for.
+"""What mitmweb shows of a flow: no credential, and the URL that was asked for.
 
-mitmweb's own list has whole requests, and for a refused one the name that does not resolve to which the reverse proxy
-points. The flow itself stays as it is: what is downloaded or exported is what was sent.
+mitmweb's own list has whole requests, and the URL that was asked of the service; for a refused one the name that does
+not resolve to which the reverse proxy points. The flow itself stays as it is: what is downloaded or exported is what
+was sent.
 """
 
 # mitmweb's functions are untyped.
@@ -21,6 +22,7 @@ from mitmgate.audit.redact import Redaction, mark
 from mitmgate.audit.settings import Redact
 from mitmgate.core.authority import parse_authority
 from mitmgate.core.credentials import hide_in_body
+from mitmgate.inspect.again import asked
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.policy.snapshot import Snapshot
 
@@ -57,8 +59,8 @@ class Shown:
         redaction = redaction_in_force(self._policy)
         saved = flow.metadata.get(METADATA)
         request = made["request"]
-        if isinstance(saved, dict) and saved.get("decision") != "admit" and isinstance(saved.get("ingress"), dict):
-            request |= _asked(saved["ingress"])
+        if isinstance(saved, dict) and isinstance(saved.get("ingress"), dict):
+            request |= _asked(asked(flow, saved["ingress"]))
         request["path"] = redaction.target(request["path"])
         request["method"] = redaction.path(request["method"])
         for name in ("host", "pretty_host"):

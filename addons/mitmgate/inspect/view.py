@@ -6,7 +6,7 @@ from mitmproxy import contentviews
 from mitmproxy.addonmanager import Loader
 from mitmproxy.contentviews import Contentview, Metadata, SyntaxHighlight
 
-from mitmgate.inspect.report import has_decision, report
+from mitmgate.inspect.report import has_decision, report, was_admitted
 
 _OURS = 2.0  # above the JSON view, which has 1
 _PROBLEM = b'{"type":"urn:mitmgate:problem:'  # as core.problem writes it: a service's own problems stay JSON
@@ -16,9 +16,10 @@ _EMPTY = 0.2  # above the raw view, which has 0.1; below the query view, which h
 class GatewayContentview(Contentview):
     """Show the decision of a flow: the verdict, each stage's word and time, what came in and what went up.
 
-    Chosen by itself where there is nothing else to see: a problem document, or an empty body. For any other body it
-    has to be asked for, so that JSON stays JSON. mitmproxy asks no view about a body that it did not keep, because it
-    was streamed or never read ("Content is missing"): look at the flow's other message, or ask `mitmgate.explain`.
+    Chosen by itself for both messages of a request that no service got, and where there is nothing else to see: an
+    empty body, or one that was not kept, because it was streamed or never read. mitmproxy asks no view about the
+    latter ("Content is missing"): in mitmweb `live.py` does. For any other body the view has to be asked for, so that
+    a service's JSON stays JSON.
     """
 
     name = "Gateway"
@@ -32,7 +33,7 @@ class GatewayContentview(Contentview):
         """Put the view first for the gateway's own errors, before Raw for empty bodies, and nowhere else."""
         if metadata.http_message is None or not has_decision(metadata.flow):
             return -1.0
-        if data.startswith(_PROBLEM):
+        if data.startswith(_PROBLEM) or not was_admitted(metadata.flow):
             return _OURS
         return 0.0 if data else _EMPTY
 

@@ -71,7 +71,7 @@ class Explanation:
 def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, stages: Mapping[str, Stage]) -> Explanation:
     """Explain a decision that the chain has just made. stages: of it, by name. No credential is in it."""
     decision = decided(exchange)
-    reports = [_stage(policy, recorded, exchange, step, stages) for step in exchange.verdict.steps]
+    reports = [explain_step(policy, recorded, exchange, step, stages) for step in exchange.verdict.steps]
     final = exchange.verdict.final
     redaction = Redaction(policy.snapshot.redact)
     upstream: Facts = {}
@@ -109,9 +109,10 @@ def _shown(value: object, redaction: Redaction) -> object:
     return [_shown(item, redaction) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _stage(
+def explain_step(
     policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, step: Step, stages: Mapping[str, Stage]
 ) -> StageReport:
+    """Explain what one stage has said, as `explain` does."""
     report = StageReport(step.stage, step.outcome.value, step.reason.code, step.detail)
     stage = stages.get(step.stage)
     report.read = {} if stage is None else stage.reads(exchange)

@@ -13,7 +13,7 @@ def as_text(explanation: Explanation) -> str:
     """Write an explanation, stage by stage; what a stage has nothing to say about takes one line."""
     lines = [f"{explanation.decision} ({explanation.status}): {explanation.request}, by {explanation.policy}", ""]
     for stage in explanation.stages:
-        lines += _stage(stage)
+        lines += stage_lines(stage)
     if explanation.upstream:
         lines += ["", f"to {explanation.upstream['endpoint']}: {explanation.upstream['request']}"]
         headers = explanation.upstream["headers"]
@@ -21,7 +21,8 @@ def as_text(explanation: Explanation) -> str:
     return "\n".join(printable(line) for line in lines) + "\n"
 
 
-def _stage(stage: StageReport) -> list[str]:
+def stage_lines(stage: StageReport) -> list[str]:
+    """Write what one stage has said."""
     said = f" {stage.reason}: {stage.detail}" if stage.outcome in {"deny", "observe", "answer"} else ""
     lines = [f"{stage.outcome:<8} {stage.stage}{said}".rstrip(": ")]
     if stage.outcome == "skip":

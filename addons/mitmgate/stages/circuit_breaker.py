@@ -179,6 +179,21 @@ class CircuitBreaker(Stage):
         """Return the state of every endpoint that was used, by "UPSTREAM URL"."""
         return {key: breaker.state for key, breaker in self._breakers.items()}
 
+    def reset(self) -> list[str]:
+        """Close every circuit, as a person wants; returns those that were not closed, by "UPSTREAM URL"."""
+        self._silent.clear()
+        return [key for key, breaker in self._breakers.items() if self._reset(breaker)]
+
+    def _reset(self, breaker: Breaker) -> bool:
+        before = breaker.state
+        breaker.reset()
+        if before is State.CLOSED:
+            return False
+        turn = Turn(breaker.endpoint, breaker.state, time.time(), "reset by a person", "", "")
+        self.turned[breaker.endpoint] = turn
+        self.turns.append(turn)
+        return True
+
     def failed_shares(self) -> Mapping[str, float]:
         """Return what part of each endpoint's requests within its window failed, 0 to 1, by "UPSTREAM URL"."""
         now = self._ticks()

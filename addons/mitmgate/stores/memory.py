@@ -56,6 +56,13 @@ class MemoryStore:
     async def close(self) -> None:
         """Do nothing."""
 
+    def clear(self) -> int:
+        """Forget what every key has spent; returns how many keys there were."""
+        count = len(self)
+        for shelf in (self._fresh, self._used, self._full):
+            shelf.clear()
+        return count
+
     def take(self, takes: Sequence[Take], now: float, held: Sequence[Grant] = ()) -> list[Grant]:
         """Decide and spend. See `CounterStore.take`."""
         grants = self._take(takes, now, spend=True)

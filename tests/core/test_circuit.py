@@ -440,13 +440,13 @@ def test_reset_closes_whatever_the_state_and_earlier_permits_change_nothing(stat
         probe = breaker.acquire(rule, 5.0)
         assert isinstance(probe, Permit)
         before = probe
-    assert breaker.state is state
+    assert state_of(breaker) is state
     breaker.reset()
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     breaker.settle(rule, before, Outcome.FAILURE, 6.0)
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     after = breaker.acquire(rule, 6.0)
     assert isinstance(after, Permit)
     assert not after.probe
     breaker.settle(rule, after, Outcome.FAILURE, 6.0)
-    assert breaker.state is State.OPEN
+    assert state_of(breaker) is State.OPEN

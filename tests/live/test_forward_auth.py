@@ -5,13 +5,16 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from cryptography import x509
 
 from mitmgate.core.client_fields import shape
 from mitmgate.core.path import Ambiguous, canonical_path
@@ -22,9 +25,12 @@ from tests.live.asking import AskingProxy, printed
 from tests.live.harness import ROOT, SECRET, WEB_PASSWORD, Gateway, mint, policy, write_policy
 from tests.live.harness_http import Answered, free_port, raw_request, request, status_of, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream, Reply
+from tests.live.test_proof import thumbprint
 from tests.live.test_reasons import DENIED, OFFICE, bearer, head, made
+from tests.protocol.certificates import Authority
 
 HOLDER = Holder()
+XFCC = f'Hash={"ab" * 32};Subject="CN=legacy"'
 LARGER_HEADS = {"": "large_client_header_buffers 4 64k;"}
 
 
@@ -66,6 +72,12 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
         document = made(directory, service.url, f"http://127.0.0.1:{free_port()}")
         document["decide"] = {"trusted": ["127.0.0.1/32"]}
         document["limits"] = {}
+        document["identity"]["certificates"] = {
+            "dns": "*.jobs.example",
+            "subject": "CN=legacy",
+            "header": "X-Client-Cert",
+        }
+        document["identity"]["proofs"] = {"certificate_header": "X-Client-Cert"}
         document["response_headers"] = {"remove": ["X-User-ID"], "set": {"X-User-Role": "of-no-decision"}}
         shutil.copy(ROOT / "docs" / "examples" / "bot_guard.py", directory)
         document["stages"] = {
@@ -73,6 +85,7 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
         }
         add = document["routes"].append
         add({"name": "odd", "match": {"prefix": "/odd"}, "upstream": "users", "allow_encoded_slash": True})
+        add({"name": "machines", "match": {"prefix": "/machines"}, "upstream": "users", "auth": "certificate"})
         add({"name": "sockets", "match": {"exact": "/sockets"}, "upstream": "users", "websocket": True})
         recording = ("--record", str(directory / "traffic.mitm"))
         with (
@@ -297,6 +310,92 @@ def test_a_client_cannot_say_where_it_is(asking: Asking, front: AskingProxy) -> 
     assert seen.all("x-forwarded-for") == ["127.0.0.1"]
 
 
+@dataclass
+class OverTls:
+    """An nginx that asks its clients for certificates."""
+
+    proxy: AskingProxy
+    authority: Authority
+
+    def ask(self, target: str, pair: tuple[str, str] | None = None, **more: str) -> Answered:
+        context = ssl.create_default_context(cafile=self.authority.ca)
+        if pair is not None:
+            context.load_cert_chain(*pair)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in said(more).items()])
+        with (
+            socket.create_connection(("127.0.0.1", self.proxy.port), PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname="api.example") as link,
+        ):
+            link.sendall(f"GET {target} HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n{lines}\r\n".encode())
+            got = b""
+            while part := link.recv(65536):
+                got += part
+        return parsed(got)
+
+
+@pytest.fixture(scope="module")
+def over_tls(asking: Asking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OverTls]:
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    certificate, key = authority.issue("api.example")
+    tls = (
+        f"ssl_certificate {certificate};\n    ssl_certificate_key {key};\n    ssl_client_certificate {authority.ca};\n"
+    )
+    listen = f"listen 127.0.0.1:8000 ssl;\n    {tls}    ssl_verify_client optional;"
+    edit = LARGER_HEADS | {"listen 127.0.0.1:8000;": listen}
+    with AskingProxy("nginx", asking.gateway.port, asking.service.port, edit=edit) as proxy:
+        yield OverTls(proxy, authority)
+
+
+def test_a_certificate_that_nginx_has_verified(asking: Asking, over_tls: OverTls) -> None:
+    issue, ask_nginx = over_tls.authority.issue, over_tls.ask
+    night = issue("night", client=True, names=[x509.DNSName("night.jobs.example")])
+    legacy = issue("legacy", client=True, names=[])
+    for pair, name in ((night, "night.jobs.example"), (legacy, "CN=legacy")):
+        asking.service.forget()
+        assert ask_nginx("/machines", pair).status == 200
+        seen = asking.service.last()
+        assert (seen.one("x-user-id"), seen.one("x-client-cert")) == (name, None)
+    token = mint("alice", cnf={"x5t#S256": thumbprint(night[0])})
+    bearer_of = f"Bearer {token}"
+    assert ask_nginx("/api/v1/users", night, Authorization=bearer_of).status == 200
+    asking.service.forget()
+    own = quote(Path(night[0]).read_text())
+    stranger = issue("stranger", client=True, names=[x509.DNSName("a.jobs.example.evil.example")])
+    tries: list[dict[str, str]] = [{}, {"X_Client_Cert": own}, {"X_Forwarded_Client_Cert": XFCC}]
+    for shown, reason in ((None, "credential-missing"), (stranger, "certificate-refused")):
+        for more in tries:
+            answer = ask_nginx("/machines", shown, **more)
+            assert (answer.status, answer.reason, answer.one("www-authenticate")) == (401, reason, "Certificate")
+    assert ask_nginx("/api/v1/users", legacy, Authorization=bearer_of).reason == "token-proof-invalid"
+    assert ask_nginx("/api/v1/users", Authorization=bearer_of, X_Client_Cert=own).reason == "token-proof-missing"
+    assert ask_nginx("/machines", issue("night", client=True, signed_by_itself=True)).status == 400, "nginx' own"
+    asking.service.assert_saw_nothing()
+
+
+@pytest.mark.parametrize("kind", ["nginx", "caddy", "traefik", "envoy"])
+def test_what_a_check_says_of_a_certificate(asking: Asking, over_tls: OverTls, kind: str) -> None:
+    pair = over_tls.authority.issue("night", client=True, names=[x509.DNSName("night.jobs.example")])
+    pem = Path(pair[0]).read_text()
+    encoded = "".join(pem.strip().splitlines()[1:-1])
+    port = asking.gateway.port
+    for value in (quote(pem), f":{encoded}:"):
+        answer = ask(port, asked(kind, "/machines", X_Client_Cert=value))
+        assert (answer.status, answer.one("x-user-id")) == (200, "night.jobs.example")
+    refused = {
+        "": "credential-missing",
+        "::": "credential-missing",
+        quote(pem)[:-30]: "certificate-refused",
+        f":{encoded[:-8]}:": "certificate-refused",
+        f":{encoded}:, :{encoded}:": "certificate-refused",
+        "CN=legacy": "certificate-refused",
+    }
+    for value, reason in refused.items():
+        answer = ask(port, asked(kind, "/machines", X_Client_Cert=value))
+        assert (answer.status, answer.one("x-user-id")) == (401, None), value
+        assert asking.decided(answer.one("x-request-id"))["reason"] == reason
+    assert ask(port, asked(kind, "/machines", X_Forwarded_Client_Cert=XFCC)).status == 401
+
+
 def test_recorded_decisions_are_taken_again(
     asking: Asking, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,6 +611,10 @@ def test_a_proof_is_for_the_address_that_the_client_saw(asking: Asking) -> None:
 
 def test_mitmweb_shows_the_original_request(tmp_path: Path, asking: Asking) -> None:
     document = policy(tmp_path, asking.service, decide={"trusted": ["127.0.0.1/32"]})
+    document["identity"]["certificates"] = {"subject": "CN=legacy", "forwarded": True}
+    document["routes"].append(
+        {"name": "machines", "match": {"prefix": "/machines"}, "upstream": "users", "auth": "certificate"}
+    )
     with Gateway(write_policy(tmp_path, document), host="web", arguments=("--decide",)) as web:
         token = f"Bearer {mint()}"
         assert ask(web.port, asked("nginx", "/api/v1/users?a=b", Authorization=token)).status == 200
@@ -519,6 +622,11 @@ def test_mitmweb_shows_the_original_request(tmp_path: Path, asking: Asking) -> N
         assert ask(web.port, asked("caddy", "/api/v1/users"), "127.0.0.2").reason == "check-untrusted"
         shown = request(web.web_port, "GET", "/flows", token=WEB_PASSWORD, host=f"127.0.0.1:{web.web_port}")
         flows = [(flow["request"]["path"], flow["comment"]) for flow in shown.json]
+        for kind in KINDS:  # of which Envoy alone writes the field, and so removes its client's
+            said_to = ask(web.port, asked(kind, "/machines", X_Forwarded_Client_Cert=XFCC))
+            assert (said_to.status, said_to.one("x-user-id")) == (
+                (200, "CN=legacy") if kind == "envoy" else (401, None)
+            )
     asking.service.assert_saw_nothing()
     assert [path for path, _ in flows] == ["/api/v1/users?a=b", "/api/v1/users", "/decide/caddy"]
     words = ["ADMIT users, asked by nginx 200 ", "DENY 401 credential-missing", "DENY 403 check-untrusted"]

@@ -237,16 +237,24 @@ def test_a_certificate_that_a_trusted_proxy_passes_on(tmp_path: Path, upstream: 
     token = mint("alice", cnf={"x5t#S256": thumbprint(mine)})
     line = "GET /api/v1/users HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n%s\r\n"
     made = policy_with(tmp_path, upstream, proofs={"certificate_header": "Client-Cert"})
+    made["identity"]["certificates"] = {"subject": "CN=alice", "header": "Client-Cert"}
+    made["routes"].append({"name": "own", "match": {"prefix": "/own"}, "upstream": "users", "auth": "certificate"})
+    own = "GET /own HTTP/1.1\r\nHost: x\r\n%s\r\n"
     field = f"Client-Cert: :{der.decode()}:\r\n"
     with Gateway(write_policy(tmp_path, made)) as gateway:
         assert b"token-proof-missing" in raw_request(gateway.port, (line % (token, field)).encode()), "from anybody"
+        assert b"credential-missing" in raw_request(gateway.port, (own % field).encode()), "from anybody"
     made["trusted_proxies"] = ["127.0.0.1/32"]
     with Gateway(write_policy(tmp_path, made)) as gateway:
         for more in ("", field + field, "Client-Cert: ::\r\n"):
             assert b"token-proof-missing" in raw_request(gateway.port, (line % (token, more)).encode())
+        for more, reason in (("", b"missing"), (field + field, b"refused"), (f"Client-Cert: {mine}\r\n", b"refused")):
+            assert reason in raw_request(gateway.port, (own % more).encode())
         upstream.assert_saw_nothing()
-        assert raw_request(gateway.port, (line % (token, field)).encode()).startswith(b"HTTP/1.1 200 ")
-        assert der not in upstream.last().raw
+        for request in (line % (token, field), own % field):
+            assert raw_request(gateway.port, request.encode()).startswith(b"HTTP/1.1 200 ")
+            assert der not in upstream.last().raw
+        assert upstream.last().one("x-user-id") == "CN=alice"
 
 
 def test_the_field_of_the_certificate_goes_on_from_nobody(

@@ -146,6 +146,16 @@ CASES: list[Case] = [
         "identity:\n  proofs: {certificate_header: ¦DPoP}",
         *("identity.proofs.certificate_header", "DPoP has a meaning of its own", "name another"),
     ),
+    (
+        "identity:\n",
+        "identity:\n  certificates: {dns: a, header: ¦Authorization}",
+        *("identity.certificates.header", "Authorization has a meaning of its own", "name another"),
+    ),
+    (
+        "identity:\n",
+        "identity:\n  certificates: {dns: a, forwarded: true, header: ¦X-Client-Cert}",
+        *("identity.certificates.header", "proxies pass certificates on in one field", "leave out"),
+    ),
     ("identity:", "identity:\n  proofs: {lifetime: ¦6m}", "identity.proofs.lifetime", "must be at most 5m", ""),
     # Unknown members and missing ones.
     ("cors:", "¦corse:", "corse", "there is no member corse", "did you mean cors?"),

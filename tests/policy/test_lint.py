@@ -258,6 +258,11 @@ CORP = "    corp:\n      issuer: https://c.example\n      audience: api\n"
         ),
         (
             "identity:",
+            "identity:\n  certificates: {dns: a.example, header: ¦X-Client-Cert}",
+            "identity.certificates.header: no proxy is trusted",
+        ),
+        (
+            "identity:",
             "identity:\n  certificates: {spiffe: a.example, roles: {¦spiffe://b.example/x: [r]}, forwarded: true}",
             "identity.certificates.roles.spiffe://b.example/x: b.example is no trust domain of spiffe",
         ),

@@ -36,7 +36,7 @@ _EXPIRED: Final = Refusal(Reason.CERTIFICATE_EXPIRED, "The client certificate ha
 _NO_NAME: Final = Refusal(Reason.CERTIFICATE_REFUSED, "The client certificate has no name that is accepted.")
 _TWO_NAMES: Final = Refusal(Reason.CERTIFICATE_REFUSED, "The client certificate has several names that are accepted.")
 _NO_SVID: Final = Refusal(Reason.CERTIFICATE_REFUSED, "The client certificate's SPIFFE ID is not acceptable.")
-_UNREADABLE: Final = Refusal(Reason.CERTIFICATE_REFUSED, "The forwarded certificate can't be read.")
+UNREADABLE: Final = Refusal(Reason.CERTIFICATE_REFUSED, "The forwarded certificate can't be read.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,14 @@ class Certificates:
     """Which names count. trust_domains: of SPIFFE IDs. patterns: of the other kinds, in the order in which they count.
 
     roles: by pattern of the principal's name. forwarded: whether a trusted proxy passes certificates on in FIELD.
+    field: the lower-case field in which it passes on the certificate itself, instead.
     """
 
     trust_domains: frozenset[str]
     patterns: tuple[tuple[NameKind, tuple[re.Pattern[str], ...]], ...]
     roles: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]
     forwarded: bool = False
+    field: bytes | None = None
 
 
 def pattern(text: str) -> re.Pattern[str]:
@@ -118,29 +120,29 @@ def names_in(values: Sequence[bytes]) -> ClientCertificate | Refusal | None:
     if not content:
         return None
     if len(content) > LONGEST_FIELD:
-        return _UNREADABLE
+        return UNREADABLE
     pairs: list[tuple[str, str]] = []
     at = 0
     while at < len(content):
         found = _PAIR.match(content, at)
         if found is None:
-            return _UNREADABLE
+            return UNREADABLE
         name, raw, end = found[1].lower().decode("ascii"), found[2], found[3]
         # Envoy puts quotation marks about a subject and escapes nothing: what is escaped is so in the subject itself.
         value = raw[1:-1] if raw[:1] == b'"' else raw
         try:
             pairs.append((name, value.decode("utf-8")))
         except UnicodeDecodeError:
-            return _UNREADABLE
+            return UNREADABLE
         at = found.end()
         if end == b",":
             if at == len(content):
-                return _UNREADABLE
+                return UNREADABLE
             pairs.clear()
             at += len(content[at:]) - len(content[at:].lstrip(b" "))
         elif end == b";" and at == len(content):
-            return _UNREADABLE
+            return UNREADABLE
     of = {name: tuple(value for one, value in pairs if one == name and value) for name in ("subject", "uri", "dns")}
     if not any(name == "hash" and value for name, value in pairs) or len(of["subject"]) > 1:
-        return _UNREADABLE  # Envoy gives the hash of whatever certificate there was
+        return UNREADABLE  # Envoy gives the hash of whatever certificate there was
     return ClientCertificate("".join(of["subject"]), of["uri"], of["dns"])

@@ -192,8 +192,8 @@ def check_proof(proof: UnverifiedProof, asked: Asked, token: bytes, now: float, 
     return None if proof.token == digest_of(token) else _TOKEN
 
 
-def passed_thumbprint(value: bytes) -> str | None:
-    """Return the thumbprint of a certificate in a header field, None where there is none.
+def passed_certificate(value: bytes) -> bytes | None:
+    """Return the certificate in a header field, in DER; None where there is none.
 
     In DER, base64 between colons (RFC 9440, section 2.1), or PEM, percent-encoded, as nginx' $ssl_client_escaped_cert.
     """
@@ -208,7 +208,13 @@ def passed_thumbprint(value: bytes) -> str | None:
         der = a2b_base64(encoded, strict_mode=True)
     except Error:
         return None
-    return digest_of(der) if der else None
+    return der or None
+
+
+def passed_thumbprint(value: bytes) -> str | None:
+    """Return the thumbprint of a certificate in a header field, None where there is none."""
+    der = passed_certificate(value)
+    return None if der is None else digest_of(der)
 
 
 def _is_target(text: str, asked: Asked) -> bool:

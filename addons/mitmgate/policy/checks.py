@@ -294,9 +294,11 @@ def _certificates(document: Document) -> Iterator[Problem]:
         if not isinstance(rule, dict):
             message = "no certificate is a principal"
             yield document.problem(at, message, hint="add identity.certificates: {spiffe: DOMAIN}")
-        elif "client_ca" not in tls and rule.get("forwarded") is not True:
+        elif "client_ca" not in tls and not (rule.get("forwarded") or rule.get("header")):
             message = "no client is asked for a certificate, and no proxy passes one on"
-            yield document.problem(at, message, hint="add listen.tls.client_ca, or identity.certificates.forwarded")
+            yield document.problem(
+                at, message, hint="add listen.tls.client_ca, or identity.certificates.forwarded or header"
+            )
     if isinstance(rule, dict) and "certificate" in _mapping(document.at(("identity", "issuers"))):
         message = "principals with a certificate are of the issuer certificate: name this one otherwise"
         yield document.problem(("identity", "issuers", "certificate"), message, key=True)

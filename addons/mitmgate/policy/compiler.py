@@ -58,6 +58,8 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         for made in _of_tenants(name, issuer, material)
     }
     proofs = _proofs(policy.identity.proofs, material)
+    certificates = _certificates(policy.identity.certificates)
+    passed = None if certificates is None else certificates.field
     key_field = None if policy.api_keys is None else _field(policy.api_keys.header)
     resources = Resources(_resource(resource, policy, issuers, routes) for resource in policy.identity.resources)
     return Snapshot(
@@ -74,7 +76,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         client_fields=ClientFields(
             _identity_headers(forward, routes).union(
                 *(map(_field, own.sets) for own in loaded.stages.values()),
-                {name for name in (proofs.certificate, key_field) if name is not None},
+                {name for name in (proofs.certificate, passed, key_field) if name is not None},
                 *(map(_field, service.forward) for service in policy.decision_services.values()),
             ),
             map(_field, policy.identity.keep),
@@ -103,7 +105,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         own=loaded.stages,
         proofs=proofs,
         key_field=key_field,
-        certificates=_certificates(policy.identity.certificates),
+        certificates=certificates,
         credentials=_credentials(routes, default),
         checks=CidrSet(policy.decide.trusted),
         check_proxies=CidrSet((*policy.decide.trusted, *policy.trusted_proxies)),
@@ -487,6 +489,7 @@ def _certificates(rule: Certificates | None) -> certificate.Certificates | None:
         tuple((kind, tuple(map(certificate.pattern, texts))) for kind, texts in kinds if texts),
         tuple((certificate.pattern(text), roles) for text, roles in rule.roles.items()),
         rule.forwarded,
+        None if rule.header is None else _field(rule.header),
     )
 
 

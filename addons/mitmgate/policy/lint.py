@@ -212,9 +212,10 @@ def _of_machines(policy: Policy, document: Document) -> Iterator[Problem]:
         return
     if "certificate" not in taken:
         yield document.warning(at, Code.UNUSED, "no route takes certificates", "add auth: certificate", key=True)
-    if certificates.forwarded and not policy.trusted_proxies:
+    if (certificates.forwarded or certificates.header) and not (policy.trusted_proxies or policy.decide.trusted):
         message = "no proxy is trusted, so that no certificate which one passes on counts"
-        yield document.warning((*at, "forwarded"), Code.UNUSED, message, "add trusted_proxies")
+        member = "forwarded" if certificates.forwarded else "header"
+        yield document.warning((*at, member), Code.UNUSED, message, "add trusted_proxies")
     for pattern in certificates.roles:
         scheme, slashes, rest = pattern.partition("://")
         domain = rest.partition("/")[0]

@@ -534,11 +534,19 @@ class Certificates(Section):
     forwarded: Boolean = False
     """Whether trusted_proxies pass the certificate of their client on, in X-Forwarded-Client-Cert as Envoy writes it.
     Such a proxy must set the field or remove a client's."""
+    header: HeaderName | None = None
+    """The field in which trusted_proxies, and proxies that ask for decisions, pass the certificate itself on, instead:
+    as RFC 9440 says, or PEM, percent-encoded. They have to have verified it, and to remove a client's field."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         if not (self.spiffe or self.uri or self.dns or self.email or self.subject):
             raise wrong("accepts no name", "add spiffe, uri, dns, email or subject")
+        name = self.header
+        if name is not None and self.forwarded:
+            raise wrong("proxies pass certificates on in one field", "leave out header or forwarded", at="header")
+        if name is not None and name.lower() in FRAMING | _MEANING:
+            raise wrong(f"{name} has a meaning of its own", "name another header", at="header")
         return self
 
 
@@ -567,6 +575,8 @@ class Identity(Section):
             own.add(assertion.header.lower())
         if self.proofs.certificate_header is not None:
             own.add(self.proofs.certificate_header.lower())
+        if self.certificates is not None and self.certificates.header is not None:
+            own.add(self.certificates.header.lower())
         for name in self.keep:
             if shape(name.lower().encode()).decode() in own:
                 raise wrong(f"{name} is the gateway's own word on who asks", at="keep")

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import ClassVar
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy.connection import Client, Connection
 from mitmproxy.http import HTTPFlow
@@ -19,9 +18,11 @@ from mitmgate.core.forwarding import told_by
 from mitmgate.core.headers import Headers
 from mitmgate.core.proof import digest_of, passed_thumbprint
 from mitmgate.core.reason import Reason
+from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Request
 from mitmgate.core.trace import Identifiers, valid_request_id, valid_traceparent
 from mitmgate.core.verdict import Outcome, Step, Verdict
+from mitmgate.keys import certificate as certificates
 from mitmgate.pipeline.exchange import Exchange, Rejection, begin, exchange_of, rejection_of, taken
 from mitmgate.pipeline.message import headers_of
 from mitmgate.pipeline.stage import Stage
@@ -172,9 +173,14 @@ def _original(check: Request, kind: Kind | None, snapshot: Snapshot) -> Request:
     if kind is None:
         raise ValueError("The path is none that a proxy asks at")
     request = original_request(check, kind, snapshot.check_proxies)
-    name = snapshot.proofs.certificate
+    name, rule = snapshot.proofs.certificate, snapshot.certificates
     passed = None if name is None else request.headers.one(name)
-    return request if passed is None else replace(request, thumbprint=passed_thumbprint(passed))
+    if passed is not None:
+        request = replace(request, thumbprint=passed_thumbprint(passed))
+    if rule is None or (rule.field is None and kind is not Kind.ENVOY):  # which alone writes X-Forwarded-Client-Cert
+        return request
+    names = certificates.passed_on(check.headers, rule)
+    return replace(request, names=ClientCertificate("") if isinstance(names, Refusal) else names)
 
 
 def subject_of(client: Client) -> str | None:
@@ -201,22 +207,8 @@ def names_of(client: Client) -> ClientCertificate | None:
     certificate = client.certificate_list[0]
     known: ClientCertificate | None = client.__dict__.get(_NAMES)
     if known is None:
-        known = client.__dict__[_NAMES] = _names(certificate.to_cryptography())
+        known = client.__dict__[_NAMES] = certificates.names_of(certificate.to_cryptography())
     return known
-
-
-def _names(certificate: x509.Certificate) -> ClientCertificate:
-    """Read a certificate's names. One whose names can't be read has none."""
-    subject, until = certificate.subject.rfc4514_string(), certificate.not_valid_after_utc.timestamp()
-    try:
-        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = tuple(san.get_values_for_type(x509.UniformResourceIdentifier))
-        dns = tuple(san.get_values_for_type(x509.DNSName))
-        return ClientCertificate(subject, uris, dns, tuple(san.get_values_for_type(x509.RFC822Name)), until)
-    except x509.ExtensionNotFound:
-        return ClientCertificate(subject, until=until)
-    except ValueError:
-        return ClientCertificate("", until=until)
 
 
 def _peer(connection: Connection) -> str:

@@ -28,6 +28,7 @@ from mitmgate.core.request import Head
 from mitmgate.core.rules import TOKEN, Credential, named
 from mitmgate.core.token import TOO_LARGE, UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.keys.certificate import passed_on
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline import challenges
@@ -519,15 +520,16 @@ def _certificate(exchange: Exchange) -> str | None:
 def _of_certificate(exchange: Exchange) -> Principal | Refusal | None:
     """Find out whose certificate the client has shown, to us or to a trusted proxy; None: it has shown none.
 
-    The certificate of such a proxy itself is nobody else's; what others say in its field was dropped.
+    The certificate of such a proxy itself is nobody else's; what others say in its field was dropped. What a proxy says
+    that asks for a decision, Arrival has read.
     """
     snapshot, request = exchange.snapshot, exchange.request
     rule, peer = snapshot.certificates, peer_address(request.peer)
-    if rule is None or peer is None or exchange.check is not None:
+    if rule is None or peer is None:
         return None
     shown: certificate.ClientCertificate | Refusal | None = request.names
-    if snapshot.trusted_proxies.networks and peer in snapshot.trusted_proxies:
-        shown = certificate.names_in(request.headers.all(certificate.FIELD)) if rule.forwarded else None
+    if exchange.check is None and snapshot.trusted_proxies.networks and peer in snapshot.trusted_proxies:
+        shown = passed_on(request.headers, rule)
     if shown is None or isinstance(shown, Refusal):
         return shown
     return certificate.principal_of(shown, rule, exchange.now)

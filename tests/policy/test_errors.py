@@ -147,12 +147,12 @@ CASES: list[Case] = [
         *("identity.proofs.certificate_header", "DPoP has a meaning of its own", "name another"),
     ),
     (
-        "identity:\n",
+        "identity:",
         "identity:\n  certificates: {dns: a, header: ¦Authorization}",
         *("identity.certificates.header", "Authorization has a meaning of its own", "name another"),
     ),
     (
-        "identity:\n",
+        "identity:",
         "identity:\n  certificates: {dns: a, forwarded: true, header: ¦X-Client-Cert}",
         *("identity.certificates.header", "proxies pass certificates on in one field", "leave out"),
     ),

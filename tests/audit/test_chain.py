@@ -351,7 +351,7 @@ def test_an_old_copy_with_the_old_head_is_told_by_the_process_log(
     assert problem_of(log.verify()) == "", "by itself it is whole"
     assert "is not detected by these two alone" in str(chain.__doc__)
     report = verify(str(log.path), [log.key], marks=marks)
-    assert report.broken and kinds(report)["old"] == len(marks)
+    assert report.broken and kinds(report)["old"] == sum(seq > 20 for seq in marks)  # a rotation may mark 20
     assert "is an older one, put back" in problem_of(report)
     # Grown again, it is another record 22 than the one that was marked.
     trail = trail_of(log.settings)

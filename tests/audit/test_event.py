@@ -39,6 +39,7 @@ def test_a_proxied_request() -> None:
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "client_ip": "192.0.2.7",
         "peer": "192.0.2.7",
+        "protocol": "HTTP/1.1",
         "user": "alice",
         "issuer": "corp",
         "roles": ["admin"],

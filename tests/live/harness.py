@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import jwt
 
+from tests.live.event_schema import strange_events
 from tests.live.harness_http import Answered, free_port, request, wait_for
 from tests.live.harness_upstream import PATIENCE, RecordingUpstream
 
@@ -245,14 +246,16 @@ class Gateway:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Stop; a test's own failure is not hidden by that of stopping."""
+        """Stop, and hold its audit events to their schema; a test's own failure is not hidden by that of stopping."""
         if self.process.poll() is None:
             if kind is None:
                 self.stop()
             else:
                 self.kill()
         self.process.wait(PATIENCE)
-        if kind is not None:
+        if kind is None:
+            assert strange_events(self.policy_path.parent) == []
+        else:
             sys.stderr.write(f"--- stderr of {self.host} ---\n{self.log}\n")
 
 

@@ -1,4 +1,4 @@
-"""`mitmgate audit verify|tail|show|stats`: check, follow, search and count an audit file."""
+"""`mitmgate audit verify|tail|show|stats|schema`: check, follow, search and count an audit file."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ _MUCH: Final = 50 << 20  # bytes of which reading takes long enough to be looked
 
 @click.group()
 def audit() -> None:
-    """Verify, follow, show or count an audit file."""
+    """Verify, follow, show or count an audit file, or print the schema of its events."""
 
 
 @audit.command()
@@ -84,6 +84,14 @@ def verify(
     wrong = {kind.value for report in reports for kind in report.counts} - set(accept)
     broken = any(report.broken for report in reports)
     context.exit(1 if broken else 4 if Kind.BEGINNING in wrong else 3 if Kind.DECLARED in wrong else 0)
+
+
+@audit.command()
+def schema() -> None:
+    """Print the JSON Schema of events, one of which is a line of an audit file."""
+    from mitmgate.audit.schema import schema as schema_of_events  # noqa: PLC0415 - pydantic takes its time
+
+    click.echo(json.dumps(schema_of_events(), indent=2))
 
 
 def _tell(name: str, report: Report, keys: list[bytes | None]) -> None:
@@ -385,7 +393,7 @@ def _style(event: Members) -> str:
 def _cells(event: Members) -> list[str]:
     """Return what every event is shown by: time, status, what was asked, what became of it, why, who."""
     if "outcome" not in event:
-        rest = {name: value for name, value in event.items() if name not in {"time", "event", "id", *_CHAIN}}
+        rest = {name: value for name, value in event.items() if name not in {"time", *_OF_ALL}}
         facts = " ".join(f"{name}={value}" for name, value in rest.items())
         return [printable(cell) for cell in (event.get("time", ""), "", event.get("event", "?"), "", facts, "")]
     query = f"?{event['query']}" if "query" in event else ""
@@ -396,7 +404,7 @@ def _cells(event: Members) -> list[str]:
     return [printable(cell) for cell in cells]
 
 
-_CHAIN = ("seq", "prev", "mac")
+_OF_ALL = ("event", "id", "worker", "v", "seq", "prev", "mac")
 
 
 def _line(event: Members) -> Text:

@@ -1,7 +1,8 @@
 """Audit events but for a request's own (ended.py): one for everything else that an auditor has to know.
 
 Every event has `time` (RFC 3339, UTC, milliseconds) and `event`, its kind; the trail adds `id`, which is unique: a
-sink that delivers a record twice delivers the same id. What is not known is left out.
+sink that delivers a record twice delivers the same id; `worker`, the process; and `v`, the version of the schema
+(schema.py). What is not known is left out.
 """
 
 from datetime import UTC, datetime
@@ -13,6 +14,9 @@ from mitmgate.audit.record import Event
 from mitmgate.core.reason import Reason
 from mitmgate.core.revocation import Revocation
 from mitmgate.core.verdict import Outcome, Step
+
+VERSION = 1
+"""Of the events' schema. A member that is new does not change it; one that goes, or means something else, does."""
 
 Fate = Literal["proxied", "allowed", "denied", "answered", "failed", "aborted"]
 

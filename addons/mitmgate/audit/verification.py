@@ -32,6 +32,7 @@ MOST = 100
 """Breaks that are told one by one; all are counted."""
 
 _DECLARING = frozenset({"audit-dropped", "audit-recovered", "worker-lost"})
+_OF_ALL = frozenset({"id", "event", "seq", "prev", "mac", "time", "worker", "v"})
 _MARK = re.compile(r"audit log (.+?) ends with record ([0-9]{1,20}), sha256:([0-9a-f]{64})")
 
 
@@ -151,7 +152,7 @@ class _Walk:
             report.add(Kind.OLD, place, f"is another record {record.seq} than the one that was marked")
         kind = event.get("event")
         if kind == "sink-failed" or kind in _DECLARING:
-            facts = {key: event[key] for key in event if key not in {"id", "event", "seq", "prev", "mac", "time"}}
+            facts = {key: event[key] for key in event if key not in _OF_ALL}
             said = ", ".join(f"{name}={value}" for name, value in facts.items())
             note = f"record {record.seq}, {event.get('time')}: {kind} ({said})"
             if kind == "sink-failed":

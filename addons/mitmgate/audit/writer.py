@@ -29,7 +29,7 @@ from typing import NamedTuple
 from structlog.typing import Processor
 
 from mitmgate.audit.ended import Ended, told
-from mitmgate.audit.event import gateway_started, gateway_stopped
+from mitmgate.audit.event import VERSION, gateway_started, gateway_stopped
 from mitmgate.audit.gathering import Gathering
 from mitmgate.audit.logger import renderer
 from mitmgate.audit.record import Event, render
@@ -93,6 +93,7 @@ class AuditTrail:
         self._waited_in_vain = False
         self._block_for = block_for
         self._instance = secrets.token_hex(6)
+        self._worker = 0  # the process: the trail is started behind the fork
         self._numbers = count(1)
         self._threads: tuple[SinkThread, ...] = ()
         self._gathering = Gathering(self._write)
@@ -115,6 +116,7 @@ class AuditTrail:
         policy: the digest in force. Raises UserError for a sink that only the user can put right. A Redis that is away
         is not one: its records are spilled.
         """
+        self._worker = os.getpid()
         for thread in self._threads:
             thread.sink.open()
         for thread in self._threads:
@@ -149,8 +151,7 @@ class AuditTrail:
             logger.error("an audit event came after the end of the trail and is lost: %s", event.get("event"))
             return None
         try:
-            event["id"] = f"{self._instance}-{next(self._numbers)}"
-            return self._record(event)
+            return self._record(self._marked(event))
         except Exception:
             self.failed += 1
             logger.exception("an audit event could not be recorded")
@@ -224,8 +225,14 @@ class AuditTrail:
         ]
 
     def _rendered(self, event: Event) -> bytes:
+        return render(self._marked(event))
+
+    def _marked(self, event: Event) -> Event:
+        """Say of an event which one it is, which process made it, and by which schema."""
         event["id"] = f"{self._instance}-{next(self._numbers)}"
-        return render(event)
+        event["worker"] = self._worker
+        event["v"] = VERSION
+        return event
 
     def _full(self) -> bool:
         room = self._capacity - len(self._gathering.pending)

@@ -6,9 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
@@ -22,6 +23,7 @@ from mitmgate.net.dialler import Dialler
 from mitmgate.pipeline.enforcer import Enforcer
 from mitmgate.pipeline.exchange import Exchange, reports
 from mitmgate.pipeline.stage import Stage
+from mitmgate.policy.declared import declare
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own, in_place
@@ -73,7 +75,7 @@ def stages(
 
     Raises UserError where they are not those that Enforcer will ask, in their order: it would deny everything.
     """
-    chain = (
+    made: tuple[Stage, ...] = (
         Arrival(source, services.trail.pressure, clock, ticks, decides),
         Hygiene(),
         Endpoints(),
@@ -90,13 +92,16 @@ def stages(
         CircuitBreaker(ticks),
         Rewrite(),
     )
-    names = tuple([stage.name for stage in chain])
-    if names != REQUIRED:
+    by_name = {stage.name: stage for stage in made}
+    if [name for name in REQUIRED if name in by_name] != list(by_name):
         raise UserError(
-            f"the chain is {', '.join(names)}, but what has to sign is {', '.join(REQUIRED)}: "
+            f"the chain is {', '.join(by_name)}, but what has to sign is {', '.join(REQUIRED)}: "
             "this copy of mitmgate is damaged"
         )
-    by_name: dict[str, Stage] = {stage.name: stage for stage in chain}
+    try:
+        by_name |= {one.name: one() for one in STAGES if one.name not in by_name}
+    except TypeError as error:
+        raise UserError(f"a stage is not given what it needs ({error}): this copy of mitmgate is damaged") from error
     by_name |= {name: own_stage(one, services.store, services.trail.emit, offline) for name, one in own.items()}
     return tuple([by_name[name] for name in signatures(own)])
 
@@ -129,7 +134,26 @@ REQUIRED = (
     "circuit-breaker",
     "rewrite",
 )
-"""The signatures that Enforcer asks for. Written out, so that a stage lost from the list above is no way around it."""
+"""All stages, in their order: the signatures that Enforcer asks for. NAME is the class of that name in stages/NAME.py.
+
+One that needs none of the services is added by its line here. Those above are written out there as well, so that a
+stage lost from either list is no way around it.
+"""
+
+
+def _stage(name: str) -> type[Stage]:
+    module = import_module(f"mitmgate.stages.{name.replace('-', '_')}")
+    found = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Stage)]
+    found = [one for one in found if vars(one).get("name") == name]
+    if len(found) != 1:
+        raise UserError(
+            f"{module.__name__} has {len(found)} stages of the name {name}: this copy of mitmgate is damaged"
+        )
+    return found[0]
+
+
+STAGES: Final = tuple(map(_stage, REQUIRED))
+declare(STAGES)
 
 
 async def _start(services: Services) -> None:

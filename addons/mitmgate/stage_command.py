@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mitmgate.policy.own_stages import BUILT_IN
+from mitmgate.policy.own_stages import built_in
 from mitmgate.usage import UserError
 
 _STAGE = '''\
@@ -70,7 +70,7 @@ def new(name: str, directory: str) -> None:
     """Write a stage and its test. NAME: kebab-case, such as bot-guard."""
     if re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) is None or len(name) > 48:
         raise UserError(f"stage new {name}: a name in kebab-case is wanted, of 48 letters at most, such as bot-guard")
-    if name in BUILT_IN:
+    if name in built_in():
         raise UserError(f"stage new {name}: the gateway has a stage of this name")
     file, cls = f"{name.replace('-', '_')}.py", "".join(word.capitalize() for word in name.split("-"))
     place = Path(directory)

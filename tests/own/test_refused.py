@@ -7,7 +7,7 @@ import pytest
 from mitmgate.chain import REQUIRED
 from mitmgate.policy.compiler import digest
 from mitmgate.policy.loader import PolicyError, load
-from mitmgate.policy.own_stages import PLACES
+from mitmgate.policy.own_stages import places
 
 POLICY = """\
 version: 1
@@ -180,7 +180,7 @@ def test_two_entries_of_one_class(tmp_path: Path) -> None:
 
 def test_the_places_are_those_between_the_first_stage_and_the_circuit() -> None:
     """A new stage of the gateway is one that others may come after, or stands at an end of the chain."""
-    assert ("arrival", *PLACES, "circuit-breaker", "rewrite") == REQUIRED
+    assert ("arrival", *places(), "circuit-breaker", "rewrite") == REQUIRED
 
 
 def test_code_and_options_are_part_of_the_digest(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import SeldomEach
 from mitmgate.pipeline.coverage import Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
+from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Location, Problem
+from mitmgate.policy.section import Section
 
 _seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
 
@@ -73,6 +75,10 @@ class Stage:
     reportable: ClassVar[bool] = True  # whether report mode turns this stage's denials into observations
     reasons: ClassVar[tuple[Reason, ...]] = ()
     """Why it may deny, answer or observe, beside core.reason.EVERY_STAGE; any other reason makes a `stage-error`."""
+    section: ClassVar[type[Section]] = Section
+    """Its members of the policy: a model whose fields stand beside the policy's others."""
+    route_section: ClassVar[type[Section]] = Section
+    """Its members of each route, likewise."""
     changes: ClassVar[Mapping[Reason, str]] = {}
     """What would have to be otherwise, by the reason of a denial, where no more can be said of it; for `explain`."""
 
@@ -88,6 +94,16 @@ class Stage:
     skipped: ClassVar[Step]
     _may_give: ClassVar[frozenset[Reason]] = frozenset(EVERY_STAGE)
     _row: "Row | None" = None
+
+    @classmethod
+    def mistakes(cls, document: Document) -> Iterator[Problem]:
+        """Yield errors in a policy that its sections can't see alone, such as names that nothing has."""
+        return iter(())
+
+    @classmethod
+    def compiled(cls, loaded: Loaded) -> object:
+        """Make what it decides by of a valid policy, frozen: `exchange.snapshot.compiled[self.name]`."""
+        return None
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Read values, return this stage's step. Stages that wait for a store return an awaitable."""

@@ -12,6 +12,7 @@ from mitmgate.core import template
 from mitmgate.core.client_fields import shape
 from mitmgate.core.trailers import never_forwarded
 from mitmgate.policy.condition import ConditionError, compile_condition
+from mitmgate.policy.declared import stages
 from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
 from mitmgate.policy.problem import Location, Problem, nearest
@@ -35,6 +36,8 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _stores(document)
     yield from _listeners(document)
     yield from _sinks(document)
+    for stage in stages():
+        yield from stage.mistakes(document)
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
 from mitmgate.keys.discovery import metadata_urls
 from mitmgate.policy.condition import compile_condition
+from mitmgate.policy.declared import stages
 from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
@@ -103,6 +104,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
+        compiled={stage.name: stage.compiled(loaded) for stage in stages()},
         proofs=proofs,
         key_field=key_field,
         certificates=certificates,

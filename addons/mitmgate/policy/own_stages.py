@@ -22,6 +22,7 @@ from mitmgate import stage
 from mitmgate.core.client_fields import shape
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Mode
+from mitmgate.policy.declared import stages as built_in_stages
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.model_routes import WRITTEN_BY_THE_GATEWAY
@@ -33,15 +34,20 @@ from mitmgate.policy.validation import problems_of
 GROUP: Final = "mitmgate.stages"
 """The group of entry points under which installed packages offer stages."""
 
-PLACES: Final = (
-    *("hygiene", "endpoints", "routing", "network-access", "client-quota", "authentication", "cors"),
-    *("size-limit", "authorization", "openapi", "rate-limit", "decision-service"),
-)
-"""The gateway's stages that one of these may come after, in their order: where there is a head to read, and before the
-request to the service is made."""
 
-BUILT_IN: Final = ("arrival", *PLACES, "circuit-breaker", "rewrite", "enforcer", "protocol")
-"""Names that speak for the gateway."""
+def built_in() -> tuple[str, ...]:
+    """Return the names that speak for the gateway, those of its stages in their order."""
+    return (*(known.name for known in built_in_stages()), "enforcer", "protocol")
+
+
+def places() -> tuple[str, ...]:
+    """Return the gateway's stages that one of these may come after, in their order.
+
+    There is a head to read then, and the request to the service is not made.
+    """
+    names = built_in()
+    return names[1 : names.index("circuit-breaker")]
+
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _MEMBERS: Final = frozenset(OwnStage.model_fields)
@@ -95,7 +101,7 @@ class Own:
         return next((known.change for known in self.code.made_of.reasons if known.name == reason.code), "")
 
 
-def in_place(built_in: tuple[str, ...], own: Mapping[str, str]) -> tuple[str, ...]:
+def in_place(chain: tuple[str, ...], own: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of all stages in their order. own: by name, what each comes after.
 
     What comes after the same stage keeps the order of the file. One that comes after nothing that is there is left out.
@@ -108,7 +114,7 @@ def in_place(built_in: tuple[str, ...], own: Mapping[str, str]) -> tuple[str, ..
             if after == name:
                 put(follower)
 
-    for name in built_in:
+    for name in chain:
         put(name)
     return tuple(names)
 
@@ -155,7 +161,7 @@ class OwnStages:
 
     def _read(self, name: str, entry: OwnStage) -> None:
         at: Location = ("stages", name)
-        if name in BUILT_IN:
+        if name in built_in():
             self.problems.append(self.document.problem(at, f"{name} is a stage of the gateway", key=True, found=""))
             return
         try:
@@ -270,17 +276,17 @@ class OwnStages:
     def _places(self, after: Mapping[str, object]) -> None:
         """Yield an error where a stage comes after nothing that is there, or where none may."""
         known = {name: place for name, place in after.items() if isinstance(place, str)}
-        placed = in_place(BUILT_IN, known)
+        placed = in_place(built_in(), known)
         for name, place in known.items():
             at: Location = ("stages", name, "after")
-            if place in BUILT_IN and place not in PLACES:
-                self._wrong(at, "no other stage may come here", f"one of {', '.join(PLACES)}")
-            elif place not in BUILT_IN and place not in after:
-                there = (*PLACES, *(other for other in after if other != name))
+            if place in built_in() and place not in places():
+                self._wrong(at, "no other stage may come here", f"one of {', '.join(places())}")
+            elif place not in built_in() and place not in after:
+                there = (*places(), *(other for other in after if other != name))
                 hint = nearest(place, there) or f"one of {', '.join(there)}"
                 self._wrong(at, "no stage has this name", hint)
-            elif name not in placed and name not in BUILT_IN and known.get(place) is not None:
-                self._wrong(at, "it comes after itself", f"one of {', '.join(PLACES)}")
+            elif name not in placed and name not in built_in() and known.get(place) is not None:
+                self._wrong(at, "it comes after itself", f"one of {', '.join(places())}")
 
     def _unlike_running(self, named: Mapping[str, object]) -> None:
         """Yield an error for each stage that would need a chain which is not the one that was made at start."""
@@ -299,7 +305,7 @@ class OwnStages:
     def _keys(self) -> None:
         """Yield an error for each key of a limit that no stage hands over, or not before the limit is taken."""
         limits = self.document.at(("rate_limits",))
-        placed = in_place(BUILT_IN, {name: own.after for name, own in self.stages.items()})
+        placed = in_place(built_in(), {name: own.after for name, own in self.stages.items()})
         first = self.document.at(("client_limits",))
         early = [*first] if isinstance(first, list) else [first]
         for limit, members in (limits if isinstance(limits, dict) else {}).items():

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mitmgate.policy.model import Policy
+from mitmgate.policy.declared import policy_model
 from mitmgate.policy.problem import Code
 from mitmgate.policy.section import Section
 
@@ -31,7 +31,7 @@ _BOUNDS = {"ge": "minimum", "le": "maximum"}  # as pydantic leaves them behind a
 
 def schema() -> dict[str, Any]:
     """Return the schema. Wherever a scalar may stand, a reference to the environment may stand too."""
-    made = _open(Policy.model_json_schema())
+    made = _open(policy_model().model_json_schema())
     made["$defs"] |= {"FromEnvironment": _FROM_ENVIRONMENT, "Acknowledge": _ACKNOWLEDGE}
     for section in (made, *made["$defs"].values()):
         _complete(section.get("properties", {}), made["$defs"])

@@ -79,6 +79,7 @@ class Snapshot:
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
     own: Mapping[str, Own] = field(default_factory=dict)
+    compiled: Mapping[str, object] = field(default_factory=dict)  # what stages decide by, as each has made it
     proofs: Proofs = field(default_factory=Proofs)
     key_field: bytes | None = None
     certificates: Certificates | None = None

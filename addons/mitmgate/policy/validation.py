@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mitmgate.policy.declared import policy_model
 from mitmgate.policy.document import Document, written
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.model import Policy
 from mitmgate.policy.problem import Location, Problem, nearest
 
-_POLICY = TypeAdapter(Policy)
 _MESSAGES = {
     "string_type": "must be text",
     "int_type": "must be a whole number",
@@ -36,7 +36,7 @@ def validate(document: Document) -> tuple[Policy | None, list[Problem]]:
     """Validate a document's value section by section; the policy is None where there is any error."""
     sections: dict[int, type[BaseModel]] = {}
     try:
-        return _POLICY.validate_python(document.value, context=sections), []
+        return policy_model().model_validate(document.value, context=sections), []
     except ValidationError as error:
         return None, problems_of(document, error, sections)
 

@@ -130,6 +130,51 @@ def test_user_information_of_a_host() -> None:
     assert hide_in_field("host", "me:pw@a.example", mark) == "[redacted]@a.example"
 
 
+KEY = f"mgk_3tvRSxyYPh_{'a1B' * 16}z"
+JWT = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+OPAQUE = "opaque-Zz9Zz9Zz9Zz9Zz9Zz9"
+
+
+@pytest.mark.parametrize("name", sorted(credentials._PUBLIC_FIELDS))
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(KEY, f"u={KEY}", JWT, JWT.replace("e", "%65"), f"Bearer {OPAQUE}", f"a=b,access_token={OPAQUE}"),
+        *(
+            f"authorization=Bearer {OPAQUE};p=1",
+            f"DPoP {OPAQUE}",
+            f'{{"token":"{OPAQUE}"}}',
+            f"https://x:{OPAQUE}@a.b/",
+        ),
+        KEY.replace("g", "%67", 1),
+    ],
+)
+def test_what_tells_itself_is_hidden_in_public_fields_too(name: str, value: str) -> None:
+    shown = hide_in_field(name, value, mark)
+    assert "[redacted]" in shown
+    for secret in (OPAQUE, KEY[15:], JWT.rpartition(".")[2]):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ("tracestate", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE,dd=s:2;o:rum;t.dm:-4;p:0f1e2d3c4b5a6978"),
+        ("baggage", "userId=alice,serverNode=DF%2028,sentry-trace_id=4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("if-none-match", 'W/"t61rcWkgMzEx8Zq29dLmP0aB", "33a64df551425fcc55e4d42a148795d9f25f89d4"'),
+        ("repr-digest", "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:"),
+        ("x-amzn-trace-id", "Root=1-67891233-abcdef012345678912345678;Parent=463ac35c9f6413ad;Sampled=1"),
+        (
+            "content-security-policy",
+            "default-src 'self'; img-src https: data:; script-src 'nonce-t61rcWkgMzEx8Zq29dLm'",
+        ),
+    ],
+)
+def test_public_fields_stay_as_they_are(name: str, value: str) -> None:
+    assert hide_in_field(name, value, mark) == value
+
+
 def test_fields_that_are_random_and_public_stay() -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     assert hide_in_field("traceparent", trace, mark) == trace

@@ -53,7 +53,7 @@ _PUBLIC_FIELDS: Final = frozenset(
         *("sec-websocket-key", "sec-websocket-accept", "content-security-policy"),
     }
 )
-"""Fields whose values look random, and are public: only a token in them is hidden."""
+"""Fields whose values look random, and are public: hidden in them is what is known by its name, scheme or form."""
 
 # An unreserved character that is percent-encoded, once or more often; RFC 3986, section 2.3: nobody needs to.
 _DISGUISE: Final = re.compile(r"%(?:25)*(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|2[Dd]|5[Ff])")
@@ -214,20 +214,25 @@ def hide_in_url(url: str, put: Put, is_secret: Callable[[str], bool] = is_secret
     return f"{hide_in_path(url[:end], put)}{url[end]}{hide_in_query(url[end + 1 :], put, is_secret)}"
 
 
-def hide_in_text(text: str, put: Put) -> str:
-    """Hide credentials in text of any kind: a header field's value, a line of a log."""
+def hide_in_text(text: str, put: Put, *, random: bool = True) -> str:
+    """Hide credentials in text of any kind: a header field's value, a line of a log.
+
+    random: whether random strings are, too, by which nothing else tells that they are credentials.
+    """
     pairs = text.count("=") + text.count(":")
     if pairs > MOST:
         return put(text)
     return (
-        hide_in_body(text, put) if pairs or " " in text or "@" in text else _without_tokens(text, put, _slashes(text))
+        hide_in_body(text, put, random=random)
+        if pairs or " " in text or "@" in text
+        else _without_tokens(text, put, _slashes(text), random=random)
     )
 
 
-def hide_in_body(text: str, put: Put, ids: bool = False) -> str:
+def hide_in_body(text: str, put: Put, ids: bool = False, *, random: bool = True) -> str:
     """Hide credentials in text of any kind and any size: what an operator looks at, and no client makes us read.
 
-    ids: request ids, which are hexadecimal numbers of 128 bits, stay.
+    ids: request ids, which are hexadecimal numbers of 128 bits, stay. random: see hide_in_text.
     """
     text = _without_userinfo(text, put)
     lower = text.lower()
@@ -235,7 +240,7 @@ def hide_in_body(text: str, put: Put, ids: bool = False) -> str:
         text = _SCHEME.sub(lambda found: _hide_scheme(found, put), text)
     if "=" in text or ":" in text:
         text = _hide_pairs(text, put)
-    return _without_tokens(text, put, _slashes(text), 33 if ids else 32)
+    return _without_tokens(text, put, _slashes(text), 33 if ids else 32, random=random)
 
 
 def hide_in_field(name: str, value: str, put: Put) -> str:
@@ -245,7 +250,7 @@ def hide_in_field(name: str, value: str, put: Put) -> str:
         return f"{put(userinfo)}{at}{host}"
     if name == "sec-websocket-protocol":
         return _hide_protocols(value, put)
-    return without_jwts(value, put) if name in _PUBLIC_FIELDS else hide_in_text(value, put)
+    return hide_in_text(value, put, random=name not in _PUBLIC_FIELDS)
 
 
 def _hide_protocols(value: str, put: Put) -> str:
@@ -315,7 +320,7 @@ def _without_userinfo(text: str, put: Put) -> str:
     return "".join(words)
 
 
-def _without_tokens(text: str, put: Put, slash: str, digits: int = 32) -> str:
+def _without_tokens(text: str, put: Put, slash: str, digits: int = 32, *, random: bool = True) -> str:
     """Hide what is recognised without a name: disguised words, JWTs, random strings. slash: "/" where runs have it."""
     escaped = "%" in text
     if len(text) < _SHORTEST and not escaped:
@@ -327,7 +332,7 @@ def _without_tokens(text: str, put: Put, slash: str, digits: int = 32) -> str:
     text = without_jwts(text, put)
     if max(map(len, text.split() if slash else text.split("/")), default=0) < _SHORTEST:
         return text
-    return _without_random(text, put, _RUNS[slash, escaped], digits)
+    return _without_random(text, put, _RUNS[slash, escaped], digits if random else 0)
 
 
 def _without_random(text: str, put: Put, run: re.Pattern[str], digits: int) -> str:
@@ -338,6 +343,7 @@ def _without_random(text: str, put: Put, run: re.Pattern[str], digits: int) -> s
         found += 1
         if text.endswith(_DIGEST, 0, one.start()):  # of a policy, say: it is meant to be shown
             return one[0]
-        return put(one[0]) if found > MOST or looks_random(one[0], digits) else one[0]
+        is_one = looks_random(one[0], digits) if digits else one[0].startswith(_MARKS)
+        return put(one[0]) if found > MOST or is_one else one[0]
 
     return run.sub(hide, text)

@@ -2,13 +2,16 @@
 
 import sys
 
-from mitmgate.cli import main
-from mitmgate.host.default_addons import put_off
+from mitmgate.cli import import_command, main
+from mitmgate.collector import importing
+from mitmgate.host.imports import put_off
 
 
 def run() -> int:
     """Run the command that the process was started with, and return its exit status."""
     put_off()
+    with importing():
+        import_command(sys.argv[1:])
     return main()
 
 

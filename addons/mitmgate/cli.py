@@ -78,14 +78,25 @@ def group() -> None:
     """Run mitmgate, a zero-trust API gateway: a request passes only when every stage has admitted it."""
 
 
+def _with_command(words: Sequence[str]) -> list[str]:
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
+        return ["demo", *words]
+    return list(words)
+
+
+def import_command(words: Sequence[str]) -> None:
+    """Import what the command in a process's words needs, and run nothing. An unknown one is for `main` to refuse."""
+    entry = COMMANDS.get(_with_command(words)[0])
+    if entry is not None:
+        importlib.import_module(entry.target.partition(":")[0])
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 2 for a user's mistake, 130 for Ctrl-C, else the command's own.
 
     Without a command, or with an option first, the demo runs. A command's integer result is its status.
     """
-    words = list(sys.argv[1:] if args is None else args)
-    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
-        words.insert(0, "demo")
+    words = _with_command(sys.argv[1:] if args is None else args)
     try:
         status = group.main(words, prog_name="mitmgate", standalone_mode=False)
     except UserError as error:

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from typing import ClassVar, Final, Protocol
 
 from mitmproxy import ctx
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.certs import Cert
 from mitmproxy.connection import Address, Client, ConnectionState
 from mitmproxy.http import HTTPFlow
@@ -165,9 +164,12 @@ class Listener:
         pool = UpstreamPool(table, self.bounds, self.buffer, self.descriptors, self._dialler)
         self.engine = Engine(loop, table, pool, self.fail_over, self._unanswered, self._withdrawn)
         proxyserver = ctx.master.addons.get("proxyserver")
-        if isinstance(proxyserver, Proxyserver):
-            # A script is loaded after the host's own server was started, on the same addresses.
-            await proxyserver.servers.update([])
+        if proxyserver is not None:
+            from mitmproxy.addons.proxyserver import Proxyserver  # noqa: PLC0415 - all of mitmproxy's own protocols
+
+            if isinstance(proxyserver, Proxyserver):
+                # A script is loaded after the host's own server was started, on the same addresses.
+                await proxyserver.servers.update([])
         try:
             self._tls.context()
         except UNUSABLE as error:

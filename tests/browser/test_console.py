@@ -206,7 +206,10 @@ def test_the_keyboard_and_a_screen_reader_have_what_they_need(page: Browser) -> 
         return [...document.querySelectorAll('button, input, select, textarea, a, dialog, section, svg[role=img]')]
             .filter(e => !named(e)).map(e => e.outerHTML.slice(0, 200));"""
     assert page.run(unnamed) == []
-    assert page.run("return [...document.querySelectorAll('th')].filter(e => !e.scope).length") == 0
+    assert page.run("return [...document.querySelectorAll('th')].filter(e => !e.scope || !e.textContent).length") == 0
+    names = page.run("""return [...document.querySelectorAll('section, [role=region]')].map(e =>
+        e.getAttribute('aria-label') || document.getElementById(e.getAttribute('aria-labelledby')).textContent)""")
+    assert len({*names}) == len(names), names
     assert page.run("return document.getElementById('denial-rows').getAttribute('aria-live')") == "off"
     assert page.run("return document.documentElement.lang") == "en"
     page.run("document.getElementById('pause').click()")

@@ -48,7 +48,7 @@
   const ago = (text, now) => span(Math.max(0, now - Date.parse(text) / 1000));
   const table = (heads, rows, nothing) => {
     if (!rows.length) return el("p", {class: "muted"}, nothing);
-    return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map(([text, kind]) => el("th", {scope: "col", class: kind}, text)))),
+    return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map(([text, kind, unseen]) => el("th", {scope: "col", class: kind}, unseen ? el("span", {class: "unseen"}, text) : text)))),
       el("tbody", {}, ...rows.map(cells => el("tr", {}, ...cells.map((cell, at) =>
         el("td", {class: heads[at][1]}, ...(Array.isArray(cell) ? cell : [cell])))))));
   };
@@ -111,7 +111,7 @@
     stack("denied-picture", series, `Denied and failed requests a second: ${number(denied)} now`);
     put("legend", ...(series.length ? series.map(one => el("li", {}, svg("svg", {viewBox: "0 0 10 10", "aria-hidden": "true"}, svg("rect", {width: 10, height: 10, rx: 2, class: one.class})),
       `${one.reason} `, el("b", {}, now ? number(one.of(now)) : "–"), " /s")) : [el("li", {class: "muted"}, "Nothing was denied or failed while this page watched.")]));
-    if (now) put("latency", table([["", "name"], ["p50", "number"], ["p95", "number"], ["p99", "number"], ["p95 so far", "spark-cell"]],
+    if (now) put("latency", table([["Of what", "name", true], ["p50", "number"], ["p95", "number"], ["p99", "number"], ["p95 so far", "spark-cell"]],
       [["gateway", "Gateway's own part"], ["upstream", "Service, to its head"], ["whole", "Whole request"]].map(([name, text]) =>
         [text, ...now.latency[name].map(seconds), spark(name, 1)]), ""));
   };
@@ -131,7 +131,7 @@
         row.failed_share ? part(row.failed_share) : "–", seconds(slow ? slow[1] : null)];
     });
     const turns = data.turns.length > 1 ? [el("details", {}, el("summary", {}, `${data.turns.length} openings and closings`),
-      table([["Time", ""], ["Circuit", ""], ["", ""], ["Why", ""]], data.turns.map(turn => [clock(turn.time), turn.circuit, turn.state,
+      table([["Time", ""], ["Circuit", ""], ["State", "", true], ["Why", ""]], data.turns.map(turn => [clock(turn.time), turn.circuit, turn.state,
         turn.state === "closed" ? "probes succeeded" : [turn.why, turn.cause].filter(Boolean).join(", ")]), ""))] : [];
     keep("circuit-rows", JSON.stringify([data.status.circuits, data.turned, data.turns.length]),
       () => [table([["Service", ""], ["Circuit", ""], ["Failed", "number"], ["p95", "number"]], rows, "The policy has no service."), ...turns]);
@@ -154,7 +154,7 @@
     for (const row of status.audit) rows.push([["Audit ", el("b", {}, row.sink)],
       row.failing ? word("bad", "fails") : row.dropped ? word("bad", `${number(row.dropped)} lost`) : word("ok", "writes"),
       [`${number(row.written)} written, ${number(row.queued)} wait`, ...(row.spilled || row.failures ? [el("small", {}, `${number(row.spilled)} spilled, ${number(row.failures)} failures`)] : [])]]);
-    put("services", table([["", ""], ["State", ""], ["", ""]], rows, ""));
+    put("services", table([["What", "", true], ["State", ""], ["More", "", true]], rows, ""));
   };
   const policies = (data, now) => keep("policies", JSON.stringify([data.policies, data.status.policy]), () => {
     const rows = data.policies.map((one, at) => {
@@ -163,7 +163,7 @@
         one.outcome === "refused" ? word("bad", "refused") : current ? word("ok", "in force") : el("span", {class: "muted"}, "was in force"),
         one.problems ? el("pre", {}, one.problems.join("\n")) : el("code", {title: one.digest}, `${String(one.digest).slice(0, 19)}…`)];
     });
-    return [table([["Time", ""], ["", ""], ["", ""]], rows, "No policy is in force.")];
+    return [table([["Time", ""], ["State", "", true], ["Policy", "", true]], rows, "No policy is in force.")];
   });
   const processes = data => {
     const rows = data.processes.map(one => {

@@ -103,6 +103,24 @@ def read(path: Path) -> list[Recorded]:
     return [entry for entry in open_traffic([str(path)]) if isinstance(entry, Recorded)]
 
 
+def test_a_path_is_recorded_in_its_canonical_form(tmp_path: Path, live: Live, now: list[float]) -> None:
+    """What nobody needs to encode is no secret, and what is to be hidden is found however it is written."""
+    path, policy_path = tmp_path / "traffic.mitm", str(tmp_path / "policy.yaml")
+    recording = recorder(str(path), ring=live.ring)
+    token = token_at(now, email="alice.jones@example.com")
+    asked = [
+        "/%70ublic", "/public/%7e%61", "/public/%2570", "/public/%zz", "/public/%2e%2e/admin", "/%70ublic?a=%41",
+        "/api/v1/users/%61lice.jones%40example.com", "/api/v1/users/alice%2ejones@example.com",
+    ]  # fmt: skip
+    for target in asked:
+        live.answer(live.decide(live.request("GET", target, token)), recording)
+    recording.done()
+    assert [entry.request.target for entry in read(path)][:2] == ["/public", "/public/~a"]
+    assert b"jones" not in path.read_bytes()
+    report = replay(open_traffic([str(path)]), load_offline(policy_path, {}))
+    assert (report.decided, report.tally.total) == (len(asked), 0)
+
+
 def test_one_record_for_each_exchange_however_it_ends(tmp_path: Path, live: Live, now: list[float]) -> None:
     path = tmp_path / "traffic.mitm"
     recording = recorder(str(path), ring=live.ring)

@@ -9,6 +9,7 @@ from cachetools import LRUCache
 from mitmgate.core.browsers import Places, cookie_of, is_parameter, subprotocol_of
 from mitmgate.core.headers import Fields
 from mitmgate.core.introspection import UNAVAILABLE, is_opaque
+from mitmgate.core.path import Ambiguous, CanonicalPath, canonical_path
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import UNSEEN
@@ -28,6 +29,7 @@ VERSION: Final = 1
 
 _ASKED: Final = frozenset({"good", "inactive", "introspection-unavailable"})
 _SCHEMES = (b"bearer", b"dpop")
+_AMBIGUOUS: Final = "/%2541"
 _SHORTEST: Final = 8  # characters of a client's credential that is looked for in fields that the gateway has made
 
 
@@ -196,8 +198,19 @@ class Redactor:
         return tuple(redacted)
 
     def _target(self, target: str, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> str:
-        """Redact a request's target; in the place of a ticket stands what its token says."""
+        """Redact a request's target; in the place of a ticket stands what its token says.
+
+        A path goes by its canonical form, as in every decision: in another one a plain name looks like what somebody
+        hides, and what is to be hidden looks like none.
+        """
+        path, mark, rest = target.partition("?")
+        canonical = canonical_path(path)
+        if isinstance(canonical, CanonicalPath):
+            target = f"{canonical.text}{mark}{rest}"
         shown, places, ticket = self._veil.url(target), self._places, self._ticket
+        path, mark, rest = shown.partition("?")
+        if isinstance(canonical, Ambiguous) and isinstance(canonical_path(path), CanonicalPath):
+            shown = f"{path}{_AMBIGUOUS}{mark}{rest}"  # what made it so is hidden
         if places is None or places.ticket is None or ticket is None or MARK.decode("ascii") in target:
             return shown
         if isinstance(ticket, Refusal):

@@ -287,7 +287,7 @@ def test_one_warning(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in CLEAN
     marked = CLEAN.replace(old, new, 1)
     if "forwarded: " in new or "header: " in new:
-        marked = marked.replace("    upstream: users", "    upstream: users\n    auth: {any: [jwt, certificate]}")
+        marked = marked.replace("    upstream: users", "    upstream: users\n    auth: {all: [jwt, certificate]}")
     if "roles: {" in new:
         marked = marked.replace("version: 1", "version: 1\ntrusted_proxies: [10.0.0.1]")
     found = warnings(tmp_path, marked.replace("¦", ""))
@@ -363,6 +363,23 @@ def test_two_issuers_whose_subjects_are_told_apart_by_the_issuer_alone(tmp_path:
         ((line, column, message),) = found
         assert (line, column) == place(text)
         assert "corp and dev may each have a subject of the same name: one X-User-ID" in message
+
+
+@pytest.mark.parametrize("kinds", ["any: ¦[jwt, api-key]", "any: ¦[api-key, certificate]", "all: [jwt, api-key]"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_key_and_a_certificate_are_of_issuers_of_their_own(tmp_path: Path, kinds: str, named: bool) -> None:
+    text = CLEAN.replace("version: 1", "version: 1\ntrusted_proxies: [10.0.0.1]\napi_keys: {file: k.jsonl}")
+    told = f"  {TOLD}\n" if named else ""
+    text = text.replace("identity:\n", f"identity:\n  certificates: {{dns: a.example, forwarded: true}}\n{told}")
+    text = text.replace("upstream: users\n", f"upstream: users\n    auth: {{{kinds}}}\n")
+    found = [one for one in warnings(tmp_path, text.replace("¦", "")) if "of the same name" in one[2]]
+    if named or kinds.startswith("all"):
+        assert found == []
+        return
+    ((line, column, message),) = found
+    assert (line, column) == place(text)
+    first = "corp and api-key" if "jwt" in kinds else "api-key and certificate"
+    assert f"{first} may each have a subject of the same name: one X-User-ID" in message
 
 
 def test_shared_secrets_beside_public_keys(tmp_path: Path) -> None:
@@ -507,7 +524,7 @@ def test_the_page_has_every_code() -> None:
 
 
 def test_a_condition_may_ask_whether_a_key_or_a_certificate_is_who_asks(tmp_path: Path) -> None:
-    both = "    auth: {any: [jwt, api-key, certificate]}\n    require: {when: 'principal.issuer in [%s]'}\n"
+    both = "    auth: {all: [jwt, api-key, certificate]}\n    require: {when: 'principal.issuer in [%s]'}\n"
     text = CLEAN.replace("version: 1", "version: 1\ntrusted_proxies: [10.0.0.1]\napi_keys: {file: k.jsonl}")
     text = text.replace("identity:", "identity:\n  certificates: {dns: a.example, forwarded: true}")
     text = text.replace("    rate_limits: per-user\n", f"    rate_limits: per-user\n{both}")

@@ -17,7 +17,7 @@ from mitmgate.core.rewrite import upstream_path
 from mitmgate.core.routing import RouteTable, host_matches
 from mitmgate.core.rules import Route, name_of
 from mitmgate.keys.discovery import needs_consent
-from mitmgate.policy.compiler import compile_policy
+from mitmgate.policy.compiler import compile_policy, default_issuers
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
@@ -294,7 +294,11 @@ def _two_issuers(policy: Policy, document: Document) -> Iterator[Problem]:
     places: list[tuple[Location, tuple[str, ...]]] = [(("identity", "default"), identity.default or ())]
     for index, route in enumerate(policy.routes):
         if isinstance(route.auth, Credentials):
-            places.append((("routes", index, "auth", "issuers"), route.auth.issuers or ()))
+            others = tuple(kind for kind in route.auth.any or () if kind != "jwt")
+            given = route.auth.issuers or ()
+            if others and "jwt" in route.auth.kinds:
+                given = given or default_issuers(identity) or ()
+            places.append((("routes", index, "auth", "any" if others else "issuers"), (*given, *others)))
     for location, given in places:
         names = [name for issuer in given for name in _issuer_names(policy, issuer)]
         if len(set(names)) > 1:

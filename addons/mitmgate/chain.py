@@ -103,6 +103,8 @@ def stages(
     except TypeError as error:
         raise UserError(f"a stage is not given what it needs ({error}): this copy of mitmgate is damaged") from error
     by_name |= {name: own_stage(one, services.store, services.trail.emit, offline) for name, one in own.items()}
+    for stage in by_name.values():
+        stage.tell = services.trail.emit
     return tuple([by_name[name] for name in signatures(own)])
 
 
@@ -270,6 +272,7 @@ class Gateway:
         self._watch: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
         self._asked = self._answered = 0  # reloads that were asked for, ever; those that a reload has begun after
+        self._asking: dict[str, None] = {}  # who has asked since the last one began
         self._taken = False  # what the last reload came to
         self._started: asyncio.Task[None] | None = None
         self._done = False
@@ -416,11 +419,11 @@ class Gateway:
             await asyncio.sleep(WATCH_EVERY)
             try:
                 if await asyncio.to_thread(source.changed):
-                    await self.reload()
+                    await self.reload("a changed file")
             except Exception:
                 logger.exception("the policy could not be reloaded; the old one stays in force")
 
-    async def reload(self) -> bool:
+    async def reload(self, by: str = "") -> bool:
         """Load the policy file again. A bad file keeps the old policy, and the log and the audit trail say why.
 
         What a process opens once (listen, store, audit, admin, resolver) keeps its old value until a restart, and the
@@ -428,18 +431,20 @@ class Gateway:
         compiled in a thread, and the new policy is put in force in one step.
 
         One reload follows the other: a later file is never overtaken by an earlier one. All who ask while one runs
-        share the next, which reads what the files are then.
+        share the next, which reads what the files are then. by: who or what asks, for the record.
         """
         self._asked += 1
+        self._asking[by] = None
         mine = self._asked
         async with self._reloading:
             if self._answered < mine:
-                asked = self._asked
-                self._taken = await self._reload()
+                asked, by = self._asked, ", ".join(filter(None, self._asking))
+                self._asking.clear()
+                self._taken = await self._reload(by)
                 self._answered = asked
             return self._taken
 
-    async def _reload(self) -> bool:
+    async def _reload(self, by: str) -> bool:
         source, services = self.policy.source, self.services
         if source is None or services is None:
             return False
@@ -447,13 +452,13 @@ class Gateway:
         try:
             candidate = await _beside_the_loop(source.read)
         except PolicyError as error:
-            return self._refuse(source, services, error.stamps, [str(problem) for problem in error.problems])
+            return self._refuse(source, services, error.stamps, [str(problem) for problem in error.problems], by)
         result = candidate.snapshot
         # Keys first, so that there is no moment in which a new issuer's tokens can't be verified.
         await services.ring.prepare(result.issuers)
         refusal = await self._approved(result, before)
         if refusal is not None:
-            return self._refuse(source, services, candidate.looked_at, [f"{source.path}: {refusal}"])
+            return self._refuse(source, services, candidate.looked_at, [f"{source.path}: {refusal}"], by)
         # From here to the end without an await: no request sees half of it.
         source.activate(candidate)
         services.ring.configure(result.issuers)
@@ -464,7 +469,7 @@ class Gateway:
         if fixed:
             logger.warning("changes of %s take effect after a restart", ", ".join(fixed))
         logger.info("policy %s is in force", result.digest)
-        services.trail.emit(policy_reloaded(time.time(), result.digest, before.digest))
+        services.trail.emit(policy_reloaded(time.time(), result.digest, before.digest, by))
         return True
 
     async def _approved(self, candidate: Snapshot, before: Snapshot) -> str | None:
@@ -476,10 +481,12 @@ class Gateway:
             logger.exception("the changed policy could not be tried")
             return "it could not be tried on the last requests"
 
-    def _refuse(self, source: PolicySource, services: Services, stamps: Mapping[Path, Stamp], texts: list[str]) -> bool:
+    def _refuse(
+        self, source: PolicySource, services: Services, stamps: Mapping[Path, Stamp], texts: list[str], by: str
+    ) -> bool:
         """Keep the old policy. stamps: of the files as they were read; what has changed since is another change."""
         source.seen(stamps)
         logger.error("policy rejected, the old one stays in force: %s", "; ".join(texts))
-        services.trail.emit(policy_rejected(time.time(), source.snapshot.digest, texts))
+        services.trail.emit(policy_rejected(time.time(), source.snapshot.digest, texts, by))
         self.history.reject(time.time(), texts)
         return False

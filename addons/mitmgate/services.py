@@ -1,8 +1,10 @@
 """What the stages need beside the policy: counters, keys, the audit trail. Opened once, from the first policy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from mitmgate.audit.record import Event
 from mitmgate.audit.trail import (
     AuditSettings,
     ChainSettings,
@@ -54,7 +56,7 @@ def open_services(snapshot: Snapshot) -> Services:
     ring = open_ring(snapshot, dialler)
     trail = open_trail(audit_settings(snapshot))
     rule, keys = snapshot.policy.revocation, snapshot.policy.api_keys
-    counters = open_store(None) if store == "memory" else _redis(store, dialler)
+    counters = open_store(None) if store == "memory" else _redis(store, dialler, trail.emit)
     return Services(
         store=counters,
         proofs=UsedProofs(None if store == "memory" else counters),
@@ -116,9 +118,9 @@ def open_api_keys(snapshot: Snapshot, dialler: Dialler) -> KeySource:
         raise UserError("store.url has an option that a Redis URL does not take") from error
 
 
-def _redis(store: RedisStore, dialler: Dialler) -> CounterStore:
+def _redis(store: RedisStore, dialler: Dialler, emit: Callable[[Event], None]) -> CounterStore:
     try:
-        return open_store(store.url, store.timeout, dialler)
+        return open_store(store.url, store.timeout, dialler, emit)
     except ValueError as error:
         # Without the URL, and without the error's text: either may hold the password.
         raise UserError("store.url has an option that a Redis URL does not take") from error

@@ -18,6 +18,7 @@ from tests.inspect.webapi import WebApi
 from tests.live.harness import WEB_PASSWORD, Gateway, mint, policy, policy_file, route, write_policy
 from tests.live.harness_http import wait_for
 from tests.live.harness_upstream import HANG_UP, RecordingUpstream, Reply
+from tests.live.test_reload import events
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +249,13 @@ def test_limits_and_circuits_are_reset_and_the_policy_is_read_again(
     assert web.command("mitmgate.reset.circuits")["value"] == f"closed: users {upstream.url}"
     assert gateway.get("/api/v1/users/7", token=mint("erin")).status == 200
     assert web.command("mitmgate.reset.circuits")["value"] == "no circuit was open"
+    log = gateway.policy_path.with_name("audit.jsonl")
+    wait_for(lambda: len(events(log, "operator")) == 3, "the events of what was reset")
+    assert [(one["act"], one["by"]) for one in events(log, "operator")] == [
+        ("limits-reset", "mitmweb"),
+        *[("circuits-reset", "mitmweb")] * 2,
+    ]
+    assert events(log, "operator")[1]["what"] == f"users {upstream.url}"
     before = web.command("mitmgate.policy")["value"].split()[1]
     text = gateway.policy_path.read_text()
     gateway.policy_path.write_text(text.replace('"limit": 100', '"limit": 101'))

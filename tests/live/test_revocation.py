@@ -229,7 +229,7 @@ def test_by_the_admin_listener(pair: Running) -> None:
     assert post(port, members).status == 201
     wait_for(lambda: len(said(pair.audit, "revoked")) % 2 == 0, "both workers to have learnt it", WITHIN)
     wait_for(lambda: pair.gateway.get("/api/v1/users", token=token).status == 401, "the revocation", WITHIN)
-    assert said(pair.audit, "revoked")[-1]["by"] == "admin 127.0.0.1"
+    assert said(pair.audit, "revoked")[-1]["by"] == "admin 127.0.0.1 with REVOKING"
     assert TOKEN not in pair.audit.read_text() + pair.gateway.log
 
 

@@ -46,6 +46,7 @@ class Revoker:
         self._ready: asyncio.Task[None] | None = None
         self.issuers = snapshot.issuers
         self._secret = snapshot.revocation_token or b""
+        self._secret_name = "" if rule is None else rule.token_env or ""
 
     def admits(self, authorization: list[str]) -> bool:
         """Tell whether the one Authorization field has the secret. Takes as long for every wrong one."""
@@ -89,7 +90,7 @@ class Revoker:
             before=_seconds(members.get("before")),
             lasting=_duration(members.get("for")),
             lifted=lift,
-            by=f"admin {peer}",
+            by=f"admin {peer} with {self._secret_name}",
         )
 
 

@@ -86,14 +86,61 @@ def worker_lost(now: float, pid: int, how: str) -> Event:
     return {"time": rfc3339(now), "event": "worker-lost", "pid": pid, "how": how}
 
 
-def policy_reloaded(now: float, policy: str, previous: str) -> Event:
-    """Say that another policy decides from now on. Both are digests."""
-    return {"time": rfc3339(now), "event": "policy-reloaded", "policy": policy, "previous": previous}
+def policy_reloaded(now: float, policy: str, previous: str, by: str = "") -> Event:
+    """Say that another policy decides from now on. Both are digests. by: what asked for it."""
+    return _by({"time": rfc3339(now), "event": "policy-reloaded", "policy": policy, "previous": previous}, by)
 
 
-def policy_rejected(now: float, policy: str, problems: list[str]) -> Event:
+def policy_rejected(now: float, policy: str, problems: list[str], by: str = "") -> Event:
     """Say that a changed policy file was refused, and why. policy: the digest that stays in force."""
-    return {"time": rfc3339(now), "event": "policy-rejected", "policy": policy, "problems": problems}
+    return _by({"time": rfc3339(now), "event": "policy-rejected", "policy": policy, "problems": problems}, by)
+
+
+def _by(event: Event, who: str) -> Event:
+    return event | {"by": who} if who else event
+
+
+def circuit_turned(now: float, circuit: str, state: str, why: str, cause: str, request_id: str) -> Event:
+    """Say that a circuit has opened or closed for this process. circuit: "UPSTREAM URL". why, cause: see Turn."""
+    upstream, _, endpoint = circuit.partition(" ")
+    event: Event = {"time": rfc3339(now), "event": "circuit", "state": state, "upstream": upstream}
+    rest = {"endpoint": endpoint, "why": why, "cause": cause, "request_id": request_id}
+    return event | {name: value for name, value in rest.items() if value}
+
+
+def store_lost(now: float, store: str, error: str) -> Event:
+    """Say that the counters' store is away, or refuses: each limit's `on_store_failure` decides from now on."""
+    return {"time": rfc3339(now), "event": "store-lost", "store": store, "error": error}
+
+
+def store_recovered(now: float, store: str, seconds: float) -> Event:
+    """Say that it counts again. seconds: since it was lost."""
+    return {"time": rfc3339(now), "event": "store-recovered", "store": store, "seconds": round(seconds, 3)}
+
+
+def stage_failed(now: float, stage: str, error: str, count: int) -> Event:
+    """Say that a stage could not decide on a request, which was denied.
+
+    error: the exception's class; the process log has the rest. count: of requests since the last such event.
+    """
+    return {"time": rfc3339(now), "event": "stage-failed", "stage": stage, "error": error, "count": count}
+
+
+def stage_slow(now: float, stage: str, seconds: float, count: int) -> Event:
+    """Say that a stage took long for a request. count: of requests since the last such event."""
+    return {
+        "time": rfc3339(now),
+        "event": "stage-slow",
+        "stage": stage,
+        "seconds": round(seconds, 6),
+        "count": count,
+    }
+
+
+def operator_acted(now: float, act: str, by: str, what: str = "") -> Event:
+    """Say that an operator has changed what the process knows. act: such as circuits-reset."""
+    event: Event = {"time": rfc3339(now), "event": "operator", "act": act, "by": by}
+    return event | {"what": what} if what else event
 
 
 def revocation_learnt(now: float, revocation: Revocation) -> Event:
@@ -125,15 +172,15 @@ def revocations_known(now: float, seconds: float | None, count: int) -> Event:
     return event if seconds is None else event | {"seconds": round(seconds, 3)}
 
 
-def api_key_learnt(now: float, key_id: str, principal: str) -> Event:
-    """Say that this process takes a further key from now on."""
-    return {"time": rfc3339(now), "event": "api-key-learnt", "key_id": key_id, "user": principal}
+def api_key_learnt(now: float, key_id: str, principal: str, by: str = "") -> Event:
+    """Say that this process takes a further key from now on. by: who has made it."""
+    return _by({"time": rfc3339(now), "event": "api-key-learnt", "key_id": key_id, "user": principal}, by)
 
 
-def api_key_ended(now: float, key_id: str, principal: str, *, listed: bool) -> Event:
-    """Say that this process no longer takes a key: it was revoked, or is not on the list any more."""
+def api_key_ended(now: float, key_id: str, principal: str, *, listed: bool, by: str = "") -> Event:
+    """Say that this process no longer takes a key: it was revoked, or is not on the list any more. by: who did it."""
     how = "revoked" if listed else "removed"
-    return {"time": rfc3339(now), "event": "api-key-ended", "key_id": key_id, "user": principal, "how": how}
+    return _by({"time": rfc3339(now), "event": "api-key-ended", "key_id": key_id, "user": principal, "how": how}, by)
 
 
 def api_keys_unknown(now: float, decides: str, error: str) -> Event:

@@ -153,6 +153,7 @@ class PolicyReloaded(_Event):
     event: Literal["policy-reloaded"]
     policy: str
     previous: str
+    by: NotRequired[str]
 
 
 class PolicyRejected(_Event):
@@ -161,6 +162,62 @@ class PolicyRejected(_Event):
     event: Literal["policy-rejected"]
     policy: str
     problems: list[str]
+    by: NotRequired[str]
+
+
+class CircuitTurned(_Event):
+    """A circuit has opened or closed for this process, and what was the last straw."""
+
+    event: Literal["circuit"]
+    state: Literal["closed", "open", "half-open"]
+    upstream: str
+    endpoint: NotRequired[str]
+    why: NotRequired[str]
+    cause: NotRequired[str]
+    request_id: NotRequired[str]
+
+
+class StoreLost(_Event):
+    """The counters' store is away, or refuses."""
+
+    event: Literal["store-lost"]
+    store: str
+    error: str
+
+
+class StoreRecovered(_Event):
+    """It counts again."""
+
+    event: Literal["store-recovered"]
+    store: str
+    seconds: Duration
+
+
+class StageFailed(_Event):
+    """A stage could not decide on requests: they were denied."""
+
+    event: Literal["stage-failed"]
+    stage: str
+    error: str
+    count: Count
+
+
+class StageSlow(_Event):
+    """A stage took long for a request."""
+
+    event: Literal["stage-slow"]
+    stage: str
+    seconds: Duration
+    count: Count
+
+
+class OperatorActed(_Event):
+    """An operator has changed what the process knows."""
+
+    event: Literal["operator"]
+    act: Literal["circuits-reset", "limits-reset"]
+    by: str
+    what: NotRequired[str]
 
 
 @_documented
@@ -199,6 +256,7 @@ class ApiKeyLearnt(_Event):
     event: Literal["api-key-learnt"]
     key_id: str
     user: str
+    by: NotRequired[str]
 
 
 class ApiKeyEnded(_Event):
@@ -208,6 +266,7 @@ class ApiKeyEnded(_Event):
     key_id: str
     user: str
     how: Literal["revoked", "removed"]
+    by: NotRequired[str]
 
 
 class AuditDropped(_Event):
@@ -287,6 +346,12 @@ AnyEvent = Annotated[
     | WorkerLost
     | PolicyReloaded
     | PolicyRejected
+    | CircuitTurned
+    | StoreLost
+    | StoreRecovered
+    | StageFailed
+    | StageSlow
+    | OperatorActed
     | Revoked
     | ListUnknown
     | ListKnown

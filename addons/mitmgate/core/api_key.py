@@ -64,7 +64,7 @@ class ApiKey:
     """What is kept of a key. Times are Unix seconds; revoked: since when, None: it is not.
 
     digest: SHA-256 of the key. claims: those of the principal's that were given. by: who has made it, for the record.
-    before: the id of the key that it takes the place of.
+    before: the id of the key that it takes the place of. ended_by: who has revoked it.
     """
 
     id: str
@@ -76,6 +76,7 @@ class ApiKey:
     revoked: float | None = None
     by: str = ""
     before: str = ""
+    ended_by: str = ""
 
 
 def _text(number: int, length: int) -> str:
@@ -201,7 +202,7 @@ def read(lines: Iterable[bytes]) -> dict[str, ApiKey]:
         if expires is not None and expires < key.expires:
             key = replace(key, expires=expires, principal=replace(key.principal, expires=expires))
         if revoked is not None and (key.revoked is None or revoked < key.revoked):
-            key = replace(key, revoked=revoked)
+            key = replace(key, revoked=revoked, ended_by=str(change.get("by", "")))
         keys[identifier] = key
     return keys
 

@@ -87,7 +87,7 @@ class Lifetime:
         self._watching.reloading()
         taken = False
         try:
-            taken = await self._gateway.reload()
+            taken = await self._gateway.reload("a signal")
         except Exception:
             logger.exception("the policy could not be reloaded; the old one stays in force")
         finally:

@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
@@ -14,6 +15,7 @@ from mitmproxy import command, ctx, exceptions, flow
 from mitmproxy.addons.view import View
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.audit.event import operator_acted
 from mitmgate.chain import Gateway
 from mitmgate.core.rules import Route
 from mitmgate.inspect.annotate import METADATA
@@ -80,7 +82,7 @@ class GatewayCommands:
     @_command("mitmgate.reload")
     def reload(self) -> str:
         """Read the policy file again."""
-        task = asyncio.get_running_loop().create_task(self._running().reload(), name="reload")
+        task = asyncio.get_running_loop().create_task(self._running().reload("mitmweb"), name="reload")
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
         return "the policy file is read again; mitmgate.policy shows what is in force, and the log why one is refused"
@@ -91,6 +93,7 @@ class GatewayCommands:
         breaker = self._running().breaker
         closed = [] if breaker is None else breaker.reset()
         logger.warning("circuits were reset in mitmweb: %s", ", ".join(closed) or "none was open")
+        self._record("circuits-reset", ", ".join(closed))
         return f"closed: {', '.join(closed)}" if closed else "no circuit was open"
 
     @_command("mitmgate.reset.limits")
@@ -101,7 +104,13 @@ class GatewayCommands:
             raise exceptions.CommandError("the limits are counted in Redis, for other gateways too: reset them there")
         count = services.store.clear()
         logger.warning("limits were reset in mitmweb: %d keys", count)
+        self._record("limits-reset", f"{count} keys")
         return f"forgotten: what {count} keys had spent"
+
+    def _record(self, act: str, what: str) -> None:
+        services = self._running().services
+        if services is not None:
+            services.trail.emit(operator_acted(time.time(), act, "mitmweb", what))
 
     def _named(self, flows: Sequence[flow.Flow]) -> Sequence[flow.Flow]:
         chosen = self._view.focus.flow

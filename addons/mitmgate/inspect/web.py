@@ -137,7 +137,7 @@ async def _run(loaded: Loaded, options: Options, settings: dict[str, object], ke
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:
-        task = asyncio.create_task(addon.reload(), name="reload")
+        task = asyncio.create_task(addon.reload("a signal"), name="reload")
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 

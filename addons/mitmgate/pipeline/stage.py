@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from inspect import isawaitable
-from time import perf_counter
+from time import perf_counter, time
 from typing import ClassVar, Protocol
 
 from mitmproxy.http import HTTPFlow
 from mypy_extensions import mypyc_attr
 
+from mitmgate.audit.event import stage_failed, stage_slow
+from mitmgate.audit.record import Event
 from mitmgate.core.reason import EVERY_STAGE, Reason
 from mitmgate.core.rules import Networks
 from mitmgate.core.token import UnverifiedToken
@@ -23,6 +25,10 @@ from mitmgate.policy.section import Section
 
 _seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
 
+SLOW = 1.0
+"""Seconds of a built-in stage that are worth an event; for those of the operator's own the policy says it."""
+TOLD_EVERY = 10.0
+"""Seconds between two events of one kind that are about one stage."""
 NEVER_OBSERVED = frozenset(
     {
         Reason.STAGE_ERROR,
@@ -62,6 +68,25 @@ class Denial(Protocol):
         ...
 
 
+class _Occurrences:
+    """What happens to one stage again and again, and is told every TOLD_EVERY seconds at the most."""
+
+    __slots__ = ("_count", "_last")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = float("-inf")
+
+    def due(self) -> int:
+        """Count once more; return how many there are to tell of, 0: it is too early."""
+        self._count += 1
+        now = perf_counter()
+        if now < self._last + TOLD_EVERY:
+            return 0
+        count, self._count, self._last = self._count, 0, now
+        return count
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Stage:
     """One policy point, a mitmproxy addon whose `requestheaders` hook runs `decide`.
@@ -93,7 +118,13 @@ class Stage:
     admitted: ClassVar[Step]
     skipped: ClassVar[Step]
     _may_give: ClassVar[frozenset[Reason]] = frozenset(EVERY_STAGE)
+    slow_after: ClassVar[float] = SLOW
+    """Seconds after which an answer that had to be waited for is on record as slow."""
+    tell: Callable[[Event], None] | None = None
+    """Takes audit events; set by the chain."""
     _row: "Row | None" = None
+    _failures: "_Occurrences | None" = None
+    _delays: "_Occurrences | None" = None
 
     @classmethod
     def mistakes(cls, document: Document) -> Iterator[Problem]:
@@ -189,11 +220,25 @@ class Stage:
             exchange.answer = exchange.challenge = None
         if step.reason is Reason.STAGE_ERROR:  # nor with one in the place of what the stage was about to say
             exchange.answer = exchange.challenge = None
-        exchange.verdict.record(step, perf_counter() - started)
+        took = perf_counter() - started
+        exchange.verdict.record(step, took)
+        if took >= self.slow_after:
+            self.slow(took)
+
+    def slow(self, took: float) -> None:
+        """Put on record that it took so many seconds for a request: the first, and then how many there were."""
+        if self.tell is not None:
+            delays = self._delays = self._delays or _Occurrences()
+            if count := delays.due():
+                self.tell(stage_slow(time(), self.name, took, count))
 
     def failed(self, error: Exception) -> Step:
-        """Make the denial of a stage that could not decide, and log why."""
+        """Make the denial of a stage that could not decide; the log says why, and the record that it was so."""
         _seldom.failed("stage %s failed: %s", self.name, error)
+        if self.tell is not None:
+            failures = self._failures = self._failures or _Occurrences()
+            if count := failures.due():
+                self.tell(stage_failed(time(), self.name, type(error).__name__, count))
         return self.deny(Reason.STAGE_ERROR, "The gateway could not decide on this request.")
 
 

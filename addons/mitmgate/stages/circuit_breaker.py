@@ -8,6 +8,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow
 
+from mitmgate.audit.event import circuit_turned
 from mitmgate.core.cause import UNCONNECTED
 from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
@@ -189,9 +190,7 @@ class CircuitBreaker(Stage):
         breaker.reset()
         if before is State.CLOSED:
             return False
-        turn = Turn(breaker.endpoint, breaker.state, time.time(), "reset by a person", "", "")
-        self.turned[breaker.endpoint] = turn
-        self.turns.append(turn)
+        self._remember(Turn(breaker.endpoint, breaker.state, time.time(), "reset by a person", "", ""))
         return True
 
     def failed_shares(self) -> Mapping[str, float]:
@@ -275,15 +274,21 @@ class CircuitBreaker(Stage):
                 if breaker.state is not before:
                     self._turned(exchange, breaker, now, status)
 
+    def _remember(self, turn: Turn) -> None:
+        self.turned[turn.circuit] = turn
+        self.turns.append(turn)
+        if self.tell is not None:
+            self.tell(circuit_turned(turn.at, turn.circuit, turn.state.value, turn.why, turn.cause, turn.request_id))
+
     def _turned(self, exchange: Exchange, breaker: Breaker, now: float, status: int | None) -> None:
         """Remember what opened or closed a circuit."""
-        failure = exchange.failure or (exchange.failed_over[-1] if exchange.failed_over else None)
-        why = failure.code if failure is not None and status is None else "" if status is None else f"status {status}"
-        cause = "" if exchange.cause is None or status is not None else exchange.cause.value
+        failure = exchange.failure  # first: the response of one that failed is the gateway's own
+        if failure is None and status is None and exchange.failed_over:
+            failure = exchange.failed_over[-1]
+        why = failure.code if failure is not None else "" if status is None else f"status {status}"
+        cause = "" if exchange.cause is None or failure is None else exchange.cause.value
         at = exchange.now + now - exchange.started
-        turn = Turn(breaker.endpoint, breaker.state, at, why, cause, exchange.request_id)
-        self.turned[breaker.endpoint] = turn
-        self.turns.append(turn)
+        self._remember(Turn(breaker.endpoint, breaker.state, at, why, cause, exchange.request_id))
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Keep the circuits of this policy, and of the one before it, whose requests may still be on their way."""

@@ -276,7 +276,8 @@ class OwnStage(Stage):
             )
 
     def _warn(self, own: Own, took: float) -> None:
-        """Say that the stage is slow; once a minute."""
+        """Say that the stage is slow; in the log once a minute."""
+        self.slow(took)
         self._slow += 1
         now = perf_counter()
         if now - self._said >= SAY_EVERY:

@@ -129,10 +129,11 @@ class ApiKeys(SharedList):
         for identifier, key in before.items():
             listed = keys.get(identifier)
             if key.revoked is None and (listed is None or listed.revoked is not None):
-                self._emit(api_key_ended(now, identifier, key.principal.subject, listed=listed is not None))
+                by = "" if listed is None else listed.ended_by
+                self._emit(api_key_ended(now, identifier, key.principal.subject, listed=listed is not None, by=by))
         for identifier, key in () if self._told is None else keys.items():
             if identifier not in before and key.revoked is None:
-                self._emit(api_key_learnt(now, identifier, key.principal.subject))
+                self._emit(api_key_learnt(now, identifier, key.principal.subject, key.by))
         self._next = 0.0  # whatever has ended is cut in the same look
 
     def _ended(self) -> None:

@@ -25,7 +25,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from time import monotonic, time
 from typing import Protocol
+
+from mitmgate.audit.event import store_lost, store_recovered
+from mitmgate.audit.record import Event
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +123,18 @@ class Batches:
     refused: bool
     """Whether the last reply was an error."""
 
-    def __init__(self, name: str, links: Sequence[Link], timeout: float, probe: Words) -> None:
-        """timeout: seconds from a question to its answer, or to None. probe: a question that harms nothing."""
+    def __init__(
+        self,
+        name: str,
+        links: Sequence[Link],
+        timeout: float,
+        probe: Words,
+        emit: Callable[[Event], None] | None = None,
+    ) -> None:
+        """timeout: seconds from a question to its answer, or to None. probe: a question that harms nothing.
+
+        emit: takes audit events.
+        """
         self.pause = PAUSE
         self.refused = False
         self._name = name
@@ -137,6 +151,18 @@ class Batches:
         self._recovering = self._probing = False
         self._opened = self._complained = -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
+        self._emit = emit
+        self._lost: float | None = None  # since when (monotonic) the audit says that the server is lost
+
+    def _tell_lost(self, error: str) -> None:
+        if self._lost is None and self._emit is not None:
+            self._lost = monotonic()
+            self._emit(store_lost(time(), self._name, error))
+
+    def _tell_recovered(self) -> None:
+        if self._lost is not None and self._emit is not None and self._up and not self.refused:
+            self._emit(store_recovered(time(), self._name, monotonic() - self._lost))
+            self._lost = None
 
     @property
     def available(self) -> bool:
@@ -257,6 +283,7 @@ class Batches:
         if not self.refused:
             return reply
         self._complain(logging.ERROR, f"refuses: {reply}")
+        self._tell_lost(f"refuses: {reply}")
         if not self._probing:
             self._probing = True
             self._spawn(self._ask_on())
@@ -277,6 +304,7 @@ class Batches:
             if self.available:
                 await self.ask(self._probe)
         self._probing = False
+        self._tell_recovered()
 
     def _fail(self, error: Exception) -> None:
         self._up = False
@@ -287,6 +315,7 @@ class Batches:
         if asyncio.get_running_loop().time() - self._opened > LONGEST_PAUSE:
             self.pause = PAUSE  # else it comes and goes: the pauses grow on
         logger.error("%s is away: %r", self._name, error)
+        self._tell_lost(repr(error))
         self._spawn(self._recover())
 
     def _answer_none(self) -> None:
@@ -303,6 +332,8 @@ class Batches:
                 logger.debug("%s is still away: %r", self._name, error)
         self._recovering = False
         logger.warning("%s answers again", self._name)
+        if not self._probing:
+            self._tell_recovered()
 
     async def _open(self) -> None:
         """Open the connections that no batch has, one after the other, so that the rest can be used meanwhile."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from hashlib import blake2b, sha1
 from importlib.resources import files
@@ -26,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from mitmgate.audit.record import Event
 from mitmgate.core.limit import EXACT_LIMIT, Limit, length_of
 from mitmgate.core.sliding import NEVER
 from mitmgate.core.window import Grant, Take, check, denies
@@ -58,17 +59,23 @@ _LOAD: Words = ("SCRIPT", "LOAD", _SCRIPT)
 class RedisStore:
     """A CounterStore in Redis. A decision waits about `timeout`, then `on_store_failure` of each limit speaks."""
 
-    def __init__(self, url: str, timeout: float = 0.1, dialler: Dialler | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 0.1,
+        dialler: Dialler | None = None,
+        emit: Callable[[Event], None] | None = None,
+    ) -> None:
         """url: redis:// or rediss://; it may hold credentials and is never logged. timeout: seconds.
 
-        dialler: connects; None: one of its own. Raises ValueError for a URL of another kind. Nothing connects before
-        `start`.
+        dialler: connects; None: one of its own. emit: takes audit events. Raises ValueError for a URL of another kind.
+        Nothing connects before `start`.
         """
         pool = connections(url, dialler or Dialler())
         parts = urlsplit(url)
         name = f"counter store {parts.hostname}:{parts.port or 6379}"
         probe = command([Take(Limit("probe", EXACT_LIMIT, 1.0, ()), "")])
-        self._batches = Batches(name, [_RedisLink(pool) for _ in range(CONNECTIONS)], timeout, probe)
+        self._batches = Batches(name, [_RedisLink(pool) for _ in range(CONNECTIONS)], timeout, probe, emit)
         self._fallback = Fallback()
 
     @property

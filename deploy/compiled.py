@@ -37,6 +37,7 @@ LEFT = {
     "stages/own.py": "__slots__ in a class whose base is not compiled",
     "proxy/acceptor.py": "weakref.finalize of an object of a compiled class",
     "proxy/listener.py": "mitmproxy reads all attributes of an addon, and one that is not set yet is an error there",
+    "proxy/tls.py": "asyncio.Transport has a slot, and sets it, where a compiled class has its table of methods",
     "proxy/hooks.py": "mitmproxy holds bound methods weakly, and weakref.WeakMethod takes none of a compiled class",
 }
 """What stays as it is, and why."""

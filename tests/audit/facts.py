@@ -38,7 +38,6 @@ ROUTE = Route(
     require=Requirement(),
     limits=(),
     networks=Networks(CidrSet(), CidrSet()),
-    max_body=1024,
 )
 ALICE = Principal("alice", "corp", ("admin",), frozenset({"users.read"}), {}, NOW + 60)
 REQUEST = Request(

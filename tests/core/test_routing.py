@@ -35,7 +35,6 @@ def route(
         require=Requirement(),
         limits=(),
         networks=Networks(CidrSet(), CidrSet()),
-        max_body=1024,
         odd=odd,
     )
 

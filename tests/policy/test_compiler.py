@@ -11,6 +11,7 @@ from mitmgate.core.proof import ALGORITHMS
 from mitmgate.core.rules import Circuit, Requirement, Rewrite
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.model_audit import FileSink
+from mitmgate.stages.size_limit import Bounds
 
 MINIMAL = """\
 version: 1
@@ -150,7 +151,8 @@ def test_numbers_durations_and_words_may_come_from_the_environment(tmp_path: Pat
     policy, (route,) = snapshot.policy, snapshot.routes.routes
     assert (policy.mode, policy.listen.host, policy.listen.port) == ("report", "10", 8081)
     assert (policy.limits.head_timeout, policy.limits.connections) == (0.25, 7)
-    assert (route.issuers, route.websocket, route.max_body) == (None, True, 2048)
+    assert (route.issuers, route.websocket) == (None, True)
+    assert snapshot.compiled["size-limit"] == Bounds({route.name: 2048}, 10 << 20)
     assert policy.audit.sinks == (FileSink(file="/var/a-10.jsonl"),)
     assert snapshot.resolve("/var/a-10.jsonl") == "/var/a-10.jsonl"
 

@@ -11,6 +11,7 @@ from mitmgate.core.path import Oddity
 from mitmgate.core.rules import Circuit, Cors, Endpoint, Route
 from mitmgate.policy.loader import PolicyError, load, load_snapshot
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.size_limit import Bounds
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_routes(snapshot: Snapshot) -> None:
     assert route.require.scopes_all == {"users.read"}
     assert route.require.roles_any == {"user", "admin"}
     assert route.require.claims == {"tenant": ("acme", "globex")}
-    assert route.max_body == 1 << 20
+    assert snapshot.compiled["size-limit"] == Bounds({"users": 1 << 20, "status": 10 << 20}, 10 << 20)
     assert (route.websocket, route.stream, route.odd, route.mode) == (
         False,
         "auto",
@@ -51,10 +52,10 @@ def test_routes(snapshot: Snapshot) -> None:
     assert not route.networks.deny
 
 
-def test_a_public_route_has_no_issuers_and_inherits_the_body_limit(snapshot: Snapshot) -> None:
+def test_a_public_route_has_no_issuers(snapshot: Snapshot) -> None:
     route = snapshot.routes.match("GET", "any.example", "/status")
     assert isinstance(route, Route)
-    assert (route.issuers, route.exact, route.max_body) == (None, True, 10 << 20)
+    assert (route.issuers, route.exact) == (None, True)
 
 
 def test_rewrite(snapshot: Snapshot) -> None:
@@ -128,12 +129,7 @@ def test_cors(snapshot: Snapshot) -> None:
 
 
 def test_the_rest(snapshot: Snapshot, example: Path) -> None:
-    assert (snapshot.mode, snapshot.health_path, snapshot.max_head, snapshot.max_body) == (
-        "enforce",
-        "/health",
-        32 << 10,
-        10 << 20,
-    )
+    assert (snapshot.mode, snapshot.health_path, snapshot.max_head) == ("enforce", "/health", 32 << 10)
     assert ip_address("10.1.2.3") in snapshot.trusted_proxies
     assert snapshot.response_headers.set == (
         (b"x-content-type-options", b"nosniff"),

@@ -46,7 +46,14 @@ def endpoint(url: str) -> Endpoint:
     return Endpoint("https" if scheme in {"https", "h2s"} else "http", host, int(port), scheme in {"h2", "h2s"})
 
 
-def route(*urls: str, **members: Any) -> Route:
+@dataclass(frozen=True, slots=True)
+class Bounded(Route):
+    """A route with the bound that SizeLimit has for it (bytes)."""
+
+    max_body: int = 10 << 20
+
+
+def route(*urls: str, **members: Any) -> Bounded:
     """Make a route to upstreams; members replace those of Route, and of its Upstream."""
     of_upstream: dict[str, Any] = {
         "body_timeout": None,
@@ -61,8 +68,8 @@ def route(*urls: str, **members: Any) -> Route:
     upstream = Upstream("up", tuple(endpoint(url) for url in urls), circuit=Circuit(), **of_upstream)
     empty = Networks(CidrSet(), CidrSet())
     made: dict[str, Any] = {"name": "r", "path": "/", "exact": False, "hosts": (), "methods": frozenset(), "limits": ()}
-    made |= {"upstream": upstream, "issuers": None, "require": Requirement(), "networks": empty, "max_body": 10 << 20}
-    return Route(**(made | members))
+    made |= {"upstream": upstream, "issuers": None, "require": Requirement(), "networks": empty}
+    return Bounded(**(made | members))
 
 
 def listen_tls(tls: Any) -> ListenTls:
@@ -99,7 +106,6 @@ class Source:
             issuers={"dev": SimpleNamespace(leeway=0.0)},
             leeway=lambda issuer: 0.0,
             max_head=limits.head,
-            max_body=10 << 20,
             max_target=8192,
             browsers=None,
             upstreams={},
@@ -115,7 +121,7 @@ class Decide(Stage):
     name: ClassVar[str] = "decide"
     reasons: ClassVar[tuple[Reason, ...]] = (Reason.CREDENTIAL_MISSING, Reason.PATH_AMBIGUOUS, Reason.BODY_TOO_LARGE)
 
-    def __init__(self, chosen: Route) -> None:
+    def __init__(self, chosen: Bounded) -> None:
         self.route = chosen
         self.principal: Principal | None = None
 
@@ -192,7 +198,7 @@ class Gate:
 
     def __init__(
         self,
-        chosen: Route,
+        chosen: Bounded,
         *,
         limits: dict[str, Any] | None = None,
         fail_over: Callable[[Exchange, Reason], Endpoint | None] = lambda exchange, reason: None,

@@ -9,11 +9,10 @@ from typing import Any, Self
 import pytest
 
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Route
 from tests.live.harness_http import status_of
 from tests.live.harness_upstream import RecordingUpstream
 from tests.protocol.certificates import Authority
-from tests.protocol.harness import Gate, connect, receive, route
+from tests.protocol.harness import Bounded, Gate, connect, receive, route
 from tests.protocol.raw_http2 import RawHttp2, request_fields
 from tests.protocol.test_tls import client_context, listen
 
@@ -72,7 +71,7 @@ def host(front: str) -> str:
 class Asking:
     """A gateway with one front, and a client of it. Use it as a context manager; it has the response in the end."""
 
-    def __init__(self, front: str, directory: Path, chosen: Route, limits: dict[str, Any] | None = None) -> None:
+    def __init__(self, front: str, directory: Path, chosen: Bounded, limits: dict[str, Any] | None = None) -> None:
         self._front, self._authority = front, Authority(directory)
         tls = None if front == "plain" else listen(self._authority)
         self.gate = Gate(chosen, tls=tls, limits=limits)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Route, UpstreamTls
+from mitmgate.core.rules import UpstreamTls
 from tests.live.harness_http import request, wait_for
 from tests.live.harness_upstream import PATIENCE
 from tests.protocol.certificates import Authority
-from tests.protocol.harness import Gate, connect, reset, route
+from tests.protocol.harness import Bounded, Gate, connect, reset, route
 
 
 class Slow:
@@ -60,7 +60,7 @@ def slow(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow
         event.set()
 
 
-def to(slow: Slow, authority: Authority, within: float) -> Route:
+def to(slow: Slow, authority: Authority, within: float) -> Bounded:
     return route(slow.url, tls=UpstreamTls(ca=Path(authority.ca).read_bytes()), connect_timeout=within, retries=0)
 
 

@@ -242,7 +242,6 @@ class Route:
     require: Requirement
     limits: tuple[Limit, ...]
     networks: Networks
-    max_body: int
     rewrite: Rewrite = Rewrite()
     cors: Cors | None = None
     websocket: bool = False

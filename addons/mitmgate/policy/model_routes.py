@@ -262,7 +262,6 @@ class Route(Section):
     `decision`."""
     networks: Networks = Networks()
     """Client addresses, beside those of the whole policy."""
-    max_body: Size | None = Field(None, description="The largest request body (bytes); unset: limits.body.")
     cors: Name | None = None
     """The name of a CORS policy; unset: other origins may not call."""
     websocket: Boolean = False

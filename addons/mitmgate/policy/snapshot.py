@@ -69,7 +69,6 @@ class Snapshot:
     resources: Resources
     via: Via | None
     max_head: int
-    max_body: int
     max_target: int
     max_token: int
     directory: str

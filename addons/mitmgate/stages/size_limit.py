@@ -1,7 +1,9 @@
 """SizeLimit: how large a request body may be."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
+
+from pydantic import Field
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.token import UnverifiedToken
@@ -9,8 +11,24 @@ from mitmgate.core.verdict import Step
 from mitmgate.pipeline.coverage import FAILED, HELD, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.declared import of
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location
+from mitmgate.policy.scalars import Size
+from mitmgate.policy.section import Section
+
+
+class OfRoute(Section):
+    """Its member of a route."""
+
+    max_body: Size | None = Field(None, description="The largest request body (bytes); unset: limits.body.")
+
+
+class Bounds(NamedTuple):
+    """How large a body may be (bytes), by the route's name, and without a route."""
+
+    of_routes: Mapping[str, int]
+    without: int
 
 
 class SizeLimit(Stage):
@@ -21,6 +39,7 @@ class SizeLimit(Stage):
     """
 
     name: ClassVar[str] = "size-limit"
+    route_section: ClassVar[type[Section]] = OfRoute
     reasons: ClassVar[tuple[Reason, ...]] = (Reason.BODY_TOO_LARGE,)
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
@@ -41,7 +60,7 @@ class SizeLimit(Stage):
     def rules(cls, loaded: Loaded) -> Iterator[Rule]:
         """Count the bounds of routes."""
         for index, route in enumerate(loaded.policy.routes):
-            if route.max_body is not None:
+            if of(route, OfRoute).max_body is not None:
                 yield Rule(("routes", index, "max_body"), "the body's bound", (HELD, FAILED))
 
     def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
@@ -50,10 +69,20 @@ class SizeLimit(Stage):
         if at:
             yield (*at, "max_body"), FAILED if step.reason is Reason.BODY_TOO_LARGE else HELD
 
+    @classmethod
+    def compiled(cls, loaded: Loaded) -> Bounds:
+        """Take the bound of each route, or that of all."""
+        policy = loaded.policy
+        own = {route.name: of(route, OfRoute).max_body for route in policy.routes}
+        body = policy.limits.body
+        return Bounds({name: body if bound is None else bound for name, bound in own.items()}, body)
+
     def decide(self, exchange: Exchange) -> Step:
         """Compare, or hand the bound on."""
-        route = exchange.route
-        exchange.max_body = exchange.snapshot.max_body if route is None else route.max_body
+        bounds, route = exchange.snapshot.compiled[self.name], exchange.route
+        if not isinstance(bounds, Bounds):
+            raise TypeError("no bounds")
+        exchange.max_body = bounds.without if route is None else bounds.of_routes[route.name]
         declared = exchange.request.declared_body
         if declared is not None and declared > exchange.max_body:
             return self.deny(

@@ -94,7 +94,8 @@ OTHERS: Final[dict[str, str]] = {
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
             admin/metrics:Metrics._unknown admin/workers:Workers._links admin/workers:_Link._answers
             admin/feed:Feed._seen audit/writer:AuditTrail._waiters
-            core/circuit:Breaker._probing host/lifetime:Lifetime._reloads host/supervisor:Supervisor._living
+            core/circuit:Breaker._probing chain:Gateway._asking host/lifetime:Lifetime._reloads
+            inspect/commands:GatewayCommands._reloads host/supervisor:Supervisor._living
             host/supervisor:Supervisor._tasks keys/ring:KeyRing._closing proxy/acceptor:_Acceptor._starting
             proxy/upstream_http2:Http2UpstreamConnection._streams
             proxy/http2:Http2Connection._open proxy/http2:Http2Connection._sending

@@ -43,10 +43,13 @@ def test_serve_imports_nothing_that_it_may_never_use() -> None:
         "with importing():\n"
         "    import mitmgate.host.serve\n"
         "print(gc.isenabled(), gc.get_freeze_count() > 50_000, len(gc.get_objects()) < 5_000)\n"
+        "from mitmgate.policy.declared import policy_model\n"
+        "print(policy_model().__pydantic_complete__, policy_model().model_config.get('use_attribute_docstrings'))\n"
         "print(json.dumps(list(sys.modules)))"
     )
-    aside, names = said(program).splitlines()
+    aside, model, names = said(program).splitlines()
     assert aside == "True True True", "the collector has set all of that aside, and goes on"
+    assert model == "False None", "the policy's model is built once, when a policy is read, and no source is parsed"
     loaded = set(json.loads(names))
     assert loaded.intersection(UNUSED.split()) == set()
     ours = {name.removeprefix("mitmproxy.") for name in loaded if name.startswith("mitmproxy.")}

@@ -21,7 +21,7 @@ def _use(text: str) -> str:
 class OwnStage(Section):
     """A stage of the operator's own, loaded once at start; its other members are those that its class declares."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow", frozen=True)
 
     use: Annotated[Text, AfterValidator(_use)]
     """FILE.py:CLASS, relative to the policy, or the name of an entry point `mitmgate.stages` that is installed."""

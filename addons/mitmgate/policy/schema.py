@@ -1,7 +1,11 @@
 """The JSON Schema of the policy (draft 2020-12), made from the model: `python -m mitmgate.policy.schema` writes it."""
 
+import ast
+import inspect
 import json
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,6 @@ _ACKNOWLEDGE = {
     "propertyNames": {"enum": [code.value for code in Code if code is not Code.NOTHING_TO_ACKNOWLEDGE]},
     "additionalProperties": {"type": "string"},
     "default": {},
-    "description": Section.model_fields["acknowledge"].description,
 }
 _VERBATIM = frozenset({"default", "enum", "const", "examples", "required", "pattern", "propertyNames"})
 _NARROW = frozenset({"pattern", "const", "enum"})
@@ -31,13 +34,52 @@ _BOUNDS = {"ge": "minimum", "le": "maximum"}  # as pydantic leaves them behind a
 
 def schema() -> dict[str, Any]:
     """Return the schema. Wherever a scalar may stand, a reference to the environment may stand too."""
-    made = _open(policy_model().model_json_schema())
-    made["$defs"] |= {"FromEnvironment": _FROM_ENVIRONMENT, "Acknowledge": _ACKNOWLEDGE}
+    made = policy_model().model_json_schema()
+    descriptions = _descriptions()
+    for name, section in (("Policy", made), *made["$defs"].items()):
+        for member, value in section.get("properties", {}).items():
+            if member in descriptions[name] and "description" not in value:
+                described = {"description": descriptions[name][member], **value}
+                section["properties"][member] = dict(sorted(described.items()))
+    made = _open(made)
+    acknowledge = {**_ACKNOWLEDGE, "description": descriptions["Policy"]["acknowledge"]}
+    made["$defs"] |= {"FromEnvironment": _FROM_ENVIRONMENT, "Acknowledge": acknowledge}
     for section in (made, *made["$defs"].values()):
         _complete(section.get("properties", {}), made["$defs"])
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mitmgate policy"}
     result: dict[str, Any] = {**head, **{key: value for key, value in made.items() if key not in head}}
     return result
+
+
+def _descriptions() -> dict[str, dict[str, str]]:
+    """Return the docstrings of members, their own and inherited ones, by the name of the section."""
+    found: dict[str, dict[str, str]] = {}
+    for section in _subsections(Section):
+        members = found.setdefault(section.__name__, {})
+        for base in reversed(section.__mro__):
+            if issubclass(base, Section):
+                members |= _docstrings(base.__module__).get(base.__qualname__, {})
+    return found
+
+
+def _subsections(section: type[Section]) -> Iterator[type[Section]]:
+    for one in section.__subclasses__():
+        yield one
+        yield from _subsections(one)
+
+
+@cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """Read a module's source: the string below each annotated member, by class."""
+    made: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(node, ast.ClassDef):
+            texts = made[node.name] = {}
+            for member, below in zip(node.body, node.body[1:], strict=False):
+                match member, below:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                        texts[name] = inspect.cleandoc(text)
+    return made
 
 
 def _complete(members: dict[str, Any], sections: dict[str, Any]) -> None:

@@ -23,9 +23,13 @@ def _code(text: str) -> str:
 
 
 class Section(BaseModel):
-    """A mapping of the policy: no member beside its own, frozen once it is valid."""
+    """A mapping of the policy: no member beside its own, frozen once it is valid.
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    A docstring below a member is its description, which schema.py reads: pydantic would parse sources at each start.
+    Validators are built when something is validated first, and so for the whole policy once.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     acknowledge: dict[Annotated[str, Strict(), AfterValidator(_code)], Text] = Field(default={}, exclude=True)
     """Warnings of `check` about this mapping, and what is in it, that are meant: their codes, each with the reason."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),
     "revoke": Entry("mitmgate.revoke_command:command", "Revoke tokens before they expire, in every process."),
     "key": Entry("mitmgate.key_command:key", "Make, list and revoke API keys."),
+    "top": Entry("mitmgate.top_command:command", "Watch gateways at a terminal: what is wrong, traffic, denials."),
     "stage": Entry("mitmgate.stage_command:stage", "Begin a stage of your own, as a file and its test."),
     "audit": Entry("mitmgate.audit.commands:audit", "Verify, follow, show or count an audit file."),
     "replay": Entry("mitmgate.replay.commands:replay", "Decide recorded traffic again and compare."),

@@ -3,9 +3,12 @@
 import base64
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from mitmgate.audit.redact import Redaction
+from mitmgate.audit.redact import Redaction, mark
 from mitmgate.audit.settings import Redact
+from mitmgate.core.credentials import hide_in_path
 from tests.audit.facts import JWT
 
 REDACTION = Redaction(Redact(headers=("X-Api-Key",), query=("token", "api_key", "a.b")))
@@ -80,6 +83,17 @@ def test_a_jwt_whose_json_has_white_space_is_redacted(json: str) -> None:
 
 def test_a_path_with_harmless_escapes_stays() -> None:
     assert REDACTION.path("/a%20b/eyJ/ewo") == "/a%20b/eyJ/ewo"
+
+
+@given(st.text(st.sampled_from("abzEY019eyJw.-_/=@%:;,~ \u00e4"), max_size=30))
+@example("/" + "a" * 18)
+@example("/" + "4" * 19)
+@example("eyJ.eyJ.a")
+@example("//u:p@h/")
+@example("/a;token=x")
+@example("%65yJ.eyJ.a")
+def test_a_short_path_is_shown_as_a_long_one_would_be(text: str) -> None:
+    assert REDACTION.path(text) == hide_in_path(text, mark)
 
 
 def test_headers_are_named_without_regard_to_case() -> None:

@@ -78,7 +78,7 @@ OTHERS: Final[dict[str, str]] = {
             admin/metrics:Metrics._requests admin/metrics:Metrics._upstream
             core/openapi:Api.operations core/openapi:Api.methods core/openapi:Api._plain core/openapi:_Node.literal
             policy/openapi:OpenApis.apis policy/openapi:_Compiler._schemas policy/openapi:_Compiler._seen
-            policy/openapi:_compiled pipeline/coverage:_alone
+            policy/openapi:_compiled pipeline/networks:_alone
             core/routing:_Place._named core/routing:_Place._under keys/assertion:signer_of net/http:_trust
             proxy/pool:UpstreamPool._shared proxy/pool:UpstreamPool._sharing
             keys/ring:KeyRing._remotes proxy/pool:UpstreamPool._dials proxy/pool:UpstreamPool._idle

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +27,7 @@ from mitmgate.policy.declared import declare
 from mitmgate.policy.history import History
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own, in_place
-from mitmgate.policy.problem import PolicyError, Stamp
+from mitmgate.policy.problem import PolicyError, Problem, Stamp
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 from mitmgate.policy.watcher import InForce, PolicySource
 from mitmgate.services import Services, open_services
@@ -43,7 +43,7 @@ from mitmgate.stages.endpoints import Endpoints
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
 from mitmgate.stages.openapi import OpenApi
-from mitmgate.stages.own import own_stage
+from mitmgate.stages.own import own_class, own_stage
 from mitmgate.stages.rate_limit import RateLimit
 from mitmgate.stages.response_headers import ResponseHeaders
 from mitmgate.stages.rewrite import Rewrite
@@ -106,6 +106,13 @@ def stages(
     for stage in by_name.values():
         stage.tell = services.trail.emit
     return tuple([by_name[name] for name in signatures(own)])
+
+
+def warnings(loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+    """Yield what the stages warn of in a policy, for `check`. snapshot: what the policy was compiled to."""
+    kinds = {one.name: one for one in STAGES} | {name: own_class(own) for name, own in loaded.stages.items()}
+    for name in signatures(loaded.stages):
+        yield from kinds[name].warnings(loaded, snapshot)
 
 
 def signatures(own: Mapping[str, Own]) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
 from mitmgate.policy.units import parse_duration
+from mitmgate.review import lint
 from tests.deploy.test_systemd import DRAIN
 from tests.live.harness import ROOT, Gateway, policy, write_policy
 from tests.live.harness_upstream import RecordingUpstream

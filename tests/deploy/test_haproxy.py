@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
 from mitmgate.policy.units import parse_duration
+from mitmgate.review import lint
 from tests.deploy.fleet import HAPROXY, POLICY
 from tests.live.harness import ROOT
 from tests.protocol.certificates import Authority

@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 from ruamel.yaml import YAML
 
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
 from mitmgate.policy.units import parse_duration
+from mitmgate.review import lint
 from tests.live.harness import ROOT
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"

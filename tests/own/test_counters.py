@@ -7,10 +7,10 @@ import pytest
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import PolicyError, load, load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.replay.policy_case import PolicyCase
+from mitmgate.review import lint
 from mitmgate.stages.own import own_stage
 from mitmgate.stores.memory import MemoryStore
 from mitmgate.stores.protocol import CounterStore

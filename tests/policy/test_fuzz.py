@@ -11,10 +11,10 @@ from hypothesis import example as example_of
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import PolicyError, Problem, load, load_snapshot
 from mitmgate.policy.model import Policy
 from mitmgate.policy.section import Section
+from mitmgate.review import lint
 
 EXAMPLE: Any = YAML(typ="safe", pure=True).load(Path(__file__).with_name("policy-example.yaml").read_text())
 ENVIRON = {"A": "1", "MITMGATE_DEV_SECRET": "s" * 32, "MITMGATE_AUDIT_KEY": "k" * 32}

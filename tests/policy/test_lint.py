@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mitmgate.policy.compiler import digest
-from mitmgate.policy.lint import lint, review
 from mitmgate.policy.loader import load
 from mitmgate.policy.problem import Code
+from mitmgate.review import lint, review
 from tests.live.harness import ROOT
 from tests.policy.conftest import make_certificate
 

@@ -11,11 +11,11 @@ from mitmgate.core.headers import Headers
 from mitmgate.core.openapi import Api
 from mitmgate.core.path import CanonicalPath, canonical_path
 from mitmgate.policy.compiler import compile_policy
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import load
 from mitmgate.policy.openapi import METHODS
 from mitmgate.policy.problem import PolicyError
 from mitmgate.policy.watcher import PolicySource
+from mitmgate.review import lint
 
 POLICY = """\
 version: 1

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from mitmgate.policy.document import is_secret, without_userinfo
-from mitmgate.policy.lint import lint
 from mitmgate.policy.loader import PolicyError, load
 from mitmgate.policy.model import Policy, RedisStore, ResponseHeaders
 from mitmgate.policy.model_routes import Rewrite
 from mitmgate.policy.problem import Location
+from mitmgate.review import lint
 
 CANARY = "Kanarienvogel"
 PIECES = ("kanarien", "vogel", "918273645")

@@ -27,11 +27,11 @@ from mitmgate.host.supervisor import Supervisor
 from mitmgate.host.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.compiler import compile_policy
-from mitmgate.policy.lint import review
 from mitmgate.policy.loader import Loaded, PolicyError, load
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.units import UnitError, parse_duration
 from mitmgate.replay.observing import Observing, observing_options
+from mitmgate.review import review
 from mitmgate.usage import UserError
 
 logger = logging.getLogger(__name__)

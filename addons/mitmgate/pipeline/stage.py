@@ -12,7 +12,6 @@ from mypy_extensions import mypyc_attr
 from mitmgate.audit.event import stage_failed, stage_slow
 from mitmgate.audit.record import Event
 from mitmgate.core.reason import EVERY_STAGE, Reason
-from mitmgate.core.rules import Networks
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import SeldomEach
@@ -22,6 +21,7 @@ from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Location, Problem
 from mitmgate.policy.section import Section
+from mitmgate.policy.snapshot import Snapshot
 
 _seldom = SeldomEach(logging.getLogger(__name__))  # a stage may fail on every request
 
@@ -168,6 +168,11 @@ class Stage:
     def outside(self, exchange: Exchange, step: Step) -> Outside | None:
         """Say what a request was that the route's document does not describe; None: it does, or there is none."""
         return None
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Yield what `check` warns of in what the stage goes by. snapshot: what the policy was compiled to."""
+        return iter(())
 
     def deny(self, reason: Reason, detail: str = "") -> Step:
         """Make a denial. detail is shown to the client: no internals, no upstream address, no credential."""
@@ -322,23 +327,3 @@ def route_at(exchange: Exchange) -> Location:
     route = exchange.route
     names = [known.name for known in exchange.snapshot.policy.routes]
     return () if route is None else ("routes", names.index(route.name))
-
-
-def networks_change(denial: Denial, networks: Networks, place: str) -> list[str]:
-    """Say what would have to be otherwise where networks have refused a client. place: theirs, in the policy."""
-    client = denial.exchange.client
-    lines = []
-    if client is not None and networks.deny and client in networks.deny:
-        lines.append(f"{client} is in a network that is denied: {place}")
-    if client is not None and networks.allow and client not in networks.allow:
-        lines.append(f"{client} is in none of the networks {', '.join(networks.allow.networks)}: {place}")
-    return lines
-
-
-def listed(exchange: Exchange, networks: Networks) -> dict[str, object]:
-    """Return what is looked at where a client's address is asked for in networks."""
-    return {
-        "client": "unknown" if exchange.client is None else str(exchange.client),
-        "deny": list(networks.deny.networks),
-        "allow": list(networks.allow.networks),
-    }

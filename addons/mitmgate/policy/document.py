@@ -1,6 +1,6 @@
 """A policy file as plain values, and where each of them stands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mitmgate.policy.interpolation import FromEnvironment
@@ -53,6 +53,11 @@ class Document:
         while location and location not in self.values:
             location = location[:-1]
         return self.values.get(location, (1, 1))
+
+    def items(self, location: Location, values: Iterable[str]) -> list[tuple[Location, str]]:
+        """Give each of a member's values its place; a lone value may be written without a list."""
+        listed = isinstance(self.at(location), list)
+        return [((*location, index) if listed else location, value) for index, value in enumerate(values)]
 
     def problem(
         self,

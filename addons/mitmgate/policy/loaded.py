@@ -16,7 +16,7 @@ from mitmgate.policy.problem import Problem, Stamp
 class Loaded:
     """A valid policy with the material that it names. path: the file as it was given.
 
-    warnings: what loading found that is no error; lint.lint finds more. document: where every member stands. stamps:
+    warnings: what loading found that is no error; review.lint finds more. document: where every member stands. stamps:
     the files that were read, the policy first, each as it was before it was read. stages: of the operator's own, by
     name, in the order of the file. apis: what the documents of routes describe, by the number of the route.
     """

@@ -1,15 +1,11 @@
 """The `decision_services` of a policy: who else is asked whether a request may pass, and what `check` says of them."""
 
-from collections.abc import Iterator
-from typing import Annotated, Final, Literal, Protocol, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from mitmgate.core.credentials import is_secret_name
 from mitmgate.keys.discovery import needs_consent, problem
-from mitmgate.policy.document import Document
 from mitmgate.policy.model_routes import WRITTEN_BY_THE_GATEWAY
-from mitmgate.policy.problem import Code, Problem
 from mitmgate.policy.scalars import (
     FRAMING,
     Boolean,
@@ -102,26 +98,3 @@ class DecisionService(Section):
         if self.token_env is not None and checked and "authorization" in {name.lower() for name in self.headers}:
             raise wrong("two of Authorization: the client's and the gateway's own", "keep one", at="token_env")
         return self
-
-
-class _Policy(Protocol):
-    """What is looked at of a policy (policy.model.Policy)."""
-
-    @property
-    def decision_services(self) -> dict[str, DecisionService]: ...
-
-
-def warnings(policy: _Policy, document: Document) -> Iterator[Problem]:
-    """Yield what `check` warns of."""
-    for name, service in policy.decision_services.items():
-        at = ("decision_services", name)
-        if service.on_failure == "admit":
-            message = "requests are admitted while it does not answer"
-            yield document.warning((*at, "on_failure"), Code.ADMITS_UNDECIDED, message, "leave it out")
-        if service.plain_http and needs_consent(service.url):
-            message = "decisions over plain http: who is on the way can make them"
-            yield document.warning((*at, "plain_http"), Code.DECISIONS_OVER_HTTP, message, "use https")
-        for header in service.headers:
-            if is_secret_name(header):
-                message = f"it is told {header}, which holds a credential: it could act as the client"
-                yield document.warning((*at, "headers"), Code.HANDS_OVER_CREDENTIAL, message)

@@ -12,7 +12,7 @@ from mitmgate.core.credentials import is_secret_name
 from mitmgate.core.path import Ambiguous, canonical_path
 from mitmgate.core.proof import LONGEST_LIFETIME
 from mitmgate.core.revocation import LONGEST
-from mitmgate.core.rules import TokenType
+from mitmgate.core.rules import TokenType, name_of
 from mitmgate.keys.discovery import needs_consent, problem
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
@@ -566,6 +566,11 @@ class Identity(Section):
     forward: Forward = Forward()
     keep: tuple[Kept, ...] = ()
     """Header fields of clients that look like identity (docs/headers.md) and go on to services all the same."""
+
+    def names_of(self, issuer: str) -> list[str]:
+        """Return the names that principals of an issuer have: one for each of its tenants."""
+        known = self.issuers.get(issuer)
+        return [name_of(issuer, tenant) for tenant in (known.tenants if known is not None else ()) or (None,)]
 
     @model_validator(mode="after")
     def _keeps_nobodys_word(self) -> Self:

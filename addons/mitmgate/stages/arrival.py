@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from mitmproxy.connection import Client, Connection
@@ -26,10 +26,13 @@ from mitmgate.keys import certificate as certificates
 from mitmgate.pipeline.exchange import Exchange, Rejection, begin, exchange_of, rejection_of, taken
 from mitmgate.pipeline.message import headers_of
 from mitmgate.pipeline.stage import Stage
-from mitmgate.policy.problem import Location
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.problem import Code, Location, Problem
 from mitmgate.policy.snapshot import Snapshot, SnapshotSource
 
 Pressure = Denial | Awaitable[Denial | None] | None
+
+_EVERYONE: Final = frozenset({"0.0.0.0/0", "::/0"})
 
 
 class Arrival(Stage):
@@ -144,6 +147,23 @@ class Arrival(Stage):
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
         return [("trusted_proxies",)]
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find peers that are believed, and should not be."""
+        policy, document = loaded.policy, loaded.document
+        for index, network in enumerate(policy.trusted_proxies):
+            if network in _EVERYONE:
+                message = "everyone is a trusted proxy, and may claim any address"
+                yield document.warning(("trusted_proxies", index), Code.TRUSTS_EVERYONE, message)
+        for index, network in enumerate(policy.decide.trusted):
+            if network in _EVERYONE:
+                message = "everyone may ask for decisions, and say of any request what he likes"
+                yield document.warning(("decide", "trusted", index), Code.TRUSTS_EVERYONE, message)
+        if "decide" in policy.model_fields_set and not policy.decide.trusted:
+            message = "no peer is trusted, so that every check is refused"
+            hint = "list the proxies in trusted"
+            yield document.warning(("decide",), Code.DECIDES_FOR_NOBODY, message, hint, key=True)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Sign that the request arrived, and that its record will have a place."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import ClassVar, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from mitmgate.core import api_key, certificate
 from mitmgate.core.address import peer_address
@@ -25,22 +25,32 @@ from mitmgate.core.proof import (
 from mitmgate.core.reason import Reason
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.request import Head
+from mitmgate.core.routing import host_matches
 from mitmgate.core.rules import TOKEN, Credential, named
 from mitmgate.core.token import TOO_LARGE, UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.certificate import passed_on
+from mitmgate.keys.discovery import needs_consent
 from mitmgate.keys.proof import nonce_at
 from mitmgate.keys.ring import KeyRing
-from mitmgate.pipeline import challenges
+from mitmgate.pipeline import challenges, warnings
 from mitmgate.pipeline.coverage import ACCEPTED, REFUSED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange, told_challenge
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.compiler import default_issuers
+from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.model import Policy
+from mitmgate.policy.model_routes import Credentials, accepted
+from mitmgate.policy.problem import Code, Location, Problem, nearest
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stores.api_keys import ApiKeys
 from mitmgate.stores.proofs import ProofCheck, UsedProofs
 from mitmgate.stores.revocations import Revocations
 from mitmgate.stores.tickets import TicketCheck, holds_ticket, issue
+
+LONGEST_LEEWAY: Final = 300.0
+"""Seconds of an issuer's leeway that `check` does not warn of."""
 
 _TICKET = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
 
@@ -227,6 +237,24 @@ class Authentication(Stage):
                 if token.issuer in issuer.urls:
                     yield ("identity", "issuers", named(issuer.name)), REFUSED
                     return
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find issuers and credentials that are unused, or that prove too little."""
+        policy, document = loaded.policy, loaded.document
+        for index, route in enumerate(policy.routes):
+            if route.auth == "none":
+                message = f"{route.name} is public: it needs no token"
+                yield document.warning(("routes", index, "auth"), Code.PUBLIC, message)
+        only = policy.identity.issuers if len(policy.identity.issuers) == 1 else ()
+        trusted = set(policy.identity.default or only)
+        for route in policy.routes:
+            if isinstance(route.auth, Credentials):
+                trusted |= set(route.auth.issuers or ())
+        yield from warnings.unused(document, ("identity", "issuers"), policy.identity.issuers, trusted)
+        for find in (_issuers, _resources, _browsers, _of_machines, _two_issuers):
+            yield from find(policy, document)
+        yield from warnings.like_a_path(document, _claims(policy, document))
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Admit with a principal, or deny."""
@@ -619,3 +647,135 @@ _CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
     Reason.TOKEN_AUDIENCE_REFUSED: _audience_change,
     Reason.TOKEN_ALGORITHM_REFUSED: _algorithm_change,
 }
+
+
+def _browsers(policy: Policy, document: Document) -> Iterator[Problem]:
+    """A cookie that others can set makes users act as somebody else."""
+    if policy.identity.browsers.tickets is not None and not any(
+        "ticket" in route.credentials for route in policy.routes
+    ):
+        place = ("identity", "browsers", "tickets")
+        yield document.warning(place, Code.UNUSED, "no route takes them", "add credentials: [header, ticket]", key=True)
+    cookie, at = policy.identity.browsers.cookie, ("identity", "browsers", "cookie")
+    if cookie is None:
+        return
+    if not cookie.startswith("__Host-"):
+        message = "other hosts of the domain, and whoever is on the way without TLS, can set this cookie"
+        yield document.warning(at, Code.COOKIE_OF_OTHERS, message, f"name it __Host-{cookie.removeprefix('__Secure-')}")
+    if not any("cookie" in route.credentials for route in policy.routes):
+        yield document.warning(at, Code.UNUSED, "no route takes it", "add credentials: [header, cookie]")
+
+
+def _of_machines(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find API keys and certificates that no route takes, and names of certificates that none can have."""
+    rules = [accepted(route.auth) for route in policy.routes]
+    taken = {kind for rule in rules if rule is not None for kind in rule.kinds}
+    if policy.api_keys is not None and "api-key" not in taken:
+        yield document.warning(("api_keys",), Code.UNUSED, "no route takes API keys", "add auth: api-key", key=True)
+    certificates, at = policy.identity.certificates, ("identity", "certificates")
+    if certificates is None:
+        return
+    if "certificate" not in taken:
+        yield document.warning(at, Code.UNUSED, "no route takes certificates", "add auth: certificate", key=True)
+    if (certificates.forwarded or certificates.header) and not (policy.trusted_proxies or policy.decide.trusted):
+        message = "no proxy is trusted, so that no certificate which one passes on counts"
+        member = "forwarded" if certificates.forwarded else "header"
+        yield document.warning((*at, member), Code.UNUSED, message, "add trusted_proxies")
+    for pattern in certificates.roles:
+        scheme, slashes, rest = pattern.partition("://")
+        domain = rest.partition("/")[0]
+        if scheme == "spiffe" and slashes and "*" not in domain and domain not in certificates.spiffe:
+            message = f"{domain} is no trust domain of spiffe, so that no principal has such a name"
+            yield document.warning(
+                (*at, "roles", pattern), Code.NEVER_MATCHES, message, nearest(domain, certificates.spiffe), key=True
+            )
+
+
+def _resources(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find published resources that no route serves: clients would ask their issuer for tokens in vain."""
+    for index, published in enumerate(policy.identity.resources):
+        parts = urlsplit(published.resource)
+        base = (parts.path or "/").rstrip("/") + "/"
+        for route in policy.routes:
+            path = (route.match.exact or route.match.prefix or "").rstrip("/") + "/"
+            hosts = route.match.hosts
+            above = route.match.prefix is not None and base.startswith(path)
+            named = not hosts or any(host_matches(host, parts.hostname or "") for host in hosts)
+            if route.auth != "none" and named and (path.startswith(base) or above):
+                break
+        else:
+            at = ("identity", "resources", index, "resource")
+            yield document.warning(at, Code.UNUSED, "no route that needs a token is at or below this resource")
+
+
+def _issuers(policy: Policy, document: Document) -> Iterator[Problem]:
+    kinds = {
+        algorithm.startswith("HS") for issuer in policy.identity.issuers.values() for algorithm in issuer.algorithms
+    }
+    for name, issuer in policy.identity.issuers.items():
+        location: Location = ("identity", "issuers", name)
+        if not issuer.audience:
+            yield document.warning(
+                location, Code.ANY_AUDIENCE, "tokens for any audience are accepted", "add audience", key=True
+            )
+        if issuer.leeway > LONGEST_LEEWAY:
+            yield document.warning(
+                (*location, "leeway"), Code.LONG_LEEWAY, "a leeway above 5m lets expired tokens live on"
+            )
+        if issuer.max_lifetime is None:
+            yield document.warning(
+                location, Code.ANY_LIFETIME, "tokens of any lifetime are accepted", "add max_lifetime", key=True
+            )
+        urls = [url for _, _, url in issuer.of_tenants()]
+        asked = issuer.introspection
+        if asked is not None and asked.plain_http and needs_consent(asked.url):
+            at = (*location, "introspection", "plain_http")
+            yield document.warning(
+                at, Code.KEYS_OVER_HTTP, "tokens go over plain http: who is on the way has them", "use https"
+            )
+        if (
+            issuer.keys is not None
+            and issuer.keys.plain_http
+            and any(needs_consent(url or issuer.issuer[0]) for url in urls)
+        ):
+            at = (*location, "keys", "plain_http")
+            yield document.warning(
+                at, Code.KEYS_OVER_HTTP, "keys over plain http: who is on the way can replace them", "use https"
+            )
+        if len(kinds) > 1 and any(algorithm.startswith("HS") for algorithm in issuer.algorithms):
+            at = (*location, "algorithms")
+            yield document.warning(
+                at,
+                Code.SHARED_SECRET,
+                "a shared secret beside issuers with public keys: whoever verifies can also sign",
+            )
+
+
+def _two_issuers(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Two issuers may each have an alice; a policy that names the issuer's field has thought of it."""
+    identity = policy.identity
+    if identity.forward.issuer is not None:
+        return
+    places: list[tuple[Location, tuple[str, ...]]] = [(("identity", "default"), identity.default or ())]
+    for index, route in enumerate(policy.routes):
+        if isinstance(route.auth, Credentials):
+            others = tuple(kind for kind in route.auth.any or () if kind != "jwt")
+            given = route.auth.issuers or ()
+            if others and "jwt" in route.auth.kinds:
+                given = given or default_issuers(identity) or ()
+            places.append((("routes", index, "auth", "any" if others else "issuers"), (*given, *others)))
+    for location, given in places:
+        names = [name for issuer in given for name in identity.names_of(issuer)]
+        if len(set(names)) > 1:
+            message = f"{' and '.join(names)} may each have a subject of the same name: one {identity.forward.subject}"
+            hint = "have services read X-User-Issuer with it, and name it: identity.forward.issuer"
+            yield document.warning(location, Code.TWO_ISSUERS, message, hint)
+
+
+def _claims(policy: Policy, document: Document) -> Iterator[tuple[Location, str]]:
+    """Yield the claims that issuers' tokens are asked for, with their places."""
+    for name, issuer in policy.identity.issuers.items():
+        at: Location = ("identity", "issuers", name)
+        for member in ("subject", "roles", "scopes", "audience", "required"):
+            yield from document.items((*at, "claims", member), getattr(issuer.claims, member))
+        yield from (((*at, "require", claim), claim) for claim in issuer.require)

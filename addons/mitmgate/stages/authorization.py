@@ -1,5 +1,6 @@
 """Authorization: whether the principal may use the route; also tells that there is no route, once that may be told."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Final
 
@@ -11,14 +12,17 @@ from mitmgate.core.routing import NoRoute, allow_field
 from mitmgate.core.rules import Route
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
-from mitmgate.pipeline import challenges
-from mitmgate.pipeline.coverage import FAILED, HELD, MATCHED, Branch, Rule, by_networks, of_networks
+from mitmgate.pipeline import challenges, warnings
+from mitmgate.pipeline.coverage import FAILED, HELD, MATCHED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
-from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change, route_at
+from mitmgate.pipeline.networks import by_networks, listed, networks_change, of_networks, to_warn_of
+from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.model import Policy
 from mitmgate.policy.model_routes import Require
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem, nearest
+from mitmgate.policy.snapshot import Snapshot
 
 
 class Authorization(Stage):
@@ -104,6 +108,25 @@ class Authorization(Stage):
             yield from by_networks(exchange.client, model.networks, (*at, "networks"))
         if principal is not None:
             yield from _met(model.require, principal, step.reason, (*at, "require"))
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find networks, claims and comparisons of conditions that admit nobody."""
+        policy, document = loaded.policy, loaded.document
+        for index, route in enumerate(policy.routes):
+            at: Location = ("routes", index)
+            yield from to_warn_of(policy, route.networks, (*at, "networks"), document)
+            claims = [((*at, "require", "claims", claim), claim) for claim in route.require.claims]
+            yield from warnings.like_a_path(document, claims)
+        yield from _never_hold(policy, document)
+        for index, route in enumerate(policy.routes):
+            at = ("routes", index, "require", "when")
+            names = ["".join(match.groups(default="")) for match in _HEADER_READ.finditer(route.require.when or "")]
+            for name in names:
+                if name != name.lower():
+                    message = "names in request.headers are in lower case"
+                    yield document.warning(at, Code.NEVER_MATCHES, message, f"write {name.lower()}")
+            yield from warnings.removed(document, snapshot, [(at, name) for name in names if name == name.lower()])
 
     def decide(self, exchange: Exchange) -> Step:
         """Admit, or deny with the first requirement that is not met."""
@@ -315,3 +338,46 @@ _CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
     Reason.NO_ROUTE: _no_route_change,
     Reason.METHOD_NOT_ALLOWED: _method_change,
 }
+
+
+def _never_hold(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find comparisons of a condition that never hold: with a method in lower case, with another route's name."""
+    issuers = [name for issuer in policy.identity.issuers for name in policy.identity.names_of(issuer)]
+    issuers += ["api-key"] if policy.api_keys is not None else []
+    issuers += ["certificate"] if policy.identity.certificates is not None else []
+    for index, route in enumerate(policy.routes):
+        if route.require.when is None:
+            continue
+        at: Location = ("routes", index, "require", "when")
+        for fact, text in _compared(route.require.when):
+            if fact == "request.method" and text != text.upper():
+                yield document.warning(at, Code.NEVER_MATCHES, "request.method is in capitals", f"write {text.upper()}")
+            elif fact == "request.host" and text != text.lower():
+                yield document.warning(at, Code.NEVER_MATCHES, "request.host is in lower case", f"write {text.lower()}")
+            elif fact == "principal.issuer" and text not in issuers:
+                message = "principal.issuer is the name that the policy gives an issuer, and there is none of this name"
+                yield document.warning(at, Code.NEVER_MATCHES, message, nearest(text, issuers))
+            elif fact == "route.name" and text != route.name:
+                yield document.warning(at, Code.NEVER_MATCHES, f"route.name is {route.name} here, whatever the request")
+
+
+_FACT = r"(request\.method|request\.host|principal\.issuer|route\.name)"
+_LITERAL = r"""(?:"([^"\\]*)"|'([^'\\]*)')"""
+_COMPARISON = re.compile(rf"\b{_FACT}\s*[!=]=\s*{_LITERAL}|{_LITERAL}\s*[!=]=\s*{_FACT}\b")
+_AMONG = re.compile(rf"\b{_FACT}\s+in\s+\[([^\[\]]*)\]")
+_ONE_LITERAL = re.compile(_LITERAL)
+
+
+def _compared(condition: str) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a condition that are compared with a literal, and the literal."""
+    for match in _COMPARISON.finditer(condition):
+        first, *texts, last = match.groups(default="")
+        yield first or last, "".join(texts)
+    for match in _AMONG.finditer(condition):
+        for literal in _ONE_LITERAL.finditer(match.group(2)):
+            yield match.group(1), "".join(literal.groups(default=""))
+
+
+_HEADER_READ = re.compile(
+    rf"\brequest\.headers\s*\[\s*{_LITERAL}\s*\]|{_LITERAL}\s+in\s+request\.headers\b|\brequest\.headers\.([A-Za-z_]\w*)\b(?!\s*\()"
+)

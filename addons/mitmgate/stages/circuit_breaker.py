@@ -9,17 +9,22 @@ from typing import ClassVar, Final, NamedTuple
 from mitmproxy.http import HTTPFlow
 
 from mitmgate.audit.event import circuit_turned
+from mitmgate.core.address import parse_address
 from mitmgate.core.cause import UNCONNECTED
 from mitmgate.core.circuit import FAILED, Breaker, Outcome, Permit, State
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Circuit, Endpoint, Upstream
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of, reports
 from mitmgate.pipeline.stage import Denial, Stage
+from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.model import Policy
+from mitmgate.policy.model_upstreams import parse_endpoint
+from mitmgate.policy.problem import Code, Location, Problem
 from mitmgate.policy.snapshot import Snapshot
 
 _UPSTREAM_FAILURES = frozenset(
@@ -45,6 +50,9 @@ class Turn(NamedTuple):
     why: str
     cause: str
     request_id: str
+
+
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not bound
 
 
 class CircuitBreaker(Stage):
@@ -120,6 +128,18 @@ class CircuitBreaker(Stage):
         yield (*at, "circuit"), "open" if endpoint is None else "closed"
         if endpoint is not None:
             yield (*at, "endpoints", route.upstream.endpoints.index(endpoint)), REACHED
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find upstreams that no route has, TLS that is never used, and the gateway itself."""
+        policy, document = loaded.policy, loaded.document
+        used = {route.upstream for route in policy.routes}
+        yield from warnings.unused(document, ("upstreams",), policy.upstreams, used)
+        for name, upstream in policy.upstreams.items():
+            if upstream.tls is not None and not any(url.startswith("https://") for url in upstream.endpoints):
+                message = "no endpoint is https, so tls is never used"
+                yield document.warning(("upstreams", name, "tls"), Code.UNUSED, message, key=True)
+        yield from _itself(policy, document)
 
     def decide(self, exchange: Exchange) -> Step:
         """Acquire a permit."""
@@ -375,3 +395,23 @@ def _circuit_change(denial: Denial) -> list[str]:
 _CHANGES: Final[Mapping[Reason, Callable[[Denial], list[str]]]] = {
     Reason.CIRCUIT_OPEN: _circuit_change,
 }
+
+
+def _itself(policy: Policy, document: Document) -> Iterator[Problem]:
+    """Find endpoints at which the gateway itself listens."""
+    listeners = [(policy.listen.host, policy.listen.port)]
+    if policy.admin is not None:
+        listeners.append((policy.admin.host, policy.admin.port))
+    for name, upstream in policy.upstreams.items():
+        for index, url in enumerate(upstream.endpoints):
+            endpoint = parse_endpoint(url)
+            for host, port in listeners:
+                here = endpoint.host == host or (_loopback(endpoint.host) and (_loopback(host) or host in _ANY_ADDRESS))
+                if here and endpoint.port == port:
+                    at = ("upstreams", name, "endpoints", index)
+                    yield document.warning(at, Code.ITSELF, "the gateway itself listens there")
+
+
+def _loopback(host: str) -> bool:
+    address = parse_address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)

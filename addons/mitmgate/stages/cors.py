@@ -8,11 +8,13 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Cors as CorsRule
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import ACCEPTED, MATCHED, REFUSED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 
 class Cors(Stage):
@@ -76,6 +78,14 @@ class Cors(Stage):
         for index, known in enumerate(policy.cors[name].origins):
             if known in {origin, "*"}:
                 yield ("cors", name, "origins", index), MATCHED
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find rules that no route has, and methods that HTTP does not."""
+        policy, document = loaded.policy, loaded.document
+        yield from warnings.unused(document, ("cors",), policy.cors, {route.cors for route in policy.routes})
+        for name, cors in policy.cors.items():
+            yield from warnings.unregistered(document, document.items(("cors", name, "methods"), cors.methods))
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer a preflight; check the origin of anything else."""

@@ -14,19 +14,23 @@ from typing import ClassVar, Final, Protocol
 
 from cachetools import TLRUCache
 
+from mitmgate.core.credentials import is_secret_name
 from mitmgate.core.decision_service import Asked, Question, Said, ServiceAnswer, answer, question
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import DecisionService as Service
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.descriptors import Seldom
+from mitmgate.keys.discovery import needs_consent
 from mitmgate.net.dialler import Dialler
 from mitmgate.net.http import HttpError, UnusableError, ask
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +125,25 @@ class DecisionService(Stage):
         said = exchange.service_answer
         if said is not None and step is not self.skipped:
             yield ("decision_services", said.service), said.said
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find services that nothing asks, and what is told or admitted without need."""
+        policy, document = loaded.policy, loaded.document
+        used = {route.decision or policy.decision for route in policy.routes}
+        yield from warnings.unused(document, ("decision_services",), policy.decision_services, used)
+        for name, service in policy.decision_services.items():
+            at: Location = ("decision_services", name)
+            if service.on_failure == "admit":
+                message = "requests are admitted while it does not answer"
+                yield document.warning((*at, "on_failure"), Code.ADMITS_UNDECIDED, message, "leave it out")
+            if service.plain_http and needs_consent(service.url):
+                message = "decisions over plain http: who is on the way can make them"
+                yield document.warning((*at, "plain_http"), Code.DECISIONS_OVER_HTTP, message, "use https")
+            for header in service.headers:
+                if is_secret_name(header):
+                    message = f"it is told {header}, which holds a credential: it could act as the client"
+                    yield document.warning((*at, "headers"), Code.HANDS_OVER_CREDENTIAL, message)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Ask, where the route says so."""

@@ -1,13 +1,16 @@
 """Endpoints: what the gateway answers itself: the health check, and the metadata of resources (RFC 9728)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.exchange import Answer, Exchange, asked_host
 from mitmgate.pipeline.stage import Stage
-from mitmgate.policy.problem import Location
+from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 _HEALTHY = Answer(200, ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")), b'{"status":"ok"}')
 _METADATA = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"max-age=300"))
@@ -35,6 +38,16 @@ class Endpoints(Stage):
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
         return [("endpoints", "health")]
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find a path that looks like a pattern, and routes whose requests are answered here."""
+        policy, document = loaded.policy, loaded.document
+        yield from warnings.like_a_pattern(document, ("endpoints", "health"), policy.endpoints.health)
+        for index, route in enumerate(policy.routes):
+            if route.match.exact == policy.endpoints.health:
+                message = "never reached: the health check answers this path"
+                yield document.warning(("routes", index, "match"), Code.NEVER_REACHED, message)
 
     def decide(self, exchange: Exchange) -> Step:
         """Answer, or skip."""

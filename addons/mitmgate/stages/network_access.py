@@ -6,11 +6,13 @@ from typing import ClassVar, Final
 from mitmgate.core.reason import Reason
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
-from mitmgate.pipeline.coverage import Branch, Rule, by_networks, of_networks
+from mitmgate.pipeline.coverage import Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
-from mitmgate.pipeline.stage import Denial, Stage, listed, networks_change
+from mitmgate.pipeline.networks import by_networks, listed, networks_change, of_networks, to_warn_of
+from mitmgate.pipeline.stage import Denial, Stage
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 
 class NetworkAccess(Stage):
@@ -48,6 +50,12 @@ class NetworkAccess(Stage):
         """Tell what this request has exercised."""
         if exchange.client is not None:
             yield from by_networks(exchange.client, exchange.snapshot.policy.networks, ("networks",))
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find lists that allow more, or fewer, than they seem to."""
+        policy = loaded.policy
+        yield from to_warn_of(policy, policy.networks, ("networks",), loaded.document)
 
     def decide(self, exchange: Exchange) -> Step:
         """Ask the deny list first, then the allow list."""

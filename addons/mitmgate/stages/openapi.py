@@ -14,7 +14,8 @@ from mitmgate.pipeline.coverage import REACHED, Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 
 class OpenApi(Stage):
@@ -100,6 +101,20 @@ class OpenApi(Stage):
             path = upstream_path(route, head.path) or head.path
             asked = f"{head.method} {shape(path)}"
         return Outside(route.name, step.reason.code, asked, step.detail)
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find routes whose document has nothing where their requests go: it denies them all."""
+        described = {route.name: route for route in snapshot.routes.routes if route.openapi is not None}
+        for index, model in enumerate(loaded.policy.routes):
+            route = described.get(model.name)
+            path = None if route is None else upstream_path(route, route.path)
+            if route is None or route.openapi is None or path is None:
+                continue
+            if not route.openapi.reaches(path, exact=route.exact):
+                message = f"the document has no operation at {path}, which is what the service gets: all is denied"
+                hint = "set base to the path that the document's paths are below"
+                yield loaded.document.warning(("routes", index, "openapi"), Code.NEVER_MATCHES, message, hint)
 
     def decide(self, exchange: Exchange) -> Step:
         """Find the operation, and hold the head to it."""

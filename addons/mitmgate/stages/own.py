@@ -31,8 +31,9 @@ from mitmgate.pipeline.exchange import Answer, Exchange, exchange_of
 from mitmgate.pipeline.stage import Stage
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.own_stages import Own
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem
 from mitmgate.policy.scalars import FRAMING, TOKEN
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stores.protocol import CounterStore
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,17 @@ class OwnStage(Stage):
             yield ("stages", self.name), step.reason.code
         elif step.outcome is not Outcome.DENY:  # not a failure
             yield ("stages", self.name), WENT_ON
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Ask the stage; that it can't say is worth a warning, too."""
+        own = loaded.stages[cls.name]
+        try:
+            said = [str(text) for text in own.make().warnings()]
+        except Exception as error:
+            said = [f"its warnings can't be asked for: {type(error).__name__}"]
+        for text in said:
+            yield loaded.document.warning(("stages", own.name), Code.STAGE_WARNS, text, key=True)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Ask the stage, and hold what it says to what it may say."""
@@ -318,12 +330,16 @@ def _limit(name: str, counter: stage.Counter) -> Limit:
 
 
 def own_stage(own: Own, store: CounterStore, emit: Callable[[Event], object], offline: bool = False) -> OwnStage:
-    """Make the place of a stage. Each is a class of its own: a stage's name belongs to its class, and so do hooks."""
+    """Make the place of a stage."""
+    return own_class(own)(store, emit, offline)
+
+
+def own_class(own: Own) -> type[OwnStage]:
+    """Make the class of a stage's place: a stage's name belongs to its class, and so do hooks."""
     members: dict[str, object] = {"name": own.name, "reasons": tuple(own.reasons.values())}
     if own.code.made_of.respond is not stage.Stage.respond:
         members["responseheaders"] = OwnStage.respond
-    made: type[OwnStage] = type("OwnStage", (OwnStage,), members)
-    return made(store, emit, offline)
+    return type("OwnStage", (OwnStage,), members)
 
 
 def _nobody(*given: object) -> object:

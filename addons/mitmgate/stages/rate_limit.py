@@ -7,11 +7,13 @@ from mitmgate.core.reason import Reason
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
 from mitmgate.core.window import Grant
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import GRANTED, LIMITED, MATCHED, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange, reports
 from mitmgate.pipeline.stage import Denial, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.quota import Quota, taken, told, waiting
 
 
@@ -62,6 +64,33 @@ class RateLimit(Quota):
         """Tell what this request has exercised."""
         grants = exchange.grants[len(exchange.snapshot.client_limits) :]
         return taken(grants, (*route_at(exchange), "rate_limits"))
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find limits that limit nobody, or not whom they seem to."""
+        policy, document = loaded.policy, loaded.document
+        used = {*policy.client_limits, *(name for route in policy.routes for name in route.rate_limits)}
+        yield from warnings.unused(document, ("rate_limits",), policy.rate_limits, used)
+        for index, route in enumerate(policy.routes):
+            if not route.rate_limits and not policy.client_limits:
+                message, hint = f"{route.name} has no rate limit", "add rate_limits, or client_limits"
+                yield document.warning(("routes", index), Code.NO_RATE_LIMIT, message, hint)
+        for name, limit in policy.rate_limits.items():
+            at: Location = ("rate_limits", name)
+            if limit.mode == "report":
+                yield document.warning((*at, "mode"), Code.REPORT_MODE, "report counts and denies nobody")
+            if any(key.startswith("header:") for key in limit.key) and not set(limit.key) & {"principal", "client_ip"}:
+                message = "a client chooses its headers, and with them what it is counted by"
+                yield document.warning((*at, "key"), Code.CLIENT_CHOOSES, message)
+            if limit.on_store_failure == "allow":
+                message = "without the store there is no limit at all"
+                yield document.warning((*at, "on_store_failure"), Code.UNLIMITED_WITHOUT_STORE, message)
+            if limit.tiers is not None:
+                yield from warnings.like_a_path(document, [((*at, "tiers", "claim"), limit.tiers.claim)])
+            keys = [(place, *key.partition(":")[::2]) for place, key in document.items((*at, "key"), limit.key)]
+            yield from warnings.like_a_path(document, [(place, name) for place, kind, name in keys if kind == "claim"])
+            fields = [(place, name) for place, kind, name in keys if kind == "header"]
+            yield from warnings.removed(document, snapshot, fields)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:
         """Take them all in one call."""

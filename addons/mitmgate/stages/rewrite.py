@@ -19,14 +19,17 @@ from mitmgate.core.rewrite import (
 )
 from mitmgate.core.routing import allow_field
 from mitmgate.core.rules import Route
+from mitmgate.core.template import placeholders
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Outcome, Step
 from mitmgate.keys.assertion import signer_of
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 
 class Rewrite(Stage):
@@ -80,6 +83,22 @@ class Rewrite(Stage):
         for name in exchange.snapshot.policy.routes[int(at[1])].rewrite.set:
             if name.lower().encode("latin-1") in sent:
                 yield (*at, "rewrite", "set", name), REACHED
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find paths that look like patterns, and placeholders that no request has a value for."""
+        document = loaded.document
+        for index, route in enumerate(loaded.policy.routes):
+            at: Location = ("routes", index, "rewrite")
+            yield from warnings.like_a_pattern(document, (*at, "replace_prefix"), route.rewrite.replace_prefix)
+            read = [
+                ((*at, "set", header), *placeholder.partition(":")[::2])
+                for header, text in route.rewrite.set.items()
+                for placeholder in placeholders(text)
+            ]
+            yield from warnings.like_a_path(document, [(place, name) for place, kind, name in read if kind == "claim"])
+            fields = [(place, name) for place, kind, name in read if kind == "header"]
+            yield from warnings.removed(document, snapshot, fields)
 
     def decide(self, exchange: Exchange) -> Step:
         """Put the upstream's request together."""

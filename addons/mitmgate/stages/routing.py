@@ -7,15 +7,17 @@ from mitmgate.core.cors import is_preflight
 from mitmgate.core.path import CanonicalPath
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head
-from mitmgate.core.routing import NoRoute, host_matches
+from mitmgate.core.routing import NoRoute, RouteTable, host_matches
 from mitmgate.core.rules import Route
 from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline import warnings
 from mitmgate.pipeline.coverage import MATCHED, REACHED, Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.loaded import Loaded
-from mitmgate.policy.problem import Location
+from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.snapshot import Snapshot
 
 
 class Routing(Stage):
@@ -73,6 +75,22 @@ class Routing(Stage):
                 yield (*at, "match", "hosts", number), MATCHED
                 break
 
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find routes that never decide, and patterns and methods that no request has."""
+        document = loaded.document
+        for index, route in enumerate(loaded.policy.routes):
+            at: Location = ("routes", index, "match")
+            for member in ("prefix", "exact"):
+                yield from warnings.like_a_pattern(document, (*at, member), getattr(route.match, member))
+            yield from warnings.unregistered(document, document.items((*at, "methods"), route.match.methods))
+            if route.websocket and route.match.methods and "GET" not in route.match.methods:
+                message = "a WebSocket is opened by GET (RFC 6455, section 4.1), which this route does not take"
+                yield document.warning(
+                    ("routes", index, "websocket"), Code.NEVER_MATCHES, message, "add GET to methods"
+                )
+        yield from _unreachable(loaded, snapshot.routes)
+
     def decide(self, exchange: Exchange) -> Step:
         """Find the route."""
         head = exchange.head
@@ -103,6 +121,31 @@ class Routing(Stage):
     def _odd(exchange: Exchange, head: Head) -> Callable[[str, str, str], Route | NoRoute]:
         table, odd = exchange.snapshot.routes, head.odd
         return lambda method, host, path: table.match_odd(method, host, CanonicalPath(path, odd))
+
+
+def _unreachable(loaded: Loaded, table: RouteTable) -> Iterator[Problem]:
+    """Find routes that never decide: others take all of their requests."""
+    places = {route.name: ("routes", index, "match") for index, route in enumerate(loaded.policy.routes)}
+    for index, route in enumerate(table.routes):
+        earlier = [other for other in table.routes[:index] if _path(other) == _path(route)]
+        pairs = [(host, method) for host in route.hosts or ("",) for method in route.methods or ("",)]
+        takers = [next((o for o in earlier if _takes(o, host, method)), None) for host, method in pairs]
+        names = list(dict.fromkeys(taker.name for taker in takers if taker is not None))
+        if None not in takers:
+            message = f"never reached: {' and '.join(names)} takes all its requests"
+            yield loaded.document.warning(places[route.name], Code.NEVER_REACHED, message)
+
+
+def _path(route: Route) -> tuple[bool, str]:
+    return route.exact, route.path if route.exact else route.path.rstrip("/")
+
+
+def _takes(route: Route, host: str, method: str) -> bool:
+    """Tell whether a route takes every request of a host pattern and a method; "" is every host, every method."""
+    hosts = not route.hosts or any(
+        pattern == host or (bool(host) and host_matches(pattern, host.removeprefix("*"))) for pattern in route.hosts
+    )
+    return hosts and (not route.methods or method in route.methods)
 
 
 def _nothing(method: str, host: str, path: str) -> NoRoute:

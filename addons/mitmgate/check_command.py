@@ -9,10 +9,10 @@ import click
 
 from mitmgate.core.limit import octets
 from mitmgate.policy.compiler import digest
-from mitmgate.policy.lint import Acknowledged, review
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.loader import load
 from mitmgate.policy.problem import PolicyError, Problem
+from mitmgate.review import Acknowledged, review
 
 
 @dataclass(frozen=True, slots=True)

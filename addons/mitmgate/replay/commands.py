@@ -23,6 +23,7 @@ from mitmgate.replay.expectations import Expectations, ExpectationWriter, beside
 from mitmgate.replay.explain import explain as explain_decision
 from mitmgate.replay.learn import propose
 from mitmgate.replay.learn_openapi import Document
+from mitmgate.replay.lists import read_lists
 from mitmgate.replay.offline import load_offline, parse_jwks
 from mitmgate.replay.output import output
 from mitmgate.replay.plot import as_svg
@@ -278,7 +279,14 @@ def explain(
 ) -> int:
     """Show what every stage reads and says of one request: METHOD and URL, or one of a recording (--flow)."""
     policy = load_offline(policy_path, os.environ, parse_jwks(jwks))
-    decider = Decider(policy.snapshot, OfflineRing(assume_signed=assume_signed), assume_decision)
+    lists = read_lists(policy.snapshot) if flow is None else None  # a recording says what was known then
+    decider = Decider(
+        policy.snapshot,
+        OfflineRing(assume_signed=assume_signed),
+        assume_decision,
+        None if lists is None else lists.keys,
+        None if lists is None else lists.revocations,
+    )
     if flow is not None:
         if method is not None:
             raise UserError("give METHOD and URL, or --flow, not both")
@@ -299,7 +307,9 @@ def explain(
             ip=ip,
             body=body,
         )
-    explanation = explain_decision(policy, recorded, decider.decide(recorded), decider.stages)
+    exchange = decider.decide(recorded)
+    explanation = explain_decision(policy, recorded, exchange, decider.stages)
+    explanation.notes += [] if lists is None else lists.said_of(exchange)
     if form == "json":
         click.echo(json.dumps(explanation.members(), indent=2, ensure_ascii=True, default=str))
     else:

@@ -30,6 +30,7 @@ from mitmgate.stages.arrival import Arrival
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.decision_service import RecordedAnswers
 from mitmgate.stores.memory import MemoryStore
+from mitmgate.stores.revocations import Revocations
 
 _TRACE = "00-00000000000000000000000000000001-0000000000000001-01"
 _KEYS = 1_000_000
@@ -51,11 +52,12 @@ class Decider:
         ring: OfflineRing,
         assumed: Said = "unavailable",
         keys: Mapping[str, ApiKey] | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
         """ring: of this policy alone. Its state, like the counters and circuits here, goes from request to request.
 
         assumed: what a decision service is taken to say of a request about which nobody asked it then. keys: API keys
-        that are at hand, by id.
+        that are at hand, by id. revocations: what is revoked; None: nothing but what a recording says.
         """
         self.answers = RecordedAnswers(assumed)
         self.snapshot = snapshot
@@ -67,7 +69,14 @@ class Decider:
         source = _InForce(snapshot)
         self.keys = OfflineKeys(keys)
         trail = open_trail(AuditSettings(on_full="drop"))
-        services = Services(MemoryStore(_KEYS), ring, trail, api_keys=self.keys, decisions=self.answers)
+        services = Services(
+            MemoryStore(_KEYS),
+            ring,
+            trail,
+            api_keys=self.keys,
+            decisions=self.answers,
+            revocations=revocations or Revocations(),
+        )
         self._chain: tuple[Stage, ...] = chain.stages(
             source, services, lambda: self.now, lambda: self.ticks, snapshot.own, offline=True
         )

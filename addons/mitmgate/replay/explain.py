@@ -43,6 +43,8 @@ class Explanation:
     status: int
     stages: list[StageReport]
     upstream: Facts
+    notes: list[str] = field(default_factory=list)
+    """What was not looked at."""
 
     def members(self) -> dict[str, object]:
         """Return it as plain values."""
@@ -65,6 +67,7 @@ class Explanation:
                 for stage in self.stages
             ],
             "upstream": self.upstream,
+            **({"notes": self.notes} if self.notes else {}),
         }
 
 

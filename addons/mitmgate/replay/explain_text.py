@@ -18,6 +18,7 @@ def as_text(explanation: Explanation) -> str:
         lines += ["", f"to {explanation.upstream['endpoint']}: {explanation.upstream['request']}"]
         headers = explanation.upstream["headers"]
         lines += [f"{_INDENT}{name}: {value}" for name, value in headers] if isinstance(headers, list) else []
+    lines += [f"note: {note}" for note in explanation.notes]
     return "\n".join(printable(line) for line in lines) + "\n"
 
 

@@ -57,6 +57,8 @@ class OfflineRing(KeyRing):
         self.presented: Presented | None = None
         self.assumed: Counter[str] = Counter()
         self.unverified: Counter[str] = Counter()
+        self.real = 0
+        """Tokens that were checked with an issuer's key, and are good."""
         self._assume_signed = assume_signed
         self._accepted: LRUCache[tuple[bytes, Names], tuple[Principal, float, float]] = LRUCache(16_384)
 
@@ -89,6 +91,7 @@ class OfflineRing(KeyRing):
         result = super().authenticate(issuers, names, token, now)
         if isinstance(result, Refusal) and result.reason in _NOT_AT_HAND:
             self.unverified[" or ".join(names)] += 1
+        self.real += isinstance(result, Principal)
         return result
 
     def _decide(

@@ -166,6 +166,10 @@ def _notes(
         yield (
             f"{decider.imagined} admitted requests have no recorded response: circuits take them for answered at once"
         )
+    if decider.keys.unknown:
+        yield f"{decider.keys.unknown} API keys of which nothing is recorded were refused: no list of keys is read"
+    if ring.real and policy.snapshot.policy.revocation is not None:
+        yield f"{ring.real} tokens of which nothing is recorded were decided on without the list of revocations"
     for issuer, count in sorted((ring.unverified | other.unverified).items()):
         yield (
             f"{count} decisions refused with keys-unavailable: nobody had checked the token's signature, and the keys "

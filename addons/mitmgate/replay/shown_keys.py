@@ -128,6 +128,8 @@ class OfflineKeys(ApiKeys):
         super().__init__()
         self.shown: KeyShown | None = None
         self._at_hand = known
+        self.unknown = 0
+        """Keys of which nobody has said anything."""
 
     def authenticate(self, values: Sequence[bytes], now: float, started: float) -> Principal | Refusal:
         """Find out who asks: as it was found out then, at the time of now."""
@@ -139,6 +141,7 @@ class OfflineKeys(ApiKeys):
             nobody_knows = (
                 self._at_hand is None and isinstance(known, Refusal) and known.reason is Reason.API_KEY_UNKNOWN
             )
+            self.unknown += nobody_knows
             return UNAVAILABLE if nobody_knows else known
         if isinstance(shown.found, Refusal):
             return shown.found

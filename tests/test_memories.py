@@ -88,8 +88,8 @@ OTHERS: Final[dict[str, str]] = {
             stages/circuit_breaker:CircuitBreaker.turned admin/feed:Feed._latest
             policy/files:Files.stamps policy/watcher:PolicySource._stamps""",
         "names that the policy has, and what DNS says of them": """
-            core/reason:_DECLARED policy/own_stages:_MODULES policy/own_stages:OwnStages.stages policy/schema:_docstrings
-            stages/own:_Counters.limits
+            core/reason:_DECLARED policy/own_stages:_MODULES policy/own_stages:OwnStages.stages
+            stages/own:_Counters.limits policy/schema:_docstrings
             net/dialler:Dialler._avoided net/resolver:Resolver._names net/resolver:_HostsFile._names""",
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
             admin/metrics:Metrics._unknown admin/workers:Workers._links admin/workers:_Link._answers

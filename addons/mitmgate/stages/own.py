@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from hashlib import blake2b
 from inspect import isawaitable
+from itertools import islice
 from time import perf_counter, time
 from typing import Final
 
@@ -45,6 +46,8 @@ LONGEST_KEY: Final = 128
 LARGEST_BODY: Final = 64 << 10
 MOST_MEMBERS: Final = 16
 LONGEST_WORD: Final = 500
+MOST_WARNINGS: Final = 100
+"""Warnings that one stage is asked for."""
 MOST_LEFT_BEHIND: Final = 100
 """Calls beyond their timeout that ignore being cancelled; as many more are not begun."""
 SAY_EVERY: Final = 60.0
@@ -106,10 +109,11 @@ class OwnStage(Stage):
         """Ask the stage; that it can't say is worth a warning, too."""
         own = loaded.stages[cls.name]
         try:
-            said = [str(text) for text in own.make().warnings()]
-        except Exception as error:
-            said = [f"its warnings can't be asked for: {type(error).__name__}"]
-        for text in said:
+            said = own.make().warnings()
+            texts = [said] if isinstance(said, str) else [str(text) for text in islice(said, MOST_WARNINGS)]
+        except BaseException as error:  # SystemExit, say, which would end `check`, or the start of a gateway
+            texts = [f"its warnings can't be asked for: {type(error).__name__}"]
+        for text in texts:
             yield loaded.document.warning(("stages", own.name), Code.STAGE_WARNS, text, key=True)
 
     def decide(self, exchange: Exchange) -> Step | Awaitable[Step]:

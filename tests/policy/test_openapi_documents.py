@@ -12,10 +12,11 @@ from mitmgate.core.openapi import Api
 from mitmgate.core.path import CanonicalPath, canonical_path
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import load
-from mitmgate.policy.openapi import METHODS
+from mitmgate.policy.openapi import METHODS, OpenApis
 from mitmgate.policy.problem import PolicyError
 from mitmgate.policy.watcher import PolicySource
 from mitmgate.review import lint
+from mitmgate.stages.openapi import Apis
 
 POLICY = """\
 version: 1
@@ -33,9 +34,9 @@ def written(directory: Path, text: str, policy: str = POLICY) -> Path:
 
 
 def api_of(directory: Path, text: str, policy: str = POLICY) -> Api:
-    made = load(written(directory, text, policy), {}).apis[0]
-    assert made is not None
-    return made
+    made = load(written(directory, text, policy), {}).read["openapi"]
+    assert isinstance(made, OpenApis)
+    return made.apis[0]
 
 
 def said(api: Api, target: str, method: str = "GET", headers: Any = (), body: int | None = 0) -> str:
@@ -196,9 +197,12 @@ def test_what_the_gateway_writes_itself_is_not_asked_of_clients(tmp_path: Path) 
     path = written(tmp_path, f"{HEAD}paths: {{/a: {{get: {{parameters: [{parameters}]}}}}}}\n", policy)
     snapshot = compile_policy(load(path, {}))
     route = snapshot.routes.routes[0]
-    assert route.openapi is not None
+    described = snapshot.compiled["openapi"]
+    assert isinstance(described, Apis)
     written_here = (snapshot.client_fields.identity, route.rewrite.remove)
-    assert route.openapi.judge("GET", CanonicalPath("/a"), None, Headers(()), 0, written_here).refusal is None
+    assert (
+        described.of_routes["all"].judge("GET", CanonicalPath("/a"), None, Headers(()), 0, written_here).refusal is None
+    )
 
 
 def test_a_key_in_the_query_is_known(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 from mitmgate.core.address import Address, CidrSet
 from mitmgate.core.browsers import Place
 from mitmgate.core.limit import Limit
-from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
 from mitmgate.core.template import Template
 
@@ -252,7 +251,6 @@ class Route:
     bound: bool = False  # only with tokens that are bound to a key
     credentials: tuple[Credential, ...] = TOKEN
     every: bool = False
-    openapi: Api | None = None  # what its requests are held to
     decision: DecisionService | None = None
     places: tuple[Place, ...] = ("header",)  # where a token may be
 

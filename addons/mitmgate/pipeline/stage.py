@@ -19,6 +19,7 @@ from mitmgate.pipeline.coverage import Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Exchange, exchange_of, reports
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.material import Reader
 from mitmgate.policy.problem import Location, Problem
 from mitmgate.policy.section import Section
 from mitmgate.policy.snapshot import Snapshot
@@ -130,6 +131,14 @@ class Stage:
     def mistakes(cls, document: Document) -> Iterator[Problem]:
         """Yield errors in a policy that its sections can't see alone, such as names that nothing has."""
         return iter(())
+
+    @classmethod
+    def read(cls, reader: Reader) -> tuple[object, Sequence[Problem]]:
+        """Read what its members name, such as files, also where other members are wrong; and say what is wrong with it.
+
+        What was read is in `Loaded.read` by the stage's name; of what counts, the hash belongs into `material.hashes`.
+        """
+        return None, ()
 
     @classmethod
     def compiled(cls, loaded: Loaded) -> object:

@@ -14,7 +14,6 @@ from mitmgate.core.browsers import Places
 from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.cors import OriginRules
 from mitmgate.core.limit import Limit, Tiers
-from mitmgate.core.openapi import Api
 from mitmgate.core.path import Oddity
 from mitmgate.core.proof import ALGORITHMS
 from mitmgate.core.resource import Resource, Resources
@@ -48,10 +47,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = _with_tenants(default_issuers(policy.identity), policy)
     decisions = {name: _decision(name, service, material) for name, service in policy.decision_services.items()}
-    routes = [
-        _route(route, policy, upstreams, limits, cors, default, loaded.apis.get(index), decisions)
-        for index, route in enumerate(policy.routes)
-    ]
+    routes = [_route(route, policy, upstreams, limits, cors, default, decisions) for route in policy.routes]
     forward = _forward(policy.identity.forward, material, routes)
     issuers = {
         made.name: _revocable(made, policy.revocation)
@@ -427,7 +423,6 @@ def _route(
     limits: Mapping[str, Limit],
     cors: Mapping[str, rules.Cors],
     default: tuple[str, ...] | None,
-    api: Api | None,
     decisions: Mapping[str, rules.DecisionService],
 ) -> rules.Route:
     path = route.match.exact if route.match.exact is not None else route.match.prefix
@@ -438,8 +433,6 @@ def _route(
     if issuers is None and rule is not None:
         # None would make the route public.
         raise ValueError(f"route {route.name} has no issuer")
-    if route.openapi is not None and api is None:
-        raise ValueError(f"route {route.name} has no document")
     decision = route.decision or policy.decision
     return rules.Route(
         name=route.name,
@@ -462,7 +455,6 @@ def _route(
         bound=rule is not None and rule.bound == "required",
         credentials=rules.TOKEN if rule is None else rule.kinds,
         every=rule is not None and rule.all is not None,
-        openapi=api,
         decision=None if decision in {None, "none"} else decisions[decision],
         places=route.credentials,
     )

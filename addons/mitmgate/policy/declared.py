@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from pydantic import Field, create_model
 
 from mitmgate.policy.document import Document
+from mitmgate.policy.material import Reader
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_routes import Route
 from mitmgate.policy.problem import Problem
@@ -28,6 +29,10 @@ class Declares(Protocol):
     name: str
     section: type[Section]
     route_section: type[Section]
+
+    def read(self, reader: Reader) -> tuple[object, Sequence[Problem]]:
+        """Read what its sections name, and say what is wrong with it."""
+        ...
 
     def compiled(self, loaded: "Loaded") -> object:
         """Make what the stage decides by."""
@@ -67,6 +72,15 @@ def policy_model() -> type[Policy]:
     if not _POLICY:
         import_module(CHAIN)
     return _POLICY[0]
+
+
+def read(reader: Reader) -> tuple[dict[str, object], list[Problem]]:
+    """Let every stage read what its sections name; return that by the stage's name, and what is wrong with it."""
+    found, problems = dict[str, object](), list[Problem]()
+    for stage in stages():
+        found[stage.name], wrong = stage.read(reader)
+        problems += wrong
+    return found, problems
 
 
 def of[Declared: Section](section: Section, declared: type[Declared]) -> Declared:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mitmgate.core.openapi import Api
 from mitmgate.policy.document import Document
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
@@ -18,7 +17,7 @@ class Loaded:
 
     warnings: what loading found that is no error; review.lint finds more. document: where every member stands. stamps:
     the files that were read, the policy first, each as it was before it was read. stages: of the operator's own, by
-    name, in the order of the file. apis: what the documents of routes describe, by the number of the route.
+    name, in the order of the file. read: what the gateway's stages have read, by the stage's name.
     """
 
     path: str
@@ -28,4 +27,4 @@ class Loaded:
     warnings: tuple[Problem, ...]
     stamps: Mapping[Path, Stamp]
     stages: Mapping[str, Own] = field(default_factory=dict)
-    apis: Mapping[int, Api] = field(default_factory=dict)
+    read: Mapping[str, object] = field(default_factory=dict)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from mitmgate.policy import declared
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
-from mitmgate.policy.openapi import OpenApis
 from mitmgate.policy.own_stages import Own, OwnStages
 from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import PolicyError, Problem, in_order
@@ -45,14 +45,11 @@ def load(path: Path | str, environ: Mapping[str, str], running: Mapping[str, Own
     reader.read()
     own = OwnStages(document, files, running)
     own.read()
-    described = OpenApis(document, files, reader.material.hashes)
-    described.read()
-    problems += [*document.problems, *check(document), *reader.problems, *own.problems, *described.problems]
+    read, unreadable = declared.read(reader)
+    problems += [*document.problems, *check(document), *reader.problems, *own.problems, *unreadable]
     if policy is None or any(problem.severity == "error" for problem in problems):
         raise PolicyError(problems, files.stamps)
-    return Loaded(
-        given, policy, reader.material, document, in_order(problems), files.stamps, own.stages, described.apis
-    )
+    return Loaded(given, policy, reader.material, document, in_order(problems), files.stamps, own.stages, read)
 
 
 def load_snapshot(path: Path | str, environ: Mapping[str, str]) -> Snapshot:

@@ -21,7 +21,6 @@ from mitmgate.policy.scalars import (
     Name,
     Role,
     Scope,
-    Size,
     Text,
     UrlPath,
     one_or_more,
@@ -35,9 +34,6 @@ WRITTEN_BY_THE_GATEWAY = frozenset(
         *("authorization", "x-request-id", "traceparent"),
     }
 )
-
-
-LARGEST_CHECKED = 256 << 10  # bytes
 
 
 class Match(Section):
@@ -216,26 +212,6 @@ class Require(Section):
     """A CEL expression over request, principal, client and route that must be true."""
 
 
-def _checked(size: int) -> int:
-    if size > LARGEST_CHECKED:
-        raise wrong(f"is at most {LARGEST_CHECKED >> 10}KiB: other requests wait while a body is checked")
-    return size
-
-
-class OpenApi(Section):
-    """The document that a route's requests are held to, OpenAPI 3.0 or 3.1."""
-
-    document: Text
-    """The file, YAML or JSON."""
-    base: UrlPath | None = None
-    """The path that the document's paths are below, as the service gets it; unset: that of the document's servers."""
-    unknown_query: Literal["deny", "allow"] = "deny"
-    """Whether a query may have parameters that the document does not know."""
-    body: Annotated[Size, AfterValidator(_checked)] | None = Field(
-        None, description="JSON bodies up to this size (bytes) are checked, and larger ones denied; unset: none is."
-    )
-
-
 CredentialPlace = Literal["header", "cookie", "subprotocol", "ticket"]
 
 
@@ -277,14 +253,10 @@ class Route(Section):
     """Whether `;` may stand in the path."""
     allow_empty_segments: Boolean = False
     """Whether `//` may stand in the path."""
-    openapi: OpenApi | None = None
-    """The API's document: what is no operation of it is denied."""
     mode: Mode = "enforce"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.openapi is not None and self.openapi.body is not None and self.stream == "always":
-            raise wrong("a body that is checked is held until it is whole", "leave stream: always out", at="stream")
         if len(set(self.rate_limits)) < len(self.rate_limits):
             raise wrong("a limit is listed twice", at="rate_limits")
         if len(set(self.credentials)) < len(self.credentials):

@@ -12,20 +12,20 @@ from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from mitmgate.core.openapi import Api, Form, MediaType, Operation, Parameter, Schema, Segment, is_json, read_media_type
 from mitmgate.core.path import CanonicalPath, canonical_path
 from mitmgate.core.rewrite import REPLACED
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
-from mitmgate.policy.model_routes import OpenApi
 from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import Location, Problem, nearest
-from mitmgate.policy.scalars import TOKEN
+from mitmgate.policy.scalars import TOKEN, Size, Text, UrlPath, wrong
+from mitmgate.policy.section import Section
 
 MOST_PROBLEMS: Final = 50
 """Errors of a document that are listed."""
@@ -37,6 +37,7 @@ DEEPEST_TOLD: Final = 3
 METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _KINDS: Final = ("integer", "number", "boolean", "null", "string")
 _TYPES: Final = frozenset({*_KINDS, "array", "object"})
+LARGEST_CHECKED: Final = 256 << 10  # bytes
 _URI: Final = "urn:mitmgate:openapi"
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -64,6 +65,26 @@ _STYLES: Final = {
     "cookie": ("form",),
     "query": ("form", "spaceDelimited", "pipeDelimited", "deepObject"),
 }
+
+
+def _checked(size: int) -> int:
+    if size > LARGEST_CHECKED:
+        raise wrong(f"is at most {LARGEST_CHECKED >> 10}KiB: other requests wait while a body is checked")
+    return size
+
+
+class OpenApi(Section):
+    """The document that a route's requests are held to, OpenAPI 3.0 or 3.1."""
+
+    document: Text
+    """The file, YAML or JSON."""
+    base: UrlPath | None = None
+    """The path that the document's paths are below, as the service gets it; unset: that of the document's servers."""
+    unknown_query: Literal["deny", "allow"] = "deny"
+    """Whether a query may have parameters that the document does not know."""
+    body: Annotated[Size, AfterValidator(_checked)] | None = Field(
+        None, description="JSON bodies up to this size (bytes) are checked, and larger ones denied; unset: none is."
+    )
 
 
 class OpenApis:

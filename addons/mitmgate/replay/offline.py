@@ -10,13 +10,13 @@ from pathlib import Path
 
 from mitmgate.core.rules import Issuer, KeySource, named
 from mitmgate.keys.material import problem as key_problem
+from mitmgate.policy import declared
 from mitmgate.policy.checks import check
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import MAX_BYTES, Files, UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
-from mitmgate.policy.openapi import OpenApis
 from mitmgate.policy.own_stages import OwnStages
 from mitmgate.policy.parsing import parse
 from mitmgate.policy.problem import Location, Problem, dotted, in_order
@@ -69,9 +69,8 @@ def load_offline(
     reader.read()
     own = OwnStages(document, files)
     own.read()
-    described = OpenApis(document, files, reader.material.hashes)
-    described.read()
-    problems += [*document.problems, *check(document), *own.problems, *described.problems]
+    read, unreadable = declared.read(reader)
+    problems += [*document.problems, *check(document), *own.problems, *unreadable]
     problems += [known for known in reader.problems if not _is_missing(known)]
     errors = [known for known in in_order(problems) if known.severity == "error"]
     if policy is None or errors:
@@ -80,7 +79,7 @@ def load_offline(
     notes = [_note(known) for known in reader.problems if _is_missing(known)]
     for name in policy.identity.issuers:
         material.issuers.setdefault(name, _ABSENT)
-    loaded = Loaded(path, policy, material, document, (), files.stamps, own.stages, described.apis)
+    loaded = Loaded(path, policy, material, document, (), files.stamps, own.stages, read)
     snapshot = compile_policy(loaded)
     assertion = snapshot.forward.assertion
     snapshot = replace(

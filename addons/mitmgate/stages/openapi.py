@@ -1,8 +1,9 @@
 """OpenApi: whether a request is an operation of the document that its route names, and rightly made."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
+from mitmgate.core.openapi import Api
 from mitmgate.core.path import CanonicalPath
 from mitmgate.core.reason import Reason
 from mitmgate.core.rewrite import upstream_path
@@ -13,9 +14,28 @@ from mitmgate.core.verdict import Outcome, Step
 from mitmgate.pipeline.coverage import REACHED, Branch, Outside, Rule
 from mitmgate.pipeline.exchange import Answer, Exchange
 from mitmgate.pipeline.stage import Denial, Stage, route_at
+from mitmgate.policy.declared import of
+from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.material import Reader
+from mitmgate.policy.openapi import OpenApi as Described
+from mitmgate.policy.openapi import OpenApis
 from mitmgate.policy.problem import Code, Location, Problem
+from mitmgate.policy.section import Section
 from mitmgate.policy.snapshot import Snapshot
+
+
+class OfRoute(Section):
+    """Its member of a route."""
+
+    openapi: Described | None = None
+    """The API's document: what is no operation of it is denied."""
+
+
+class Apis(NamedTuple):
+    """What the documents describe, by the name of the route that names one."""
+
+    of_routes: Mapping[str, Api]
 
 
 class OpenApi(Stage):
@@ -32,6 +52,7 @@ class OpenApi(Stage):
     """
 
     name: ClassVar[str] = "openapi"
+    route_section: ClassVar[type[Section]] = OfRoute
     reasons: ClassVar[tuple[Reason, ...]] = (
         Reason.OPERATION_UNKNOWN,
         Reason.OPERATION_NOT_ALLOWED,
@@ -55,7 +76,7 @@ class OpenApi(Stage):
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
         head, route, operation = exchange.head, exchange.route, exchange.operation
-        if head is None or route is None or route.openapi is None:
+        if head is None or route is None or not _is_described(exchange):
             return {}
         return {
             "method": head.method,
@@ -79,8 +100,9 @@ class OpenApi(Stage):
     @classmethod
     def rules(cls, loaded: Loaded) -> Iterator[Rule]:
         """Count operations: each is a line of the document."""
+        described = _described(loaded)
         for index, route in enumerate(loaded.policy.routes):
-            for name in loaded.apis[index].operations if index in loaded.apis else ():
+            for name in described[index].operations if index in described else ():
                 yield Rule(
                     ("routes", index, "openapi", "document", name), f"operation {name} of {route.name}", (REACHED,)
                 )
@@ -105,21 +127,46 @@ class OpenApi(Stage):
     @classmethod
     def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
         """Find routes whose document has nothing where their requests go: it denies them all."""
-        described = {route.name: route for route in snapshot.routes.routes if route.openapi is not None}
-        for index, model in enumerate(loaded.policy.routes):
-            route = described.get(model.name)
-            path = None if route is None else upstream_path(route, route.path)
-            if route is None or route.openapi is None or path is None:
-                continue
-            if not route.openapi.reaches(path, exact=route.exact):
+        routes = {route.name: route for route in snapshot.routes.routes}
+        for index, api in _described(loaded).items():
+            route = routes[loaded.policy.routes[index].name]
+            path = upstream_path(route, route.path)
+            if path is not None and not api.reaches(path, exact=route.exact):
                 message = f"the document has no operation at {path}, which is what the service gets: all is denied"
                 hint = "set base to the path that the document's paths are below"
                 yield loaded.document.warning(("routes", index, "openapi"), Code.NEVER_MATCHES, message, hint)
 
+    @classmethod
+    def mistakes(cls, document: Document) -> Iterator[Problem]:
+        """Find bodies that would have to be whole, and stream."""
+        routes = document.at(("routes",))
+        for index in range(len(routes) if isinstance(routes, list) else 0):
+            at: Location = ("routes", index)
+            if document.at((*at, "openapi", "body")) is not None and document.at((*at, "stream")) == "always":
+                message = "a body that is checked is held until it is whole"
+                yield document.problem((*at, "stream"), message, hint="leave stream: always out")
+
+    @classmethod
+    def read(cls, reader: Reader) -> tuple[OpenApis, list[Problem]]:
+        """Read the documents."""
+        described = OpenApis(reader.document, reader.files, reader.material.hashes)
+        described.read()
+        return described, described.problems
+
+    @classmethod
+    def compiled(cls, loaded: Loaded) -> Apis:
+        """Take what each document describes, by the route's name."""
+        described = _described(loaded)
+        routes = enumerate(loaded.policy.routes)
+        return Apis({route.name: described[index] for index, route in routes if of(route, OfRoute).openapi is not None})
+
     def decide(self, exchange: Exchange) -> Step:
         """Find the operation, and hold the head to it."""
-        route = exchange.route
-        if route is None or route.openapi is None:
+        apis, route = exchange.snapshot.compiled[self.name], exchange.route
+        if not isinstance(apis, Apis):
+            raise TypeError("no documents")
+        api = None if route is None else apis.of_routes.get(route.name)
+        if route is None or api is None:
             return self.skipped
         head = exchange.head
         if head is None:
@@ -127,7 +174,7 @@ class OpenApi(Stage):
         path = head.path if self._decides else upstream_path(route, head.path)
         if path is None:
             return self.deny(Reason.REWRITE_REFUSED, "The rewritten path would be ambiguous.")
-        operation, refusal, allow, body = route.openapi.judge(
+        operation, refusal, allow, body = api.judge(
             head.method,
             CanonicalPath(path, head.odd),
             head.query,
@@ -146,12 +193,26 @@ class OpenApi(Stage):
         return self.deny(refusal.reason, refusal.detail)
 
 
+def _described(loaded: Loaded) -> Mapping[int, Api]:
+    """Return what was read, by the number of the route."""
+    described = loaded.read[OpenApi.name]
+    if not isinstance(described, OpenApis):
+        raise TypeError("no documents")
+    return described.apis
+
+
+def _is_described(exchange: Exchange) -> bool:
+    apis, route = exchange.snapshot.compiled[OpenApi.name], exchange.route
+    return isinstance(apis, Apis) and route is not None and route.name in apis.of_routes
+
+
 def _described_change(denial: Denial) -> list[str]:
     route, operation = denial.exchange.route, denial.exchange.operation
-    if route is None or route.openapi is None:
+    models = denial.exchange.snapshot.policy.routes
+    named = [of(model, OfRoute).openapi for model in models if route is not None and model.name == route.name]
+    document = named[0].document if named and named[0] is not None else ""
+    if not document:
         return []
-    model = next(known for known in denial.exchange.snapshot.policy.routes if known.name == route.name)
-    document = "" if model.openapi is None else model.openapi.document
     what = "a request" if operation is None else f"a request of {operation.name} (line {operation.line})"
     return [f"{what} as {document} describes it: {denial.member('openapi')}"]
 

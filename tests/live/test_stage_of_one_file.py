@@ -1,7 +1,7 @@
 """A further stage of the gateway's own: its file, its line in chain.py, and nothing else of the package is changed.
 
-It has members of the policy and of routes, a reference between them, reasons of its own, and what it decides by. Every
-command and host sees all of it.
+It has members of the policy and of routes, a reference between them, files that they name, reasons of its own, and what
+it decides by. Every command and host sees all of it.
 """
 
 import json
@@ -20,6 +20,7 @@ from tests.live.harness_upstream import RecordingUpstream
 STAGE = '''\
 """Maintenance: routes that are closed for now."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
@@ -31,7 +32,9 @@ from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Stage, route_at
 from mitmgate.policy.declared import of
 from mitmgate.policy.document import Document
+from mitmgate.policy.files import UnreadableError
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.material import Reader
 from mitmgate.policy.problem import Location, Problem, nearest
 from mitmgate.policy.scalars import Duration, Name, Text, duration
 from mitmgate.policy.section import Section
@@ -45,6 +48,8 @@ class Window(Section):
     says: Text = "Come back later."
     """What clients are told."""
     lasts: Duration = duration("1h", "How long it will take (seconds).")
+    notice: Text | None = None
+    """A file with what clients are told in its place."""
 
 
 class OfPolicy(Section):
@@ -81,15 +86,34 @@ class Maintenance(Stage):
                 yield document.problem(at, "no window has this name", hint=nearest(name, known))
 
     @classmethod
-    def compiled(cls, loaded: Loaded) -> dict[str, Window]:
-        """Return the window of each route that is closed, by the route's name."""
-        windows = of(loaded.policy, OfPolicy).maintenance
+    def read(cls, reader: Reader) -> tuple[dict[str, str], list[Problem]]:
+        """Read the notices."""
+        notices, problems = dict[str, str](), list[Problem]()
+        windows = reader.document.at(("maintenance",))
+        for name in windows if isinstance(windows, dict) else ():
+            at = ("maintenance", name, "notice")
+            file = reader.document.at(at)
+            if isinstance(file, str):
+                try:
+                    content = reader.files.read(file)
+                except UnreadableError as error:
+                    problems.append(reader.document.problem(at, f"the file {error}"))
+                    continue
+                reader.material.hashes["/".join(at)] = hashlib.sha256(content).hexdigest()
+                notices[name] = content.decode()
+        return notices, problems
+
+    @classmethod
+    def compiled(cls, loaded: Loaded) -> dict[str, str]:
+        """Return what is told on each route that is closed, by the route's name."""
+        windows, notices = of(loaded.policy, OfPolicy).maintenance, loaded.read[cls.name]
         names = {known.name: of(known, OfRoute).closed for known in loaded.policy.routes}
-        return {route: windows[name] for route, name in names.items() if name is not None}
+        said = {name: window.says for name, window in windows.items()} | notices
+        return {route: said[name] for route, name in names.items() if name is not None}
 
     def reads(self, exchange: Exchange) -> dict[str, object]:
         """Return what it has looked at."""
-        return {"closed": _window(exchange) is not None}
+        return {"closed": _says(exchange) is not None}
 
     def goes_by(self, exchange: Exchange) -> list[Location]:
         """Name the members of the policy."""
@@ -99,15 +123,15 @@ class Maintenance(Stage):
         """Refuse, or go on."""
         if exchange.head is not None and b"x-undeclared" in exchange.head.headers:
             return self.deny(Reason.ROLE_MISSING, "Not for this stage to say.")
-        window = _window(exchange)
-        return self.skipped if window is None else self.deny(CLOSED, window.says)
+        says = _says(exchange)
+        return self.skipped if says is None else self.deny(CLOSED, says)
 
 
-def _window(exchange: Exchange) -> Window | None:
-    windows, route = exchange.snapshot.compiled["maintenance"], exchange.route
-    if not isinstance(windows, dict):
+def _says(exchange: Exchange) -> str | None:
+    said, route = exchange.snapshot.compiled["maintenance"], exchange.route
+    if not isinstance(said, dict):
         raise TypeError("no windows")
-    return None if route is None else windows.get(route.name)
+    return None if route is None else said.get(route.name)
 '''
 
 SEVERAL = """\
@@ -149,7 +173,7 @@ def closing(directory: Path, upstream: RecordingUpstream, **members: Any) -> dic
 def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream, tmp_path: Path) -> None:
     good = write_policy(tmp_path, closing(tmp_path, upstream))
     wrong = closing(tmp_path, upstream, closed="tonigt")
-    wrong["maintenance"] = {"tonight": {"say": "?", "lasts": "soon"}}
+    wrong["maintenance"] = {"tonight": {"say": "?", "lasts": "soon"}, "later": {"notice": "nowhere.txt"}}
     route(wrong, "public", closed=7)
     bad = write_policy(tmp_path, wrong, "bad.yaml")
     url = "http://api.example/closed"
@@ -176,6 +200,7 @@ def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream
     assert at('"closed": 7') + "routes[2].closed: " in errors
     assert at('"closed": "tonigt"') + "routes[3].closed: no window has this name" in errors
     assert "did you mean tonight?" in errors
+    assert at('"notice"') + "maintenance.later.notice: the file can't be read" in errors
     assert "ok, 4 routes" in checked
     assert "maintenance" in explained and "closed-for-now" in explained
     assert "a route that is open" in explained
@@ -188,11 +213,16 @@ def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream
 
 
 def test_hosts_decide_by_it(package: Path, upstream: RecordingUpstream, host: Host, tmp_path: Path) -> None:
-    path = write_policy(tmp_path, closing(tmp_path, upstream))
+    (tmp_path / "notice.txt").write_text("Back at ten.")
+    made = closing(tmp_path, upstream)
+    made["maintenance"]["later"] = {"notice": "notice.txt"}
+    made["routes"].append(made["routes"][-1] | {"name": "longer", "match": {"prefix": "/longer"}, "closed": "later"})
+    path = write_policy(tmp_path, made)
     upstream.forget_requests()
     with Gateway(path, host=host, environment={"PYTHONPATH": str(package)}) as gateway:
         refused = gateway.get("/closed/7")
         assert (refused.status, refused.reason, refused.json["detail"]) == (503, "closed-for-now", "Back at nine.")
+        assert gateway.get("/longer").json["detail"] == "Back at ten."
         undeclared = gateway.get("/public", headers={"X-Undeclared": "1"})
         assert (undeclared.status, undeclared.reason) == (503, "stage-error")
         upstream.assert_saw_nothing()

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import shutil
+import ssl
 import sys
 import termios
 import threading
@@ -90,9 +91,12 @@ class Seen:
 class Reader(threading.Thread):
     """Reads one listener's events, and asks again when it is away."""
 
-    def __init__(self, seen: Seen, token: str | None, token_env: str | None) -> None:
-        """token: the secret of `admin.token_env`. token_env: the name of the variable that holds it."""
+    def __init__(
+        self, seen: Seen, token: str | None = None, token_env: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """token: the secret of `admin.token_env`. token_env: the name of the variable that holds it. tls: for https."""
         super().__init__(name=f"top {seen.address}", daemon=True)
+        self._tls = tls
         self._seen, self._token, self._token_env = seen, token, token_env
         self._ended = threading.Event()
 
@@ -102,6 +106,8 @@ class Reader(threading.Thread):
             try:
                 self._read()
                 self._seen.problem = "away: it has closed the connection"
+            except ssl.SSLError as error:
+                self._seen.problem = f"no TLS with it: {(error.reason or str(error)).lower().replace('_', ' ')}"
             except TimeoutError:
                 self._seen.problem = f"away: no word for {SILENCE:.0f} s"
             except OSError as error:
@@ -116,8 +122,12 @@ class Reader(threading.Thread):
 
     def _read(self) -> None:
         parts = urlsplit(self._seen.address)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        link = kind(parts.hostname or "", parts.port, timeout=SILENCE)
+        if parts.scheme == "https":
+            link: http.client.HTTPConnection = http.client.HTTPSConnection(
+                parts.hostname or "", parts.port, timeout=SILENCE, context=self._tls
+            )
+        else:
+            link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=SILENCE)
         try:
             headers = {"Accept": "text/event-stream"}
             if self._token is not None:
@@ -383,8 +393,18 @@ def _ago(moment: str, now: float) -> str:
 @click.command("top")
 @click.argument("addresses", nargs=-1, metavar="[URL]...")
 @click.option("--token-env", metavar="NAME", help="The variable that holds the secret of admin.token_env.")
+@click.option("--ca", metavar="FILE", help="The authorities of an https:// listener; default: the system's.")
+@click.option("--certificate", metavar="FILE", help="The client certificate to show (admin.tls.client_ca).")
+@click.option("--key", metavar="FILE", help="Its private key, where the certificate's file does not hold it.")
 @click.option("--once", is_flag=True, help="Print one frame and end, as where the output is no terminal.")
-def command(addresses: Sequence[str], token_env: str | None, once: bool) -> int:
+def command(
+    addresses: Sequence[str],
+    token_env: str | None,
+    ca: str | None,
+    certificate: str | None,
+    key: str | None,
+    once: bool,
+) -> int:
     """Watch gateways: what is wrong, requests and denials, circuits, limits, keys, latencies, the last denials.
 
     URL: of an admin listener, http://127.0.0.1:8090 by default; several are shown together. Keys: p pauses, q quits.
@@ -396,7 +416,8 @@ def command(addresses: Sequence[str], token_env: str | None, once: bool) -> int:
     token = None if token_env is None else os.environ.get(token_env, "").strip()
     if token is not None and not (token and token.isascii() and token.isprintable()):
         raise UserError(f"--token-env {token_env}: the variable {token_env} has no secret in it")
-    readers = [Reader(seen, token, token_env) for seen in all_seen]
+    tls = _tls(ca, certificate, key)
+    readers = [Reader(seen, token, token_env, tls) for seen in all_seen]
     for reader in readers:
         reader.start()
     try:
@@ -407,6 +428,19 @@ def command(addresses: Sequence[str], token_env: str | None, once: bool) -> int:
         for reader in readers:
             reader.end()
     return 0
+
+
+def _tls(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
+    """Make what https:// listeners are spoken to with. Raises UserError for files that are none of that kind."""
+    name = ca
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate is not None:
+            name = certificate
+            context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: can't be used: {error}") from error
+    return context
 
 
 def _address(text: str) -> str:

@@ -112,6 +112,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["decision_services"] = {"opa": {"protocol": "opa", "url": "http://127.0.0.1:8181/v1/data/gateway"}}
     example["identity"]["browsers"] = {"cookie": "__Host-token", "tickets": {"secret_env": "TICKETS"}}
     example["identity"]["proofs"] = {"lifetime": "60s"}
+    example["admin"] = {"tls": {"certificate": "admin.pem", "key": "admin.key"}}
     asked = {"url": "https://issuer.example/introspect", "client_id": "gateway", "client_secret_env": "CLIENT_SECRET"}
     example["identity"]["issuers"]["corp"]["introspection"] = asked
     example["routes"][0]["openapi"] = {"document": "api.yaml"}

@@ -84,7 +84,9 @@ class Admin:
 
             try:
                 bound = bind(where.host, where.port)
-                self._listener = Listener(where.host, bound, self._report, snapshot, alone(console.answer))
+                self._listener = Listener(
+                    where.host, bound, self._report, snapshot, alone(console.answer), sources.policy
+                )
             except UserError as error:
                 raise exceptions.OptionsError(str(error)) from error
         self._metrics, self.addons = metrics, [metrics]

@@ -1,7 +1,12 @@
 """The listener itself: bound before anything else starts, so that a port in use is a user's mistake."""
 
 import logging
+import os
 import socket
+import ssl
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from tornado.httpserver import HTTPServer
@@ -13,6 +18,7 @@ from mitmgate.admin.feed import Feed
 from mitmgate.admin.pages import Ask, Page, application
 from mitmgate.admin.revoking import Events, Revocations, Revoker
 from mitmgate.admin.workers import Inquire
+from mitmgate.core.rules import ListenTls
 from mitmgate.descriptors import Descriptors, raise_limit
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.usage import UserError
@@ -48,12 +54,16 @@ class Listener:
         ask: Ask,
         snapshot: Snapshot | None = None,
         inquire: Inquire | None = None,
+        current: Callable[[], Snapshot | None] | None = None,
     ) -> None:
         """host: `admin.host` of the policy: besides addresses and localhost, the only name that is answered to.
 
         snapshot: says whether revocations are taken, and for which secret the status page is shown. Raises UserError
-        where their list can't be opened. inquire: asks the processes for what is no figure.
+        where their list can't be opened, or its certificate can't be used. inquire: asks the processes for what is no
+        figure. current: the policy in force, whose files for TLS new connections are made with; None: snapshot's.
         """
+        tls = None if snapshot is None else snapshot.admin_tls
+        self._scheme = "http" if tls is None else "https"
         self._sockets = sockets
         pages = _pages(ask, frozenset({"localhost", host.lower()}), snapshot, inquire)
         self._feed: Feed = pages.settings["feed"]
@@ -63,7 +73,9 @@ class Listener:
             body_timeout=_BODY,
             max_header_size=_HEAD,
             max_body_size=_HEAD,
+            ssl_options=None if tls is None else _context(tls),
         )
+        self._server.tls, self._server.current = tls, current
 
     @property
     def address(self) -> str:
@@ -74,13 +86,36 @@ class Listener:
     def start(self) -> None:
         """Accept connections, on the running event loop."""
         self._server.add_sockets(self._sockets)
-        logger.info("the admin listener is on http://%s", self.address)
+        logger.info("the admin listener is on %s://%s", self._scheme, self.address)
 
     async def close(self) -> None:
         """Accept no more, and close what is open."""
         self._server.stop()
         await self._feed.close()
         await self._server.close_all_connections()
+
+
+def _context(tls: ListenTls) -> ssl.SSLContext:
+    """Make the context for who asks. Raises UserError for files that OpenSSL does not take.
+
+    TLS 1.3 alone, and no session is resumed: each connection shows its certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    try:
+        with tempfile.TemporaryDirectory() as directory:  # of this user alone; `ssl` reads files only
+            chain, key = Path(directory, "certificate"), Path(directory, "key")
+            chain.write_bytes(tls.certificate)
+            os.close(os.open(key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            key.write_bytes(tls.key)
+            context.load_cert_chain(chain, key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(cadata=tls.client_ca.decode("ascii"))
+            context.verify_mode = ssl.CERT_OPTIONAL
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise UserError(f"the admin listener's certificate can't be used: {error}") from error
+    return context
 
 
 def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None, inquire: Inquire | None) -> Application:
@@ -90,7 +125,10 @@ def _pages(ask: Ask, hosts: frozenset[str], snapshot: Snapshot | None, inquire: 
         further.append(("/revocations", Revocations))
     if rule is not None and rule.events is not None:
         further.append(("/events", Events))
-    pages = application(ask, hosts, further, inquire, None if snapshot is None else snapshot.admin_token)
+    tls = None if snapshot is None else snapshot.admin_tls
+    certificates = tls is not None and tls.client_ca is not None
+    token = None if snapshot is None else snapshot.admin_token
+    pages = application(ask, hosts, further, inquire, token, certificates=certificates)
     if snapshot is not None and further:
         pages.settings["revoker"] = Revoker(snapshot)
     return pages
@@ -103,7 +141,20 @@ class _Server(HTTPServer):
         """Take tornado's settings."""
         super().initialize(*args, **settings)  # type: ignore[arg-type]  # handed through
         self._open = 0
+        self.tls: ListenTls | None = None
+        self.current: Callable[[], Snapshot | None] | None = None
         self._most = min(CONNECTIONS, Descriptors(raise_limit()).own // 2)
+
+    def _handle_connection(self, connection: socket.socket, address: tuple[object, ...]) -> None:
+        """Take the files of the policy in force, where they were renewed."""
+        snapshot = None if self.tls is None or self.current is None else self.current()
+        if snapshot is not None and snapshot.admin_tls not in {None, self.tls}:
+            self.tls = snapshot.admin_tls
+            try:
+                self.ssl_options = _context(self.tls)
+            except UserError as error:
+                logger.error("the files of before are used on: %s", error)
+        super()._handle_connection(connection, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
         """Take a connection, or close it at once where there are too many."""

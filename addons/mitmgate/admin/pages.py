@@ -189,7 +189,7 @@ class Keys(Page):
 
 
 class Guarded(Page):
-    """A page for operators: asked from this machine, or with the secret that `admin.token_env` names."""
+    """A page for operators: asked from this machine, or with the secret of `admin.token_env` or a certificate."""
 
     def prepare(self) -> None:
         """Refuse everybody else, and what another site has a browser ask."""
@@ -200,8 +200,12 @@ class Guarded(Page):
             self.problem(HTTPStatus.FORBIDDEN, "Another site asks for this.")
             return
         token: bytes | None = self.settings["token"]
+        if self.settings["certificates"] and self.request.get_ssl_certificate():
+            return  # one that an authority of client_ca has signed: others end the handshake
         if token is None:
-            if not _is_this_machine(self.request.remote_ip):
+            if self.settings["certificates"]:
+                self.problem(HTTPStatus.FORBIDDEN, "This needs a client certificate of admin.tls.client_ca.")
+            elif not _is_this_machine(self.request.remote_ip):
                 detail = "Without admin.token_env in the policy this page is for the gateway's own machine."
                 self.problem(HTTPStatus.FORBIDDEN, detail)
         elif not _holds(headers.get_list("Authorization"), token):
@@ -318,11 +322,13 @@ def application(
     further: Sequence[tuple[str, type[Page]]] = (),
     inquire: Inquire | None = None,
     token: bytes | None = None,
+    *,
+    certificates: bool = False,
 ) -> Application:
     """Make the pages. ask: makes the report. hosts: lower-case names under which the listener may be asked.
 
     further: pages that do more than read, by path. inquire: asks the processes for what is no figure. token: for which
-    pages of operators are shown; None: to this machine alone.
+    pages of operators are shown; None: to this machine alone. certificates: whether those who have one are shown them.
     """
     asked = nobody if inquire is None else inquire
     return Application(
@@ -344,6 +350,7 @@ def application(
         inquire=asked,
         feed=Feed(ask, asked),
         token=token,
+        certificates=certificates,
         log_function=_no_access_log,
     )
 

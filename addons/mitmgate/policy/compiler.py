@@ -96,6 +96,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         audit_key=material.audit_key,
         revocation_token=material.revocation_token,
         admin_token=material.admin_token,
+        admin_tls=_admin_tls(policy, material),
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
@@ -200,6 +201,15 @@ def _upstream_tls(name: str, upstream: Upstream, material: Material) -> rules.Up
         server_name=None if upstream.tls is None else upstream.tls.server_name,
         system=material.authorities if ca is None else None,
     )
+
+
+def _admin_tls(policy: Policy, material: Material) -> rules.ListenTls | None:
+    if policy.admin is None or policy.admin.tls is None:
+        return None
+    files = material.tls.get(("admin", "tls"), {})
+    if not {"certificate", "key"} <= files.keys():
+        return None  # as below
+    return rules.ListenTls(files["certificate"], files["key"], files.get("client_ca"))
 
 
 def _listen_tls(policy: Policy, material: Material) -> rules.ListenTls | None:

@@ -25,7 +25,7 @@ from mitmgate.policy import model_identity
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
-from mitmgate.policy.model import Admin, ListenCertificate, ListenTls
+from mitmgate.policy.model import Admin, AdminTls, ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Chain
 from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
@@ -87,6 +87,7 @@ class Reader:
         self._audit_key(("audit", "chain"))
         self._revocation_token(("revocation",))
         self._admin_token(("admin",))
+        self._tls(self._section(AdminTls, ("admin", "tls")), ("admin", "tls"))
         self._nonce_secret(("identity", "proofs"))
         self._ticket_secret(("identity", "browsers", "tickets"))
         services = self.document.at(("decision_services",))
@@ -342,10 +343,10 @@ class Reader:
                     self._wrong(at, f"certificates[{names[name]}] is for {name}, too")
                 names.setdefault(name, index)
 
-    def _tls(self, tls: ListenTls | ListenCertificate | UpstreamTls | None, location: Location) -> None:
+    def _tls(self, tls: ListenTls | AdminTls | ListenCertificate | UpstreamTls | None, location: Location) -> None:
         if tls is None:
             return
-        authorities = "client_ca" if isinstance(tls, ListenTls) else "ca"
+        authorities = "client_ca" if isinstance(tls, ListenTls | AdminTls) else "ca"
         certificates: dict[str, list[x509.Certificate]] = {}
         texts = self.material.tls.setdefault(location, {})
         for member in (authorities, "certificate"):

@@ -78,6 +78,18 @@ class Listen(Section):
     tls: ListenTls | None = None
 
 
+class AdminTls(Section):
+    """TLS of the admin listener. Files are PEM, relative to the policy."""
+
+    certificate: Text
+    """The server's certificate chain."""
+    key: Text
+    """The private key of the certificate."""
+    client_ca: Text | None = None
+    """The authorities of operators' client certificates: who has one may open the status page, as with the secret of
+    token_env. Probes, metrics and keys are for everybody."""
+
+
 class Admin(Section):
     """The listener for metrics, liveness, readiness, keys and the status page; never on the data port."""
 
@@ -87,7 +99,8 @@ class Admin(Section):
     """The TCP port; 0 takes a free one."""
     token_env: Text | None = None
     """The environment variable with the secret (32 bytes or more) that who opens the status page gives as a password,
-    or programs as a bearer token; unset: the page is for this machine alone."""
+    or programs as a bearer token; unset, and without tls.client_ca: the page is for this machine alone."""
+    tls: AdminTls | None = None
 
 
 class Decide(Section):

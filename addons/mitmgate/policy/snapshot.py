@@ -41,6 +41,7 @@ class Snapshot:
     where the policy has no identity at all. directory: absolute; what the policy's paths are relative to. audit_key:
     the key of the audit's hash chain; None: unkeyed. revocation_token: for which the admin listener takes
     revocations; None: it takes none. admin_token: for which it shows its status page; None: to this machine alone.
+    admin_tls: of the same listener; with client_ca also to whom it shows it. None: plain text.
     listen_tls: None: plain text. hidden_headers: fields, in
     small letters, whose values the policy takes from the environment. own: the operator's stages, by name.
     key_field: the lower-case field of API keys; None: there are none. certificates: which count; None: none does.
@@ -75,6 +76,7 @@ class Snapshot:
     audit_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
     admin_token: bytes | None = field(default=None, repr=False)
+    admin_tls: ListenTls | None = None
     listen_tls: ListenTls | None = None
     hidden_headers: frozenset[str] = frozenset()
     own: Mapping[str, Own] = field(default_factory=dict)

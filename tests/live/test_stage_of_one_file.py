@@ -27,9 +27,12 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from mitmgate.core.reason import Reason
+from mitmgate.core.token import UnverifiedToken
 from mitmgate.core.verdict import Step
+from mitmgate.pipeline.coverage import Branch, Rule
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.pipeline.stage import Stage, route_at
+from mitmgate.pipeline.warnings import unused
 from mitmgate.policy.declared import of
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import UnreadableError
@@ -38,6 +41,7 @@ from mitmgate.policy.material import Reader
 from mitmgate.policy.problem import Location, Problem, nearest
 from mitmgate.policy.scalars import Duration, Name, Text, duration
 from mitmgate.policy.section import Section
+from mitmgate.policy.snapshot import Snapshot
 
 CLOSED: Final = Reason.declare("closed-for-now", 503, "Closed for now")
 
@@ -119,6 +123,24 @@ class Maintenance(Stage):
         """Name the members of the policy."""
         return [(*route_at(exchange), "closed"), ("maintenance",)]
 
+    @classmethod
+    def rules(cls, loaded: Loaded) -> Iterator[Rule]:
+        """Count what each window has kept away."""
+        for name in of(loaded.policy, OfPolicy).maintenance:
+            yield Rule(("maintenance", name), f"window {name}", ("kept-away",))
+
+    def covered(self, exchange: Exchange, step: Step, token: UnverifiedToken | None) -> Iterator[Branch]:
+        """Tell what this request has exercised."""
+        at = route_at(exchange)
+        if step.reason is CLOSED:
+            yield ("maintenance", of(exchange.snapshot.policy.routes[int(at[1])], OfRoute).closed or ""), "kept-away"
+
+    @classmethod
+    def warnings(cls, loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
+        """Find windows that no route has."""
+        used = {of(known, OfRoute).closed for known in loaded.policy.routes}
+        yield from unused(loaded.document, ("maintenance",), of(loaded.policy, OfPolicy).maintenance, used)
+
     def decide(self, exchange: Exchange) -> Step:
         """Refuse, or go on."""
         if exchange.head is not None and b"x-undeclared" in exchange.head.headers:
@@ -143,6 +165,20 @@ from mitmgate.policy.schema import schema
 print("|||" + json.dumps(schema()))
 """
 
+COVERAGE = """\
+import os, sys
+from mitmgate.replay.cases import case
+from mitmgate.replay.coverage import Coverage
+from mitmgate.replay.offline import load_offline
+from mitmgate.replay.run import replay
+from mitmgate.replay.traffic import Listed
+policy = load_offline(sys.argv[1], os.environ)
+coverage = Coverage(policy)
+asked = [case(policy.snapshot, "GET", url, at=1.8e9) for url in ("/closed", "/closed/7", "/public")]
+replay(Listed("made", asked), policy, observers=[coverage])
+print([(rule.what, branch, count) for rule, branch, count in coverage.branches if rule.location[0] == "maintenance"])
+"""
+
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -165,7 +201,7 @@ def upstream() -> Iterator[RecordingUpstream]:
 
 
 def closing(directory: Path, upstream: RecordingUpstream, **members: Any) -> dict[str, Any]:
-    made = policy(directory, upstream, maintenance={"tonight": {"says": "Back at nine."}})
+    made = policy(directory, upstream, maintenance={"tonight": {"says": "Back at nine."}, "spare": {}})
     made["routes"].append({"name": "closed", "match": {"prefix": "/closed"}, "upstream": "users", "auth": "none"})
     return route(made, "closed", **({"closed": "tonight"} | members))
 
@@ -204,12 +240,26 @@ def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream
     assert "ok, 4 routes" in checked
     assert "maintenance" in explained and "closed-for-now" in explained
     assert "a route that is open" in explained
+    (line,) = [number for number, text in enumerate(good.read_text().splitlines(), 1) if '"spare"' in text]
+    assert f"{good}:{line}:" in checked and "warning: maintenance.spare: nothing uses this [unused]" in checked
     made = json.loads(schema)
     assert [*made["properties"]["maintenance"]["patternProperties"].values()] == [{"$ref": "#/$defs/Window"}]
     assert made["properties"]["maintenance"]["description"] == "Windows by name, for routes."
     assert made["$defs"]["Window"]["properties"]["says"]["description"] == "What clients are told."
     assert "closed" in made["$defs"]["Route"]["properties"]
     assert made["properties"]["routes"]["items"] == {"$ref": "#/$defs/Route"}
+
+
+def test_coverage_counts_it(package: Path, upstream: RecordingUpstream, tmp_path: Path) -> None:
+    path = write_policy(tmp_path, closing(tmp_path, upstream))
+    run = subprocess.run(
+        [sys.executable, "-c", COVERAGE, str(path)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(package), "PATH": "/usr/bin:/bin", "MITMGATE_TEST_SECRET": "s" * 64},
+        check=True,
+    )
+    assert run.stdout == "[('window tonight', 'kept-away', 2), ('window spare', 'kept-away', 0)]\n"
 
 
 def test_hosts_decide_by_it(package: Path, upstream: RecordingUpstream, host: Host, tmp_path: Path) -> None:

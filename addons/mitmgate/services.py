@@ -1,15 +1,20 @@
 """What the stages need beside the policy: counters, keys, the audit trail. Opened once, from the first policy."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from mitmgate.audit.record import Event
 from mitmgate.audit.trail import (
+    AnySink,
     AuditSettings,
     ChainSettings,
     FileSink,
     RedisStreamSink,
+    StdoutSink,
+    SyslogSink,
     open_trail,
 )
 from mitmgate.audit.writer import AuditTrail
@@ -129,10 +134,14 @@ def _redis(store: RedisStore, dialler: Dialler, emit: Callable[[Event], None]) -
 def audit_settings(snapshot: Snapshot) -> AuditSettings:
     """Translate the policy's `audit` for the trail; paths become absolute."""
     audit, store, resolver = snapshot.policy.audit, snapshot.policy.store, snapshot.policy.resolver
-    sinks: list[FileSink | RedisStreamSink] = []
+    sinks: list[AnySink] = []
     for sink in audit.sinks:
         if isinstance(sink, model_audit.FileSink):
             sinks.append(FileSink(snapshot.resolve(sink.file), sink.rotate, sink.keep, sink.fsync))
+        elif isinstance(sink, model_audit.StdoutSink):
+            sinks.append(StdoutSink())
+        elif isinstance(sink, model_audit.SyslogSink):
+            sinks.append(_syslog(sink, resolver.addresses, resolver.max_stale))
         elif store == "memory":
             raise UserError(f"the audit sink {sink.redis_stream} needs a redis store")
         else:
@@ -153,4 +162,23 @@ def audit_settings(snapshot: Snapshot) -> AuditSettings:
         on_full=audit.on_full,
         chain=ChainSettings(snapshot.audit_key),
         redact=snapshot.redact,
+    )
+
+
+def _syslog(sink: model_audit.SyslogSink, nameservers: tuple[tuple[str, int], ...], max_stale: float) -> SyslogSink:
+    found = re.fullmatch(model_audit.SYSLOG, sink.syslog)
+    if found is None:
+        raise UserError(f"{sink.syslog} is no address of a syslog server")
+    if found["path"] is not None:
+        return SyslogSink("unix", found["path"], facility=sink.facility, app_name=sink.app_name)
+    transport: Literal["udp", "tcp"] = "udp" if found["transport"] == "udp" else "tcp"
+    host, port = found["host"].strip("[]"), int(found["port"])
+    return SyslogSink(
+        transport,
+        host=host,
+        port=port,
+        facility=sink.facility,
+        app_name=sink.app_name,
+        nameservers=nameservers,
+        max_stale=max_stale,
     )

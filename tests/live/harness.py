@@ -213,7 +213,7 @@ class Gateway:
         said = self.stdout.read_text(errors="replace")
         if self.host == "stock":  # mitmproxy itself listens before it loads a script, and what it accepts is closed
             return "mitmgate is listening on" in said
-        return str(self.port) in said
+        return str(self.port) in said or "mitmgate is listening on" in self.log  # where stdout is the audit's
 
     def stop(self) -> int:
         """End the process by SIGTERM, and return its exit status; what it owed the audit log is then written."""

@@ -108,6 +108,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["identity"]["resources"] = [{"resource": "https://api.example"}]
     example["revocation"]["events"] = {"audience": "https://gateway.example"}
     example["identity"]["certificates"] = {"spiffe": "prod.example"}
+    example["audit"]["sinks"] += [{"syslog": "unix:/dev/log"}]
     example["api_keys"] = {"file": "keys.jsonl"}
     example["decision_services"] = {"opa": {"protocol": "opa", "url": "http://127.0.0.1:8181/v1/data/gateway"}}
     example["identity"]["browsers"] = {"cookie": "__Host-token", "tickets": {"secret_env": "TICKETS"}}

@@ -37,6 +37,33 @@ class RedisStreamSink:
 
 
 @dataclass(frozen=True, slots=True)
+class StdoutSink:
+    """JSON lines on standard output."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyslogSink:
+    """A syslog server: at `path`, a Unix socket, or at `host` and `port`.
+
+    timeout: seconds that a record may wait for it. facility: a name of RFC 5424, see syslog_sink.FACILITIES.
+    nameservers, max_stale: see net.resolver.Resolver.
+    """
+
+    transport: Literal["unix", "udp", "tcp"]
+    path: str = ""
+    host: str = ""
+    port: int = 514
+    facility: str = "local0"
+    app_name: str = "mitmgate"
+    timeout: float = 1.0
+    nameservers: tuple[tuple[str, int], ...] = ()
+    max_stale: float = MAX_STALE
+
+
+AnySink = FileSink | RedisStreamSink | StdoutSink | SyslogSink
+
+
+@dataclass(frozen=True, slots=True)
 class ChainSettings:
     """The hash chain of every file sink: HMAC-SHA256 with `key`, plain SHA-256 where it is None."""
 
@@ -63,7 +90,7 @@ class AuditSettings:
     writer.AuditTrail. block_for: the longest wait of `block`, in seconds.
     """
 
-    sinks: tuple[FileSink | RedisStreamSink, ...] = ()
+    sinks: tuple[AnySink, ...] = ()
     queue: int = 10_000
     on_full: OnFull = "block"
     chain: ChainSettings | None = None

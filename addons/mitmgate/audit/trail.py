@@ -7,11 +7,32 @@ from structlog.typing import Processor
 from mitmgate.audit.file_sink import FileAppender
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.refusals import Share, room
-from mitmgate.audit.settings import AuditSettings, ChainSettings, FileSink, Redact, RedisStreamSink
+from mitmgate.audit.settings import (
+    AnySink,
+    AuditSettings,
+    ChainSettings,
+    FileSink,
+    Redact,
+    RedisStreamSink,
+    StdoutSink,
+    SyslogSink,
+)
 from mitmgate.audit.sink import Health
+from mitmgate.audit.stdout_sink import StdoutAppender
+from mitmgate.audit.syslog_sink import SyslogAppender
 from mitmgate.audit.writer import AuditTrail
 
-__all__ = ["AuditSettings", "ChainSettings", "FileSink", "Redact", "RedisStreamSink", "open_trail"]
+__all__ = [
+    "AnySink",
+    "AuditSettings",
+    "ChainSettings",
+    "FileSink",
+    "Redact",
+    "RedisStreamSink",
+    "StdoutSink",
+    "SyslogSink",
+    "open_trail",
+]
 
 
 def open_trail(settings: AuditSettings, processors: Sequence[Processor] = ()) -> AuditTrail:
@@ -32,6 +53,11 @@ def open_trail(settings: AuditSettings, processors: Sequence[Processor] = ()) ->
                 told, settings.chain, trail.emit, Share(room(told.rotate, told.rotate * (told.keep + 1)), len)
             )
             trail.add(file, Health(file.name, trail.emit))
+        elif isinstance(told, StdoutSink):
+            trail.add(StdoutAppender(), Health(StdoutAppender.name, trail.emit))
+        elif isinstance(told, SyslogSink):
+            syslog = SyslogAppender(told)
+            trail.add(syslog, Health(syslog.name, trail.emit))
         else:
             from mitmgate.audit.redis_stream import StreamAppender  # noqa: PLC0415 - redis takes 70 ms to import
 

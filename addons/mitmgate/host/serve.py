@@ -28,6 +28,7 @@ from mitmgate.host.worker import Place, Supervised, inherited
 from mitmgate.hostoptions import TARGET
 from mitmgate.policy.compiler import compile_policy
 from mitmgate.policy.loader import Loaded, PolicyError, load
+from mitmgate.policy.model_audit import StdoutSink
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.policy.units import UnitError, parse_duration
 from mitmgate.replay.observing import Observing, observing_options
@@ -172,8 +173,9 @@ def url_of(address: Address, loaded: Loaded) -> str:
 
 
 def announce(address: Address, loaded: Loaded, path: str, more: str = "") -> None:
-    """Print one line when connections are accepted."""
-    click.echo(f"mitmgate is listening on {url_of(address, loaded)} with policy {path}{more}")
+    """Print one line when connections are accepted: on stderr, where stdout is the audit's."""
+    taken = any(isinstance(sink, StdoutSink) for sink in loaded.policy.audit.sinks)  # by audit events alone
+    click.echo(f"mitmgate is listening on {url_of(address, loaded)} with policy {path}{more}", err=taken)
 
 
 @click.command("serve")

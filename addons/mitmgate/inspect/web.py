@@ -26,6 +26,7 @@ from mitmgate.host.serve import MODE, check_decides, check_free, listen_address,
 from mitmgate.inspect import gateway
 from mitmgate.inspect.bounded import KEEP_FLOWS
 from mitmgate.policy.loaded import Loaded
+from mitmgate.policy.model_audit import StdoutSink
 from mitmgate.proxy.hooks import HookTable
 from mitmgate.usage import UserError
 
@@ -68,7 +69,8 @@ class Announcement:
         """Print the line. The token stands in it once, as mitmweb does it, and in no log."""
         addresses = listener_of(self._gateway).listen_addrs()
         gateway = ", ".join(url_of(address, self._loaded) for address in addresses)
-        click.echo(f"mitmgate web: gateway on {gateway}; its decisions on {self._master.web_url}")
+        taken = any(isinstance(sink, StdoutSink) for sink in self._loaded.policy.audit.sinks)  # by audit events alone
+        click.echo(f"mitmgate web: gateway on {gateway}; its decisions on {self._master.web_url}", err=taken)
 
 
 @click.command("web")

@@ -9,7 +9,7 @@ from pathlib import Path
 from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
-from mitmgate.policy.model_audit import FileSink
+from mitmgate.policy.model_audit import FileSink, RedisSink
 from mitmgate.policy.problem import Code, Problem
 from mitmgate.policy.snapshot import Snapshot
 
@@ -74,6 +74,8 @@ def _redacted(policy: Policy, document: Document) -> Iterator[Problem]:
 
 def _files(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[Problem]:
     for index, sink in enumerate(policy.audit.sinks):
+        if not isinstance(sink, FileSink | RedisSink):
+            continue
         member = "file" if isinstance(sink, FileSink) else "spill"
         name = sink.file if isinstance(sink, FileSink) else sink.spill
         reason = _unwritable(Path(snapshot.resolve(name)))

@@ -1,10 +1,11 @@
 """The `audit` of a policy: where events go, and what becomes of them when they can't."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from mitmgate.policy.scalars import Count, DurationOrZero, HeaderName, Integer, Size, Text, duration, size
+from mitmgate.policy.scalars import Count, DurationOrZero, HeaderName, Integer, Size, Text, duration, size, wrong
 from mitmgate.policy.section import Section
 
 
@@ -30,12 +31,76 @@ class RedisSink(Section):
     """The file that takes the events while Redis does not, relative to the policy."""
 
 
+class StdoutSink(Section):
+    """Standard output, as JSON lines; what else the process prints there goes to standard error."""
+
+    stdout: Literal[True]
+    """true."""
+
+
+SYSLOG: Final = (
+    r"unix:(?P<path>/.+)|(?P<transport>udp|tcp)://(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]+)"
+)
+
+
+def _syslog(text: str) -> str:
+    found = re.fullmatch(SYSLOG, text)
+    if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
+        raise wrong("must be unix:/PATH, udp://HOST:PORT or tcp://HOST:PORT", "such as unix:/dev/log")
+    return text
+
+
+Facility = Literal[
+    "user",
+    "daemon",
+    "auth",
+    "syslog",
+    "authpriv",
+    "audit",
+    "alert",
+    "local0",
+    "local1",
+    "local2",
+    "local3",
+    "local4",
+    "local5",
+    "local6",
+    "local7",
+]
+
+
+class SyslogSink(Section):
+    """A syslog server, as messages of RFC 5424 whose text is the event's JSON."""
+
+    syslog: Annotated[Text, AfterValidator(_syslog)]
+    """unix:/dev/log, udp://HOST:514 or tcp://HOST:601. UDP loses events without anyone noticing."""
+    facility: Facility = "local0"
+    """The facility of the messages."""
+    app_name: Annotated[str, Field(pattern="^[!-~]{1,48}$")] = "mitmgate"
+    """The APP-NAME of the messages."""
+
+
+_KINDS: Final = {
+    "redis_stream": (RedisSink, "(redis)"),
+    "stdout": (StdoutSink, "(stdout)"),
+    "syslog": (SyslogSink, "(syslog)"),
+}
+
+
 def _sink_kind(value: Any) -> str:
-    redis = isinstance(value, RedisSink) or (isinstance(value, dict) and "redis_stream" in value)
-    return "(redis)" if redis else "(file)"
+    for member, (kind, tag) in _KINDS.items():
+        if isinstance(value, kind) or (isinstance(value, dict) and member in value):
+            return tag
+    return "(file)"
 
 
-Sink = Annotated[Annotated[FileSink, Tag("(file)")] | Annotated[RedisSink, Tag("(redis)")], Discriminator(_sink_kind)]
+Sink = Annotated[
+    Annotated[FileSink, Tag("(file)")]
+    | Annotated[RedisSink, Tag("(redis)")]
+    | Annotated[StdoutSink, Tag("(stdout)")]
+    | Annotated[SyslogSink, Tag("(syslog)")],
+    Discriminator(_sink_kind),
+]
 
 
 class Chain(Section):

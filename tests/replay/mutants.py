@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.replay.corpus import Case
@@ -84,9 +85,17 @@ def drop(*path: Any) -> Callable[[Made], None]:
     return change
 
 
+def _ask(made: Made) -> None:
+    """Have a decision service decide on what is public."""
+    made["decision_services"] = {"pdp": {"protocol": "opa", "url": "http://127.0.0.1:9/v1/data/x"}}
+    route(made, "public")["decision"] = "pdp"
+
+
 ON_USERS = {"users", "delete-user", "delete-admin", "origin", "body-ok", "umlaut", "scope"}
 USERS_ADMITTED = {"users", "delete-admin", "origin", "body-ok"}
 ORDERS = {"orders", "orders-post"}
+PUBLIC = {"public", "public-token", "public-forged", "large-head", "bucket"}
+PETS = Path(__file__).with_name("coverage") / "pets.yaml"
 TENANTS = {"tenant-acme", "tenant-globex"}
 BAD = {
     "token-malformed",
@@ -430,6 +439,18 @@ MUTANTS = [
         "host",
         put("upstreams", "orders", "host", value="orders.internal"),
         simple((ORDERS, "admit", "headers")),
+    ),
+    Mutant(
+        "openapi",
+        "of-another-service",
+        put("routes", "public", "openapi", value={"document": str(PETS)}),
+        simple((PUBLIC, "admit", "deny operation-unknown")),
+    ),
+    Mutant(
+        "decision-service",
+        "nobody-was-asked",
+        _ask,
+        simple((PUBLIC, "admit", "deny decision-unavailable")),
     ),
     Mutant(
         "report mode",

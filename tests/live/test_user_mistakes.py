@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.harness import ROOT, SECRET, policy, write_policy
+from tests.live.harness import ROOT, SECRET, Gateway, policy, write_policy
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -95,3 +95,17 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_mistake(start("serve", "--policy", str(path), "--listen", f"127.0.0.1:{port}"), str(port), "in use")
+
+
+def test_an_admin_port_in_use_in_stock_mitmproxy_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        made = policy(tmp_path, "http://127.0.0.1:9001", admin={"port": taken.getsockname()[1]})
+        stock = Gateway(write_policy(tmp_path, made), host="stock")
+        surroundings = {**os.environ, "MITMGATE_TEST_SECRET": SECRET}
+        done = subprocess.run(
+            stock.command, capture_output=True, text=True, timeout=60, check=False, env=surroundings, cwd=tmp_path
+        )
+    told = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert told.count("the admin listener can't listen on 127.0.0.1:") == 1
+    assert "Traceback" not in told

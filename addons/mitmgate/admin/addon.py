@@ -1,12 +1,11 @@
 """Admin: the addon that brings the admin listener, or its worker's part, into a host. Without `admin` it rests."""
 
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
-
-from mitmproxy import exceptions
 
 from mitmgate.admin.console import Console
 from mitmgate.admin.metrics import Metrics
@@ -16,6 +15,7 @@ from mitmgate.admin.workers import Answer, Inquire, Reporter
 from mitmgate.audit.writer import SinkState
 from mitmgate.chain import Gateway
 from mitmgate.core.circuit import State
+from mitmgate.hostoptions import MISTAKE
 from mitmgate.keys.assertion import Jwk, signer_of
 from mitmgate.keys.ring import KeySetState
 from mitmgate.policy.loaded import Loaded
@@ -26,6 +26,8 @@ from mitmgate.usage import UserError
 
 if TYPE_CHECKING:
     from mitmgate.admin.listener import Listener
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED: Final = 2
 """Keys of assertions that are published: after a change of the key, the former one for what is still on its way."""
@@ -44,7 +46,8 @@ class Admin:
     """Bind the policy's admin address at the first configuration, serve from `running` to `done`.
 
     An observer of the gateway, behind the chain. One of several workers is given a `link` to its supervisor, which has
-    the listener: it reports over that instead. On failure to bind: OptionsError, so that the host does not start.
+    the listener: it reports over that instead. Where it can't be bound the log says so, which ends the start of
+    any host.
     """
 
     name: ClassVar[str] = "mitmgate-admin"
@@ -58,6 +61,7 @@ class Admin:
         self._sources: Sources | None = None
         self._metrics: Metrics | None = None
         self._listener: Listener | None = None
+        self._failed = False
         self._reporter: Reporter | None = None
 
     def attach(self, sources: Sources) -> None:
@@ -68,7 +72,7 @@ class Admin:
         """Bind, once there is a policy that asks for it."""
         sources = self._sources
         snapshot = None if sources is None else sources.policy()
-        if self._metrics is not None or sources is None or snapshot is None:
+        if self._metrics is not None or self._failed or sources is None or snapshot is None:
             return
         where, link = snapshot.policy.admin, self._link
         if where is None:
@@ -87,8 +91,10 @@ class Admin:
                 self._listener = Listener(
                     where.host, bound, self._report, snapshot, alone(console.answer), sources.policy
                 )
-            except UserError as error:
-                raise exceptions.OptionsError(str(error)) from error
+            except UserError as error:  # no OptionsError: mitmproxy takes its options back then, and asks again
+                logger.error("%s", error, extra=MISTAKE)
+                self._failed = True
+                return
         self._metrics, self.addons = metrics, [metrics]
 
     async def running(self) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from mitmgate import chain
 from mitmgate.pipeline.exchange import Exchange
@@ -111,7 +112,9 @@ def test_what_check_warns_of_is_declared_by_the_stage(
 
 def test_who_asks_the_stages_names_none() -> None:
     """Members of the policy that are called like a stage aside (`cors`, `rewrite`)."""
-    models = (Policy, Route, *(model for stage in chain.STAGES for model in (stage.section, stage.route_section)))
+    models: list[type[BaseModel]] = [Policy, Route]
+    for stage in chain.STAGES:
+        models += [stage.section, stage.route_section]
     members = {name for model in models for name in model.model_fields}
     said = []
     for module in ASKING:

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from mitmgate.host.imports import PACKAGES
+from mitmgate.host.imports import PACKAGES, PARSER
 
 BEGIN = "from mitmgate.host.imports import put_off; put_off(); import json, sys\n"
 UNUSED = """
-    flask ldap3 tornado redis aioquic h2 service_identity asgiref argon2 urwid dns jsonschema_rs
+    flask ldap3 tornado redis aioquic h2 service_identity rich pygments pyparsing.core prometheus_client
+    asgiref argon2 urwid dns jsonschema_rs
     mitmproxy.addons.onboarding mitmproxy.addons.script mitmproxy.addons.proxyserver mitmproxy.proxy.mode_servers
     mitmproxy.proxy.server mitmproxy.proxy.layers.quic mitmproxy.proxy.layers.tls mitmproxy.proxy.layers.http._http1
 """
@@ -40,7 +41,9 @@ def test_serve_imports_nothing_that_it_may_never_use() -> None:
     program = (
         "import gc\n"
         "from mitmgate.collector import importing\n"
+        "from mitmgate.host.imports import structlog_alone\n"
         "with importing():\n"
+        "    structlog_alone()\n"
         "    import mitmgate.host.serve\n"
         "print(gc.isenabled(), gc.get_freeze_count() > 50_000, len(gc.get_objects()) < 5_000)\n"
         "from mitmgate.policy.declared import policy_model\n"
@@ -60,7 +63,7 @@ def test_who_asks_for_a_package_gets_all_of_it() -> None:
     """The names of a package in a process that puts it off are those of one that does not (an upgrade may change)."""
     packages = (
         "import importlib\n"
-        f"packages = [importlib.import_module(name) for name in {list(PACKAGES)!r}]\n"
+        f"packages = [importlib.import_module(name) for name in {[*PACKAGES, *PARSER]!r}]\n"
         "def own(package): return sorted(name for name in vars(package) if name[:2] != '__')\n"
     )
     whole = json.loads(said(packages + "print(json.dumps([own(package) for package in packages]))", "import json\n"))
@@ -72,10 +75,10 @@ def test_who_asks_for_a_package_gets_all_of_it() -> None:
         + "print(json.dumps([own(package) for package in packages]))"
     )
     kinds, later = map(json.loads, said(program).splitlines())
-    assert kinds == ["module"] * len(PACKAGES), "their own code has run"
+    assert kinds == ["module"] * len([*PACKAGES, *PARSER]), "their own code has run"
     for before, after in zip(whole, later, strict=True):
         assert set(before) - set(after) == set()
-        assert len(before) > 5, "or it is no package to put off"
+        assert len(before) > 3, "or it is no package to put off"
 
 
 def test_a_stage_of_the_operators_may_import_any_layer() -> None:
@@ -107,6 +110,25 @@ def test_threads_that_ask_at_once_all_get_it() -> None:
         "    print(set(threads.map(lambda _: layers.HttpLayer.__name__, range(8))))"
     )
     assert said(program) == "{'HttpLayer'}"
+
+
+def test_what_is_put_off_beside_packages_works_when_it_is_used() -> None:
+    """Commands of mitmproxy are parsed, and structlog and rich show what they always do."""
+    program = (
+        "from mitmgate.host.imports import structlog_alone; structlog_alone(); structlog_alone()\n"
+        "import mitmgate.host.serve, mitmproxy.command as command\n"
+        "print('pyparsing.core' in sys.modules, command.unquote('\"a b\"'), 'pyparsing.core' in sys.modules)\n"
+        "from mitmproxy import command_lexer\n"
+        "print(command.unquote(\"'c'\"), list(command_lexer.expr.parse_string('view.focus \"x y\"', parse_all=True)))\n"
+        "import pyparsing; print(pyparsing.__version__ > '3', pyparsing.common.__name__)\n"
+        "import rich.console, structlog; print(rich.console.Console.__name__, structlog.dev.ConsoleRenderer.__name__)"
+    )
+    assert said(program).splitlines() == [
+        "False a b True",
+        "c ['view.focus', ' ', '\"x y\"']",
+        "True pyparsing_common",
+        "Console ConsoleRenderer",
+    ]
 
 
 def test_who_asks_for_the_default_addons_gets_all_of_them() -> None:

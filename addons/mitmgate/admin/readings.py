@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
-from prometheus_client.process_collector import ProcessCollector
-
 from mitmgate import __version__
 from mitmgate.admin.families import BY_NAME, Series
 from mitmgate.admin.readiness import readiness
@@ -152,6 +150,8 @@ def _policy(snapshot: Snapshot | None, history: History) -> dict[str, Series]:
 
 def _process() -> dict[str, Series]:
     """Read this process's own figures, as far as prometheus_client knows them here (Linux alone)."""
+    from prometheus_client.process_collector import ProcessCollector  # noqa: PLC0415 - where metrics are asked for
+
     collector = ProcessCollector(registry=None)
     return {
         metric.name: {(): metric.samples[0].value}

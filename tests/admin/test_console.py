@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,69 @@ def test_one_who_does_not_read_is_dropped_and_nobody_else_waits(monkeypatch: pyt
         await listener.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/status/denials/1-1/explain"),
+        *(("GET", path) for path in ("/status/denials/1-1", "/status", "/metrics")),
+    ],
+)
+def test_those_who_ask_without_end_leave_the_loop_to_others(method: str, path: str) -> None:
+    """A page at a time, and between two of them everything else has at least one turn; probes do not wait for it."""
+    many, turns, asked_at = 16, 0, []
+    held = asyncio.Event()
+
+    async def work() -> None:
+        asked_at.append(turns)
+        if len(asked_at) == 1:
+            await held.wait()
+
+    async def ask() -> Report:
+        await work()
+        return Report({})
+
+    async def inquire(question: Mapping[str, object], process: int | None = None) -> Mapping[int, Mapping[str, object]]:
+        await work()
+        return {1: {}}
+
+    async def turning() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def request_of(port: int, line: str, body: str = "") -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        fields = (
+            f"Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        writer.write(f"{line} HTTP/1.1\r\n{fields}\r\n\r\n{body}".encode())
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def run() -> None:
+        listener = Listener("127.0.0.1", bind("127.0.0.1", 0), ask, None, inquire)
+        listener.start()
+        port = int(listener.address.rpartition(":")[2])
+        other = asyncio.create_task(turning())
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            body = "{}" if method == "POST" else ""
+            asking = [group.create_task(request_of(port, f"{method} {path}", body)) for _ in range(many)]
+            while not asked_at or len(asked_at) + len(listener._server._connections) < many:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            assert (await request_of(port, "GET /livez")).startswith(b"HTTP/1.1 200")
+            assert len(asked_at) == 1, "the others wait for it"
+            held.set()
+        assert all(task.result().startswith(b"HTTP/1.1 200") for task in asking)
+        other.cancel()
+        await listener.close()
+
+    asyncio.run(run())
+    assert len(asked_at) == many
+    assert all(later > earlier for earlier, later in pairwise(asked_at)), "nothing else ran between two"
 
 
 def test_nothing_is_asked_when_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:

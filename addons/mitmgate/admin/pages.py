@@ -4,6 +4,7 @@ import asyncio
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial, wraps
 from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
@@ -33,6 +34,9 @@ STREAMS: Final = 20
 PATIENCE: Final = 10.0
 """Seconds that one of them has to read what it is told; then it is dropped."""
 
+LONGEST_REST: Final = 1.0
+"""Seconds at the most that the pages rest behind one that has taken as long."""
+
 _STYLE, _SCRIPT = (files("mitmgate.admin").joinpath(name).read_text("utf-8") for name in ("status.css", "status.js"))
 _PAGE: Final = Template(files("mitmgate.admin").joinpath("status.html").read_text("utf-8"), autoescape="xhtml_escape")
 _NUMBER: Final = r"([0-9]{1,18})"
@@ -55,6 +59,37 @@ _STATUS_POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """What a browser may do with the status page: run its one script, which asks the listener alone."""
+
+
+class Turns:
+    """Gives the pages their turn on the loop that carries the traffic: one at a time, at most half of the time.
+
+    Whoever can reach the listener may ask without end, and what a page takes is taken from every request.
+    """
+
+    def __init__(self) -> None:
+        """Nobody asks yet."""
+        self._lock = asyncio.Lock()
+
+    async def take(self, page: Callable[[], Awaitable[None]]) -> None:
+        """Wait for a turn, answer, and leave the loop to others for as long as that took."""
+        async with self._lock:
+            began = time.perf_counter()
+            try:
+                await page()
+            finally:
+                await asyncio.sleep(min(time.perf_counter() - began, LONGEST_REST))
+
+
+def in_turn(page: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make a page wait for its turn. None of those that probes ask for: they wait for no flood."""
+
+    @wraps(page)
+    async def waiting(self: RequestHandler, *asked: str) -> None:
+        turns: Turns = self.settings["turns"]
+        await turns.take(partial(page, self, *asked))
+
+    return waiting
 
 
 class Page(RequestHandler):
@@ -169,6 +204,7 @@ class Root(Page):
 class MetricsText(Page):
     """/metrics: OpenMetrics text."""
 
+    @in_turn
     async def get(self) -> None:
         """Answer with all families."""
         self.set_header("Content-Type", MEDIA_TYPE)
@@ -180,6 +216,7 @@ class MetricsText(Page):
 class Keys(Page):
     """/.well-known/jwks.json: the keys that upstreams verify identity assertions with (RFC 7517)."""
 
+    @in_turn
     async def get(self) -> None:
         """Answer with the JWK set; without assertions it is empty."""
         self.set_header("Cache-Control", "public, max-age=60")
@@ -233,6 +270,7 @@ class Guarded(Page):
 class Status(Guarded):
     """/status: for people, and as JSON for those who ask for it."""
 
+    @in_turn
     async def get(self) -> None:
         """Answer with the page, or its content."""
         self.set_header("Vary", "Accept")
@@ -287,6 +325,7 @@ class Stream(Guarded):
 class Detail(Guarded):
     """/status/denials/PROCESS-NUMBER: everything that is kept of one request."""
 
+    @in_turn
     async def get(self, process: str, number: str) -> None:
         """Answer with it."""
         await self.inquire(process, {"ask": "detail", "number": int(number)})
@@ -300,6 +339,7 @@ class Explain(Guarded):
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("POST",)  # type: ignore[misc]  # as Page
     allowed = "POST"
 
+    @in_turn
     async def post(self, process: str, number: str) -> None:
         """Answer with what each stage says."""
         if self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
@@ -349,6 +389,7 @@ def application(
         hosts=hosts,
         inquire=asked,
         feed=Feed(ask, asked),
+        turns=Turns(),
         token=token,
         certificates=certificates,
         log_function=_no_access_log,

@@ -69,6 +69,7 @@ _MISSING: Mapping[Credential, Refusal] = {
     "api-key": api_key.MISSING,
     "certificate": certificate.MISSING,
 }
+_DECIDED = (Principal, Refusal)
 _KEY = api_key.PREFIX.encode("ascii")
 _ERRORS = {
     Reason.CREDENTIAL_AMBIGUOUS: "invalid_request",
@@ -358,11 +359,11 @@ class Authentication(Stage):
             return self._refuse(exchange, TOO_LARGE, dpop)
         if token.startswith(_KEY) and api_key.id_of(token) is not None:
             return self._refuse(exchange, api_key.NO_TOKEN, dpop)  # no issuer is to be shown it
-        tickets, is_jwt = snapshot.tickets, token.startswith(b"ey") and b"." in token
-        if tickets is not None and not is_jwt and holds_ticket(tickets, token):
+        tickets = snapshot.tickets
+        if tickets is not None and not (token.startswith(b"ey") and b"." in token) and holds_ticket(tickets, token):
             return self._refuse(exchange, _NO_TICKET, dpop)  # nor a token of another one, within a ticket
         result = self._ring.authenticate(snapshot.issuers, names, token, exchange.now)
-        if isinstance(result, Principal | Refusal):
+        if isinstance(result, _DECIDED):  # a union would be made anew for every request
             return self._conclude(exchange, head, result, token, dpop)
         return self._later(exchange, head, result, token, dpop)
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mitmgate.audit.record import Event
 from mitmgate.audit.trail import (
+    AnchorSettings,
     AnySink,
     AuditSettings,
     ChainSettings,
@@ -156,11 +157,16 @@ def audit_settings(snapshot: Snapshot) -> AuditSettings:
                     max_stale=resolver.max_stale,
                 )
             )
+    rule, anchors = audit.anchors, None
+    if rule is not None:
+        if snapshot.anchor_key is None:
+            raise UserError("audit.anchors has no key")
+        anchors = AnchorSettings(snapshot.resolve(rule.file), snapshot.anchor_key, rule.every)
     return AuditSettings(
         sinks=tuple(sinks),
         queue=audit.queue,
         on_full=audit.on_full,
-        chain=ChainSettings(snapshot.audit_key),
+        chain=ChainSettings(snapshot.audit_key, anchors),
         redact=snapshot.redact,
     )
 

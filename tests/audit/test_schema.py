@@ -50,6 +50,8 @@ OWN: list[Event] = [
     made.audit_dropped(NOW, 3, 10),
     made.audit_recovered(NOW, "file:a", torn_bytes=3, unclean=True, missing=2, head_missing=True, rolled_back=True),
     made.refusals_moved(NOW, "file:a", "a.refused"),
+    made.anchors_failed(NOW, "file:a", "full"),
+    made.anchors_recovered(NOW, "file:a"),
     made.sink_failed(NOW, "file:a", "full", spilling=False),
     made.sink_recovered(NOW, "file:a", 1.5, 3),
     {"time": made.rfc3339(NOW), "event": "stage", "stage": "bots", "request_id": "x", "said": {"score": 0.5}},

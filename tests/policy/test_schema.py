@@ -108,6 +108,7 @@ def test_every_default_of_the_schema_is_accepted(validator: Draft202012Validator
     example["identity"]["resources"] = [{"resource": "https://api.example"}]
     example["revocation"]["events"] = {"audience": "https://gateway.example"}
     example["identity"]["certificates"] = {"spiffe": "prod.example"}
+    example["audit"]["anchors"] = {"file": "elsewhere/anchors.jsonl", "key_env": "ANCHORS"}
     example["audit"]["sinks"] += [{"syslog": "unix:/dev/log"}]
     example["api_keys"] = {"file": "keys.jsonl"}
     example["decision_services"] = {"opa": {"protocol": "opa", "url": "http://127.0.0.1:8181/v1/data/gateway"}}

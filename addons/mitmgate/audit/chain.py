@@ -99,6 +99,17 @@ def _unsealed(line: bytes) -> tuple[bytes, dict[str, object]] | None:
     return (covered, members) if isinstance(members, dict) else None
 
 
+def sealed(covered: bytes, key: bytes) -> bytes:
+    """Seal an object that lacks its end with a mac as its last member."""
+    return _sealed(covered, mark(key, covered))
+
+
+def unsealed(line: bytes, keys: Sequence[bytes | None]) -> dict[str, object] | None:
+    """Read what `sealed` has made; None where none of the keys made it."""
+    found = _unsealed(line)
+    return found[1] if found is not None and matches(keys, found[0], str(found[1]["mac"])) else None
+
+
 def read(line: bytes) -> ChainedRecord | None:
     """Read a line without its end; None where it is no chained record."""
     found = read_event(line)

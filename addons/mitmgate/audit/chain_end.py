@@ -94,6 +94,11 @@ class ChainEnd:
             self._marked, self._mark_due = self._head.last, monotonic() + MARK_EVERY
             logger.info(MARK, self._path, *self._marked)
 
+    @property
+    def last(self) -> Link:
+        """The log's last record."""
+        return self._head.last
+
     def write(self) -> None:
         """Write the head file. Raises OSError."""
         chain.write_head(f"{self._path}.head", self._head, self._key)

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from mitmgate.audit.anchors import Anchored
+from mitmgate.audit.anchors import read as read_anchors
 from mitmgate.audit.chain import key_from_env
 from mitmgate.audit.reading import Members, events, follow, printable, size
 from mitmgate.audit.refusals import refused_log
@@ -45,6 +47,8 @@ def audit() -> None:
 @click.option(
     "--marks", metavar="LOG", multiple=True, help="A process log of the gateway, which says how far FILE was."
 )
+@click.option("--anchors", metavar="FILE", help="Where the policy's audit.anchors have the ends of FILE.")
+@click.option("--anchors-key-env", metavar="NAME", help="The environment variable with the anchors' key.")
 @click.option(
     "--accept",
     type=click.Choice([Kind.DECLARED.value, Kind.BEGINNING.value]),
@@ -58,6 +62,8 @@ def verify(
     key_env: tuple[str, ...],
     without_head: bool,
     marks: tuple[str, ...],
+    anchors: str | None,
+    anchors_key_env: str | None,
     accept: tuple[str, ...],
 ) -> None:
     """Check the hash chain of FILE, its rotated files and its log of refused requests, to the end: name every break.
@@ -67,7 +73,8 @@ def verify(
     --key-env again for a key that was used earlier.
 
     An old FILE that was put back together with its old FILE.head is whole. --marks tells: the gateway's own log says
-    with which record FILE ended, at its start and end, at each rotation and every ten minutes.
+    with which record FILE ended, at its start and end, at each rotation and every ten minutes. So do --anchors, under a
+    key of their own and as often as the policy says.
     """
     keys: list[bytes | None] = [key_from_env(name, os.environ.get(name)) for name in key_env]
     marked: dict[int, str] = {}
@@ -75,10 +82,15 @@ def verify(
         with _reading(name):
             marked |= marks_in(Path(name).read_text(encoding="utf-8", errors="replace"), os.path.basename(path))
     beside = refused_log(path)
+    anchored, anchored_beside = (_anchored(anchors, anchors_key_env, log) for log in (path, beside))
+    marked |= anchored.marks
     with _progress(path, "verifying") as read:
         reports = [verify_log(path, keys or [None], with_head=not without_head, marks=marked, read=read)]
-        if os.path.exists(beside):
-            reports.append(verify_log(beside, keys or [None], with_head=not without_head, read=read))
+        if os.path.exists(beside) or anchored_beside.marks:
+            further = anchored_beside.marks
+            reports.append(verify_log(beside, keys or [None], with_head=not without_head, marks=further, read=read))
+    for place, what in anchored.wrong:
+        reports[0].add(Kind.ANCHOR, place, what)
     for name, report in zip((path, beside), reports, strict=False):
         _tell(name if len(reports) > 1 else "", report, keys)
     wrong = {kind.value for report in reports for kind in report.counts} - set(accept)
@@ -92,6 +104,14 @@ def schema() -> None:
     from mitmgate.audit.schema import schema as schema_of_events  # noqa: PLC0415 - pydantic takes its time
 
     click.echo(json.dumps(schema_of_events(), indent=2))
+
+
+def _anchored(path: str | None, key_env: str | None, log: str) -> Anchored:
+    if path is None:
+        return Anchored({}, [])
+    if key_env is None:
+        raise UserError("anchors are signed: give --anchors-key-env NAME, the variable that holds their key")
+    return read_anchors(path, key_from_env(key_env, os.environ.get(key_env)), log)
 
 
 def _tell(name: str, report: Report, keys: list[bytes | None]) -> None:

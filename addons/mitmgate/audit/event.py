@@ -213,6 +213,16 @@ def refusals_moved(now: float, sink: str, to: str) -> Event:
     return {"time": rfc3339(now), "event": "refusals-moved", "sink": sink, "to": to}
 
 
+def anchors_failed(now: float, sink: str, error: str) -> Event:
+    """Say that the end of a log can't be anchored; its records are written all the same."""
+    return {"time": rfc3339(now), "event": "anchors-failed", "sink": sink, "error": error}
+
+
+def anchors_recovered(now: float, sink: str) -> Event:
+    """Say that it is anchored again."""
+    return {"time": rfc3339(now), "event": "anchors-recovered", "sink": sink}
+
+
 def sink_failed(now: float, sink: str, error: str, spilling: bool) -> Event:
     """Say that a sink takes no records. spilling: they go to its spill file; otherwise they wait in the queue."""
     return {"time": rfc3339(now), "event": "sink-failed", "sink": sink, "error": error, "spilling": spilling}

@@ -22,8 +22,9 @@ from time import monotonic, sleep, time
 
 import orjson
 
+from mitmgate.audit.anchors import Anchors
 from mitmgate.audit.chain_end import ChainEnd
-from mitmgate.audit.event import audit_recovered, refusals_moved
+from mitmgate.audit.event import anchors_failed, anchors_recovered, audit_recovered, refusals_moved
 from mitmgate.audit.refusals import Share, refused_log
 from mitmgate.audit.rotation import open_log, rotate, segments
 from mitmgate.audit.settings import ChainSettings, FileSink
@@ -34,8 +35,10 @@ from mitmgate.usage import UserError
 logger = logging.getLogger(__name__)
 
 _SYNC_LOOK = 0.1  # seconds between two looks at a sync that is under way
+_ANCHOR_RETRY = 5.0  # seconds
 _LOCK_PATIENCE = 2.0  # seconds; a worker that is stopped while it holds the lock must not stop the others for ever
-_BEHIND_SEAL = tuple(f'"event":"{kind}"'.encode() for kind in ("sink-failed", "sink-recovered", "refusals-moved"))
+_FOLLOWING = ("sink-failed", "sink-recovered", "refusals-moved", "anchors-failed", "anchors-recovered")
+_BEHIND_SEAL = tuple(f'"event":"{kind}"'.encode() for kind in _FOLLOWING)
 _PASSING = frozenset({ENOSPC, EDQUOT, EIO})  # what may have passed by the next try
 
 
@@ -74,6 +77,9 @@ class FileAppender:
         self._settings = settings
         self._path = settings.path
         self._chain = None if chained is None else ChainEnd(settings.path, chained.key)
+        anchors = None if chained is None else chained.anchors
+        self._anchors = None if anchors is None else Anchors(anchors, settings.path)
+        self._unanchored = False  # the last anchor could not be written
         self._emit = emit
         self._descriptor = -1
         self._presence = -1
@@ -134,11 +140,27 @@ class FileAppender:
 
     def idle(self) -> float | None:
         """Make durable what was written, when it is time; say when it will be time."""
-        pause = self._idle()
-        if self._refused is None or not self._refused.is_open:
-            return pause
-        pauses = [each for each in (pause, self._refused.idle()) if each is not None]
-        return min(pauses, default=None)
+        pauses = [self._anchor(), self._idle()]
+        if self._refused is not None and self._refused.is_open:
+            pauses.append(self._refused.idle())
+        return min([pause for pause in pauses if pause is not None], default=None)
+
+    def _anchor(self, now: bool = False) -> float | None:
+        """Anchor the log's end, where it is time. Records are written whether that works or not."""
+        if self._anchors is None or self._chain is None:
+            return None
+        try:
+            pause = self._anchors.write(self._chain.last, now)
+        except OSError as error:
+            if not self._unanchored:
+                self._unanchored = True
+                logger.error("the end of %s could not be anchored: %s", self.name, error.strerror or error)
+                self._emit(anchors_failed(time(), self.name, error.strerror or str(error)))
+            return _ANCHOR_RETRY
+        if pause is None and self._unanchored:
+            self._unanchored = False
+            self._emit(anchors_recovered(time(), self.name))
+        return pause
 
     def _idle(self) -> float | None:
         if self._chain is not None:
@@ -167,6 +189,7 @@ class FileAppender:
             self._refused.close()
         if self._chain is not None:
             self._chain.mark(now=True)
+            self._anchor(now=True)
         if self._descriptor >= 0:
             self._sync()
             os.close(self._descriptor)
@@ -318,6 +341,7 @@ class FileAppender:
             if self._chain is not None:
                 self._chain.before_rotation(self._settings.keep)
                 self._chain.mark(now=True)
+                self._anchor(now=True)
             rotate(self._path, self._settings.keep)
 
     def _append(self, records: Sequence[bytes]) -> int:

@@ -297,6 +297,21 @@ class RefusalsMoved(_Event):
     to: str
 
 
+class AnchorsFailed(_Event):
+    """The end of a log can't be anchored."""
+
+    event: Literal["anchors-failed"]
+    sink: str
+    error: str
+
+
+class AnchorsRecovered(_Event):
+    """It is anchored again."""
+
+    event: Literal["anchors-recovered"]
+    sink: str
+
+
 class SinkFailed(_Event):
     """A sink takes no records."""
 
@@ -360,6 +375,8 @@ AnyEvent = Annotated[
     | AuditDropped
     | AuditRecovered
     | RefusalsMoved
+    | AnchorsFailed
+    | AnchorsRecovered
     | SinkFailed
     | SinkRecovered
     | StageTold

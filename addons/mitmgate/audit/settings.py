@@ -64,10 +64,20 @@ AnySink = FileSink | RedisStreamSink | StdoutSink | SyslogSink
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorSettings:
+    """Where the ends of chains are anchored, under a key of their own; every: seconds, while a log grows."""
+
+    path: str
+    key: bytes = field(repr=False)
+    every: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class ChainSettings:
     """The hash chain of every file sink: HMAC-SHA256 with `key`, plain SHA-256 where it is None."""
 
     key: bytes | None = field(default=None, repr=False)
+    anchors: AnchorSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from mitmgate.audit.file_sink import FileAppender
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.refusals import Share, room
 from mitmgate.audit.settings import (
+    AnchorSettings,
     AnySink,
     AuditSettings,
     ChainSettings,
@@ -23,6 +24,7 @@ from mitmgate.audit.syslog_sink import SyslogAppender
 from mitmgate.audit.writer import AuditTrail
 
 __all__ = [
+    "AnchorSettings",
     "AnySink",
     "AuditSettings",
     "ChainSettings",

@@ -47,6 +47,7 @@ class Kind(StrEnum):
     CUT = "cut"  # the end is gone
     HEAD = "head"  # the head file is missing, changed, or of another log
     OLD = "old"  # a mark that is elsewhere names a record that the log has not, or has otherwise: it was put back
+    ANCHOR = "anchor"  # a line of the anchors' file that their key has not signed
     BEGINNING = "beginning"  # the oldest files were taken away; the rest is whole
     DECLARED = "declared"  # records are missing, or may be, and the log itself says so
 
@@ -189,6 +190,8 @@ class _Walk:
         for seq in sorted(self.marks):
             if head is None or seq >= head.first:
                 what = f"the log was marked at record {seq}, and has none: it is an older one, put back"
+                if at is None or seq > at.seq:
+                    what += f"; {_span(1 if at is None else at.seq + 1, seq)}"
                 report.add(Kind.OLD, path, what)
 
 
@@ -225,7 +228,7 @@ def verify(
                 report.add(Kind.CHANGED, name, f"can't be read to its end: {error}")
             if size == _ALL:
                 read(os.path.getsize(name) if os.path.exists(name) else 0)
-        if not walk.begun and head is None and not report.counts[Kind.HEAD]:
+        if not walk.begun and head is None and not report.counts[Kind.HEAD] and not marks:
             raise UserError(f"{path} has no chained records: nothing can be verified")
         if with_head and head is None and not report.counts[Kind.HEAD]:
             report.add(Kind.HEAD, head_path, "is missing: whether the end was cut off can't be said")

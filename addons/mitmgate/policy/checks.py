@@ -407,6 +407,9 @@ def _sinks(document: Document) -> Iterator[Problem]:
         if first != at:
             line, _ = document.place(first)
             yield document.problem(at, "another sink writes this file", hint=f"it is at line {line}")
+    anchors = document.at(("audit", "anchors", "file"))
+    if isinstance(anchors, str) and os.path.normpath(anchors) in taken:
+        yield document.problem(("audit", "anchors", "file"), "a sink writes this file", hint="anchors belong elsewhere")
 
 
 def _listeners(document: Document) -> Iterator[Problem]:

@@ -94,6 +94,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         max_target=policy.limits.target,
         max_token=policy.limits.token,
         audit_key=material.audit_key,
+        anchor_key=material.anchor_key,
         revocation_token=material.revocation_token,
         admin_token=material.admin_token,
         admin_tls=_admin_tls(policy, material),

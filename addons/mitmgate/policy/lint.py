@@ -19,6 +19,7 @@ def warnings(loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
     for find in (_modes, _hsts, _audit, _response_headers, _redacted):
         yield from find(loaded.policy, loaded.document)
     yield from _files(snapshot, loaded.policy, loaded.document)
+    yield from _anchors(snapshot, loaded.policy, loaded.document)
 
 
 def _modes(policy: Policy, document: Document) -> Iterator[Problem]:
@@ -82,6 +83,14 @@ def _files(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[P
         if reason is not None:
             at = ("audit", "sinks", index, member)
             yield document.warning(at, Code.UNWRITABLE, f"the file can't be written: {reason}")
+
+
+def _anchors(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[Problem]:
+    anchors = policy.audit.anchors
+    reason = None if anchors is None else _unwritable(Path(snapshot.resolve(anchors.file)))
+    if reason is not None:
+        at = ("audit", "anchors", "file")
+        yield document.warning(at, Code.UNWRITABLE, f"the file can't be written: {reason}")
 
 
 def _unwritable(path: Path) -> str | None:

@@ -26,7 +26,7 @@ from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import Admin, AdminTls, ListenCertificate, ListenTls
-from mitmgate.policy.model_audit import Chain
+from mitmgate.policy.model_audit import Anchors, Chain
 from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
 from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
@@ -48,6 +48,7 @@ class Material:
     introspection: dict[str, Introspection] = field(default_factory=dict)
     assertion: bytes = field(default=b"", repr=False)
     audit_key: bytes | None = field(default=None, repr=False)
+    anchor_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
     admin_token: bytes | None = field(default=None, repr=False)
     nonce_secret: bytes | None = field(default=None, repr=False)
@@ -85,6 +86,7 @@ class Reader:
                 self._issuer(name, issuer, location)
         self._assertion(("identity", "forward", "assertion"))
         self._audit_key(("audit", "chain"))
+        self._anchor_key(("audit", "anchors"))
         self._revocation_token(("revocation",))
         self._admin_token(("admin",))
         self._tls(self._section(AdminTls, ("admin", "tls")), ("admin", "tls"))
@@ -285,6 +287,11 @@ class Reader:
             )
             return
         self.material.audit_key = content
+
+    def _anchor_key(self, location: Location) -> None:
+        anchors = self._section(Anchors, location)
+        if anchors is not None:
+            self.material.anchor_key = self._secret(anchors.key_env, (*location, "key_env"))
 
     def _revocation_token(self, location: Location) -> None:
         revocation = self._section(Revocation, location)

@@ -5,7 +5,18 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from mitmgate.policy.scalars import Count, DurationOrZero, HeaderName, Integer, Size, Text, duration, size, wrong
+from mitmgate.policy.scalars import (
+    Count,
+    Duration,
+    DurationOrZero,
+    HeaderName,
+    Integer,
+    Size,
+    Text,
+    duration,
+    size,
+    wrong,
+)
 from mitmgate.policy.section import Section
 
 
@@ -111,6 +122,16 @@ class Chain(Section):
     forge a chain."""
 
 
+class Anchors(Section):
+    """Where the ends of the chains are written, signed, so that an older log that was put back shows."""
+
+    file: Text
+    """The file, relative to the policy: in a place where whoever can write the logs can't."""
+    key_env: Text
+    """The environment variable that holds the anchors' key; another one than the chain's."""
+    every: Duration = duration("1m", "How often, while a log grows (seconds); also at each rotation and at the end.")
+
+
 class Redact(Section):
     """What events and process logs never show."""
 
@@ -130,4 +151,6 @@ class Audit(Section):
     on_full: Literal["block", "drop", "deny"] = "block"
     """A full queue: wait (block), lose events and say so in the log (drop), or refuse requests (deny)."""
     chain: Chain = Chain()
+    anchors: Anchors | None = None
+    """Unset: there are none."""
     redact: Redact = Redact()

@@ -74,6 +74,7 @@ class Snapshot:
     max_token: int
     directory: str
     audit_key: bytes | None = field(default=None, repr=False)
+    anchor_key: bytes | None = field(default=None, repr=False)
     revocation_token: bytes | None = field(default=None, repr=False)
     admin_token: bytes | None = field(default=None, repr=False)
     admin_tls: ListenTls | None = None

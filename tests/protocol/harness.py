@@ -21,6 +21,7 @@ from mitmgate.core.client_fields import ClientFields
 from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
+from mitmgate.core.resource import Resources
 from mitmgate.core.rules import Circuit, Endpoint, ListenTls, Networks, Requirement, Route, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.host.master import LeanMaster
@@ -110,6 +111,7 @@ class Source:
             browsers=None,
             upstreams={},
             health_path="/health",
+            resources=Resources(),
             via=None,
             response_headers=SimpleNamespace(remove=frozenset(), set=()),
         )

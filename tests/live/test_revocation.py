@@ -379,6 +379,8 @@ def test_it_survives_a_restart_and_a_list_that_is_gone_denies(tmp_path: Path, up
     traffic = tmp_path / "traffic.mitm"
     with Gateway(path, arguments=("--record", str(traffic))) as gateway:
         assert gateway.get("/api/v1/users", token=token).reason == "token-revoked"
+        undated = mint("ivan", iat=None)  # nobody could tell when its revocation is over
+        assert gateway.get("/api/v1/users", token=undated).reason == "token-claim-invalid"
         upstream.assert_saw_nothing()
         again = mint("fred", iat=int(time.time()) + 2)
         assert gateway.get("/api/v1/users", token=other).reason == "token-revoked"

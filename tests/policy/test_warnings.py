@@ -33,6 +33,7 @@ def policies() -> Iterator[str]:
     yield clean.replace("identity:", "identity:\n  certificates: {dns: a.example, header: X-Client-Cert}")
     yield clean.replace("endpoints:", "tls: {ca: old.pem}, endpoints:").replace("http://127", "https://127")
     yield f"{clean}decide: {{trusted: []}}\n"
+    yield clean.replace("{sinks", "{anchors: {file: stages, key_env: S}, sinks")
     yield clean.replace("upstream: users", "upstream: users\n    acknowledge: {public: no longer}")
     twice = clean.replace("prefix: /users", "prefix: /users, methods: [GET, PUT]")
     yield twice.replace("audit:", test_lint.ROUTE % "prefix: /users/, methods: [GET]")

@@ -4,7 +4,7 @@
     .venv/bin/python deploy/compiled.py wheel DIRECTORY   # some three minutes of CPU
     .venv/bin/python deploy/compiled.py test DIRECTORY [PYTEST'S ARGUMENTS]
 
-It is a trial: docs/bars.md says which tests fail on it.
+docs/operation.md says what it is for, docs/bars.md what was tested on which wheel.
 
 Modules call one another without the interpreter only where they are compiled together; so all of them are, as one
 group. Their .py files stay in the wheel, and Python takes the extension beside them. `test` runs the suite of this

@@ -14,6 +14,7 @@ from mitmgate.core import credentials
 from mitmgate.core.credentials import (
     hide_in_body,
     hide_in_field,
+    hide_in_name,
     hide_in_path,
     hide_in_query,
     hide_in_text,
@@ -154,6 +155,20 @@ def test_what_tells_itself_is_hidden_in_public_fields_too(name: str, value: str)
     assert "[redacted]" in shown
     for secret in (OPAQUE, KEY[15:], JWT.rpartition(".")[2]):
         assert secret not in shown
+
+
+def test_a_credential_in_the_place_of_a_name_is_hidden() -> None:
+    for name in (KEY, JWT, JWT.replace("e", "%65")):
+        shown = hide_in_name(name, mark)
+        assert "[redacted]" in shown
+        assert name[-30:] not in shown
+    for name in (
+        "Access-Control-Request-Private-Network",
+        "X-Amzn-Oidc-Accesstoken",
+        "sec-ch-ua-full-version-list",
+        "a",
+    ):
+        assert hide_in_name(name, mark) == name
 
 
 @pytest.mark.parametrize(

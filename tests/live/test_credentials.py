@@ -127,6 +127,11 @@ def requests() -> Iterator[Sent]:
                 "websocket protocol": (head(target, valid, "Sec-WebSocket-Protocol: bearer, ¦"),),
                 "request id": (head(target, valid, "X-Custom-Ref: ¦"),),
             }
+        public = ("baggage", "tracestate", "If-None-Match", "X-Request-ID")
+        places["a pair of a field of random values"] = tuple(head(target, f"{name}: a=1,token=¦") for name in public)
+        if kind in {"jwt", "jwe", "stripe", "github"}:  # whose form tells them
+            places["a field of random values"] = tuple(head(target, f"{name}: ¦") for name in public)
+            places["a field's name"] = (head("/public", "¦: x"), head(target, "¦: x"))
         for place, templates in places.items():
             for template in templates:
                 credential = make(source)

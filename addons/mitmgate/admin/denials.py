@@ -187,7 +187,13 @@ def without_credentials(exchange: Exchange) -> Exchange:
 
 
 def _hidden(headers: Headers, redaction: Redaction) -> Headers:
-    return Headers([(name[:_CUT], _field(name, value, redaction)) for name, value in headers.fields[:FIELDS]])
+    return Headers(
+        [(_name(name, redaction), _field(name, value, redaction)) for name, value in headers.fields[:FIELDS]]
+    )
+
+
+def _name(name: bytes, redaction: Redaction) -> bytes:
+    return redaction.name(name.decode("latin-1")).encode("latin-1")[:_CUT]
 
 
 def _field(name: bytes, value: bytes, redaction: Redaction) -> bytes:

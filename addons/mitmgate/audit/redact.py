@@ -65,6 +65,10 @@ class Redaction:
         """Hide the credentials of a request target."""
         return _bounded(text, credentials.hide_in_url(text[:SHOWN], mark, self._is_secret))
 
+    def name(self, name: str) -> str:
+        """Hide the credential that stands in the place of a header field's name; what is left is a name."""
+        return credentials.hide_in_name(name[:SHOWN], lambda text: "redacted") if len(name) <= SHOWN else "redacted"
+
     def field(self, name: str, value: str) -> str:
         """Hide the credentials of a header field."""
         if self.is_secret_field(name):

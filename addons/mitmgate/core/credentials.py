@@ -243,6 +243,11 @@ def hide_in_body(text: str, put: Put, ids: bool = False, *, random: bool = True)
     return _without_tokens(text, put, _slashes(text), 33 if ids else 32, random=random)
 
 
+def hide_in_name(name: str, put: Put) -> str:
+    """Hide a credential that stands in the place of a header field's name, as behind a line end too many."""
+    return name if len(name) < _SHORTEST else _without_tokens(name, put, "", random=False)
+
+
 def hide_in_field(name: str, value: str, put: Put) -> str:
     """Hide what a header field has of credentials whose name, in small letters, makes it no secret as a whole."""
     if name == "host" and "@" in value:  # userinfo without the slashes of a URL

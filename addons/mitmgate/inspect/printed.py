@@ -69,9 +69,12 @@ def _redacted(flow: HTTPFlow, redaction: Redaction) -> HTTPFlow:
 
 
 def _fields(fields: Headers, redaction: Redaction) -> Headers:
-    decoded = [(name, value.decode("latin-1")) for name, value in fields.fields]
+    decoded = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields.fields]
     return Headers(
-        [(name, redaction.field(name.decode("latin-1"), value).encode("latin-1")) for name, value in decoded]
+        [
+            (redaction.name(name).encode("latin-1"), redaction.field(name, value).encode("latin-1"))
+            for name, value in decoded
+        ]
     )
 
 

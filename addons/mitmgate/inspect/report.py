@@ -150,7 +150,7 @@ def _head(
     """Write a message head with its credentials redacted. secret: lower-case names that are redacted too."""
     lines = [f"{redaction.path(method)} {redaction.target(target)} {version}"]
     for name, value in fields:
-        lines.append(f"{name}: {REDACTED if name.lower() in secret else redaction.field(name, value)}")
+        lines.append(f"{redaction.name(name)}: {REDACTED if name.lower() in secret else redaction.field(name, value)}")
     return _block(map(_printable, lines))
 
 

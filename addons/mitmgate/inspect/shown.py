@@ -68,7 +68,9 @@ class Shown:
         for message in (request, made.get("response") or {}):
             for part in ("headers", "trailers"):
                 if part in message:
-                    message[part] = tuple([(name, redaction.field(name, value)) for name, value in message[part]])
+                    message[part] = tuple(
+                        [(redaction.name(name), redaction.field(name, value)) for name, value in message[part]]
+                    )
         if "error" in made:
             made["error"] = {**made["error"], "msg": hide_in_body(made["error"]["msg"], mark, ids=True)}
         return made

@@ -97,7 +97,7 @@ def explain(policy: OfflinePolicy, recorded: Recorded, exchange: Exchange, stage
 
 def _shown_field(name: bytes, value: bytes, redaction: Redaction) -> list[str]:
     text = name.decode("latin-1")
-    return [text, redaction.field(text, value.decode("latin-1"))]
+    return [redaction.name(text), redaction.field(text, value.decode("latin-1"))]
 
 
 def _shown(value: object, redaction: Redaction) -> object:
@@ -106,7 +106,7 @@ def _shown(value: object, redaction: Redaction) -> object:
         return credentials.hide_in_text(value, mark)
     if isinstance(value, Mapping):
         return {
-            name: redaction.field(name, item) if isinstance(item, str) else _shown(item, redaction)
+            redaction.name(name): redaction.field(name, item) if isinstance(item, str) else _shown(item, redaction)
             for name, item in value.items()
         }
     return [_shown(item, redaction) for item in value] if isinstance(value, list | tuple) else value

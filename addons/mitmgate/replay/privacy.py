@@ -120,13 +120,18 @@ class Veil:
             return self.octets(value)
         return credentials.hide_in_field(lower.decode("latin-1"), value.decode("latin-1"), self.text).encode("latin-1")
 
+    def name_of_field(self, name: bytes) -> bytes:
+        """Hide the credential that a header field's name is. One with `_`, which is dropped, still has one."""
+        shown = credentials.hide_in_name(name.decode("latin-1"), self.text).encode("latin-1")
+        return shown if b"_" not in name or b"_" in shown else b"_" + shown[1:]
+
     def is_secret_field(self, lower: bytes) -> bool:
         """Tell whether a field's value is a credential as a whole. lower: its name in small letters."""
         return lower in self._headers or credentials.is_secret_name(lower.decode("latin-1"))
 
     def fields(self, fields: Fields) -> Fields:
         """Hide what header fields have of credentials."""
-        return tuple([(name, self.field(name, value)) for name, value in fields])
+        return tuple([(self.name_of_field(name), self.field(name, value)) for name, value in fields])
 
     def _cookie(self, pair: bytes) -> bytes:
         name, equals, value = pair.partition(b"=")

@@ -194,7 +194,8 @@ class Redactor:
             if name.lower() == b"authorization":
                 redacted.append((name, self._authorization(value, signature, hidden)))
             else:
-                redacted.append((name, self._elsewhere(name.lower(), value, signature, hidden)))
+                shown = self._elsewhere(name.lower(), value, signature, hidden)
+                redacted.append((self._veil.name_of_field(name), shown))
         return tuple(redacted)
 
     def _target(self, target: str, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> str:
@@ -316,7 +317,7 @@ class Redactor:
                 shown = replaced.encode("latin-1", "replace")
                 if replaced == text and text not in who and self._veil.field(lower, value) != value:
                     shown = UNSEEN
-            shown_fields.append((name, shown))
+            shown_fields.append((self._veil.name_of_field(name), shown))
         return tuple(shown_fields)
 
 

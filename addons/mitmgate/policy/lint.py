@@ -10,7 +10,7 @@ from mitmgate.policy.document import Document
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.model import Policy
 from mitmgate.policy.model_audit import FileSink, RedisSink
-from mitmgate.policy.problem import Code, Problem
+from mitmgate.policy.problem import Code, Location, Problem
 from mitmgate.policy.snapshot import Snapshot
 
 
@@ -19,7 +19,6 @@ def warnings(loaded: Loaded, snapshot: Snapshot) -> Iterator[Problem]:
     for find in (_modes, _hsts, _audit, _response_headers, _redacted):
         yield from find(loaded.policy, loaded.document)
     yield from _files(snapshot, loaded.policy, loaded.document)
-    yield from _anchors(snapshot, loaded.policy, loaded.document)
 
 
 def _modes(policy: Policy, document: Document) -> Iterator[Problem]:
@@ -74,23 +73,18 @@ def _redacted(policy: Policy, document: Document) -> Iterator[Problem]:
 
 
 def _files(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[Problem]:
+    written: list[tuple[Location, str]] = []
     for index, sink in enumerate(policy.audit.sinks):
-        if not isinstance(sink, FileSink | RedisSink):
-            continue
-        member = "file" if isinstance(sink, FileSink) else "spill"
-        name = sink.file if isinstance(sink, FileSink) else sink.spill
+        if isinstance(sink, FileSink):
+            written.append((("audit", "sinks", index, "file"), sink.file))
+        elif isinstance(sink, RedisSink):
+            written.append((("audit", "sinks", index, "spill"), sink.spill))
+    if policy.audit.anchors is not None:
+        written.append((("audit", "anchors", "file"), policy.audit.anchors.file))
+    for at, name in written:
         reason = _unwritable(Path(snapshot.resolve(name)))
         if reason is not None:
-            at = ("audit", "sinks", index, member)
             yield document.warning(at, Code.UNWRITABLE, f"the file can't be written: {reason}")
-
-
-def _anchors(snapshot: Snapshot, policy: Policy, document: Document) -> Iterator[Problem]:
-    anchors = policy.audit.anchors
-    reason = None if anchors is None else _unwritable(Path(snapshot.resolve(anchors.file)))
-    if reason is not None:
-        at = ("audit", "anchors", "file")
-        yield document.warning(at, Code.UNWRITABLE, f"the file can't be written: {reason}")
 
 
 def _unwritable(path: Path) -> str | None:

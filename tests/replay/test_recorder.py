@@ -121,6 +121,29 @@ def test_a_path_is_recorded_in_its_canonical_form(tmp_path: Path, live: Live, no
     assert (report.decided, report.tally.total) == (len(asked), 0)
 
 
+def test_what_was_denied_for_what_is_hidden_is_denied_again(tmp_path: Path, live: Live, now: list[float]) -> None:
+    path, policy_path = tmp_path / "traffic.mitm", str(tmp_path / "policy.yaml")
+    recording = recorder(str(path), ring=live.ring)
+    token, key = token_at(now), "aB3xZ9qLm2Kp7VtY4wRc8NdQ1sHf6Jg"
+    users = "/api/v1/users"
+    denied = [
+        f"{users}/{key}%2F{key}", f"{users}/token=a%2Fb", f"{users}/https://u:p;x@h", f"{users}/https://u:p//x@h",
+        f"{users}/eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9%2F.abc", f"{users}?token=a#b", "/public?token=a#b&x=1",
+        f"{users}?x={key}#{key}", "/public?token=\xe9",
+    ]  # fmt: skip
+    asked = [*denied, f"{users}/token=a%3Bb", f"{users}/{key}%3Fx", f"{users}/token=a", f"{users}?token=a"]
+    for target in asked:
+        live.answer(live.decide(live.request("GET", target, token)), recording)
+    recording.done()
+    decided = [entry.decision for entry in read(path)]
+    assert [one is not None and one.outcome == "deny" for one in decided] == [target in denied for target in asked]
+    assert key.encode() not in path.read_bytes()
+    report = replay(open_traffic([str(path)]), load_offline(policy_path, {}))
+    assert (report.decided, report.tally.total) == (len(asked), 0), [
+        (group.before, group.after) for group in report.tally.groups
+    ]
+
+
 def test_one_record_for_each_exchange_however_it_ends(tmp_path: Path, live: Live, now: list[float]) -> None:
     path = tmp_path / "traffic.mitm"
     recording = recorder(str(path), ring=live.ring)

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from mitmgate.core.browsers import Places, cookie_of, is_parameter, subprotocol_of
 from mitmgate.core.headers import Fields
 from mitmgate.core.introspection import UNAVAILABLE, is_opaque
-from mitmgate.core.path import Ambiguous, CanonicalPath, canonical_path
+from mitmgate.core.path import Ambiguous, CanonicalPath, Oddity, canonical_path, query_is_plain
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.token import UnverifiedToken, read_token
 from mitmgate.replay.decision import UNSEEN
@@ -30,6 +30,14 @@ VERSION: Final = 1
 _ASKED: Final = frozenset({"good", "inactive", "introspection-unavailable"})
 _SCHEMES = (b"bearer", b"dpop")
 _AMBIGUOUS: Final = "/%2541"
+_ODD: Final[Mapping[Oddity, str]] = {
+    Oddity.ENCODED_SLASH: "%2Fx",
+    Oddity.PARAMETER: ";x",
+    Oddity.EMPTY_SEGMENT: "//x",
+    Oddity.ENCODED_DELIMITER: "%3Bx",
+}
+"""What makes a path as odd as one whose oddity is hidden."""
+_NOT_PLAIN: Final = "#"
 _SHORTEST: Final = 8  # characters of a client's credential that is looked for in fields that the gateway has made
 
 
@@ -202,16 +210,26 @@ class Redactor:
         """Redact a request's target; in the place of a ticket stands what its token says.
 
         A path goes by its canonical form, as in every decision: in another one a plain name looks like what somebody
-        hides, and what is to be hidden looks like none.
+        hides, and what is to be hidden looks like none. Where what the gateway goes by is hidden, something stands for
+        it, so that replay admits nothing that was denied for it.
         """
-        path, mark, rest = target.partition("?")
+        path, mark, query = target.partition("?")
         canonical = canonical_path(path)
         if isinstance(canonical, CanonicalPath):
-            target = f"{canonical.text}{mark}{rest}"
+            target = f"{canonical.text}{mark}{query}"
+        path, mark, rest = self._hidden_target(target, signature, hidden).partition("?")
+        shown = canonical_path(path)
+        if isinstance(shown, CanonicalPath):
+            if isinstance(canonical, Ambiguous):
+                path += _AMBIGUOUS
+            else:
+                path += "".join([_ODD[oddity] for oddity in sorted(canonical.odd - shown.odd)])
+        if query_is_plain(rest) and not query_is_plain(query):
+            rest += _NOT_PLAIN
+        return f"{path}{mark}{rest}"
+
+    def _hidden_target(self, target: str, signature: Callable[[bytes], Signature], hidden: dict[str, str]) -> str:
         shown, places, ticket = self._veil.url(target), self._places, self._ticket
-        path, mark, rest = shown.partition("?")
-        if isinstance(canonical, Ambiguous) and isinstance(canonical_path(path), CanonicalPath):
-            shown = f"{path}{_AMBIGUOUS}{mark}{rest}"  # what made it so is hidden
         if places is None or places.ticket is None or ticket is None or MARK.decode("ascii") in target:
             return shown
         if isinstance(ticket, Refusal):

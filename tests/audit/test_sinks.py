@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,6 +161,42 @@ def test_a_syslog_server_that_comes_back_gets_what_waited(server: Server, trail_
     assert "sink-failed" in kinds and "sink-recovered" in kinds
     if server.transport != "udp":
         assert kinds.count("request") == 20
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix-stream"])
+def test_a_syslog_server_that_hangs_is_on_record_and_loses_nothing(transport: str, tmp_path: Path) -> None:
+    """It is connected to, and reads nothing: each further connection would take, and lose, as much again."""
+    server = Server(transport, tmp_path)
+    server.stop()
+    kind = socket.AF_INET if transport == "tcp" else socket.AF_UNIX
+    with socket.socket(kind, socket.SOCK_STREAM) as hanging:
+        hanging.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hanging.bind(("127.0.0.1", server.port) if transport == "tcp" else server.path)
+        hanging.listen(8)
+        sink = SyslogAppender(replace(server.settings, timeout=0.05))
+        records = [b'{"event":"n%d","time":"now","id":"%s"}' % (number, b"x" * 50_000) for number in range(600)]
+        waiting = list(records)
+
+        def write() -> None:
+            while waiting:
+                del waiting[: sink.write(waiting[:50])]
+
+        for _ in range(4):
+            with pytest.raises(SinkError, match="takes nothing"):
+                write()
+        connected, _ = hanging.accept()
+        hanging.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it was connected to once
+            hanging.accept()
+        threading.Thread(target=server._read, args=(connected,), daemon=True).start()
+        while waiting:
+            with contextlib.suppress(SinkError):
+                write()
+        wait_for(lambda: len(server.messages) == 600, "all of them")
+        sink.close()
+    assert [message.partition(b" - ")[0].rpartition(b" ")[2] for message in server.messages] == [
+        b"n%d" % number for number in range(600)
+    ]
 
 
 @pytest.mark.parametrize("on_full", ["deny", "block"])

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final
 
 import orjson
@@ -41,6 +42,7 @@ class SyslogAppender:
         self.name = f"syslog:{settings.transport}:{where}"
         self._settings = settings
         self._socket: socket.socket | None = None
+        self._rest = b""  # of a message that a stream has taken in part: nothing may come before it
         self._stream = settings.transport == "tcp"
         # Of this thread alone: each use has an event loop of its own, which is gone when it returns.
         self._dialler = Dialler(Resolver(settings.nameservers, settings.max_stale))
@@ -63,7 +65,9 @@ class SyslogAppender:
                 self._send(record)
                 sent += 1
         except OSError as error:
-            self._drop()  # a message that was sent in part ends with its connection, and is sent again
+            # A stream whose server hangs is kept: each further connection would take, and lose, as much again.
+            if not (self._stream and isinstance(error, TimeoutError)):
+                self._drop()  # a message that was sent in part ends with its connection, and is sent again
             if not sent:
                 raise SinkError(f"{self.name} takes nothing: {error.strerror or error}") from error
         return sent
@@ -80,9 +84,13 @@ class SyslogAppender:
         connected = self._socket
         if connected is None:
             raise OSError("not connected")
+        if self._rest:  # of this record, which is given again
+            self._finish(connected)
+            return
         message = self._message(record)
         if self._stream:
-            connected.sendall(b"%d %b" % (len(message), message))
+            self._rest = b"%d %b" % (len(message), message)
+            self._finish(connected)
             return
         if len(message) > _LONGEST:
             message = self._message(_short(record))
@@ -92,6 +100,14 @@ class SyslogAppender:
             if error.errno != errno.EMSGSIZE:
                 raise
             connected.send(self._message(_short(record)))
+
+    def _finish(self, connected: socket.socket) -> None:
+        """Send the rest of a message. Raises OSError."""
+        until = monotonic() + self._settings.timeout
+        while self._rest:
+            if monotonic() > until:
+                raise TimeoutError("timed out")
+            self._rest = self._rest[connected.send(self._rest) :]
 
     def _message(self, record: bytes) -> bytes:
         """Write a message (RFC 5424, section 6). MSGID: the event's kind; a refusal is a warning."""
@@ -128,6 +144,7 @@ class SyslogAppender:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        self._rest = b""
 
 
 def _left(connected: socket.socket) -> bool:

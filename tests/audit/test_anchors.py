@@ -88,6 +88,25 @@ def test_all_of_it_is_gone(kept: Kept, trail_of: Open) -> None:
     assert "records 1 to 4 are missing" in result.output
 
 
+def test_a_log_that_was_begun_anew_shows_though_it_is_as_long(kept: Kept, trail_of: Open) -> None:
+    """Its anchors are of the same numbers as those of the log that is gone."""
+    kept.run(trail_of, 5)
+    shutil.rmtree(kept.log.parent)
+    kept.run(trail_of, 5)
+    result = kept.verify()
+    assert result.exit_code == 1, result.output
+    assert "old: " in result.output and "is another record 7 than the one that was marked" in result.output
+
+
+def test_anchors_of_another_log_alone_say_nothing(kept: Kept, trail_of: Open) -> None:
+    kept.run(trail_of, 5)
+    kept.log = kept.log.rename(kept.log.with_name("other.jsonl"))
+    Path(f"{kept.log.with_name('audit.jsonl')}.head").rename(f"{kept.log}.head")
+    result = kept.verify()
+    assert result.exit_code == 1, result.output
+    assert f"anchor: {kept.anchors}: has no anchor of other.jsonl" in result.output
+
+
 def test_anchors_that_are_changed_or_of_another_key(kept: Kept, trail_of: Open) -> None:
     kept.run(trail_of, 2)
     assert kept.verify(key="b" * 32).exit_code == 1

@@ -86,4 +86,7 @@ def read(path: str, key: bytes, log: str) -> Anchored:
                     found.latest.append((seq, mac))
     except OSError as error:
         raise UserError(f"the anchors {path} can't be read: {error.strerror or error}") from error
-    return Anchored(dict(found.latest), found.wrong)
+    marks: dict[int, str] = {}
+    for seq, mac in found.latest:
+        marks.setdefault(seq, mac)  # a log that was begun anew is anchored at the same numbers: the first counts
+    return Anchored(marks, found.wrong)

@@ -89,6 +89,8 @@ def verify(
         if os.path.exists(beside) or anchored_beside.marks:
             further = anchored_beside.marks
             reports.append(verify_log(beside, keys or [None], with_head=not without_head, marks=further, read=read))
+    if anchors is not None and not (anchored.marks or anchored.wrong):
+        reports[0].add(Kind.ANCHOR, anchors, f"has no anchor of {os.path.basename(path)}: it shows nothing of it")
     for place, what in anchored.wrong:
         reports[0].add(Kind.ANCHOR, place, what)
     for name, report in zip((path, beside), reports, strict=False):

@@ -72,7 +72,9 @@ class Seen:
         first, points = not event.get("since"), _rows(event, "points")
         denials = (*(() if first else self.denials), *_rows(event, "denials"))[-KEPT:]
         point = points[-1] if points else self.point
-        frame([Seen(self.address, "", event, point, 1, denials)], 80, 24, time.time())
+        drawn = Seen(self.address, "", event, point, 1, denials)
+        for all_seen in ([drawn], [drawn, drawn]):  # all of it, as the highest terminal would
+            frame(all_seen, 80, 1000, time.time())
         self.denials, self.point, self.event, self.problem = denials, point, event, ""
         self.events = max(1, len(points)) + (0 if first else self.events)
 
@@ -112,7 +114,9 @@ class Reader(threading.Thread):
                 self._seen.problem = f"away: no word for {SILENCE:.0f} s"
             except OSError as error:
                 self._seen.problem = f"away: {(error.strerror or str(error)).lower()}"
-            except (http.client.HTTPException, ArithmeticError, LookupError, ValueError, TypeError, AttributeError):
+            except (
+                Exception
+            ):  # whatever it says, RecursionError included: a frame of before must not stay as if it held
                 self._seen.problem = "what answers there is no admin listener of mitmgate"
             self._ended.wait(AGAIN)
 
@@ -151,7 +155,7 @@ class Reader(threading.Thread):
 
     def _refused(self, response: http.client.HTTPResponse) -> None:
         told = ""
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             told = str(json.loads(response.read(64 << 10)).get("detail") or "")
         if response.status == 401 and self._token is None:
             self._seen.problem = "wants a token: --token-env NAME"

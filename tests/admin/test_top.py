@@ -113,6 +113,15 @@ def test_what_is_no_admin_listener_is_said(gateway: SecretGateway) -> None:
     assert "what answers there is no admin listener of mitmgate" in done.stdout
 
 
+@pytest.mark.parametrize("status", [200, 503])
+def test_one_that_nests_without_end_is_none(status: int) -> None:
+    body = b"data: " * (status == 200) + b"[" * 60_000 + b"\n\n"
+    with RecordingUpstream(Reply(status, body=body, headers=(("Content-Type", "text/event-stream"),))) as other:
+        done = once(other.url, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert ("what answers there is no admin listener of mitmgate" if status == 200 else "refuses: ") in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -207,6 +216,9 @@ def test_nothing_that_a_listener_says_reaches_the_terminal_as_it_is() -> None:
     for seen in all_seen:
         seen.take(event)
         assert len(seen.denials) == 200
+    for name, broken in (("denials", [{}, *[row] * 199]), ("limits", [*[limit] * 4, {"time": ""}])):
+        with pytest.raises(KeyError):  # not later, by the thread that draws, of a higher terminal
+            all_seen[0].take({**event, name: broken})
     for width in (20, 80, 300):
         for height in (2, 10, 24, 100):
             lines = frame(all_seen, width, height, 0.0)

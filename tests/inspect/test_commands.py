@@ -1,6 +1,8 @@
 """The mitmgate.* commands."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mitmproxy import exceptions
@@ -8,12 +10,16 @@ from mitmproxy.addons.view import View
 from mitmproxy.http import HTTPFlow
 from mitmproxy.test import taddons
 
+from mitmgate.core.headers import Headers
 from mitmgate.core.reason import Reason
 from mitmgate.core.verdict import Outcome, Step
-from mitmgate.inspect.annotate import Annotate
+from mitmgate.inspect.again import _arguments, as_test_case
+from mitmgate.inspect.annotate import METADATA, Annotate
 from mitmgate.inspect.commands import GatewayCommands
+from mitmgate.policy.loader import load
 from mitmgate.policy.snapshot import Snapshot
-from tests.inspect.conftest import ADMITTED, EXPIRED, Make
+from tests.inspect.conftest import ADMITTED, EXPIRED, TOKEN, Make
+from tests.live.harness import SECRET
 
 
 @pytest.fixture
@@ -86,3 +92,26 @@ def test_policy_before_there_is_one() -> None:
 
     with pytest.raises(exceptions.CommandError, match="no policy is in force"):
         GatewayCommands(View(), missing).policy()
+
+
+def test_a_case_holds_nothing_that_a_saved_flow_has_put_into_a_line_of_its_own(
+    snapshot: Snapshot, decided: Make
+) -> None:
+    """Flows are loaded from files, too; and names of fields and claims are the client's."""
+    flow, exchange = decided(*ADMITTED, EXPIRED)
+    fields = [(b"X-Other\nraise SystemExit", f"a {TOKEN}".encode()), (TOKEN.encode(), b"x")]
+    exchange.request = replace(exchange.request, headers=Headers([(b"Host", b"api.example"), *fields]))
+    Annotate().requestheaders(flow)
+    flow.metadata[METADATA]["reason"] = "token-expired\nraise SystemExit"
+    text = as_test_case(flow, load(Path(snapshot.path), {"MITMGATE_TEST_SECRET": SECRET}), snapshot)
+    assert [line for line in text.splitlines()[1:] if not line.startswith("    ")] == []
+    assert "# was token-expired\\u000araise" in text
+    assert TOKEN not in text
+    compile(text, "case", "exec")
+
+
+def test_claims_that_are_no_names_of_arguments() -> None:
+    for name in ("class", "self", "a²", "a-b", "None"):
+        compile(f"f({_arguments({name: 1, 'sub': 'x'})})", "case", "exec")
+        assert _arguments({name: 1}) == f"**{{{name!r}: 1}}"
+    assert _arguments({"sub": "x", "n": 1}) == "sub='x', n=1"

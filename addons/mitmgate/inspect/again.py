@@ -5,11 +5,13 @@ Nothing is sent and no limit is spent: counters, circuits and stages are its own
 
 import re
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any, Final, NamedTuple
 
 from mitmproxy.http import HTTPFlow, Request
 from mitmproxy.io import tnetstring
 
+from mitmgate.audit.reading import printable
 from mitmgate.audit.redact import REDACTED, Redaction
 from mitmgate.inspect.annotate import METADATA
 from mitmgate.pipeline.exchange import Exchange
@@ -30,7 +32,6 @@ _UNTOLD: Final = "Limits are counted from nothing here, circuits are closed, and
 _NO_KEYS: Final = (
     "The token was not checked then, and its keys are not at hand: what is behind authentication can't be said."
 )
-_CLAIM: Final = re.compile(r"[A-Za-z_]\w*")
 
 
 class Again(NamedTuple):
@@ -65,7 +66,10 @@ def as_test_case(flow: HTTPFlow, loaded: Loaded, snapshot: Snapshot) -> str:
         if name.lower() in {b"host", b"content-length"} or (token is not None and name.lower() == b"authorization"):
             continue
         if REDACTED in redaction.field(field, text):
-            notes.append(f"    # without {field}, which holds a credential")
+            notes.append(f"    # without {redaction.name(field)}, which holds a credential")
+            continue
+        if redaction.name(field) != field:
+            notes.append("    # without a field whose name is a credential")
             continue
         steps.append(f".header({field!r}, {text!r})")
     if token is not None:
@@ -87,7 +91,7 @@ def as_test_case(flow: HTTPFlow, loaded: Loaded, snapshot: Snapshot) -> str:
     return "\n".join(
         [
             f"def test_{'_'.join(words)[:60]}_{_PAST[decision.outcome]}(policy_case):",
-            *notes,
+            *(printable(note) for note in notes),  # a saved flow says anything: a comment stays on its line
             f"    request = policy_case({loaded.path.rpartition('/')[2]!r}).request({request.method!r}, {url!r})",
             *(f"    request = request{step}" for step in steps),
             f"    request{expected}",
@@ -99,7 +103,7 @@ _PAST: Final = {"admit": "admitted", "deny": "denied", "answer": "answered"}
 
 
 def _arguments(claims: Mapping[str, Any]) -> str:
-    if all(_CLAIM.fullmatch(name) for name in claims):
+    if all(name.isidentifier() and not iskeyword(name) and name != "self" for name in claims):
         return ", ".join(f"{name}={value!r}" for name, value in claims.items())
     return f"**{dict(claims)!r}"
 

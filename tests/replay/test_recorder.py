@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from cryptography import x509
 from mitmproxy.flow import Error
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.io import FlowReader, FlowWriter
@@ -35,6 +37,7 @@ from mitmgate.usage import UserError
 from tests.live.harness import SECRET, Gateway, mint, policy, route, write_policy
 from tests.live.harness_upstream import Raw, RecordingUpstream, Reply
 from tests.live.harness_upstream import Recorded as Seen
+from tests.protocol.certificates import Authority
 
 
 class InForce:
@@ -142,6 +145,30 @@ def test_what_was_denied_for_what_is_hidden_is_denied_again(tmp_path: Path, live
     assert (report.decided, report.tally.total) == (len(asked), 0), [
         (group.before, group.after) for group in report.tally.groups
     ]
+
+
+def test_a_certificate_that_a_proxy_passes_on_is_decided_on_again(tmp_path: Path, now: list[float]) -> None:
+    made = policy(tmp_path, "http://127.0.0.1:9", trusted_proxies=["127.0.0.1"])
+    made["identity"]["certificates"] = {"dns": "*.jobs.example", "header": "X-Cert"}
+    made["routes"].append(
+        {"name": "machines", "match": {"prefix": "/machines"}, "upstream": "users", "auth": "certificate"}
+    )
+    path, policy_path = tmp_path / "traffic.mitm", write_policy(tmp_path, made)
+    now[0] = time.time()
+    live = Live(policy_path, lambda: now[0])
+    recording = recorder(str(path), ring=live.ring)
+    pair = Authority(tmp_path).issue("night", client=True, names=[x509.DNSName("night.jobs.example")])
+    pem = Path(pair[0]).read_text()
+    encoded = "".join(pem.strip().splitlines()[1:-1])
+    values = [quote(pem), f":{encoded}:", f":{encoded[:-8]}:", f":{encoded}:, :{encoded}:", "::", "", f"x{encoded}"]
+    for value in values:
+        fields = [(b"X-Cert", value.encode()), (b"X-Forwarded-For", b"10.0.0.1")]
+        live.answer(live.decide(live.request("GET", "/machines", None, fields)), recording)
+    recording.done()
+    admitted = [entry.decision is not None and entry.decision.outcome == "admit" for entry in read(path)]
+    assert admitted == [True, True, *[False] * 5]
+    report = replay(open_traffic([str(path)]), load_offline(str(policy_path), {}))
+    assert (report.decided, report.tally.total) == (len(values), 0)
 
 
 def test_one_record_for_each_exchange_however_it_ends(tmp_path: Path, live: Live, now: list[float]) -> None:

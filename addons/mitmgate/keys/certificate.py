@@ -36,6 +36,17 @@ def passed_on(headers: Headers, rule: Certificates) -> ClientCertificate | Refus
     return names_in(headers.all(FIELD)) if rule.forwarded else None
 
 
+def is_certificate(value: bytes) -> bool:
+    """Tell whether a field's value is a certificate, as a proxy passes one on, and nothing else."""
+    if not value.startswith((b":M", b"-----BEGIN")):
+        return False
+    der = passed_certificate(value)
+    try:
+        return der is not None and bool(x509.load_der_x509_certificate(der))
+    except (*_ODD, x509.InvalidVersion):
+        return False
+
+
 def _whole(values: Sequence[bytes]) -> ClientCertificate | Refusal | None:
     if all(value in {b"", b"::"} for value in values):
         return None

@@ -12,6 +12,7 @@ from mitmgate.core.introspection import UNAVAILABLE, is_opaque
 from mitmgate.core.path import Ambiguous, CanonicalPath, Oddity, canonical_path, query_is_plain
 from mitmgate.core.refusal import Refusal
 from mitmgate.core.token import UnverifiedToken, read_token
+from mitmgate.keys.certificate import is_certificate
 from mitmgate.replay.decision import UNSEEN
 from mitmgate.replay.front import FRONT, front_of
 from mitmgate.replay.privacy import Hidden, Privacy, Veil
@@ -82,6 +83,7 @@ class Redactor:
         self.privacy = privacy or Privacy()
         self.key = ReplayKey()
         self._veil = Veil(self.privacy)
+        self._named = frozenset(name.lower().encode("latin-1") for name in self.privacy.headers)
         self._places: Places | None = None
         self._ticket: bytes | Refusal | None = None
         self._introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None
@@ -250,6 +252,8 @@ class Redactor:
         self, lower: bytes, value: bytes, signature: Callable[[bytes], Signature], hidden: dict[str, str]
     ) -> bytes:
         """Redact a field that may hold a token where browsers have them."""
+        if lower not in self._named and is_certificate(value):
+            return value  # anybody may know it, and replay finds its names there
         places = self._places
         if places is None or not (
             (lower == b"cookie" and places.cookie is not None)

@@ -93,15 +93,16 @@ def stages(
         Rewrite(),
     )
     by_name = {stage.name: stage for stage in made}
-    if [name for name in REQUIRED if name in by_name] != list(by_name):
-        raise UserError(
-            f"the chain is {', '.join(by_name)}, but what has to sign is {', '.join(REQUIRED)}: "
-            "this copy of mitmgate is damaged"
-        )
+    in_order = [name for name in REQUIRED if name in by_name] == list(by_name)
     try:
         by_name |= {one.name: one() for one in STAGES if one.name not in by_name}
     except TypeError as error:
         raise UserError(f"a stage is not given what it needs ({error}): this copy of mitmgate is damaged") from error
+    if not in_order or by_name.keys() != set(REQUIRED):
+        raise UserError(
+            f"the chain is {', '.join(by_name)}, but what has to sign is {', '.join(REQUIRED)}: "
+            "this copy of mitmgate is damaged"
+        )
     by_name |= {name: own_stage(one, services.store, services.trail.emit, offline) for name, one in own.items()}
     for stage in by_name.values():
         stage.tell = services.trail.emit

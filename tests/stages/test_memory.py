@@ -168,7 +168,7 @@ class Gate:
         self._store = Switched()
         self._ring = KeyRing(open_keys=self._open)
         self._ring.configure(self.snapshot.issuers)
-        trail = SimpleNamespace(pressure=lambda: self._denial)
+        trail = SimpleNamespace(pressure=lambda: self._denial, emit=lambda event: None)
         self._revocations = Revocations(cast(Any, object()))
         services: Any = SimpleNamespace(
             trail=trail,

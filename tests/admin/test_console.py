@@ -374,6 +374,43 @@ def test_one_who_does_not_read_is_dropped_and_nobody_else_waits(monkeypatch: pyt
     asyncio.run(run())
 
 
+def test_those_who_have_left_take_no_turn() -> None:
+    """They count as no connection any more, so that any number of them may wait."""
+    asked, held = 0, asyncio.Event()
+
+    async def ask() -> Report:
+        nonlocal asked
+        asked += 1
+        await held.wait()
+        return Report({})
+
+    async def run() -> None:
+        listener = Listener("127.0.0.1", bind("127.0.0.1", 0), ask)
+        listener.start()
+        connections = listener._server._connections
+        port = int(listener.address.rpartition(":")[2])
+        async with asyncio.timeout(60):
+            for path in ("/metrics", "/status", "/metrics", "/metrics"):
+                before = set(connections)
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                while not (connections - before and asked):  # noqa: ASYNC110 - a listener of tornado tells nobody
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
+                writer.close()
+            while connections:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            held.set()
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        assert asked == 2, "the first, which had its turn, and the one that stayed"
+        await listener.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -71,9 +71,14 @@ class Turns:
         """Nobody asks yet."""
         self._lock = asyncio.Lock()
 
-    async def take(self, page: Callable[[], Awaitable[None]]) -> None:
-        """Wait for a turn, answer, and leave the loop to others for as long as that took."""
+    async def take(self, page: Callable[[], Awaitable[None]], gone: Callable[[], bool]) -> None:
+        """Wait for a turn, answer, and leave the loop to others for as long as that took.
+
+        gone: whether the client has left: no bound of connections bounds those, so that they take no turn.
+        """
         async with self._lock:
+            if gone():
+                return
             began = time.perf_counter()
             try:
                 await page()
@@ -85,9 +90,9 @@ def in_turn(page: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[Non
     """Make a page wait for its turn. None of those that probes ask for: they wait for no flood."""
 
     @wraps(page)
-    async def waiting(self: RequestHandler, *asked: str) -> None:
+    async def waiting(self: "Page", *asked: str) -> None:
         turns: Turns = self.settings["turns"]
-        await turns.take(partial(page, self, *asked))
+        await turns.take(partial(page, self, *asked), lambda: self.gone)
 
     return waiting
 
@@ -97,6 +102,12 @@ class Page(RequestHandler):
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("GET", "HEAD")  # type: ignore[misc]  # tornado's is no ClassVar
     allowed: ClassVar[str] = METHODS
+    gone = False
+    """Whether the client has left: nobody reads an answer any more."""
+
+    def on_connection_close(self) -> None:
+        """Note it."""
+        self.gone = True
 
     def set_default_headers(self) -> None:
         """Say nothing of the server, and keep browsers from doing anything with a page but show it."""
@@ -292,11 +303,6 @@ class Stream(Guarded):
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = ("GET",)  # type: ignore[misc]  # as Page
     allowed = "GET"
-    _gone = False
-
-    def on_connection_close(self) -> None:
-        """Stop: nobody reads any more."""
-        self._gone = True
 
     async def get(self) -> None:
         """Tell what happens, until the client leaves, or does not read."""
@@ -307,7 +313,7 @@ class Stream(Guarded):
         self.set_header("Content-Type", "text/event-stream")
         with feed.look():
             number = 0
-            while not self._gone:
+            while not self.gone:
                 told = await feed.after(number)
                 if told is None:
                     return

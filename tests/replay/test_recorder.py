@@ -19,6 +19,7 @@ from mitmproxy.test.tflow import tflow
 from mitmgate import chain
 from mitmgate.audit.mirror import mirror
 from mitmgate.audit.trail import AuditSettings, open_trail
+from mitmgate.core.api_key import make
 from mitmgate.core.reason import Reason
 from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.enforcer import Enforcer
@@ -130,7 +131,7 @@ def test_what_was_denied_for_what_is_hidden_is_denied_again(tmp_path: Path, live
     token, key = token_at(now), "aB3xZ9qLm2Kp7VtY4wRc8NdQ1sHf6Jg"
     users = "/api/v1/users"
     denied = [
-        f"{users}/{key}%2F{key}", f"{users}/token=a%2Fb", f"{users}/https://u:p;x@h", f"{users}/https://u:p//x@h",
+        f"{users}/{key}%2F{key}", f"{users}/token=a%2Fb", f"/no/{key}%2Fa/", f"{users}/https://u:p;x@h", f"{users}/https://u:p//x@h",
         f"{users}/eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9%2F.abc", f"{users}?token=a#b", "/public?token=a#b&x=1",
         f"{users}?x={key}#{key}", "/public?token=\xe9",
     ]  # fmt: skip
@@ -145,6 +146,25 @@ def test_what_was_denied_for_what_is_hidden_is_denied_again(tmp_path: Path, live
     assert (report.decided, report.tally.total) == (len(asked), 0), [
         (group.before, group.after) for group in report.tally.groups
     ]
+
+
+def test_a_key_in_a_target_is_refused_again_whatever_stands_beside_it(tmp_path: Path, now: list[float]) -> None:
+    made = policy(tmp_path, "http://127.0.0.1:9", api_keys={"file": "keys.jsonl"})
+    made["routes"].append({"name": "open", "match": {"prefix": "/open"}, "upstream": "users", "auth": "none"})
+    path, policy_path = tmp_path / "traffic.mitm", write_policy(tmp_path, made)
+    live, key = Live(policy_path, lambda: now[0]), make()
+    recording = recorder(str(path), ring=live.ring)
+    encoded = key.replace("_", "%5F")
+    texts = [key, f"a{key}", f"{key}~b", f"{key}%3Bx", f"a-{encoded}", f"token=a{key}"]
+    asked = [f"/open{before}{text}" for text in texts for before in ("/", "?a=", "?token=", "?x=1&a=")]
+    for target in [*asked, "/open/a", f"/open?token={'a' * 70}"]:
+        live.answer(live.decide(live.request("GET", target)), recording)
+    recording.done()
+    reasons = [None if entry.decision is None else entry.decision.reason for entry in read(path)]
+    assert reasons == [*["credential-ambiguous"] * len(asked), "ok", "ok"]
+    assert key[-49:].encode() not in path.read_bytes()
+    report = replay(open_traffic([str(path)]), load_offline(str(policy_path), {}))
+    assert (report.decided, report.tally.total) == (len(asked) + 2, 0)
 
 
 def test_a_certificate_that_a_proxy_passes_on_is_decided_on_again(tmp_path: Path, now: list[float]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
+from urllib.parse import unquote
 from zlib import crc32
 
 from mitmgate.core.jose import Json, parse_object
@@ -108,11 +109,14 @@ def in_text(text: str) -> bool:
 
 
 def hidden(text: str, digits: str) -> str | None:
-    """Return what stands for a key where it is hidden: of its form, so that it is still seen where none may be.
+    """Return what stands for a text with a key where it is hidden: of its form, so that it is seen where none may be.
 
-    digits: as many. It is no key: nobody knows what would have this digest. None: the text is none.
+    digits: as many. It is no key: nobody knows what would have this digest. None: the text has none, percent-encoded
+    or not.
     """
-    return f"{PREFIX}{digits[:_ID]}_{digits[15:]}" if _FOUND.fullmatch(text) else None
+    if not in_text(text) and not ("%" in text and in_text(unquote(text))):
+        return None
+    return f"{PREFIX}{digits[:_ID]}_{digits[15:]}"
 
 
 def check(value: bytes, keys: Mapping[str, ApiKey], now: float) -> Principal | Refusal:

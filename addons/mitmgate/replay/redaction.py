@@ -32,10 +32,10 @@ _ASKED: Final = frozenset({"good", "inactive", "introspection-unavailable"})
 _SCHEMES = (b"bearer", b"dpop")
 _AMBIGUOUS: Final = "/%2541"
 _ODD: Final[Mapping[Oddity, str]] = {
-    Oddity.ENCODED_SLASH: "%2Fx",
-    Oddity.PARAMETER: ";x",
+    Oddity.ENCODED_SLASH: "x%2Fx",
+    Oddity.PARAMETER: "x;x",
     Oddity.EMPTY_SEGMENT: "//x",
-    Oddity.ENCODED_DELIMITER: "%3Bx",
+    Oddity.ENCODED_DELIMITER: "x%3Bx",
 }
 """What makes a path as odd as one whose oddity is hidden."""
 _NOT_PLAIN: Final = "#"

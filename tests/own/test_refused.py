@@ -75,6 +75,7 @@ CODE = {
     "it sets Content-Length, which the gateway alone writes": stage('sets = ("Content-Length",)'),
     "it sets X-Forwarded-For, which the gateway alone writes": stage('sets = ("X-Forwarded-For",)'),
     "it sets authorization, which the gateway alone writes": stage('sets = ("authorization",)'),
+    "it sets Cookie, and the client's own is what the gateway goes by": stage('sets = ("Cookie",)'),
     "it sets X.User.ID, which the gateway writes": stage('sets = ("X.User.ID",)'),
     "it sets x-user-role, which the gateway writes": stage('sets = ("x-user-role",)'),
     "it sets a field twice": stage('sets = ("X-A", "x-a")'),

@@ -94,6 +94,10 @@ CASES: list[Case] = [
                 "",
             ),
             (
+                "s: {protocol: ext_authz, url: 'http://127.0.0.1/', forward: ¦Origin}",
+                *("s.forward", "Origin of the client is what the gateway goes by", "name another"),
+            ),
+            (
                 "s: {protocol: ext_authz, url: 'http://127.0.0.1/', forward: ¦Authorization}",
                 "s.forward",
                 "written by the gateway alone",
@@ -145,6 +149,11 @@ CASES: list[Case] = [
         "identity:",
         "identity:\n  proofs: {certificate_header: ¦DPoP}",
         *("identity.proofs.certificate_header", "DPoP has a meaning of its own", "name another"),
+    ),
+    (
+        "identity:",
+        "identity:\n  forward: {subject: ¦Content-Type}",
+        *("identity.forward.subject", "Content-Type has a meaning of its own", "name another"),
     ),
     (
         "identity:",

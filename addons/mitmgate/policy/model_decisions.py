@@ -8,6 +8,7 @@ from mitmgate.keys.discovery import needs_consent, problem
 from mitmgate.policy.model_routes import WRITTEN_BY_THE_GATEWAY
 from mitmgate.policy.scalars import (
     FRAMING,
+    READ_BY_THE_GATEWAY,
     Boolean,
     Claim,
     Duration,
@@ -93,6 +94,8 @@ class DecisionService(Section):
             for name in names:
                 if name.lower() in refused:
                     raise wrong(f"{name} is written by the gateway alone", at=member)
+                if member == "forward" and name.lower() in READ_BY_THE_GATEWAY:
+                    raise wrong(f"{name} of the client is what the gateway goes by", "name another header", at=member)
                 if lower.count(name.lower()) > 1:
                     raise wrong(f"{name} is listed twice", at=member)
         if self.token_env is not None and checked and "authorization" in {name.lower() for name in self.headers}:

@@ -17,6 +17,7 @@ from mitmgate.keys.discovery import needs_consent, problem
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
+    READ_BY_THE_GATEWAY,
     Boolean,
     Claim,
     Duration,
@@ -342,9 +343,6 @@ class Assertion(Section):
     """The value of its `iss`."""
 
 
-_MEANING = frozenset({"authorization", "cookie", "dpop", "x-request-id", "traceparent"})
-
-
 class Forward(Section):
     """How identity goes upstream. What a client sends in these fields is always removed."""
 
@@ -368,7 +366,7 @@ class Forward(Section):
         for member, name in names:
             if name is None:
                 continue
-            if name.lower() in FRAMING | _MEANING:
+            if name.lower() in FRAMING | READ_BY_THE_GATEWAY:
                 raise wrong(f"{name} has a meaning of its own", "name another header", at=member)
             if name.lower() in seen:
                 raise wrong(f"{name} is used twice", at=member)
@@ -405,7 +403,7 @@ def _resource(text: str) -> str:
 
 def _field_of_keys(name: str) -> str:
     kept = ClientFields(()).disposition(name.lower().encode("ascii")) is Disposition.KEEP
-    if not kept or name.lower() in FRAMING | {"authorization", "cookie", "dpop", "host", "origin", "te", "via"}:
+    if not kept or name.lower() in FRAMING | READ_BY_THE_GATEWAY:
         raise wrong(f"{name} has a meaning of its own", "write X-API-Key")
     return name
 
@@ -447,7 +445,7 @@ class Proofs(Section):
         if self.lifetime > LONGEST_LIFETIME:
             raise wrong("must be at most 5m: used proofs are not remembered for longer", at="lifetime")
         name = self.certificate_header
-        if name is not None and name.lower() in FRAMING | _MEANING:
+        if name is not None and name.lower() in FRAMING | READ_BY_THE_GATEWAY:
             raise wrong(f"{name} has a meaning of its own", "name another header", at="certificate_header")
         return self
 
@@ -545,7 +543,7 @@ class Certificates(Section):
         name = self.header
         if name is not None and self.forwarded:
             raise wrong("proxies pass certificates on in one field", "leave out header or forwarded", at="header")
-        if name is not None and name.lower() in FRAMING | _MEANING:
+        if name is not None and name.lower() in FRAMING | READ_BY_THE_GATEWAY:
             raise wrong(f"{name} has a meaning of its own", "name another header", at="header")
         return self
 

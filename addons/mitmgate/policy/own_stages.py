@@ -28,7 +28,7 @@ from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.model_routes import WRITTEN_BY_THE_GATEWAY
 from mitmgate.policy.model_stages import OwnStage
 from mitmgate.policy.problem import Location, Problem, nearest
-from mitmgate.policy.scalars import FRAMING, TOKEN
+from mitmgate.policy.scalars import FRAMING, READ_BY_THE_GATEWAY, TOKEN
 from mitmgate.policy.validation import problems_of
 
 GROUP: Final = "mitmgate.stages"
@@ -433,6 +433,8 @@ def _wrong_in_names(found: type[stage.Stage[Any]]) -> Iterator[str]:
             yield f"it sets {name!r}, which is no name of a field (without '_')"
         elif name.lower() in FRAMING | WRITTEN_BY_THE_GATEWAY:
             yield f"it sets {name}, which the gateway alone writes"
+        elif name.lower() in READ_BY_THE_GATEWAY:
+            yield f"it sets {name}, and the client's own is what the gateway goes by"
     for name in found.response_fields:
         if not isinstance(name, str) or re.fullmatch(TOKEN, name) is None or name.lower() in FRAMING:
             yield f"{name!r} is no field of a response that it may set"

@@ -28,6 +28,16 @@ FRAMING = frozenset(
         *("keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
     }
 )
+READ_BY_THE_GATEWAY = frozenset(
+    {
+        *("authorization", "cookie", "dpop", "origin", "sec-fetch-site", "sec-fetch-mode", "x-request-id"),
+        *("access-control-request-method", "access-control-request-headers", "content-type", "content-encoding"),
+        *("sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions"),
+        *("via", "max-forwards", "forwarded", "traceparent"),
+    }
+)
+"""Fields of a client by which it is decided. Who writes one of these towards services has the client's own removed
+first, and the gateway would decide without it."""
 
 
 def wrong(message: str, hint: str = "", at: str = "", unquoted: str = "") -> PydanticCustomError:

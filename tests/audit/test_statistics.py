@@ -178,12 +178,13 @@ def test_a_table_fits_its_terminal_and_says_what_is_left_out(log: Path) -> None:
 
 def test_csv_has_no_formula(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    users = ["=HYPERLINK(1)", "+1", "-1", "@x", "a,b", 'a"b', "a\nb", ""]
+    users = ["=HYPERLINK(1)", "+1", "-1", "@x", "a,b", 'a"b', "a\nb", "", "/x;=1+1;-2", " =1", "＝1"]  # noqa: RUF001 - as below
     path.write_text("".join(json.dumps({"event": "request", "user": user}) + "\n" for user in users))
     rows = list(csv.DictReader(io.StringIO(run("show", path, "--format", "csv").output)))
     assert [row["user"] for row in rows] == [
         *("'=HYPERLINK(1)", "'+1", "'-1", "'@x"),
         *("a,b", 'a"b', "a\\u000ab", ""),
+        *("/x;'=1+1;'-2", "' =1", "'＝1"),  # noqa: RUF001 - where lists are parted by `;`, so are cells
     ]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 import time
 import zlib
@@ -311,7 +312,10 @@ def _write_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     writer.writerow(columns)
     for row in rows:
         cells = [printable(value) for value in row]
-        writer.writerow([f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells])
+        writer.writerow([_FORMULA.sub(r"\g<0>'", cell) for cell in cells])
+
+
+_FORMULA: Final = re.compile(r"(?:^|;)(?=\s*[=+\-@＝＋－＠])")  # noqa: RUF001 - spreadsheets take these, and `;` parts cells
 
 
 def _rows(figures: Mapping[str, object], *names: str) -> Iterator[tuple[str, str, object]]:

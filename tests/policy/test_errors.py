@@ -769,6 +769,13 @@ CASES: list[Case] = [
     ),
     (
         "upstream: users",
+        'upstream: users\n    rewrite: {set: ¦{Cookie: "sid={claim:sid}"}}',
+        "routes[0].rewrite.set",
+        "Cookie of the client is what the gateway goes by",
+        "name another",
+    ),
+    (
+        "upstream: users",
         "upstream: users\n    rewrite: {¦set: {x-user-id: a}}",
         "routes[0].rewrite.set",
         "x-user-id carries identity",

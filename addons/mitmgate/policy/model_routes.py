@@ -8,10 +8,12 @@ from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, 
 from mitmgate.core import template
 from mitmgate.policy.condition import ConditionError, compile_condition
 from mitmgate.policy.model_identity import Bound
+from mitmgate.policy.model_limits import OF_PRINCIPAL
 from mitmgate.policy.model_shared import Mode, Networks
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
+    READ_BY_THE_GATEWAY,
     Boolean,
     Claim,
     Duration,
@@ -97,6 +99,11 @@ class Rewrite(Section):
             for name in names:
                 if name.lower() in FRAMING | WRITTEN_BY_THE_GATEWAY:
                     raise wrong(f"{name} is written by the gateway alone", at=member)
+        for name, text in self.set.items():
+            # What tells who asks is taken from every client at once (policy.compiler._identity_headers).
+            told = any(one.startswith((*OF_PRINCIPAL, "subject")) for one in template.parse(text).placeholders)
+            if told and name.lower() in READ_BY_THE_GATEWAY:
+                raise wrong(f"{name} of the client is what the gateway goes by", "name another header", at="set")
         return self
 
 

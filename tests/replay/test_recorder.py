@@ -167,6 +167,28 @@ def test_a_key_in_a_target_is_refused_again_whatever_stands_beside_it(tmp_path: 
     assert (report.decided, report.tally.total) == (len(asked) + 2, 0)
 
 
+def test_a_path_of_two_routes_is_refused_again_though_it_is_hidden(tmp_path: Path, now: list[float]) -> None:
+    made = policy(tmp_path, "http://127.0.0.1:9")
+    open_to_all = {"upstream": "users", "auth": "none", "allow_encoded_slash": True}
+    made["routes"] += [
+        {"name": "open", "match": {"prefix": "/open"}, **open_to_all},
+        {"name": "closed", "match": {"prefix": "/open/k"}, "upstream": "users"},
+    ]
+    path, policy_path = tmp_path / "traffic.mitm", write_policy(tmp_path, made)
+    live, key = Live(policy_path, lambda: now[0]), "aB3xZ9qLm2Kp7VtY4wRc8NdQ1sHf6Jg"
+    recording = recorder(str(path), ring=live.ring)
+    refused = [f"/open/k%2F{key}", f"/open/k%3B{key}"]
+    for target in [*refused, f"/open/a%2F{key}", f"/open/{key}"]:
+        live.answer(live.decide(live.request("GET", target, token_at(now))), recording)
+    live.answer(live.decide(live.request("GET", refused[0], fields=[(b"Authorization", b"Basic x")])), recording)
+    recording.done()
+    reasons = [None if entry.decision is None else entry.decision.reason for entry in read(path)]
+    assert reasons == ["path-ambiguous", "path-ambiguous", "ok", "ok", "scheme-unsupported"]
+    report = replay(open_traffic([str(path)]), load_offline(str(policy_path), {}))
+    differ = [(group.before, group.after) for group in report.tally.groups]
+    assert (report.decided, differ) == (5, [("deny scheme-unsupported", "deny path-ambiguous")])
+
+
 def test_a_certificate_that_a_proxy_passes_on_is_decided_on_again(tmp_path: Path, now: list[float]) -> None:
     made = policy(tmp_path, "http://127.0.0.1:9", trusted_proxies=["127.0.0.1"])
     made["identity"]["certificates"] = {"dns": "*.jobs.example", "header": "X-Cert"}

@@ -87,6 +87,7 @@ class Redactor:
         self._places: Places | None = None
         self._ticket: bytes | Refusal | None = None
         self._introspected: Callable[[bytes], UnverifiedToken | Refusal] | None = None
+        self._routed = True  # whether the path led to one route
         self._hidden = Hidden({})
         self._tokens: LRUCache[tuple[bytes, Signature], tuple[bytes, dict[str, str]]] = LRUCache(_ROOM, _octets)
         """By the token's digest: a refused one may be as long as a head, and what stands for it is not."""
@@ -108,9 +109,9 @@ class Redactor:
         """
         hidden: dict[str, str] = {}
         self._introspected, self._places, self._ticket = introspected, places, ticket
+        self._routed = _is_routed(state)
         came: dict[tuple[bytes, bytes], bytes] = {}
-        request = state["request"]
-        saved = state["metadata"].get(METADATA)
+        request, saved = state["request"], state["metadata"].get(METADATA)
         before = saved.get(RECORDING) if isinstance(saved, dict) else None
         if isinstance(before, dict) and "key" in before:
             facts = {**facts, **before}
@@ -224,8 +225,9 @@ class Redactor:
         if isinstance(shown, CanonicalPath):
             if isinstance(canonical, Ambiguous):
                 path += _AMBIGUOUS
-            else:
-                path += "".join([_ODD[oddity] for oddity in sorted(canonical.odd - shown.odd)])
+            elif odd := canonical.odd - shown.odd:
+                # Where it stood may have made it a path of two routes: then it gets what hardly any route takes.
+                path += "".join([_ODD[oddity] for oddity in sorted(odd if self._routed else Oddity)])
         if query_is_plain(rest) and not query_is_plain(query):
             rest += _NOT_PLAIN
         return f"{path}{mark}{rest}"
@@ -341,6 +343,11 @@ class Redactor:
                     shown = UNSEEN
             shown_fields.append((self._veil.name_of_field(name), shown))
         return tuple(shown_fields)
+
+
+def _is_routed(state: State) -> bool:
+    saved = state["metadata"].get(METADATA)
+    return not isinstance(saved, dict) or saved.get("route") is not None
 
 
 def _as_forwarded(saved: Mapping[str, Any], forwarded: Fields) -> dict[str, Any]:

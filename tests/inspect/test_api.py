@@ -466,3 +466,31 @@ def test_a_request_without_a_response_has_none_to_show(
         answer.set()
         client.join(20)
     assert "Traceback" not in gateway.log
+
+
+def test_a_decision_service_has_said_nothing_of_a_request_that_was_edited(
+    tmp_path: Path, upstream: RecordingUpstream
+) -> None:
+    """And is not asked: what it would say can't be known, and a case says what it is taken to say."""
+    with RecordingUpstream(Reply(body=b'{"result": true}', headers=(("Content-Type", "application/json"),))) as service:
+        made = policy(tmp_path, upstream)
+        made["decision_services"] = {"opa": {"protocol": "opa", "url": f"{service.url}/v1/data/allow"}}
+        made["decision"] = "opa"
+        path = write_policy(tmp_path, made)
+        with Gateway(path, host="web") as gateway:
+            web = WebApi(gateway.web_port)
+            assert gateway.get("/api/v1/users/7", token=mint()).status == 200
+            asked, sent = len(service.requests), len(upstream.requests)
+            flow = f"@{web.flows[0]['id']}"
+
+            def decided() -> str:
+                names: dict[str, Any] = {}
+                exec(str(web.command("mitmgate.case", flow)["value"]), names)
+                (run,) = [value for name, value in names.items() if name.startswith("test_")]
+                run(lambda name: PolicyCase(path))
+                return str(web.command("mitmgate.decide", flow)["value"]).partition(":")[0]
+
+            assert decided() == "admit (200)"
+            assert web.call("PUT", f"/flows/{flow[1:]}", {"request": {"path": "/api/v1/users/8"}})[0] == 200
+            assert decided() == "deny decision-unavailable (503)"
+            assert (len(service.requests), len(upstream.requests)) == (asked, sent)

@@ -81,6 +81,9 @@ def as_test_case(flow: HTTPFlow, loaded: Loaded, snapshot: Snapshot) -> str:
     before = flow.metadata[METADATA].get("reason")
     if before != decision.reason:
         notes.append(f"    # was {before}; in a case limits count from nothing, and circuits are closed")
+    answer = again.exchange.service_answer
+    if answer is not None and answer.said != "allow":
+        steps.append(f".decision({answer.said!r})")
     if request.declared_body:
         steps.append(f".body({request.declared_body})")
     steps += [f".ip({request.peer!r})", f".at({recorded.at!r})"]
@@ -118,9 +121,18 @@ def _recorded(flow: HTTPFlow) -> Recorded:
     entry = read_flow(tnetstring.dumps(state), PresentedTokens())
     if isinstance(entry, Skipped):
         raise UserError(f"This flow can't be decided again: {entry.reason}")
+    if any(_plain(ingress[name]) != _plain(saved["ingress"][name]) for name in _ASKED):
+        entry = entry._replace(service_answer=None)  # a decision service has said nothing of this request
     if _credentials(ingress) != _credentials(saved["ingress"]):  # what was found out of the one before says nothing
         entry = entry._replace(presented=None, key=None)
     return entry
+
+
+_ASKED: Final = ("method", "target", "authority", "headers")
+
+
+def _plain(member: Any) -> Any:
+    return member if isinstance(member, str) else [[*field] for field in member]
 
 
 def _credentials(ingress: Mapping[str, Any]) -> list[Any]:

@@ -164,14 +164,18 @@ class _Link:
         self._reading = asyncio.create_task(self._read(reader), name="snapshots of a worker")
 
     async def ask(self) -> None:
-        """Get a snapshot. Without one in time, the last is kept as that of a worker that is not ready."""
+        """Get a snapshot. Without one in time, the last is kept as that of a worker that is not ready.
+
+        Until such a worker says something, which is what it was asked for, nobody waits for it again.
+        """
         before = self._count
-        try:
-            self._writer.write(b"?")
-            async with asyncio.timeout(ANSWER_WITHIN), self._arrived:
-                await self._arrived.wait_for(lambda: self._count > before or self._ended)
-        except (TimeoutError, OSError):
-            pass
+        if not self._silent:
+            try:
+                self._writer.write(b"?")
+                async with asyncio.timeout(ANSWER_WITHIN), self._arrived:
+                    await self._arrived.wait_for(lambda: self._count > before or self._ended)
+            except (TimeoutError, OSError):
+                self._silent = True
         if self._count == before and self.last is not None:
             self.last = decode(self.last)._replace(readiness=_SILENT).encode()
 

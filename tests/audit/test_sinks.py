@@ -171,6 +171,7 @@ def test_a_syslog_server_that_hangs_is_on_record_and_loses_nothing(transport: st
     kind = socket.AF_INET if transport == "tcp" else socket.AF_UNIX
     with socket.socket(kind, socket.SOCK_STREAM) as hanging:
         hanging.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hanging.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # it has no room for all of them
         hanging.bind(("127.0.0.1", server.port) if transport == "tcp" else server.path)
         hanging.listen(8)
         sink = SyslogAppender(replace(server.settings, timeout=0.05))

@@ -8,7 +8,6 @@ from mitmgate.audit.ended import ended, request_event
 from mitmgate.audit.record import Event
 from mitmgate.audit.redact import Redaction
 from mitmgate.audit.settings import Redact
-from mitmgate.core.address import CidrSet
 from mitmgate.core.cause import Cause
 from mitmgate.core.check import Check
 from mitmgate.core.decision_service import ServiceAnswer
@@ -18,7 +17,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Head, Request
 from mitmgate.core.routing import NoRoute
-from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, Route, Upstream
 from mitmgate.core.verdict import Outcome, Step, Verdict
 from mitmgate.core.window import Grant
 
@@ -35,9 +34,7 @@ ROUTE = Route(
     methods=frozenset(),
     upstream=UPSTREAM,
     issuers=("corp",),
-    require=Requirement(),
     limits=(),
-    networks=Networks(CidrSet(), CidrSet()),
 )
 ALICE = Principal("alice", "corp", ("admin",), frozenset({"users.read"}), {}, NOW + 60)
 REQUEST = Request(

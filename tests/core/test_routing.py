@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.address import CidrSet
 from mitmgate.core.path import CanonicalPath, Oddity, canonical_path
 from mitmgate.core.routing import NoRoute, RouteTable, allow_field, covers, host_matches
-from mitmgate.core.rules import Circuit, Endpoint, Networks, Requirement, Route, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, Route, Upstream
 
 ORDINARY: frozenset[Oddity] = frozenset()
 EVERY = frozenset(Oddity)
@@ -32,9 +31,7 @@ def route(
         methods=frozenset(methods),
         upstream=UPSTREAM,
         issuers=("dev",),
-        require=Requirement(),
         limits=(),
-        networks=Networks(CidrSet(), CidrSet()),
         odd=odd,
     )
 

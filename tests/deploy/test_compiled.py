@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "addons" / "mitmgate"
@@ -57,3 +58,13 @@ def test_no_base_of_a_compiled_class_has_a_slot_where_mypyc_puts_its_own(compile
         if base.__module__ not in modules and base.__basicsize__ > object.__basicsize__
     ]
     assert wrong == []
+
+
+def test_no_section_of_the_policy_is_compiled(compiled: ModuleType) -> None:
+    """Before: `stages/size_limit.py` of the wheel was a TypeError: "None object expected; got FieldInfo"."""
+    names = [name.removeprefix("addons/").removesuffix(".py").replace("/", ".") for name in compiled.sources()]
+    values = [
+        value for name in names for value in vars(importlib.import_module(name.removesuffix(".__init__"))).values()
+    ]
+    modules = {value.__module__ for value in values if inspect.isclass(value) and issubclass(value, BaseModel)}
+    assert modules.isdisjoint(names)

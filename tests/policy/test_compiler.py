@@ -11,6 +11,7 @@ from mitmgate.core.proof import ALGORITHMS
 from mitmgate.core.rules import Circuit, Requirement, Rewrite
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.model_audit import FileSink
+from mitmgate.stages.authorization import Required, Requirements
 from mitmgate.stages.size_limit import Bounds
 
 MINIMAL = """\
@@ -51,7 +52,8 @@ def test_everything_else_has_a_default(tmp_path: Path) -> None:
     assert (snapshot.default_issuers, snapshot.issuers) == (None, {})
     assert snapshot.client_fields.identity == {b"x-user-id", b"x-user-role"}
     (route,) = snapshot.routes.routes
-    assert (route.rewrite, route.require, route.limits, route.cors) == (Rewrite(), Requirement(), (), None)
+    assert (route.rewrite, route.limits, route.cors) == (Rewrite(), (), None)
+    assert snapshot.compiled["authorization"] == Requirements({route.name: Required(Requirement())})
     assert route.upstream.circuit == Circuit()
 
 

@@ -11,6 +11,7 @@ from mitmgate.core.path import Oddity
 from mitmgate.core.rules import Circuit, Cors, Endpoint, Route
 from mitmgate.policy.loader import PolicyError, load, load_snapshot
 from mitmgate.policy.snapshot import Snapshot
+from mitmgate.stages.authorization import Requirements
 from mitmgate.stages.size_limit import Bounds
 
 
@@ -37,9 +38,12 @@ def test_routes(snapshot: Snapshot) -> None:
     assert route.methods == {"GET", "POST", "DELETE"}
     assert route.upstream is snapshot.upstreams["users"]
     assert route.issuers == ("corp", "dev")
-    assert route.require.scopes_all == {"users.read"}
-    assert route.require.roles_any == {"user", "admin"}
-    assert route.require.claims == {"tenant": ("acme", "globex")}
+    requirements = snapshot.compiled["authorization"]
+    assert isinstance(requirements, Requirements)
+    require, _, networks = requirements.of_routes["users"]
+    assert require.scopes_all == {"users.read"}
+    assert require.roles_any == {"user", "admin"}
+    assert require.claims == {"tenant": ("acme", "globex")}
     assert snapshot.compiled["size-limit"] == Bounds({"users": 1 << 20, "status": 10 << 20}, 10 << 20)
     assert (route.websocket, route.stream, route.odd, route.mode) == (
         False,
@@ -47,9 +51,10 @@ def test_routes(snapshot: Snapshot) -> None:
         frozenset({Oddity.ENCODED_DELIMITER}),
         "enforce",
     )
+    assert networks is not None
     for address, inside in (("192.0.2.9", True), ("2001:db8::1", True), ("198.51.100.1", False)):
-        assert (ip_address(address) in route.networks.allow) is inside
-    assert not route.networks.deny
+        assert (ip_address(address) in networks.allow) is inside
+    assert not networks.deny
 
 
 def test_a_public_route_has_no_issuers(snapshot: Snapshot) -> None:

@@ -22,7 +22,7 @@ from mitmgate.core.principal import Principal
 from mitmgate.core.reason import Reason
 from mitmgate.core.request import Forward
 from mitmgate.core.resource import Resources
-from mitmgate.core.rules import Circuit, Endpoint, ListenTls, Networks, Requirement, Route, Upstream
+from mitmgate.core.rules import Circuit, Endpoint, ListenTls, Route, Upstream
 from mitmgate.core.verdict import Step
 from mitmgate.host.master import LeanMaster
 from mitmgate.hostoptions import spare_start
@@ -67,9 +67,8 @@ def route(*urls: str, **members: Any) -> Bounded:
     }
     of_upstream |= {name: members.pop(name) for name in list(members) if name in of_upstream}
     upstream = Upstream("up", tuple(endpoint(url) for url in urls), circuit=Circuit(), **of_upstream)
-    empty = Networks(CidrSet(), CidrSet())
     made: dict[str, Any] = {"name": "r", "path": "/", "exact": False, "hosts": (), "methods": frozenset(), "limits": ()}
-    made |= {"upstream": upstream, "issuers": None, "require": Requirement(), "networks": empty}
+    made |= {"upstream": upstream, "issuers": None}
     return Bounded(**(made | members))
 
 

@@ -15,13 +15,23 @@ from mitmgate.keys.ring import KeyRing
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.authentication import Authentication
-from mitmgate.stages.authorization import Authorization
+from mitmgate.stages.authorization import Authorization, Required, Requirements
 from tests.stages.identity import decided, exchange, snapshot_of, token
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return snapshot_of(tmp_path_factory.mktemp("policy"))
+
+
+def requiring(made: Exchange, requirement: Requirement) -> None:
+    """Let the route of a request require something else."""
+    assert made.route is not None
+    when = requirement.when
+    compiled = {
+        "authorization": Requirements({made.route.name: Required(requirement, None if when is None else when.reads)})
+    }
+    made.snapshot = replace(made.snapshot, compiled={**made.snapshot.compiled, **compiled})
 
 
 def ask(
@@ -85,7 +95,8 @@ def test_a_challenge_is_of_the_credential_that_was_shown(
         made = exchange(replace(snapshot, key_field=b"x-machine"), "GET", "/plain")
         assert made.route is not None
         made.principal = Principal("alice", issuer, (), frozenset(), claims, 0.0)
-        made.route = replace(made.route, require=require, credentials=credentials)
+        made.route = replace(made.route, credentials=credentials)
+        requiring(made, require)
         decided(Authorization(), made)
         challenge = made.challenge
         assert challenge is begins is None or (begins and (challenge or "").startswith(begins)), challenge
@@ -104,7 +115,7 @@ def test_a_condition_that_fails_denies(snapshot: Snapshot) -> None:
 
     made = ask(snapshot)[1]
     assert made.route is not None
-    made.route = replace(made.route, require=Requirement(when=Fails()))
+    requiring(made, Requirement(when=Fails()))
     assert decided(Authorization(), made).reason is Reason.CONDITION_ERROR
 
 
@@ -143,7 +154,7 @@ def test_a_public_route_with_a_requirement_admits_nobody(
 ) -> None:
     made = exchange(snapshot, "GET", "/status")
     assert made.route is not None
-    made.route = replace(made.route, require=require)
+    requiring(made, require)
     step = decided(Authorization(), made)
     assert (step.outcome, step.reason) == (Outcome.DENY, reason)
 

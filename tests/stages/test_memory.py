@@ -30,6 +30,7 @@ from mitmgate.policy.condition import CelCondition
 from mitmgate.policy.loader import load_snapshot
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages.arrival import Arrival
+from mitmgate.stages.authorization import Requirements
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.decision_service import RecordedAnswers
 from mitmgate.stores.api_keys import ApiKeys
@@ -252,9 +253,11 @@ def forget(gate: Gate, functions: "list[_lru_cache_wrapper[Any]]") -> None:
     """Make a gate forget all that it may have remembered, but for what it counts."""
     gate._ring._cache.clear()
     for snapshot in gate.snapshots:
-        for route in snapshot.routes.routes:
-            if isinstance(route.require.when, CelCondition):
-                route.require.when._known.clear()
+        requirements = snapshot.compiled["authorization"]
+        assert isinstance(requirements, Requirements)
+        for required in requirements.of_routes.values():
+            if isinstance(required.requirement.when, CelCondition):
+                required.requirement.when._known.clear()
     for function in functions:
         function.cache_clear()
 

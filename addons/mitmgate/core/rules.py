@@ -238,9 +238,7 @@ class Route:
     methods: frozenset[str]
     upstream: Upstream
     issuers: tuple[str, ...] | None
-    require: Requirement
     limits: tuple[Limit, ...]
-    networks: Networks
     rewrite: Rewrite = Rewrite()
     cors: Cors | None = None
     websocket: bool = False

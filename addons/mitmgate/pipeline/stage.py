@@ -162,6 +162,10 @@ class Stage:
         change = self.changes.get(denial.step.reason)
         return [] if change is None else [change]
 
+    def condition(self, exchange: Exchange) -> str | None:
+        """Return the CEL expression that it has evaluated, which `explain` takes apart; None where there is none."""
+        return None
+
     @classmethod
     def rules(cls, loaded: Loaded) -> Iterator[Rule]:
         """Yield the rules that the stage goes by and that traffic can exercise, for `--coverage`."""

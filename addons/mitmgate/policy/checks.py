@@ -11,7 +11,6 @@ from typing import Any
 from mitmgate.core import template
 from mitmgate.core.client_fields import shape
 from mitmgate.core.trailers import never_forwarded
-from mitmgate.policy.condition import ConditionError, compile_condition
 from mitmgate.policy.declared import stages
 from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
@@ -184,22 +183,6 @@ def _match_key(match: dict[str, Any]) -> object:
 
 def _public_route(document: Document, location: Location, route: dict[str, Any]) -> Iterator[Problem]:
     """A public route can't ask for what only a principal has."""
-    for member in ("scopes_all", "roles_any", "claims", "acr_values", "max_age"):
-        if _mapping(route.get("require")).get(member):
-            yield document.problem(
-                (*location, "require", member), _NO_PRINCIPAL, found="", hint="leave out auth: none", key=True
-            )
-    when = _mapping(route.get("require")).get("when")
-    if isinstance(when, str):
-        try:
-            reads = compile_condition(when).variables
-        except ConditionError:
-            reads = frozenset()
-        # core.authorize asks no condition without a principal, so that "not banned" never holds of nobody.
-        message = (
-            _NO_PRINCIPAL if "principal" in reads else "a public route has no condition: nobody is there to meet it"
-        )
-        yield document.problem((*location, "require", "when"), message, hint="leave out auth: none")
     limits = _mapping(document.at(("rate_limits",)))
     for at, name in _named(document, (*location, "rate_limits")):
         for key in _principal_keys(_mapping(limits.get(name))):

@@ -21,7 +21,6 @@ from mitmgate.core.revocation import LONGEST
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
 from mitmgate.keys.discovery import metadata_urls
-from mitmgate.policy.condition import compile_condition
 from mitmgate.policy.declared import stages
 from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment
@@ -31,7 +30,7 @@ from mitmgate.policy.model import Policy
 from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Certificates, Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
-from mitmgate.policy.model_routes import Credentials, Require, Rewrite, Route, accepted
+from mitmgate.policy.model_routes import Credentials, Rewrite, Route, accepted
 from mitmgate.policy.model_shared import Networks
 from mitmgate.policy.model_upstreams import Upstream, parse_endpoint
 from mitmgate.policy.problem import Location
@@ -453,9 +452,7 @@ def _route(
         methods=frozenset(route.match.methods),
         upstream=upstreams[route.upstream],
         issuers=issuers,
-        require=_requirement(route.require),
         limits=tuple(limits[name] for name in route.rate_limits),
-        networks=_networks(route.networks),
         rewrite=_rewrite(route.rewrite),
         cors=None if route.cors is None else cors[route.cors],
         websocket=route.websocket,
@@ -514,17 +511,6 @@ def _odd(route: Route) -> frozenset[Oddity]:
         Oddity.ENCODED_DELIMITER: True,
     }
     return frozenset(oddity for oddity, may in allowed.items() if may)
-
-
-def _requirement(require: Require) -> rules.Requirement:
-    return rules.Requirement(
-        scopes_all=frozenset(require.scopes_all),
-        roles_any=frozenset(require.roles_any),
-        claims=dict(require.claims),
-        when=None if require.when is None else compile_condition(require.when),
-        acr_values=require.acr_values,
-        max_age=require.max_age,
-    )
 
 
 def _rewrite(rewrite: Rewrite) -> rules.Rewrite:

@@ -1,28 +1,23 @@
 """The `routes` of a policy: what may pass, on which conditions, and how it is changed on its way."""
 
-import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from mitmgate.core import template
-from mitmgate.policy.condition import ConditionError, compile_condition
 from mitmgate.policy.model_identity import Bound
 from mitmgate.policy.model_limits import OF_PRINCIPAL
-from mitmgate.policy.model_shared import Mode, Networks
+from mitmgate.policy.model_shared import Mode
 from mitmgate.policy.problem import nearest
 from mitmgate.policy.scalars import (
     FRAMING,
     READ_BY_THE_GATEWAY,
     Boolean,
-    Claim,
     Duration,
     HeaderName,
     HostPattern,
     Method,
     Name,
-    Role,
-    Scope,
     Text,
     UrlPath,
     one_or_more,
@@ -165,60 +160,6 @@ def accepted(auth: Word | Credentials | None) -> Credentials | None:
     return Credentials(any=(auth,)) if isinstance(auth, str) else auth
 
 
-def _claim_value(value: Any) -> str | int | float | bool:
-    if isinstance(value, str):
-        return str(value)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise wrong("must be text, a number, true or false")
-    return value
-
-
-ClaimValue = Annotated[
-    str | int | float | bool,
-    PlainValidator(_claim_value),
-    WithJsonSchema({"type": ["string", "number", "boolean"]}),
-]
-
-
-def _condition(text: str) -> str:
-    try:
-        compile_condition(text)
-    except ConditionError as error:
-        raise wrong(str(error), error.hint, unquoted="must be a CEL expression that is true or false") from None
-    return str(text)
-
-
-def _acr(text: str) -> str:
-    if not text.isascii() or set(text) & set(' "\\'):
-        message = "must be one class: a challenge can't say one with a space, a quote, a backslash or beyond ASCII"
-        raise wrong(message, unquoted=message)
-    return str(text)
-
-
-AuthenticationClass = Annotated[Text, AfterValidator(_acr)]
-
-
-class Require(Section):
-    """What a principal must have; everything that is given must hold."""
-
-    scopes_all: Annotated[tuple[Scope, ...], one_or_more(Scope)] = ()
-    """Scopes, all of them."""
-    roles_any: Annotated[tuple[Role, ...], one_or_more(Role)] = ()
-    """Roles, one of them."""
-    claims: dict[Claim, Annotated[tuple[ClaimValue, ...], Field(min_length=1), one_or_more(ClaimValue)]] = Field(
-        default={}
-    )
-    """Claims by name, or beginning with "/" by a JSON pointer, each with the values that it may have; types are
-    compared, too."""
-    acr_values: Annotated[tuple[AuthenticationClass, ...], one_or_more(AuthenticationClass)] = ()
-    """Authentication context classes (`acr`) of which a token needs one; others are told to step up (RFC 9470)."""
-    max_age: Duration | None = Field(
-        default=None, description="How long ago the user may have authenticated (seconds), by `auth_time`."
-    )
-    when: Annotated[str, Field(strict=True), AfterValidator(_condition)] | None = None
-    """A CEL expression over request, principal, client and route that must be true."""
-
-
 CredentialPlace = Literal["header", "cookie", "subprotocol", "ticket"]
 
 
@@ -237,14 +178,11 @@ class Route(Section):
     credentials: Annotated[tuple[CredentialPlace, ...], Field(min_length=1), one_or_more(CredentialPlace)] = ("header",)
     """Where a credential may be: the Authorization header, and for browsers, which can't always set one, the cookie of
     identity.browsers, a subprotocol bearer.TOKEN of a WebSocket or a ticket (docs/browsers.md)."""
-    require: Require = Require()
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""
     decision: Name | None = None
     """The name of the decision service that is asked, once all else admits; none: none is; unset: the policy's
     `decision`."""
-    networks: Networks = Networks()
-    """Client addresses, beside those of the whole policy."""
     cors: Name | None = None
     """The name of a CORS policy; unset: other origins may not call."""
     websocket: Boolean = False

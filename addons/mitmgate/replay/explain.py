@@ -133,18 +133,19 @@ def explain_step(
         report.rules.append((dotted(location), f"{policy.path}:{line}:{column}"))
     if step.outcome in {Outcome.DENY, Outcome.OBSERVE}:
         report.change = advice(policy, recorded, exchange, step, stage)
-        if step.reason.code in {"condition-false", "condition-error"}:
-            report.failing = _failing(exchange, redaction)
+        condition = None if stage is None else stage.condition(exchange)
+        if condition is not None and step.reason.code in {"condition-false", "condition-error"}:
+            report.failing = _failing(condition, exchange, redaction)
     return report
 
 
-def _failing(exchange: Exchange, redaction: Redaction) -> list[Facts]:
+def _failing(condition: str, exchange: Exchange, redaction: Redaction) -> list[Facts]:
     route, head = exchange.route, exchange.head
-    if route is None or head is None or route.require.when is None:
+    if route is None or head is None:
         return []
     facts = facts_of(head, exchange.principal, exchange.client, route.name)
     found: list[Facts] = []
-    for predicate in failing(route.require.when.source, facts):
+    for predicate in failing(condition, facts):
         values = {name: _shown_fact(name, value, redaction) for name, value in predicate.found.items()}
         shown: Facts = {"predicate": predicate.text, "values": values}
         found.append(shown | {"error": predicate.error} if predicate.error else shown)

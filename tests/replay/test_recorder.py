@@ -326,9 +326,17 @@ def test_a_full_disk_leaves_whole_records_and_lets_requests_go_on(
     assert len(caplog.records) == 1, "said once, then counted"
 
 
-def test_a_file_that_cant_be_written_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"--record /nowhere/x\.mitm: no such file or directory"):
-        recorder("/nowhere/x.mitm")
+def test_a_file_that_cant_be_written_is_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--record .*/file/in/x\.mitm: not a directory"):
+        recorder(str(tmp_path / "file" / "in" / "x.mitm"))
+
+
+def test_the_folder_of_a_recording_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "recorded" / "today" / "traffic.mitm"
+    recorder(str(path)).done()
+    assert path.exists()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,10 @@ class RecordingFile:
     """
 
     def __init__(self, path: str, rotate_at: int, keep: int) -> None:
-        """Begin a new file; what was there is rotated away: behind a torn end nothing could be read."""
+        """Make the folder and begin a new file; what was there is rotated away: behind a torn end nothing is read."""
         self._path, self._rotate_at, self._keep = path, rotate_at, keep
         try:
+            os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
             if os.path.exists(path) and (os.path.getsize(path) or _is_locked(path)):
                 rotate(path, keep)
             self._file = self._open()

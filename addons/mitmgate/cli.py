@@ -25,6 +25,7 @@ COMMANDS = {
     "echo": Entry("mitmgate.demo.echo:echo", "Run a small service that answers with what it received."),
     "serve": Entry("mitmgate.host.serve:command", "Run the gateway for a policy."),
     "web": Entry("mitmgate.inspect.web:command", "Run mitmweb with the gateway in it."),
+    "schema": Entry("mitmgate.schema_command:schema", "Print the JSON Schema of policies, for editors."),
     "check": Entry("mitmgate.check_command:check", "Check policy files: errors and warnings with their places."),
     "token": Entry("mitmgate.token_command:token", "Mint a token for an issuer with a development secret."),
     "revoke": Entry("mitmgate.revoke_command:command", "Revoke tokens before they expire, in every process."),

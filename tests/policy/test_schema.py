@@ -14,6 +14,7 @@ from mitmgate.policy.checks import check
 from mitmgate.policy.document import Document
 from mitmgate.policy.schema import FILE, text
 from mitmgate.policy.validation import validate
+from tests.command_line import command
 
 POLICIES = sorted(FILE.parent.glob("*.yaml"))
 
@@ -31,6 +32,12 @@ def read(path: Path) -> Any:
 
 def test_is_fresh() -> None:
     assert FILE.read_text() == text(), "run python -m mitmgate.policy.schema"
+
+
+def test_the_command_prints_it_with_its_address(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed = command(capsys, "schema")
+    assert (status, printed) == (0, FILE.read_text())
+    assert json.loads(printed)["$id"] == "urn:mitmgate:schema:policy:1"
 
 
 def test_the_example_is_valid(validator: Draft202012Validator) -> None:

@@ -84,3 +84,8 @@ def test_the_command_of_the_wheel_replays(python: Path, project: Path) -> None:
     done = run(python.with_name("mitmgate"), "replay", "traffic.mitm", "--policy", "gateway.yaml", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "15 decided, 0 skipped" in done.stdout
+
+
+def test_the_command_of_the_wheel_prints_the_schema_of_policies(python: Path, tmp_path: Path) -> None:
+    done = run(python.with_name("mitmgate"), "schema", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, (ROOT / "policies" / "gateway.schema.json").read_text())

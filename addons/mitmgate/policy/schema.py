@@ -46,7 +46,11 @@ def schema() -> dict[str, Any]:
     made["$defs"] |= {"FromEnvironment": _FROM_ENVIRONMENT, "Acknowledge": acknowledge}
     for section in (made, *made["$defs"].values()):
         _complete(section.get("properties", {}), made["$defs"])
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mitmgate policy"}
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:mitmgate:schema:policy:1",
+        "title": "mitmgate policy",
+    }
     result: dict[str, Any] = {**head, **{key: value for key, value in made.items() if key not in head}}
     return result
 

@@ -93,7 +93,7 @@ OTHERS: Final[dict[str, str]] = {
             net/dialler:Dialler._avoided net/resolver:Resolver._names net/resolver:_HostsFile._names""",
         "one entry for each that is there now: connections, streams, requests, tasks, workers": """
             admin/metrics:Metrics._unknown admin/workers:Workers._links admin/workers:_Link._answers
-            admin/feed:Feed._seen audit/writer:AuditTrail._waiters
+            admin/feed:Feed._seen admin/listener:_Server._waiting audit/writer:AuditTrail._waiters
             core/circuit:Breaker._probing chain:Gateway._asking host/lifetime:Lifetime._reloads
             inspect/commands:GatewayCommands._reloads host/supervisor:Supervisor._living
             host/supervisor:Supervisor._tasks keys/ring:KeyRing._closing proxy/acceptor:_Acceptor._starting

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mitmgate.admin.feed import Feed, quantile
-from mitmgate.admin.listener import Listener, bind
+from mitmgate.admin.listener import CONNECTIONS, Listener, bind
 from mitmgate.admin.pages import STREAMS, _is_this_machine
 from mitmgate.admin.report import Report
 from tests.admin.asking import AdminGateway
@@ -406,6 +406,41 @@ def test_those_who_have_left_take_no_turn() -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
             writer.close()
         assert asked == 2, "the first, which had its turn, and the one that stayed"
+        await listener.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "said", ["", "GET /livez HTTP/1.1\r\n", "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1"]
+)
+def test_those_who_say_nothing_keep_nobodys_probe_away(said: str) -> None:
+    """Once there are as many connections as may be, the one that is silent for longest goes."""
+
+    async def ask() -> Report:
+        return Report({})
+
+    async def probe(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        line = await reader.readline()
+        writer.close()
+        return line
+
+    async def run() -> None:
+        listener = Listener("127.0.0.1", bind("127.0.0.1", 0), ask)
+        listener.start()
+        port = int(listener.address.rpartition(":")[2])
+        async with asyncio.timeout(60):
+            silent = []
+            for _ in range(CONNECTIONS + 20):
+                silent.append(await asyncio.open_connection("127.0.0.1", port))
+                silent[-1][1].write(said.encode())
+            assert [await probe(port) for _ in range(3)] == [b"HTTP/1.1 200 OK\r\n"] * 3
+            assert await silent[0][0].read() == b""
+        assert len(listener._server._connections) <= CONNECTIONS
+        for _, writer in silent:
+            writer.close()
         await listener.close()
 
     asyncio.run(run())

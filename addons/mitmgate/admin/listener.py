@@ -5,11 +5,19 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
@@ -141,6 +149,7 @@ class _Server(HTTPServer):
         """Take tornado's settings."""
         super().initialize(*args, **settings)  # type: ignore[arg-type]  # handed through
         self._open = 0
+        self._waiting: dict[IOStream, None] = {}  # for a whole request, the one that waits for longest first
         self.tls: ListenTls | None = None
         self.current: Callable[[], Snapshot | None] | None = None
         self._most = min(CONNECTIONS, Descriptors(raise_limit()).own // 2)
@@ -157,14 +166,56 @@ class _Server(HTTPServer):
         super()._handle_connection(connection, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
-        """Take a connection, or close it at once where there are too many."""
+        """Take a connection. Where there are too many, the one that has said nothing for longest goes for it.
+
+        So that those who connect and say nothing keep nobody's probe away.
+        """
         if self._open >= self._most:
-            stream.close()
-            return
+            silent = next(iter(self._waiting), None)
+            if silent is None:
+                stream.close()
+                return
+            del self._waiting[silent]
+            silent.close()
         self._open += 1
         super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Begin to wait for a request."""
+        delegate = super().start_request(server_conn, request_conn)
+        if not isinstance(server_conn, HTTP1ServerConnection):
+            return delegate
+        stream = server_conn.stream
+        self._waiting.pop(stream, None)
+        self._waiting[stream] = None
+        return _Whole(delegate, lambda: self._waiting.pop(stream, None))
 
     def on_close(self, server_conn: object) -> None:
         """Take a connection off the count."""
         self._open -= 1
+        if isinstance(server_conn, HTTP1ServerConnection):
+            self._waiting.pop(server_conn.stream, None)
         super().on_close(server_conn)
+
+
+class _Whole(HTTPMessageDelegate):
+    """Hands a request on, and tells when it is whole."""
+
+    def __init__(self, delegate: HTTPMessageDelegate, whole: Callable[[], object]) -> None:
+        self._delegate = delegate
+        self._tell = whole
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self._tell()
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        self._delegate.on_connection_close()

@@ -57,6 +57,7 @@ def test_every_line_works_when_pasted(tmp_path: Path) -> None:
             got = re.findall(r"^HTTP/1.1 (\d{3})|^ *\d+ (\d{3})$", done.stdout, re.MULTILINE)
             statuses = tuple(int(first or second) for first, second in got)
             assert statuses == WANTED[title], (title, line, done.stdout)
+            assert done.stdout.endswith("\n"), (title, "the prompt would stand behind the answer")
         assert request(port, "GET", "/health").status == 200
     events = audit_events(tmp_path / "audit.jsonl", len(WANTED) - 1 + 105 + 1)
     assert {event["reason"] for event in events} >= {"ok", "no-route", "quota-exceeded", "body-too-large", "preflight"}

@@ -20,7 +20,7 @@ def test_the_health_check_needs_no_host(front: Front) -> None:
     for data in (b"GET /health HTTP/1.0\r\n\r\n", b"OPTIONS / HTTP/1.0\r\n\r\n"):
         got = front.raw(data)
         assert status_of(got) == 200, got
-        assert got.endswith(b'{"status":"ok"}')
+        assert got.endswith(b'{"status":"ok"}\n')
     assert status_of(front.raw(b"HEAD /health HTTP/1.0\r\n\r\n")) == 200
     front.upstream.assert_saw_nothing()
 

@@ -37,7 +37,7 @@ def test_answers_health_and_sends_nothing(snapshot: Snapshot, method: str, path:
     assert said(Endpoints(), made) == (Outcome.ANSWER, Reason.HEALTH)
     flow = enforced(snapshot, made)
     assert flow.response is not None
-    assert (flow.response.status_code, flow.response.content) == (200, b'{"status":"ok"}')
+    assert (flow.response.status_code, flow.response.content) == (200, b'{"status":"ok"}\n')
     assert flow.response.headers["Cache-Control"] == "no-store"
     assert (flow.request.host, made.admitted) == (BLACK_HOLE, False)
 

@@ -134,9 +134,9 @@ class Page(RequestHandler):
         return await ask()
 
     def json(self, members: object, media_type: str = "application/json") -> None:
-        """Answer with JSON."""
+        """Answer with JSON, as a line of its own."""
         self.set_header("Content-Type", media_type)
-        self.finish(orjson.dumps(members))
+        self.finish(orjson.dumps(members) + b"\n")
 
     def write_error(self, status_code: int, **facts: object) -> None:
         """Answer with a problem, without internals."""

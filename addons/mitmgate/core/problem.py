@@ -8,7 +8,7 @@ MEDIA_TYPE = b"application/problem+json"
 
 
 def problem_body(reason: Reason, detail: str, request_id: str) -> bytes:
-    """Serialise a problem. detail is for the client; empty: the title says it all."""
+    """Serialise a problem, as a line of its own. detail is for the client; empty: the title says it all."""
     members: dict[str, object] = {
         "type": f"urn:mitmgate:problem:{reason.code}",
         "title": reason.title,
@@ -18,4 +18,4 @@ def problem_body(reason: Reason, detail: str, request_id: str) -> bytes:
         members["detail"] = detail
     members["reason"] = reason.code
     members["request_id"] = request_id
-    return json.dumps(members, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+    return json.dumps(members, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"

@@ -197,8 +197,9 @@ def _for_check(exchange: Exchange, response: Response) -> Response:
     nginx, permits = check.kind is Kind.NGINX, 200 <= data.status_code < 300
     if permits or nginx:
         told = [(b"X-Decision-Status", b"%d" % data.status_code)]
-        if nginx and data.content and data.content.isascii() and data.content.decode("ascii").isprintable():
-            told.append((b"X-Decision-Body", data.content))
+        body = (data.content or b"").removesuffix(b"\n")
+        if nginx and body and body.isascii() and body.decode("ascii").isprintable():
+            told.append((b"X-Decision-Body", body))
         data.headers.fields = (*data.headers.fields, *told)
     if permits or (nginx and data.status_code not in {401, 403}):
         fields = data.headers.fields

@@ -383,7 +383,7 @@ class Authentication(Stage):
                 return self._refuse(exchange, FOREIGN)
         token = (head.headers.one(b"authorization") or b"").partition(b" ")[2].strip(b" ")
         body = {"ticket": issue(tickets, token, exchange.now), "expires_in": int(tickets.lifetime)}
-        exchange.answer = Answer(Reason.TICKET.status, _TICKET, json.dumps(body).encode("ascii"))
+        exchange.answer = Answer(Reason.TICKET.status, _TICKET, json.dumps(body).encode("ascii") + b"\n")
         return Step(self.name, Outcome.ANSWER, Reason.TICKET)
 
     async def _opened_later(

@@ -12,7 +12,7 @@ from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.problem import Code, Location, Problem
 from mitmgate.policy.snapshot import Snapshot
 
-_HEALTHY = Answer(200, ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")), b'{"status":"ok"}')
+_HEALTHY = Answer(200, ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")), b'{"status":"ok"}\n')
 _METADATA = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"max-age=300"))
 _METHODS = frozenset({"GET", "HEAD"})
 
@@ -72,7 +72,7 @@ class Endpoints(Stage):
         networks = exchange.snapshot.networks
         if document is None or (networks and (exchange.client is None or not networks.admit(exchange.client))):
             return None
-        exchange.answer = Answer(200, _METADATA, document)
+        exchange.answer = Answer(200, _METADATA, document + b"\n")
         return Step(self.name, Outcome.ANSWER, Reason.RESOURCE_METADATA)
 
     def _answer(self, exchange: Exchange) -> Step:

@@ -22,6 +22,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "demo": Entry("mitmgate.demo.command:demo", "Start the gateway with two small services; the default."),
+    "init": Entry("mitmgate.init_command:init", "Begin a folder: a policy, tests, recorded traffic, a pipeline."),
     "echo": Entry("mitmgate.demo.echo:echo", "Run a small service that answers with what it received."),
     "serve": Entry("mitmgate.host.serve:command", "Run the gateway for a policy."),
     "web": Entry("mitmgate.inspect.web:command", "Run mitmweb with the gateway in it."),

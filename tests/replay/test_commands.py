@@ -213,7 +213,7 @@ def test_learn_proposes_what_check_accepts_and_replay_admits(small: Corpus, tmp_
     text = learnt.read_text()
     assert "scopes_all: [orders.read, users.read]" in text and "rewrite: {strip_prefix: true}" in text
     assert "replace_prefix:" in text and "/svc" in text
-    mitmgate("check", learnt, MITMGATE_DEV_EXAMPLE_SECRET=SECRET)
+    mitmgate("check", learnt, MITMGATE_DEV_SECRET=SECRET)
     report = json.loads(mitmgate("replay", small.path, "--policy", learnt, "--format", "json", "--fail-on", "none"))
     # What the upstream answered with an error taught nothing, and preflights of requests that nobody made then.
     refused = [group for group in report["differences"]["groups"] if group["kind"] == "tightened"]

@@ -1,14 +1,17 @@
 """A fresh recording does not differ from itself, and holds nothing of what it hides; what `learn` makes of CORS."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mitmgate.replay.evidence import Evidence, Place, Seen, TokenEvidence
+from mitmgate.replay.learn import propose
 from mitmgate.replay.privacy import Hidden, Privacy, Veil
 from tests.command_line import command
-from tests.live.harness import SECRET, Gateway, mint, policy, write_policy
+from tests.live.harness import ROOT, SECRET, Gateway, mint, policy, write_policy
 from tests.live.harness_upstream import RecordingUpstream
 
 ADDRESS = "alice.example@corp.example"
@@ -187,3 +190,43 @@ def test_what_no_field_takes_stays_what_no_field_takes() -> None:
     assert veil.name("") == ""
     assert all(veil.name(text).isascii() for text in ("al", "a b", "x" * 100))
     assert not any(veil.name(text).isascii() for text in ("ü", " a", "a ", "a\n", "\x7f"))
+
+
+def test_learn_names_things_as_a_person_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """A service at an address is named by its route, a route without `/api/v1`, an issuer without its last label."""
+    status, text = command(capsys, "learn", str(ROOT / "addons" / "mitmgate" / "demo" / "orders.mitm"))
+    assert status == 0
+    assert '  orders: {endpoints: ["http://127.0.0.1:9000"]}\n' in text
+    assert '  - name: orders\n    match: {prefix: "/api/v1/orders",' in text
+    assert "  default: dev\n  issuers:\n    dev: " in text and "{secret_env: MITMGATE_DEV_SECRET}" in text
+    assert "# 2 principals: in any minute" in text and "# 1 request to http://127.0.0.1:9000 1\n" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "route", "upstream"),
+    [
+        ("/api/v2/users", "http://accounts.internal:8080", "users", "accounts"),
+        ("/api/v1", "http://10.0.0.7", "api-v1", "api-v1"),
+        ("/true", "http://[::1]:90", '"true"', '"true"'),
+        ("/people", "http://7.example", "people", '"7"'),
+        ("/", "http://localhost", "root", "root"),
+    ],
+)
+def test_names_of_routes_and_upstreams(path: str, endpoint: str, route: str, upstream: str) -> None:
+    place = Place("api.example", tuple(filter(None, path.split("/"))), "GET")
+    text = propose(Evidence(places={place: Seen(1, Counter([endpoint]), anonymous=1)}), "a recording")
+    assert f"  - name: {route}\n" in text
+    assert f"    upstream: {upstream}\n" in text and f"  {upstream}: {{endpoints" in text
+
+
+@pytest.mark.parametrize(
+    ("issuer", "name"),
+    [
+        ("https://accounts.google.com", "google"),
+        ("https://login.corp.example/realms/a", "corp"),
+        ("http://127.0.0.1:8080", "issuer"),
+        ("joe", "joe"),
+    ],
+)
+def test_names_of_issuers(issuer: str, name: str) -> None:
+    assert f"  default: {name}\n" in propose(Evidence(tokens={issuer: TokenEvidence(1)}), "a recording")

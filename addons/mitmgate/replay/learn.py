@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from mitmgate.core.address import parse_address
 from mitmgate.core.routing import covers
 from mitmgate.core.shape import VALUE
 from mitmgate.policy.scalars import TOKEN
@@ -18,6 +19,10 @@ _HMAC: Final = ("HS256", "HS384", "HS512")
 _MOST_ROLES = 8
 _FIELD: Final = re.compile(TOKEN)
 _KIB = 1024
+_PREFIX: Final = re.compile(r"api|rest|v[0-9]+", re.IGNORECASE)
+"""Segments that say nothing of what a path is about."""
+_DOOR: Final = frozenset({"accounts", "auth", "id", "idp", "login", "oauth", "sso", "token", "www"})
+"""First labels of an issuer's host that do not say whose it is."""
 
 
 @dataclass(slots=True)
@@ -61,7 +66,12 @@ def propose(evidence: Evidence, source: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9._/-]*", text) else json.dumps(text)
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9._/-]*", text) and text.lower() not in {"true", "false", "null"}
+    return text if plain else json.dumps(text)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
 
 
 def _list(values: Iterable[str]) -> str:
@@ -124,7 +134,9 @@ def _need(seen: Seen) -> tuple[object, ...]:
 def _name(routes: list[Route]) -> None:
     taken: set[str] = set()
     for route in routes:
-        words = re.findall(r"[A-Za-z0-9]+", route.path)
+        segments = route.path.split("/")
+        telling = [segment for segment in segments if not _PREFIX.fullmatch(segment)]
+        words = re.findall(r"[A-Za-z0-9]+", "/".join(telling)) or re.findall(r"[A-Za-z0-9]+", route.path)
         base = "-".join(words[-3:])[:40] or "root"
         candidates = [base, f"{base}-{'-'.join(method.lower() for method in route.methods)}"[:60]]
         candidates += [f"{base}-{number}" for number in range(2, len(routes) + 3)]
@@ -134,13 +146,13 @@ def _name(routes: list[Route]) -> None:
 
 def _route(route: Route, issuers: dict[str, str], upstream: str) -> Iterator[str]:
     seen = route.seen
-    yield f"  # {seen.count:,} requests; {len(seen.upstreams)} endpoint(s): {_counts(seen.upstreams, 3)}"
+    yield f"  # {_number(seen.count, 'request')} to {_counts(seen.upstreams, 3)}"
     yield f"  - name: {_quoted(route.name)}"
     match = [f"{'exact' if route.exact else 'prefix'}: {_quoted(route.path)}"]
     match.append(f"hosts: {_list(sorted(route.hosts))}")
     match.append(f"methods: {_list(route.methods)}")
     yield f"    match: {{{', '.join(match)}}}"
-    yield f"    upstream: {upstream}"
+    yield f"    upstream: {_quoted(upstream)}"
     yield from _rewrite(route)
     if route.public:
         yield f"    auth: none                   # {seen.anonymous:,} of them had no token"
@@ -202,7 +214,8 @@ def _upstream_names(routes: list[Route]) -> dict[tuple[str, ...], str]:
     for route in routes:
         endpoints = _endpoints(route)
         host = _host_of(endpoints[0]) or "service"
-        base = re.sub(r"[^A-Za-z0-9.-]", "-", host)[:40].strip("-.") or "service"
+        label = route.name if _is_address(host) else host.partition(".")[0]  # routes stand with the shortest path first
+        base = re.sub(r"[^A-Za-z0-9-]", "-", label)[:40].strip("-") or "service"
         taken = set(names.values())
         candidates = [base, *(f"{base}-{number}" for number in range(2, len(routes) + 3))]
         names.setdefault(endpoints, next(name for name in candidates if name not in taken))
@@ -223,11 +236,18 @@ def _host_of(url: str) -> str | None:
         return None
 
 
+def _is_address(host: str) -> bool:
+    """Tell whether a host says nothing of what is there."""
+    return host == "localhost" or parse_address(host) is not None
+
+
 def _issuer_names(tokens: dict[str, TokenEvidence]) -> dict[str, str]:
     names: dict[str, str] = {}
     for issuer in sorted(tokens):
         host = _host_of(issuer) or issuer
-        base = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:40].strip("-.") or "issuer"
+        labels = ["issuer"] if _is_address(host) else host.split(".")
+        label = labels[1] if labels[0] in _DOOR and len(labels) > 1 else labels[0]
+        base = re.sub(r"[^A-Za-z0-9-]+", "-", label)[:40].strip("-") or "issuer"
         taken = set(names.values())
         candidates = [base, *(f"{base}-{number}" for number in range(2, len(tokens) + 3))]
         names[issuer] = next(name for name in candidates if name not in taken)
@@ -238,7 +258,7 @@ def _identity(tokens: dict[str, TokenEvidence], names: dict[str, str]) -> Iterat
     if not names:
         return
     yield "identity:"
-    yield f"  default: {_list(names.values())}"
+    yield f"  default: {_list(names.values()) if len(names) > 1 else _quoted(*names.values())}"
     yield "  issuers:"
     for issuer, name in names.items():
         known = tokens[issuer]
@@ -273,14 +293,14 @@ def _identity(tokens: dict[str, TokenEvidence], names: dict[str, str]) -> Iterat
 
 def _limits(evidence: Evidence, routes: list[Route]) -> Iterator[str]:
     kinds = (
-        ("per-principal", "principal", evidence.principals, any(not route.public for route in routes)),
-        ("per-client", "client_ip", evidence.clients, any(route.public for route in routes)),
+        ("per-principal", "principal", "principal", evidence.principals, any(not route.public for route in routes)),
+        ("per-client", "client_ip", "address", evidence.clients, any(route.public for route in routes)),
     )
     yield "rate_limits:"
-    for name, key, peaks, used in kinds:
+    for name, key, who, peaks, used in kinds:
         found = room(peaks.values())
         if used and found is not None:
-            yield f"  # {found.keys:,} of them; in any minute 99 % made at most {found.percentile:,} requests,"
+            yield f"  # {_number(found.keys, who)}: in any minute 99 % made at most {found.percentile:,} requests,"
             yield f"  # the busiest {found.highest:,}"
             yield f"  {name}: {{limit: {found.limit}, window: 60s, key: {key}}}"
     if evidence.head * 5 // 4 > 32 * _KIB:

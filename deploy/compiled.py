@@ -35,6 +35,7 @@ LEFT = {
     "core/reason.py": "an Enum whose members have attributes, made with object.__new__",
     "core/value.py": "TYPE_CHECKING is true in a compiled module, and the other branch is never to be reached",
     "stages/authorization.py": "members of the policy: what is assigned to pydantic's fields is not of their type",
+    "stages/decision_service.py": "as stages/authorization.py",
     "stages/openapi.py": "as stages/authorization.py",
     "stages/own.py": "__slots__ in a class whose base is not compiled",
     "stages/size_limit.py": "as stages/authorization.py",

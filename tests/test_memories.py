@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mitmgate.audit import mirror
 from mitmgate.core import address, authority, rewrite
 from mitmgate.core.client_fields import _KNOWN_NAMES, ClientFields
-from mitmgate.core.decision_service import Question, ServiceAnswer
+from mitmgate.core.decision_service import DecisionService, Question, ServiceAnswer
 from mitmgate.core.http1 import Bounds
 from mitmgate.core.http1.known import KnownFields
 from mitmgate.core.http1.names import _MOST, _Lowered
@@ -24,7 +24,7 @@ from mitmgate.core.limit import Limit
 from mitmgate.core.principal import Principal
 from mitmgate.core.proof import UnverifiedProof
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import Assertion, DecisionService, Proofs
+from mitmgate.core.rules import Assertion, Proofs
 from mitmgate.core.verdict import Outcome
 from mitmgate.core.window import Take
 from mitmgate.keys.assertion import Signer

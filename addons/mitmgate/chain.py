@@ -38,7 +38,7 @@ from mitmgate.stages.authorization import Authorization
 from mitmgate.stages.circuit_breaker import CircuitBreaker
 from mitmgate.stages.client_quota import ClientQuota
 from mitmgate.stages.cors import Cors
-from mitmgate.stages.decision_service import DecisionService
+from mitmgate.stages.decision_service import DecisionServices
 from mitmgate.stages.endpoints import Endpoints
 from mitmgate.stages.hygiene import Hygiene
 from mitmgate.stages.network_access import NetworkAccess
@@ -88,7 +88,7 @@ def stages(
         Authorization(),
         OpenApi(decides=decides),
         RateLimit(services.store),
-        DecisionService(services.decisions),
+        DecisionServices(services.decisions),
         CircuitBreaker(ticks),
         Rewrite(),
     )

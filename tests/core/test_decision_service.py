@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmgate.core.decision_service import Asked, Question, answer, question, recorded
+from mitmgate.core.decision_service import Asked, DecisionService, Question, answer, question, recorded
 from mitmgate.core.headers import Headers
 from mitmgate.core.principal import Principal
 from mitmgate.core.request import Head
-from mitmgate.core.rules import DecisionService
 
 AUTHZEN = DecisionService("pdp", "authzen", "https://pdp.example/access/v1/evaluation")
 OPA = DecisionService("opa", "opa", "http://127.0.0.1:8181/v1/data/gateway?pretty=false")

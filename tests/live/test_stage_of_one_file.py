@@ -39,7 +39,7 @@ from mitmgate.policy.files import UnreadableError
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Reader
 from mitmgate.policy.problem import Location, Problem, nearest
-from mitmgate.policy.scalars import Duration, Name, Text, duration
+from mitmgate.policy.scalars import Duration, HeaderName, Name, Text, duration
 from mitmgate.policy.section import Section
 from mitmgate.policy.snapshot import Snapshot
 
@@ -54,6 +54,8 @@ class Window(Section):
     lasts: Duration = duration("1h", "How long it will take (seconds).")
     notice: Text | None = None
     """A file with what clients are told in its place."""
+    field: HeaderName = "X-Window"
+    """Where a service would be told of it."""
 
 
 class OfPolicy(Section):
@@ -88,6 +90,15 @@ class Maintenance(Stage):
             name = document.at(at)
             if isinstance(name, str) and name not in known:
                 yield document.problem(at, "no window has this name", hint=nearest(name, known))
+
+    @classmethod
+    def fields(cls, document: Document) -> Iterator[tuple[str, str]]:
+        """Yield where services would be told."""
+        windows = document.at(("maintenance",))
+        for name in windows if isinstance(windows, dict) else ():
+            field = document.at(("maintenance", name, "field"))
+            if isinstance(field, str):
+                yield field, f"the window {name}"
 
     @classmethod
     def read(cls, reader: Reader) -> tuple[dict[str, str], list[Problem]]:
@@ -156,6 +167,17 @@ def _says(exchange: Exchange) -> str | None:
     return None if route is None else said.get(route.name)
 '''
 
+GUARD = """\
+from mitmgate.stage import Options, Stage
+
+
+class Guard(Stage[Options]):
+    sets = ("x.w",)
+
+    def decide(self, facts):
+        return self.admit(set={"x.w": "1"})
+"""
+
 SEVERAL = """\
 import json, sys
 from mitmgate.cli import main
@@ -209,7 +231,13 @@ def closing(directory: Path, upstream: RecordingUpstream, **members: Any) -> dic
 def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream, tmp_path: Path) -> None:
     good = write_policy(tmp_path, closing(tmp_path, upstream))
     wrong = closing(tmp_path, upstream, closed="tonigt")
-    wrong["maintenance"] = {"tonight": {"say": "?", "lasts": "soon"}, "later": {"notice": "nowhere.txt"}}
+    wrong["maintenance"] = {
+        "tonight": {"say": "?", "lasts": "soon"},
+        "later": {"notice": "nowhere.txt", "field": "X-W"},
+    }
+    wrong["upstreams"]["orders"]["trailers"] = "x-w"
+    wrong["stages"] = {"guard": {"use": "guard.py:Guard", "after": "routing"}}
+    (tmp_path / "guard.py").write_text(GUARD)
     route(wrong, "public", closed=7)
     bad = write_policy(tmp_path, wrong, "bad.yaml")
     url = "http://api.example/closed"
@@ -236,6 +264,8 @@ def test_check_explain_and_the_schema(package: Path, upstream: RecordingUpstream
     assert at('"closed": 7') + "routes[2].closed: " in errors
     assert at('"closed": "tonigt"') + "routes[3].closed: no window has this name" in errors
     assert "did you mean tonight?" in errors
+    assert at('"trailers"') + "upstreams.orders.trailers: x-w carries identity; the gateway alone writes it" in errors
+    assert at('"use"') + "stages.guard.use: it sets x.w, which the window later writes" in errors
     assert at('"notice"') + "maintenance.later.notice: the file can't be read" in errors
     assert "ok, 4 routes" in checked
     assert "maintenance" in explained and "closed-for-now" in explained
@@ -265,7 +295,7 @@ def test_coverage_counts_it(package: Path, upstream: RecordingUpstream, tmp_path
 def test_hosts_decide_by_it(package: Path, upstream: RecordingUpstream, host: Host, tmp_path: Path) -> None:
     (tmp_path / "notice.txt").write_text("Back at ten.")
     made = closing(tmp_path, upstream)
-    made["maintenance"]["later"] = {"notice": "notice.txt"}
+    made["maintenance"]["later"] = {"notice": "notice.txt", "field": "X-Later"}
     made["routes"].append(made["routes"][-1] | {"name": "longer", "match": {"prefix": "/longer"}, "closed": "later"})
     path = write_policy(tmp_path, made)
     upstream.forget_requests()
@@ -276,7 +306,9 @@ def test_hosts_decide_by_it(package: Path, upstream: RecordingUpstream, host: Ho
         undeclared = gateway.get("/public", headers={"X-Undeclared": "1"})
         assert (undeclared.status, undeclared.reason) == (503, "stage-error")
         upstream.assert_saw_nothing()
-        assert gateway.get("/public").status == 200
+        assert gateway.get("/public", headers={"X-Later": "1", "x.later": "1", "X-Sooner": "1"}).status == 200
         assert [seen.target for seen in upstream.requests] == ["/public"]
+        names = {name.lower() for name, _ in upstream.requests[0].headers}
+        assert names & {"x-later", "x.later", "x-sooner"} == {"x-sooner"}
         assert "stage maintenance failed" in gateway.log
         assert "maintenance gives the reason role-missing, which it does not declare" in gateway.log

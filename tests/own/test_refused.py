@@ -167,6 +167,14 @@ def test_what_a_stage_and_the_rest_of_a_policy_say_of_one_another(
     assert any(message in line for line in said), said
 
 
+def test_a_field_that_a_decision_service_hands_on(tmp_path: Path) -> None:
+    path = written(tmp_path, stage('sets = ("X.Kind",)'))
+    service = "{protocol: ext_authz, url: 'http://127.0.0.1/', forward: x-kind}"
+    path.write_text(f"{path.read_text()}decision_services: {{pdp: {service}}}\ndecision: pdp\n")
+    (said,) = refused(path)
+    assert "stages.guard.use: it sets X.Kind, which the decision service pdp writes" in said
+
+
 def test_one_reason_of_two_files(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(HEAD + stage() + "# another\n")
     path = written(tmp_path, stage(), more="second: {use: other.py:Guard, after: guard}")

@@ -1,4 +1,4 @@
-"""DecisionService: admits, denies, observes; what is kept, and for how long; and whatever its source does wrong."""
+"""DecisionServices: admits, denies, observes; what is kept, and for how long; and whatever its source does wrong."""
 
 import asyncio
 import errno
@@ -11,16 +11,15 @@ from typing import cast
 
 import pytest
 
+from mitmgate.core.decision_service import DecisionService as Service
 from mitmgate.core.decision_service import Question, Said, ServiceAnswer
 from mitmgate.core.reason import Reason
-from mitmgate.core.rules import DecisionService as Service
-from mitmgate.core.rules import Route
 from mitmgate.core.verdict import Outcome
 from mitmgate.net.dialler import Dialler
 from mitmgate.pipeline.exchange import Exchange
 from mitmgate.policy.snapshot import Snapshot
 from mitmgate.stages import decision_service
-from mitmgate.stages.decision_service import Answers, DecisionService, LiveAnswers, RecordedAnswers
+from mitmgate.stages.decision_service import Answers, Asks, DecisionServices, LiveAnswers, RecordedAnswers
 from tests.live.decision_services import JSON
 from tests.live.harness_upstream import RecordingUpstream, Reply
 from tests.stages.exchanges import assert_leaves_decided_alone, assert_refused, routed, said, snapshot_of
@@ -42,7 +41,9 @@ def server() -> Iterator[RecordingUpstream]:
 
 def asks(snapshot: Snapshot, service: Service | None = ASKED, **members: object) -> Exchange:
     made = routed(snapshot, path="/users/7")
-    made.route = replace(cast(Route, made.route), decision=service)
+    assert made.route is not None
+    compiled = {**made.snapshot.compiled, DecisionServices.name: Asks({made.route.name: service})}
+    made.snapshot = replace(made.snapshot, compiled=compiled)
     return made
 
 
@@ -79,19 +80,19 @@ def test_what_comes_of_an_answer(
     service = replace(ASKED, on_failure=on_failure)  # type: ignore[arg-type]  # of a table
     exchange = asks(snapshot, service)
     fields = ((b"X-Tier", b"gold"),)
-    assert said(DecisionService(Fixed(ServiceAnswer("pdp", answer, fields))), exchange) == step
+    assert said(DecisionServices(Fixed(ServiceAnswer("pdp", answer, fields))), exchange) == step
     assert exchange.own_fields == (fields if answer == "allow" else ())
     if step[0] is Outcome.DENY:
         assert_refused(snapshot, exchange, step[1])
 
 
 def test_a_route_without_a_service_asks_nobody(snapshot: Snapshot) -> None:
-    assert said(DecisionService(Fixed(ValueError())), asks(snapshot, None)) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
+    assert said(DecisionServices(Fixed(ValueError())), asks(snapshot, None)) == (Outcome.SKIP, Reason.NOT_APPLICABLE)
 
 
 def test_report_mode_observes(tmp_path: Path) -> None:
     exchange = asks(snapshot_of(tmp_path, "report"))
-    stage = DecisionService(Fixed(ServiceAnswer("pdp", "deny")))
+    stage = DecisionServices(Fixed(ServiceAnswer("pdp", "deny")))
     assert said(stage, exchange) == (Outcome.OBSERVE, Reason.DECISION_DENIED)
 
 
@@ -101,7 +102,7 @@ def test_report_mode_observes(tmp_path: Path) -> None:
     ids=repr,
 )
 def test_a_source_that_says_anything_else_denies(snapshot: Snapshot, answer: object) -> None:
-    made = DecisionService(Fixed(answer))
+    made = DecisionServices(Fixed(answer))
     exchange = asks(snapshot)
     pending = made.run(exchange)
     if pending is not None:
@@ -115,7 +116,7 @@ def test_a_source_that_says_anything_else_denies(snapshot: Snapshot, answer: obj
 
 
 def test_decided_requests_are_left_alone(snapshot: Snapshot) -> None:
-    assert_leaves_decided_alone(DecisionService(Fixed(ValueError())), asks(snapshot))
+    assert_leaves_decided_alone(DecisionServices(Fixed(ValueError())), asks(snapshot))
 
 
 class Clock:
@@ -285,7 +286,7 @@ def test_offline_the_recorded_answer_counts_of_the_service_that_gave_it(snapshot
     exchange = asks(snapshot)
     exchange.service_answer = ServiceAnswer(name, "allow", ((b"X-Tier", b"gold"),))
     answers = RecordedAnswers()
-    outcome, _ = said(DecisionService(answers), exchange)
+    outcome, _ = said(DecisionServices(answers), exchange)
     assert outcome is (Outcome.ADMIT if name == "pdp" else Outcome.DENY)
     assert answers.missing == ({} if name == "pdp" else {"pdp": 1})
-    assert json.dumps(DecisionService(answers).reads(exchange))
+    assert json.dumps(DecisionServices(answers).reads(exchange))

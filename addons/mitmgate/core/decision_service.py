@@ -6,7 +6,7 @@ document (with input)". ext_authz: the check request of Envoy's filter of that n
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -18,13 +18,37 @@ from mitmgate.core.jose import parse_object
 from mitmgate.core.principal import Principal
 from mitmgate.core.request import Head
 from mitmgate.core.rewrite import header_safe
-from mitmgate.core.rules import DecisionService
 
 Said = Literal["allow", "deny", "unavailable", "invalid"]
 """unavailable: there was no answer; invalid: there was one that is no decision, or the question could not be asked."""
 
 LONGEST_FIELD: Final = 1024
 """Characters of a field's value that a service may hand on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionService:
+    """A service that a route asks, as the policy has it.
+
+    url: the endpoint; with ext_authz, what stands before the request's own path. timeout: seconds for a whole answer.
+    cache: seconds for which an answer is good; 0: it is asked every time. headers, claims, query: what it is told
+    beside what it always is. forward: names of fields of its answer, lower-case and as they are written upstream.
+    token: what it is shown in Authorization. ca, authorities: as for UpstreamTls, PEM.
+    """
+
+    name: str
+    protocol: Literal["authzen", "opa", "ext_authz"]
+    url: str
+    timeout: float = 0.5
+    cache: float = 0.0
+    headers: tuple[bytes, ...] = ()
+    claims: tuple[str, ...] = ()
+    query: bool = False
+    forward: tuple[tuple[bytes, bytes], ...] = ()
+    on_failure: Literal["deny", "admit"] = "deny"
+    token: bytes | None = field(default=None, repr=False)
+    ca: bytes | None = field(default=None, repr=False)
+    authorities: bytes | None = field(default=None, repr=False)
 
 
 class Question(NamedTuple):

@@ -197,31 +197,6 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
-class DecisionService:
-    """A service that a route asks, as the policy has it.
-
-    url: the endpoint; with ext_authz, what stands before the request's own path. timeout: seconds for a whole answer.
-    cache: seconds for which an answer is good; 0: it is asked every time. headers, claims, query: what it is told
-    beside what it always is. forward: names of fields of its answer, lower-case and as they are written upstream.
-    token: what it is shown in Authorization. ca, authorities: as for UpstreamTls, PEM.
-    """
-
-    name: str
-    protocol: Literal["authzen", "opa", "ext_authz"]
-    url: str
-    timeout: float = 0.5
-    cache: float = 0.0
-    headers: tuple[bytes, ...] = ()
-    claims: tuple[str, ...] = ()
-    query: bool = False
-    forward: tuple[tuple[bytes, bytes], ...] = ()
-    on_failure: Literal["deny", "admit"] = "deny"
-    token: bytes | None = field(default=None, repr=False)
-    ca: bytes | None = field(default=None, repr=False)
-    authorities: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """One way through the gateway.
 
@@ -249,7 +224,6 @@ class Route:
     bound: bool = False  # only with tokens that are bound to a key
     credentials: tuple[Credential, ...] = TOKEN
     every: bool = False
-    decision: DecisionService | None = None
     places: tuple[Place, ...] = ("header",)  # where a token may be
 
 

@@ -91,8 +91,8 @@ class Exchange:
     retries: int = 0  # CircuitBreaker: how often the request moved to another endpoint
     failed_over: tuple[Reason, ...] = ()  # CircuitBreaker: why the endpoints before this one failed
     settled: tuple[float, ...] = ()  # CircuitBreaker: when (Unix seconds) it knew of each endpoint; replay repeats it
-    service_answer: ServiceAnswer | None = None  # DecisionService; offline it is what was recorded
-    own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage, DecisionService: towards the service
+    service_answer: ServiceAnswer | None = None  # DecisionServices; offline it is what was recorded
+    own_fields: tuple[tuple[bytes, bytes], ...] = ()  # OwnStage, DecisionServices: towards the service
     own_keys: Mapping[str, str] = _NOTHING  # OwnStage: texts for limits, by "STAGE:KEY"
     response_refused: bool = False  # OwnStage: the service's response must not reach the client
     own_read: Mapping[str, dict[str, object]] = _NONE_READ  # OwnStage, offline: what each has read

@@ -133,6 +133,15 @@ class Stage:
         return iter(())
 
     @classmethod
+    def fields(cls, document: Document) -> Iterator[tuple[str, str]]:
+        """Yield the fields of requests that it writes because its members say so, and in whose name, for messages.
+
+        A client's own of these names are removed on every route, and the operator's stages must not set them. Also of
+        a policy with mistakes in it.
+        """
+        return iter(())
+
+    @classmethod
     def read(cls, reader: Reader) -> tuple[object, Sequence[Problem]]:
         """Read what its members name, such as files, also where other members are wrong; and say what is wrong with it.
 

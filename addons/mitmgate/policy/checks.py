@@ -11,7 +11,7 @@ from typing import Any
 from mitmgate.core import template
 from mitmgate.core.client_fields import shape
 from mitmgate.core.trailers import never_forwarded
-from mitmgate.policy.declared import stages
+from mitmgate.policy.declared import fields, stages
 from mitmgate.policy.document import Document, as_written
 from mitmgate.policy.model_limits import OF_PRINCIPAL
 from mitmgate.policy.problem import Location, Problem, nearest
@@ -25,7 +25,6 @@ def check(document: Document) -> Iterator[Problem]:
     yield from _references(document)
     yield from _routes(document)
     yield from _trailers(document)
-    yield from _forwarded_decisions(document)
     yield from _issuers(document)
     yield from _api_keys(document)
     yield from _certificates(document)
@@ -48,7 +47,7 @@ def _items(value: object) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _named(document: Document, location: Location) -> Iterator[tuple[Location, str]]:
+def named(document: Document, location: Location) -> Iterator[tuple[Location, str]]:
     """Yield the names that a member holds, alone or in a list, with their places."""
     value = document.at(location)
     if isinstance(value, str):
@@ -70,7 +69,6 @@ def _references(document: Document) -> Iterator[Problem]:
     wanted: list[tuple[Location, Location, str]] = [
         (("client_limits",), ("rate_limits",), "rate limit"),
         (("identity", "default"), ("identity", "issuers"), "issuer"),
-        (("decision",), ("decision_services",), "decision service"),
     ]
     for index in range(len(_items(document.at(("identity", "resources"))))):
         wanted.append((("identity", "resources", index, "issuers"), ("identity", "issuers"), "issuer"))
@@ -79,23 +77,23 @@ def _references(document: Document) -> Iterator[Problem]:
             ((*location, "upstream"), ("upstreams",), "upstream"),
             ((*location, "rate_limits"), ("rate_limits",), "rate limit"),
             ((*location, "cors"), ("cors",), "CORS policy"),
-            ((*location, "decision"), ("decision_services",), "decision service"),
             ((*location, "auth", "issuers"), ("identity", "issuers"), "issuer"),
         ]
     for member, target, what in wanted:
-        known = _mapping(document.at(target))
-        for location, name in _named(document, member):
-            if what == "decision service" and name == "none" and len(location) > 1:
-                continue
-            if name not in known and location not in document.unresolved:
-                hint = nearest(name, known) or (
-                    f"there are {', '.join(known)}" if known else f"there is no {what} at all"
-                )
-                yield document.problem(location, f"no {what} has this name", hint=hint)
+        yield from unknown(document, member, target, what)
+
+
+def unknown(document: Document, member: Location, target: Location, what: str, *known: str) -> Iterator[Problem]:
+    """Yield an error for each name that a member holds and a mapping has not. known: names that it may hold as well."""
+    names = _mapping(document.at(target))
+    for location, name in named(document, member):
+        if name not in names and name not in known and location not in document.unresolved:
+            hint = nearest(name, names) or (f"there are {', '.join(names)}" if names else f"there is no {what} at all")
+            yield document.problem(location, f"no {what} has this name", hint=hint)
 
 
 def _routes(document: Document) -> Iterator[Problem]:
-    identity = _identity_headers(document)
+    identity = identity_headers(document)
     shapes = {shape(name.encode("ascii", "replace")) for name in identity}
     names: dict[str, Location] = {}
     matches: dict[object, tuple[Location, str]] = {}
@@ -136,33 +134,17 @@ def _routes(document: Document) -> Iterator[Problem]:
 
 
 def _trailers(document: Document) -> Iterator[Problem]:
-    identity = _identity_headers(document)
-    for service in _mapping(document.at(("decision_services",))):
-        identity |= {header.lower() for _, header in _named(document, ("decision_services", service, "forward"))}
+    identity = identity_headers(document) | {name.lower() for name, _ in fields(document)}
     for name in _mapping(document.at(("upstreams",))):
-        for location, header in _named(document, ("upstreams", name, "trailers")):
+        for location, header in named(document, ("upstreams", name, "trailers")):
             lower = header.lower()
             if lower in identity and not never_forwarded(lower.encode("ascii", "replace")):  # which its section says
                 message = f"{as_written(header)} carries identity; the gateway alone writes it"
                 yield document.problem(location, message, found="")
 
 
-def _forwarded_decisions(document: Document) -> Iterator[Problem]:
-    """Fields that a decision service would hand to the upstream, and that somebody else writes."""
-    taken = {shape(name.encode("ascii", "replace")): "the gateway" for name in _identity_headers(document)}
-    taken.setdefault(shape(b"x-user-issuer"), "the gateway")
-    for _, route in routes(document):
-        for name in _mapping(_mapping(route.get("rewrite")).get("set")):
-            if isinstance(name, str):
-                taken.setdefault(shape(name.lower().encode("ascii", "replace")), f"the route {route.get('name')}")
-    for service in _mapping(document.at(("decision_services",))):
-        for location, header in _named(document, ("decision_services", service, "forward")):
-            who = taken.get(shape(header.lower().encode("ascii", "replace")))
-            if who is not None:
-                yield document.problem(location, f"{who} writes {as_written(header)} as well", found="")
-
-
-def _identity_headers(document: Document) -> set[str]:
+def identity_headers(document: Document) -> set[str]:
+    """Return the fields that tell services who asks, in small letters."""
     forward = _mapping(document.at(("identity", "forward")))
     names = [forward.get("subject", "X-User-ID"), forward.get("roles", "X-User-Role"), forward.get("issuer")]
     if isinstance(forward.get("assertion"), dict):
@@ -184,7 +166,7 @@ def _match_key(match: dict[str, Any]) -> object:
 def _public_route(document: Document, location: Location, route: dict[str, Any]) -> Iterator[Problem]:
     """A public route can't ask for what only a principal has."""
     limits = _mapping(document.at(("rate_limits",)))
-    for at, name in _named(document, (*location, "rate_limits")):
+    for at, name in named(document, (*location, "rate_limits")):
         for key in _principal_keys(_mapping(limits.get(name))):
             message = f"{_NO_PRINCIPAL}, and this limit counts by {as_written(key)}"
             yield document.problem(at, message, hint="use a limit by client_ip")
@@ -216,7 +198,7 @@ def _issuers(document: Document) -> Iterator[Problem]:
     values: dict[str, str] = {}
     for name, issuer in issuers.items():
         tenants = [tenant for tenant in _items(_mapping(issuer).get("tenants")) if isinstance(tenant, str)]
-        for location, text in _named(document, ("identity", "issuers", name, "issuer")):
+        for location, text in named(document, ("identity", "issuers", name, "issuer")):
             for value in {_PLACEHOLDER.sub(tenant, text) for tenant in tenants or [text]} if text else ():
                 if values.get(value, name) != name:
                     yield document.problem(
@@ -311,7 +293,7 @@ def _api_keys(document: Document) -> Iterator[Problem]:
                 at = (*location, "rewrite", "set", name)
                 yield document.problem(at, "an API key goes no further", hint="write {claim:key_id}, which names it")
     for name in _mapping(document.at(("rate_limits",))):
-        for at, key in _named(document, ("rate_limits", name, "key")):
+        for at, key in named(document, ("rate_limits", name, "key")):
             if key.lower() == f"header:{header}":
                 yield document.problem(at, "nothing counts by an API key itself", hint="write claim:key_id")
 
@@ -320,7 +302,7 @@ def _credentials(document: Document) -> Iterator[Problem]:
     """Find routes that take a cookie which has no name, and public ones that take a credential at all."""
     cookie = document.at(("identity", "browsers", "cookie"))
     for location, route in routes(document):
-        for place, kind in _named(document, (*location, "credentials")):
+        for place, kind in named(document, (*location, "credentials")):
             if kind == "cookie" and cookie is None:
                 yield document.problem(place, "the cookie has no name", hint="add identity.browsers.cookie")
             if kind == "ticket" and document.at(("identity", "browsers", "tickets")) is None:
@@ -347,7 +329,7 @@ def _resources(document: Document) -> Iterator[Problem]:
 
 def _client_limits(document: Document) -> Iterator[Problem]:
     limits = _mapping(document.at(("rate_limits",)))
-    for location, name in _named(document, ("client_limits",)):
+    for location, name in named(document, ("client_limits",)):
         for key in _principal_keys(_mapping(limits.get(name))):
             message = f"client limits are taken before authentication, and this one counts by {as_written(key)}"
             yield document.problem(location, message, hint="use a limit by client_ip")

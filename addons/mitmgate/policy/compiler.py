@@ -21,13 +21,12 @@ from mitmgate.core.revocation import LONGEST
 from mitmgate.core.routing import RouteTable
 from mitmgate.core.via import Via
 from mitmgate.keys.discovery import metadata_urls
-from mitmgate.policy.declared import stages
+from mitmgate.policy import declared
 from mitmgate.policy.document import Document
 from mitmgate.policy.interpolation import FromEnvironment
 from mitmgate.policy.loaded import Loaded
 from mitmgate.policy.material import Material
 from mitmgate.policy.model import Policy
-from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Certificates, Forward, Identity, Issuer, Proofs, Published, Revocation
 from mitmgate.policy.model_limits import OF_PRINCIPAL, Cors, RateLimit
 from mitmgate.policy.model_routes import Credentials, Rewrite, Route, accepted
@@ -45,8 +44,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
     limits = {name: _limit(name, limit) for name, limit in policy.rate_limits.items()}
     cors = {name: _cors(rule) for name, rule in policy.cors.items()}
     default = _with_tenants(default_issuers(policy.identity), policy)
-    decisions = {name: _decision(name, service, material) for name, service in policy.decision_services.items()}
-    routes = [_route(route, policy, upstreams, limits, cors, default, decisions) for route in policy.routes]
+    routes = [_route(route, policy, upstreams, limits, cors, default) for route in policy.routes]
     forward = _forward(policy.identity.forward, material, routes)
     issuers = {
         made.name: _revocable(made, policy.revocation)
@@ -73,7 +71,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
             _identity_headers(forward, routes).union(
                 *(map(_field, own.sets) for own in loaded.stages.values()),
                 {name for name in (proofs.certificate, passed, key_field) if name is not None},
-                *(map(_field, service.forward) for service in policy.decision_services.values()),
+                (_field(name) for name, _ in declared.fields(loaded.document)),
             ),
             map(_field, policy.identity.keep),
             hides_keys=key_field is not None,
@@ -100,7 +98,7 @@ def compile_policy(loaded: Loaded) -> Snapshot:
         listen_tls=_listen_tls(policy, material),
         hidden_headers=_hidden_headers(loaded.document),
         own=loaded.stages,
-        compiled={stage.name: stage.compiled(loaded) for stage in stages()},
+        compiled={stage.name: stage.compiled(loaded) for stage in declared.stages()},
         proofs=proofs,
         key_field=key_field,
         certificates=certificates,
@@ -238,25 +236,6 @@ def _limit(name: str, limit: RateLimit) -> Limit:
     of = {value: replace(made, limit=number, widest=widest, tier=value) for value, number in limit.tiers.values.items()}
     tiers = Tiers(limit.tiers.claim, of)
     return replace(made, limit=limit.tiers.default, widest=widest, tier="default", tiers=tiers)
-
-
-def _decision(name: str, service: DecisionService, material: Material) -> rules.DecisionService:
-    token, ca = material.decisions.get(name, (None, None))
-    return rules.DecisionService(
-        name,
-        service.protocol,
-        service.url,
-        service.timeout,
-        service.cache,
-        tuple(map(_field, service.headers)),
-        service.claims,
-        service.query,
-        tuple((_field(header), header.encode("ascii")) for header in service.forward),
-        service.on_failure,
-        token,
-        ca,
-        material.authorities if ca is None else None,
-    )
 
 
 def _cors(cors: Cors) -> rules.Cors:
@@ -433,7 +412,6 @@ def _route(
     limits: Mapping[str, Limit],
     cors: Mapping[str, rules.Cors],
     default: tuple[str, ...] | None,
-    decisions: Mapping[str, rules.DecisionService],
 ) -> rules.Route:
     path = route.match.exact if route.match.exact is not None else route.match.prefix
     if path is None:
@@ -443,7 +421,6 @@ def _route(
     if issuers is None and rule is not None:
         # None would make the route public.
         raise ValueError(f"route {route.name} has no issuer")
-    decision = route.decision or policy.decision
     return rules.Route(
         name=route.name,
         path=path,
@@ -463,7 +440,6 @@ def _route(
         bound=rule is not None and rule.bound == "required",
         credentials=rules.TOKEN if rule is None else rule.kinds,
         every=rule is not None and rule.all is not None,
-        decision=None if decision in {None, "none"} else decisions[decision],
         places=route.credentials,
     )
 

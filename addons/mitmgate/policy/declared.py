@@ -42,6 +42,10 @@ class Declares(Protocol):
         """Yield errors that its sections can't see."""
         ...
 
+    def fields(self, document: Document) -> Iterator[tuple[str, str]]:
+        """Yield the fields of requests that it writes, and in whose name."""
+        ...
+
 
 _STAGES: Final[list[Declares]] = []
 _POLICY: Final[list[type[Policy]]] = []
@@ -81,6 +85,15 @@ def read(reader: Reader) -> tuple[dict[str, object], list[Problem]]:
         found[stage.name], wrong = stage.read(reader)
         problems += wrong
     return found, problems
+
+
+def fields(document: Document) -> Iterator[tuple[str, str]]:
+    """Yield the fields of requests that stages write, as the policy has them, and in whose name each is written.
+
+    They are taken from clients on every route, and nobody else writes them.
+    """
+    for stage in stages():
+        yield from stage.fields(document)
 
 
 def of[Declared: Section](section: Section, declared: type[Declared]) -> Declared:

@@ -27,7 +27,6 @@ from mitmgate.policy.files import Files, UnreadableError
 from mitmgate.policy.interpolation import without_newline
 from mitmgate.policy.model import Admin, AdminTls, ListenCertificate, ListenTls
 from mitmgate.policy.model_audit import Anchors, Chain
-from mitmgate.policy.model_decisions import DecisionService
 from mitmgate.policy.model_identity import Assertion, Issuer, Proofs, Revocation
 from mitmgate.policy.model_upstreams import Upstream, UpstreamTls
 from mitmgate.policy.problem import Code, Location, Problem, nearest
@@ -39,7 +38,6 @@ LEAST_SECRET = 32  # bytes; 256 bits
 class Material:
     """Key material by what it is for. hashes: SHA-256 of each, by the member that names it; for the digest.
 
-    decisions: by decision service, its token and the PEM of its authorities.
     tls: PEM texts by the section that names them, then by member. names: of certificates, by the section.
     authorities: those of the system's file, as PEM; None where there is no such file, or nothing is verified by it.
     """
@@ -53,7 +51,6 @@ class Material:
     admin_token: bytes | None = field(default=None, repr=False)
     nonce_secret: bytes | None = field(default=None, repr=False)
     ticket_secret: bytes | None = field(default=None, repr=False)
-    decisions: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict, repr=False)
     tls: dict[Location, dict[str, bytes]] = field(default_factory=dict, repr=False)
     names: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     authorities: bytes | None = field(default=None, repr=False)
@@ -80,7 +77,7 @@ class Reader:
         issuers = self.document.at(("identity", "issuers"))
         for name in issuers if isinstance(issuers, dict) else ():
             location = ("identity", "issuers", name)
-            issuer = self._section(Issuer, location)
+            issuer = self.section(Issuer, location)
             if issuer is not None:
                 self._introspection(name, issuer.introspection, (*location, "introspection"))
                 self._issuer(name, issuer, location)
@@ -89,30 +86,25 @@ class Reader:
         self._anchor_key(("audit", "anchors"))
         self._revocation_token(("revocation",))
         self._admin_token(("admin",))
-        self._tls(self._section(AdminTls, ("admin", "tls")), ("admin", "tls"))
+        self._tls(self.section(AdminTls, ("admin", "tls")), ("admin", "tls"))
         self._nonce_secret(("identity", "proofs"))
         self._ticket_secret(("identity", "browsers", "tickets"))
-        services = self.document.at(("decision_services",))
-        for name in services if isinstance(services, dict) else ():
-            service = self._section(DecisionService, ("decision_services", name))
-            if service is not None:
-                self._decision(name, service, ("decision_services", name))
-        listen = self._section(ListenTls, ("listen", "tls"))
+        listen = self.section(ListenTls, ("listen", "tls"))
         self._tls(listen, ("listen", "tls"))
         self._further(() if listen is None else listen.certificates)
         upstreams = self.document.at(("upstreams",))
         for name in upstreams if isinstance(upstreams, dict) else ():
             location = ("upstreams", name, "tls")
-            self._tls(self._section(UpstreamTls, location), location)
-            upstream = self._section(Upstream, location[:-1])
+            self._tls(self.section(UpstreamTls, location), location)
+            upstream = self.section(Upstream, location[:-1])
             if (
                 upstream is not None
                 and (upstream.tls is None or upstream.tls.ca is None)
                 and any(url.startswith("https://") for url in upstream.endpoints)
             ):
-                self._system_authorities((*location[:-1], "endpoints"))
+                self.system_authorities((*location[:-1], "endpoints"))
 
-    def _section[S: BaseModel](self, section: type[S], location: Location) -> S | None:
+    def section[S: BaseModel](self, section: type[S], location: Location) -> S | None:
         """Validate one section alone; None where it is absent or wrong (which the whole policy's validation says)."""
         value = self.document.at(location)
         if value is None or any(known[: len(location)] == location for known in self.document.unresolved):
@@ -122,23 +114,25 @@ class Reader:
         except ValidationError:
             return None
 
-    def _wrong(self, location: Location, message: str, hint: str = "", found: str | None = None) -> None:
+    def wrong(self, location: Location, message: str, hint: str = "", found: str | None = None) -> None:
+        """Note an error at a member."""
         self.problems.append(self.document.problem(location, message, hint=hint, found=found))
 
     def _file(self, name: str, location: Location) -> bytes | None:
         try:
             content = self.files.read(name)
         except UnreadableError as error:
-            self._wrong(location, f"the file {error}", f"paths are relative to {self.files.directory}")
+            self.wrong(location, f"the file {error}", f"paths are relative to {self.files.directory}")
             return None
         self._hash(location, content)
         return content
 
-    def _variable(self, name: str, location: Location) -> bytes | None:
+    def variable(self, name: str, location: Location) -> bytes | None:
+        """Read what an environment variable holds; None where it is not set, which is noted."""
         value = self.environ.get(name)
         if value is None:
             hint = nearest(name, self.environ) or "set it before the gateway starts"
-            self._wrong(location, *self._unset(name, location, hint))
+            self.wrong(location, *self._unset(name, location, hint))
             return None
         content = without_newline(value).encode("utf-8", "surrogateescape")
         self._hash(location, content)
@@ -165,7 +159,7 @@ class Reader:
         content: bytes | None = b""
         kind: Literal["secret", "pem", "jwks", "jwks_url"] = "jwks_url"
         if keys.secret_env is not None:
-            kind, content = "secret", self._variable(keys.secret_env, at)
+            kind, content = "secret", self.variable(keys.secret_env, at)
         elif keys.secret_file is not None:
             kind, content = "secret", self._file(keys.secret_file, at)
             if content is not None:
@@ -177,9 +171,9 @@ class Reader:
         if content is None:
             return
         url = issuer.issuer[0] if keys.discovery else keys.jwks_url or ""
-        ca = None if keys.ca is None else self._authorities(keys.ca, (*location, "keys", "ca"))
+        ca = None if keys.ca is None else self.authorities(keys.ca, (*location, "keys", "ca"))
         if url.lower().startswith("https://") and keys.ca is None:
-            self._system_authorities(at)
+            self.system_authorities(at)
         source = KeySource(
             kind,
             content,
@@ -196,11 +190,11 @@ class Reader:
         if kind == "secret" and len(content) < needed:
             longest = max(issuer.algorithms, key=lambda algorithm: SECRET_SIZES.get(algorithm, 0))
             message = f"the secret has {len(content)} bytes; {longest} takes at least {needed}"
-            self._wrong(at, message, f"openssl rand -hex {needed} makes one")
+            self.wrong(at, message, f"openssl rand -hex {needed} makes one")
             return
         problem = key_problem(source, issuer.algorithms)
         if problem is not None:
-            self._wrong(at, problem)
+            self.wrong(at, problem)
             return
         self.material.issuers[name] = source
         if source.kind == "jwks":
@@ -212,16 +206,16 @@ class Reader:
             return
         if asked.client_secret_env is not None:
             at: Location = (*location, "client_secret_env")
-            secret = self._variable(asked.client_secret_env, at)
+            secret = self.variable(asked.client_secret_env, at)
         else:
             at = (*location, "client_secret_file")
             secret = self._file(asked.client_secret_file or "", at)
             secret = None if secret is None else secret.removesuffix(b"\n").removesuffix(b"\r")
         if secret == b"":
-            self._wrong(at, "the secret is empty", found="")
-        ca = None if asked.ca is None else self._authorities(asked.ca, (*location, "ca"))
+            self.wrong(at, "the secret is empty", found="")
+        ca = None if asked.ca is None else self.authorities(asked.ca, (*location, "ca"))
         if asked.url.lower().startswith("https://") and asked.ca is None:
-            self._system_authorities((*location, "url"))
+            self.system_authorities((*location, "url"))
         self.material.introspection[name] = Introspection(
             url=asked.url,
             client_id=asked.client_id,
@@ -234,7 +228,8 @@ class Reader:
             authorities=self.material.authorities,
         )
 
-    def _authorities(self, name: str, location: Location) -> bytes | None:
+    def authorities(self, name: str, location: Location) -> bytes | None:
+        """Read a file's certificates, as PEM; None where it has none, which is noted."""
         content = self._file(name, location)
         if content is None:
             return None
@@ -244,12 +239,12 @@ class Reader:
         except (ValueError, SSLError):
             certificates = []
         if not certificates:
-            self._wrong(location, "the file has no PEM certificate")
+            self.wrong(location, "the file has no PEM certificate")
             return None
         return b"\n".join((*certificates, b""))
 
     def _assertion(self, location: Location) -> None:
-        assertion = self._section(Assertion, location)
+        assertion = self.section(Assertion, location)
         if assertion is None:
             return
         at = (*location, "key_file")
@@ -259,18 +254,18 @@ class Reader:
         try:
             key = load_pem_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            self._wrong(at, "the file has no unencrypted PEM private key", _NEW_KEY)
+            self.wrong(at, "the file has no unencrypted PEM private key", _NEW_KEY)
             return
         if isinstance(key, RSAPrivateKey) and key.key_size < 2048:
-            self._wrong(at, f"the RSA key has {key.key_size} bits; at least 2048 are needed", _NEW_KEY)
+            self.wrong(at, f"the RSA key has {key.key_size} bits; at least 2048 are needed", _NEW_KEY)
         elif isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
-            self._wrong(at, f"the curve {key.curve.name} is not supported; P-256, P-384 and P-521 are", _NEW_KEY)
+            self.wrong(at, f"the curve {key.curve.name} is not supported; P-256, P-384 and P-521 are", _NEW_KEY)
         elif not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
-            self._wrong(at, "the key can't sign assertions", _NEW_KEY)
+            self.wrong(at, "the key can't sign assertions", _NEW_KEY)
         self.material.assertion = content
 
     def _audit_key(self, location: Location) -> None:
-        chain = self._section(Chain, location)
+        chain = self.section(Chain, location)
         if chain is None or chain.key_env is None:
             return
         at = (*location, "key_env")
@@ -279,56 +274,45 @@ class Reader:
             message += ": the chain is unkeyed, and anyone can forge it"
             self.problems.append(self.document.warning(at, Code.UNKEYED_CHAIN, message, hint))
             return
-        content = self._variable(chain.key_env, at)
+        content = self.variable(chain.key_env, at)
         if content is None or len(content) < LEAST_SECRET:
             size = len(content or b"")
-            self._wrong(
+            self.wrong(
                 at, f"the key has {size} bytes; at least {LEAST_SECRET} are needed", "openssl rand -hex 32 makes one"
             )
             return
         self.material.audit_key = content
 
     def _anchor_key(self, location: Location) -> None:
-        anchors = self._section(Anchors, location)
+        anchors = self.section(Anchors, location)
         if anchors is not None:
             self.material.anchor_key = self._secret(anchors.key_env, (*location, "key_env"))
 
     def _revocation_token(self, location: Location) -> None:
-        revocation = self._section(Revocation, location)
+        revocation = self.section(Revocation, location)
         if revocation is not None and revocation.token_env is not None:
             self.material.revocation_token = self._secret(revocation.token_env, (*location, "token_env"))
 
     def _admin_token(self, location: Location) -> None:
-        admin = self._section(Admin, location)
+        admin = self.section(Admin, location)
         if admin is not None and admin.token_env is not None:
             self.material.admin_token = self._secret(admin.token_env, (*location, "token_env"))
 
     def _nonce_secret(self, location: Location) -> None:
-        proofs = self._section(Proofs, location)
+        proofs = self.section(Proofs, location)
         if proofs is not None and proofs.nonce_env is not None:
             self.material.nonce_secret = self._secret(proofs.nonce_env, (*location, "nonce_env"))
 
-    def _decision(self, name: str, service: DecisionService, location: Location) -> None:
-        token, at = None, (*location, "token_env")
-        if service.token_env is not None:
-            token = self._variable(service.token_env, at)
-            if token is not None and _BEARER.fullmatch(token) is None:
-                self._wrong(at, "the secret is no bearer token (RFC 6750, section 2.1)", "letters, digits and -._~+/=")
-        ca = None if service.ca is None else self._authorities(service.ca, (*location, "ca"))
-        if service.url.lower().startswith("https://") and service.ca is None:
-            self._system_authorities((*location, "url"))
-        self.material.decisions[name] = token, ca
-
     def _ticket_secret(self, location: Location) -> None:
-        tickets = self._section(model_identity.Tickets, location)
+        tickets = self.section(model_identity.Tickets, location)
         if tickets is not None:
             self.material.ticket_secret = self._secret(tickets.secret_env, (*location, "secret_env"))
 
     def _secret(self, name: str, at: Location) -> bytes | None:
-        content = self._variable(name, at)
+        content = self.variable(name, at)
         if content is not None and len(content) < LEAST_SECRET:
             message = f"the secret has {len(content)} bytes; at least {LEAST_SECRET} are needed"
-            self._wrong(at, message, "openssl rand -hex 32 makes one")
+            self.wrong(at, message, "openssl rand -hex 32 makes one")
         return content
 
     def _further(self, certificates: Sequence[ListenCertificate]) -> None:
@@ -344,10 +328,10 @@ class Reader:
                 continue  # no certificate, which was said
             self.material.names[location] = found or ()
             if found == ():
-                self._wrong(at, "the certificate is for no DNS name", "it needs a subjectAltName")
+                self.wrong(at, "the certificate is for no DNS name", "it needs a subjectAltName")
             for name in found or ():
                 if name in names:
-                    self._wrong(at, f"certificates[{names[name]}] is for {name}, too")
+                    self.wrong(at, f"certificates[{names[name]}] is for {name}, too")
                 names.setdefault(name, index)
 
     def _tls(self, tls: ListenTls | AdminTls | ListenCertificate | UpstreamTls | None, location: Location) -> None:
@@ -367,7 +351,7 @@ class Reader:
                 if member == authorities:
                     create_default_context(cadata=content.decode("ascii"))
             except (ValueError, SSLError, UnsupportedAlgorithm):
-                self._wrong((*location, member), "the file has no PEM certificate")
+                self.wrong((*location, member), "the file has no PEM certificate")
             else:
                 self._dates(certificates[member][0], (*location, member))
         if tls.key is None:
@@ -379,14 +363,14 @@ class Reader:
         try:
             key = load_pem_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            self._wrong((*location, "key"), "the file has no unencrypted PEM private key")
+            self.wrong((*location, "key"), "the file has no unencrypted PEM private key")
             return
         if "certificate" in certificates and _public(key.public_key()) != _public(
             certificates["certificate"][0].public_key()
         ):
-            self._wrong((*location, "key"), "the key is not the certificate's")
+            self.wrong((*location, "key"), "the key is not the certificate's")
 
-    def _system_authorities(self, location: Location) -> None:
+    def system_authorities(self, location: Location) -> None:
         """Read the file of the system's authorities, once, for the first member that is verified by it."""
         if self._looked_for_authorities:
             return
@@ -399,11 +383,11 @@ class Reader:
         try:
             content = self.files.read(name)
         except UnreadableError as error:
-            self._wrong(location, f"the system's authorities (SSL_CERT_FILE, {name}) {error}", found="")
+            self.wrong(location, f"the system's authorities (SSL_CERT_FILE, {name}) {error}", found="")
             return
         certificates = _CERTIFICATE.findall(content)  # between them stand texts in any encoding
         if not certificates:
-            self._wrong(
+            self.wrong(
                 location, f"the system's authorities (SSL_CERT_FILE, {name}): the file has no PEM certificate", found=""
             )
             return
@@ -418,7 +402,6 @@ class Reader:
 
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z0-9_]{0,19}")
-_BEARER = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes one"

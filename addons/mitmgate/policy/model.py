@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from mitmgate.core.authority import parse_authority
 from mitmgate.policy.model_audit import Audit
-from mitmgate.policy.model_decisions import DecisionService, ServiceName
 from mitmgate.policy.model_identity import ApiKeys, Identity, Revocation
 from mitmgate.policy.model_limits import Cors, RateLimit
 from mitmgate.policy.model_routes import Route
@@ -294,10 +293,6 @@ class Policy(Section):
     """CORS policies by name, for routes."""
     client_limits: Annotated[tuple[Name, ...], AfterValidator(_each_once)] = ()
     """Names of limits taken before authentication, on every route."""
-    decision_services: dict[ServiceName, DecisionService] = Field(default={})
-    """Services that are asked, by name, whether a request may pass (docs/decisions.md)."""
-    decision: Name | None = None
-    """The name of the decision service that is asked on every route that says nothing else; unset: none."""
     stages: dict[Name, OwnStage] = Field(default={})
     """Stages of the operator's own, by name (docs/stages.md). They are code: whoever loads the policy runs it."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]

@@ -180,9 +180,6 @@ class Route(Section):
     identity.browsers, a subprotocol bearer.TOKEN of a WebSocket or a ticket (docs/browsers.md)."""
     rate_limits: Annotated[tuple[Name, ...], one_or_more(Name)] = ()
     """Names of rate_limits; a request must pass all of them."""
-    decision: Name | None = None
-    """The name of the decision service that is asked, once all else admits; none: none is; unset: the policy's
-    `decision`."""
     cors: Name | None = None
     """The name of a CORS policy; unset: other origins may not call."""
     websocket: Boolean = False

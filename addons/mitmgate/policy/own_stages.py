@@ -22,6 +22,7 @@ from mitmgate import stage
 from mitmgate.core.client_fields import shape
 from mitmgate.core.reason import Reason
 from mitmgate.core.rules import Mode
+from mitmgate.policy.declared import fields as written
 from mitmgate.policy.declared import stages as built_in_stages
 from mitmgate.policy.document import Document
 from mitmgate.policy.files import Files, UnreadableError
@@ -342,11 +343,8 @@ class OwnStages:
         for member, usual in identity.items():
             named = forward.get(member, usual) if isinstance(forward, dict) else usual
             taken[_shape(str(named))] = "the gateway"
-        services = self.document.at(("decision_services",))
-        for service, members in services.items() if isinstance(services, dict) else ():
-            handed = members.get("forward") if isinstance(members, dict) else None
-            for name in handed if isinstance(handed, list) else [handed] * isinstance(handed, str):
-                taken[_shape(str(name))] = f"the decision service {service}"
+        for name, whose in written(self.document):
+            taken[_shape(name)] = whose
         taken[_shape("X-Gateway-Assertion")] = "the gateway"
         assertion = forward.get("assertion") if isinstance(forward, dict) else None
         if isinstance(assertion, dict):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mitmgate.init_command import POLICY
 from mitmgate.replay import tnetstring
+from mitmgate.replay.commands import LARGE
 from tests.live.harness import ROOT, SECRET, mint
 from tests.replay.corpus import Corpus
 
@@ -111,15 +113,12 @@ def test_junit_keeps_to_the_schema_that_ci_servers_read(small: Corpus) -> None:
     assert "is below 99.5 %" in str(failed[1].find("failure").get("message"))  # type: ignore[union-attr]  # it is there
 
 
-def test_a_long_replay_shows_its_progress_on_a_terminal(small: Corpus, tmp_path: Path) -> None:
-    """Three workers' recordings are one recording; the bar goes to stderr, the report does not."""
-    copies = [shutil.copy(small.path, tmp_path / f"traffic.{number}.mitm") for number in range(3)]
+def on_a_terminal(*words: str | Path, expect: int = 0) -> tuple[bytes, bytes]:
+    """Run a command whose stderr is a terminal; return what that shows, and the output."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "mitmgate", "replay", *copies, "--policy", str(small.policy), "--format", "json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "addons"), "TERM": "xterm"}
-    with subprocess.Popen(
-        [*command, "--fail-on", "none"], stdout=subprocess.PIPE, stderr=follower, env=environment
-    ) as process:
+    command = [sys.executable, "-m", "mitmgate", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
         os.close(follower)
         shown = b""
         with suppress(OSError):  # the terminal is gone when the process is
@@ -127,9 +126,37 @@ def test_a_long_replay_shows_its_progress_on_a_terminal(small: Corpus, tmp_path:
                 shown += part
         out = process.communicate()[0]
     os.close(leader)
-    assert process.returncode == 0, shown
+    assert process.returncode == expect, shown
+    return shown, out
+
+
+def test_a_long_replay_shows_its_progress_on_a_terminal(small: Corpus, tmp_path: Path) -> None:
+    """Three workers' recordings are one recording; the bar goes to stderr, the report does not."""
+    copies = [shutil.copy(small.path, tmp_path / f"traffic.{number}.mitm") for number in range(3)]
+    shown, out = on_a_terminal(
+        "replay", *copies, "--policy", str(small.policy), "--format", "json", "--fail-on", "none"
+    )
     assert b"deciding" in shown and b"/6000" in shown
     assert json.loads(out)["decided"] == 6_000
+
+
+def test_redaction_of_a_large_file_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
+    recording = (ROOT / "addons" / "mitmgate" / "demo" / "orders.mitm").read_bytes()
+    copies = -(-LARGE // len(recording))
+    (tmp_path / "traffic.mitm").write_bytes(recording * copies)
+    shown, out = on_a_terminal("redact", str(tmp_path / "traffic.mitm"), str(tmp_path / "redacted.mitm"))
+    assert b"redacting" in shown and b"MB" in shown
+    assert f"{copies * 10} requests".encode() in out
+
+
+def test_explaining_a_late_request_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
+    """All that came before is decided first."""
+    recording = ROOT / "addons" / "mitmgate" / "demo" / "orders.mitm"
+    (tmp_path / "gateway.yaml").write_text(POLICY)
+    (tmp_path / "traffic.mitm").write_bytes(recording.read_bytes() * 500)
+    flow = f"{tmp_path / 'traffic.mitm'}#nothing"
+    shown, _ = on_a_terminal("explain", "--policy", str(tmp_path / "gateway.yaml"), "--flow", flow, expect=2)
+    assert b"deciding" in shown and b"/5000" in shown
 
 
 @pytest.mark.parametrize(("fail_on", "status"), [("any", 1), ("tightened", 1), ("loosened", 0), ("none", 0)])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mitmgate.core.decision_service import Said
 from mitmgate.replay import coverage_report, explain_text, report_json, report_junit, report_table
@@ -38,6 +38,7 @@ from mitmgate.replay.traffic import Entry, Recorded, Traffic
 from mitmgate.replay.what_if import Timeline, parse_changes
 from mitmgate.usage import UserError
 
+LARGE = 4 * 2**20  # bytes that take a second or more to be redacted
 _POLICY = click.option("--policy", "policy_path", required=True, metavar="FILE", help="The policy to decide with.")
 _JWKS = click.option("--jwks", multiple=True, metavar="NAME=FILE", help="An issuer's keys, a JWK set in a file.")
 _ASSUME = click.option(
@@ -200,6 +201,19 @@ def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         yield advance
 
 
+@contextmanager
+def _reading(path: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr, where it is a terminal and the file is large; told is how many bytes of it are read."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    if not sys.stderr.isatty() or size < LARGE:
+        yield lambda at: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("redacting", total=size)
+        yield lambda at: bar.update(task, completed=at)
+
+
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
@@ -239,7 +253,8 @@ def redact(
     privacy = Privacy((*CLAIMS, *claims), tuple(headers), tuple(query), bodies)
     keys = parse_jwks(jwks)
     snapshot = None if policy_path is None else load_offline(policy_path, os.environ, keys).snapshot
-    done = redact_file(source, target, Redactor(privacy), SignatureFinder(snapshot), lambda: None)
+    with _reading(source) as advance:
+        done = redact_file(source, target, Redactor(privacy), SignatureFinder(snapshot), advance)
     click.echo(
         f"{target}: {done.written:,} requests" + (f", {done.dropped:,} other flows dropped" * bool(done.dropped))
     )
@@ -325,13 +340,16 @@ def _before(flow: str, decider: Decider) -> Recorded:
     path, sharp, identity = flow.rpartition("#")
     if not sharp or not identity or not path:
         raise UserError(f"--flow {flow}: must be FILE#ID; `replay` shows ids")
-    for entry in open_traffic([path]):
-        if entry.id.startswith(identity):
-            if not isinstance(entry, Recorded):
-                raise UserError(f"--flow {flow}: {entry.reason}")
-            return entry
-        if isinstance(entry, Recorded):
-            decider.decide(entry)
+    recording = open_traffic([path])
+    with _progress(len(recording), "deciding") as advance:
+        for entry in recording:
+            if entry.id.startswith(identity):
+                if not isinstance(entry, Recorded):
+                    raise UserError(f"--flow {flow}: {entry.reason}")
+                return entry
+            if isinstance(entry, Recorded):
+                decider.decide(entry)
+            advance()
     raise UserError(f"--flow {flow}: {path} has no request {identity}")
 
 

@@ -64,16 +64,19 @@ class SignatureFinder:
 
 
 def redact_file(
-    source: str, target: str, redactor: Redactor, signatures: SignatureFinder, progress: Callable[[], None]
+    source: str, target: str, redactor: Redactor, signatures: SignatureFinder, progress: Callable[[int], None]
 ) -> Redacted:
-    """Read flows one by one and write them redacted. Raises UserError; then the target is not there."""
+    """Read flows one by one and write them redacted. Raises UserError; then the target is not there.
+
+    progress: told after each flow how many bytes are read.
+    """
     done = Redacted()
     if os.path.exists(target) and os.path.samefile(source, target):
         raise UserError(f"{target}: the recording itself; name another file")
     try:
         with open(source, "rb") as read, output(target, 0o600) as written:
             for flow in FlowReader(read).stream():
-                progress()
+                progress(read.tell())
                 if not isinstance(flow, HTTPFlow):
                     done.dropped += 1
                     continue

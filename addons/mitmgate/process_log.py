@@ -6,20 +6,36 @@ It is not the audit trail: it tells what the gateway itself is about, and never 
 import io
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any, TextIO
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, TextIO
 
+import click
 import structlog
 
 from mitmgate.audit.redact import mark
 from mitmgate.core.credentials import hide_in_body
 
+LEVELS: Final = ("debug", "info", "warning", "error")
 
-def configure(level: int = logging.INFO) -> None:
+
+def log_level_option[Result](command: Callable[..., Result]) -> Callable[..., Result]:
+    """Give a command `--log-level`, its argument `log_level` of `configure`."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        default="info",
+        show_default=True,
+        help="The least that the log on stderr says; debug is of the gateway itself alone.",
+    )(command)
+
+
+def configure(log_level: str = "info") -> None:
     """Send the standard library's logging, ours and mitmproxy's, through structlog to stderr.
 
-    mitmproxy speaks of every connection at INFO and of bytes that it could not parse; from it, warnings alone pass.
+    log_level: one of LEVELS. mitmproxy speaks of every connection at INFO and of bytes that it could not parse; from
+    it, warnings alone pass. What libraries say at DEBUG may be what clients have sent, and never passes.
     """
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -39,8 +55,9 @@ def configure(level: int = logging.INFO) -> None:
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level)
-    logging.getLogger("mitmproxy").setLevel(logging.WARNING)
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("mitmgate").setLevel(level)
+    logging.getLogger("mitmproxy").setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

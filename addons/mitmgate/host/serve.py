@@ -192,6 +192,7 @@ def announce(address: Address, loaded: Loaded, path: str, more: str = "") -> Non
     help="How long running requests may take after SIGTERM.",
 )
 @click.option("--decide", "decides", is_flag=True, help="Proxy nothing; decide for other proxies (forward-auth).")
+@process_log.log_level_option
 @click.option("--worker", hidden=True)
 @observing_options
 def command(
@@ -200,6 +201,7 @@ def command(
     workers: int | None,
     patience: float,
     decides: bool,
+    log_level: str,
     worker: str | None,
     observing: Observing,
 ) -> None:
@@ -210,7 +212,7 @@ def command(
     --workers 1, SIGUSR2 replaces one process after the other, and no request fails. Other signals are ignored.
     """
     signals.hold_back()
-    process_log.configure()
+    process_log.configure(log_level)
     raise_limit()
     loaded = load_for_host(policy_path)
     if decides:

@@ -90,6 +90,7 @@ class Announcement:
 @click.option(
     "--keep", type=click.IntRange(1), default=KEEP_FLOWS, show_default=True, help="Finished flows that are kept."
 )
+@process_log.log_level_option
 def command(
     policy: str,
     listen: str | None,
@@ -98,13 +99,14 @@ def command(
     web_password: str | None,
     browser: bool,
     keep: int,
+    log_level: str,
 ) -> None:
     """Run mitmweb with the gateway in it: every decision is a row, with its reason and each stage's word.
 
     For debugging: one process, flows are kept in memory, and mitmweb shows whole requests to whoever has the password.
     """
     signals.hold_back()
-    process_log.configure()
+    process_log.configure(log_level)
     raise_limit()
     loaded = load_for_host(policy)
     if decides:

